@@ -1,0 +1,45 @@
+# -*- coding: utf-8 -*-
+# Copyright (c) HomeGPT
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+
+class ModuleDocFragment:
+    """What the modules that use the switching engine have in common."""
+
+    DOCUMENTATION = r"""
+options:
+  models:
+    description:
+      - The models of the host, as in C(vllm_models) of the model inventory. The collection's README describes the keys.
+      - All mistakes in it are reported at once, before anything is touched.
+      - Values in C(env) and C(args) whose names contain token, key, secret, password or credential are kept out of all
+        logs.
+    type: list
+    elements: dict
+    required: true
+  switching:
+    description:
+      - The host's settings for switching, as in C(vllm_switching) of the model inventory.
+    type: dict
+    default: {}
+  stack_dir:
+    description:
+      - The folder of the host's compose project. The lock, and the logs of servers that a C(start_command) starts, are
+        in its C(run) folder.
+    type: path
+    default: /opt/homegpt
+requirements:
+  - requests (Python library, on the managed host)
+attributes:
+  check_mode:
+    description: Tells in check mode what would change, without changing anything.
+  diff_mode:
+    description: Says what has changed, or in check mode would change, when in diff mode.
+  idempotent:
+    description: A second run with the same arguments changes nothing and says so.
+notes:
+  - The servers are reached on the loopback address of the managed host; no model port has to be open to anybody else.
+"""

@@ -1,0 +1,65 @@
+# -*- coding: utf-8 -*-
+# Copyright (c) HomeGPT
+# SPDX-License-Identifier: MIT
+"""Between Ansible and the switching engine. Private to this collection; nothing else in it knows both."""
+
+from __future__ import annotations
+
+import re
+import typing
+
+from ansible.module_utils.basic import AnsibleModule, missing_required_lib
+
+from .switching.errors import InventoryError, SwitchFailed, SwitchingError
+from .switching.inventory import parse
+from .switching.server import REQUESTS_IMPORT_ERROR
+from .switching.switch import DEFAULT_STACK_DIR, Switcher
+
+_SECRET_NAME = re.compile(r"token|key|secret|passw|credential", re.IGNORECASE)
+
+COMMON_ARGUMENTS: dict[str, dict[str, typing.Any]] = {
+    "models": {"type": "list", "elements": "dict", "required": True},
+    "switching": {"type": "dict", "default": {}},
+    "stack_dir": {"type": "path", "default": DEFAULT_STACK_DIR},
+}
+
+
+class Module(AnsibleModule):
+    """An AnsibleModule that keeps the secrets within O(models) out of every log."""
+
+    def _log_invocation(self):
+        # The whole of models can't be no_log: every id in a result would be masked. Its secrets have to be known before
+        # the target's system log is written, which AnsibleModule does while it is being made.
+        self.no_log_values.update(_secrets(self.params["models"]))
+        super()._log_invocation()
+
+
+def run(module: Module, work: typing.Callable[[Switcher], dict[str, typing.Any]]) -> None:
+    """Give the work a Switcher for the module's models and exit with what it returns; translate the engine's errors."""
+    if REQUESTS_IMPORT_ERROR:
+        module.fail_json(msg=missing_required_lib("requests"), exception=REQUESTS_IMPORT_ERROR)
+    try:
+        inventory = parse(module.params["models"], module.params["switching"])
+        with Switcher(inventory, module.params["stack_dir"]) as switcher:
+            result = work(switcher)
+    except InventoryError as error:
+        module.fail_json(msg=str(error), mistakes=error.mistakes)
+    except SwitchFailed as error:
+        module.fail_json(msg=str(error), **error.result.as_dict())
+    except SwitchingError as error:
+        module.fail_json(msg=str(error))
+    module.exit_json(**result)
+
+
+def _secrets(models):
+    """The values of a raw inventory's environment variables and arguments whose names sound secret."""
+    for model in models:
+        for part in ("env", "args"):
+            settings = model.get(part)
+            for name, value in settings.items() if isinstance(settings, dict) else ():
+                if _SECRET_NAME.search(str(name)):
+                    yield from (
+                        str(item)
+                        for item in (value if isinstance(value, list) else [value])
+                        if isinstance(item, str) and item
+                    )

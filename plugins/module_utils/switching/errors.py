@@ -1,0 +1,78 @@
+# -*- coding: utf-8 -*-
+# Copyright (c) HomeGPT
+# SPDX-License-Identifier: MIT
+"""One family of exceptions. Whoever calls the engine translates them (C(fail_json), an HTTP status, an exit code)."""
+
+from __future__ import annotations
+
+import typing
+
+
+class SwitchingError(Exception):
+    """Base of everything the engine raises on purpose; its text is written for the person who runs it."""
+
+
+class InventoryError(SwitchingError):
+    """The model inventory has mistakes; C(mistakes) lists all of them, each with its path and what would be right."""
+
+    def __init__(self, mistakes: typing.Iterable[str]) -> None:
+        self.mistakes = list(mistakes)
+        count = "1 mistake" if len(self.mistakes) == 1 else f"{len(self.mistakes)} mistakes"
+        listed = "\n".join("- " + mistake for mistake in self.mistakes)
+        super().__init__(f"the model inventory has {count}:\n{listed}")
+
+
+class UnknownModel(SwitchingError):
+    """The named model is not declared, or is declared C(disabled)."""
+
+
+class Blocked(SwitchingError):
+    """No safe plan exists for what was observed. Nothing has been touched."""
+
+
+class ServerError(SwitchingError):
+    """A server did not do what was asked of it."""
+
+
+class Unreachable(ServerError):
+    """Nothing accepts connections on the server's port."""
+
+
+class Unresponsive(ServerError):
+    """The server took the connection but did not answer in time, or broke off."""
+
+
+class BadAnswer(ServerError):
+    """The answer is not one that vLLM gives: something else listens there, or something stands in between."""
+
+
+class Refused(ServerError):
+    """The server answered with an HTTP error status, kept in C(status)."""
+
+    def __init__(self, message: str, status: int) -> None:
+        self.status = status
+        super().__init__(message)
+
+
+class DevModeOff(ServerError):
+    """The server runs without its sleep endpoints."""
+
+
+class LifecycleError(SwitchingError):
+    """A server could not be started or stopped."""
+
+
+class ServerDied(LifecycleError):
+    """The server's process ended while somebody waited for it; the text carries its last log lines."""
+
+
+class LockTimeout(SwitchingError):
+    """Another switch holds the host's lock for longer than C(lock_timeout_seconds)."""
+
+
+class SwitchFailed(SwitchingError):
+    """A plan could not be carried out. C(result) tells what was done and what the host is left with."""
+
+    def __init__(self, message: str, result: typing.Any) -> None:
+        self.result = result
+        super().__init__(message)

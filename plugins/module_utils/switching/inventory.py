@@ -1,0 +1,576 @@
+# -*- coding: utf-8 -*-
+# Copyright (c) HomeGPT
+# SPDX-License-Identifier: MIT
+"""The model inventory: C(vllm_models) and C(vllm_switching) to checked, frozen values.
+
+The one place for defaults and validation. Every mistake of an inventory is found in one go.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+import re
+import typing
+
+from .errors import InventoryError, UnknownModel
+
+# A model of which only this much RAM is free for sleepers is better discarded than offloaded (homeGPT's rule).
+LEVEL_1_MINIMUM_RAM_GB = 64.0
+
+# Turns a raw value into the checked one, or raises _Wrong.
+Check = typing.Callable[[typing.Any], typing.Any]
+# The path of one entry of vllm_models, and its checked fields.
+Entry = typing.Tuple[str, typing.Dict[str, typing.Any]]
+
+_ID = re.compile(r"[a-z0-9][a-z0-9._-]*\Z")
+_CONTAINER_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+\Z")
+_ENVIRONMENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+_MACRO_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*\Z")
+_ARGUMENT_NAME = re.compile(r"[a-z][a-z0-9_.-]*\Z")
+_VARIABLE = re.compile(r"\$\{([^{}]*)\}")
+_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
+# vllm serve's arguments that the inventory derives from other keys, and the key to use instead.
+_DERIVED_ARGUMENTS = {
+    "model": "model",
+    "host": "host_port (servers always listen for the host alone)",
+    "port": "port",
+    "served_model_name": "aliases",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One HTTP call of a custom sleep or wake sequence. C(timeout) is in seconds; None means the inventory's."""
+
+    endpoint: str
+    method: str = "POST"
+    body: typing.Any = None
+    timeout: float | None = None
+
+    def at_level(self, level: int) -> Request:
+        """The request with C(${level}) replaced."""
+        return dataclasses.replace(
+            self,
+            endpoint=self.endpoint.replace("${level}", str(level)),
+            body=_map_text(self.body, lambda text: text.replace("${level}", str(level))),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class StateRequest(Request):
+    """The call that tells whether a server that is not vLLM sleeps: C(sleeping), a regular expression, is searched in
+    the body of its answer."""
+
+    method: str = "GET"
+    sleeping: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """One declared model and how its server is run. Sizes are in GB."""
+
+    id: str
+    model: str
+    host_port: int
+    name: str = ""
+    container_name: str = ""
+    port: int = 8000
+    gpus: tuple[int, ...] = (0,)
+    gpu_memory_gb: float | None = None
+    weights_gb: float | None = None
+    startup_mode: str = "sleep"
+    sleep_level: str = "auto"
+    args: typing.Mapping[str, typing.Any] = dataclasses.field(default_factory=dict)
+    env: typing.Mapping[str, str] = dataclasses.field(default_factory=dict)
+    image: str = ""
+    aliases: tuple[str, ...] = ()
+    ready_completion: bool | None = None
+    sleep_requests: tuple[Request, ...] = ()
+    wake_requests: tuple[Request, ...] = ()
+    state_request: StateRequest | None = None
+    start_command: tuple[str, ...] = ()
+    stop_command: tuple[str, ...] = ()
+    macros: typing.Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def disabled(self) -> bool:
+        """Declared, but not managed."""
+        return self.startup_mode == "disabled"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every name that clients may call this model by, the id first."""
+        return (self.id, *self.aliases, self.model)
+
+    @property
+    def api_key(self) -> str | None:
+        """The key that the server wants on C(/v1), or None. vLLM takes it from C(--api-key) or C(VLLM_API_KEY)."""
+        key = self.args.get("api_key") or self.env.get("VLLM_API_KEY")
+        if isinstance(key, (list, tuple)):
+            key = key[0]
+        return str(key) if key else None
+
+    def conflicts_with(self, other: Model) -> bool:
+        """Whether both need the same GPU, so that only one of them can be awake."""
+        return self.id != other.id and bool(set(self.gpus) & set(other.gpus))
+
+
+@dataclasses.dataclass(frozen=True)
+class Switching:
+    """The host's settings for switching. Times are in seconds, sizes in GB."""
+
+    available_ram_gb: float = 128.0
+    max_retries: int = 450
+    health_check_interval_seconds: float = 2.0
+    request_timeout_seconds: float = 120.0
+    connect_timeout_seconds: float = 0.5
+    drain_timeout_seconds: float = 30.0
+    lock_timeout_seconds: float = 600.0
+    min_active_seconds: float = 0.0
+    ready_completion: bool = True
+    macros: typing.Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def ready_timeout_seconds(self) -> float:
+        """How long a server may take to become ready."""
+        return self.max_retries * self.health_check_interval_seconds
+
+
+@dataclasses.dataclass(frozen=True)
+class Inventory:
+    """A checked model inventory."""
+
+    models: tuple[Model, ...]
+    switching: Switching
+
+    def find(self, name: str) -> Model:
+        """The model with this id, alias or, where only one says so, C(model).
+
+        Raises UnknownModel, naming the models that exist, when there is none or when it is disabled.
+        """
+        if not name:
+            raise UnknownModel(f"say which model is meant; the models are: {', '.join(m.id for m in self.models)}")
+        found = [m for m in self.models if name == m.id] or [m for m in self.models if name in m.names]
+        if len(found) != 1:
+            known = ", ".join(m.id for m in self.models)
+            raise UnknownModel(
+                "model {} is {}; the models are: {}".format(name, "ambiguous" if found else "not declared", known)
+            )
+        if found[0].disabled:
+            raise UnknownModel(
+                f"model {found[0].id} is disabled: set its startup_mode to sleep or active in vllm_models to use it"
+            )
+        return found[0]
+
+    def conflicting(self, model: Model) -> tuple[Model, ...]:
+        """The models that can't be awake together with this one."""
+        return tuple(m for m in self.models if m.conflicts_with(model))
+
+    @property
+    def enabled(self) -> tuple[Model, ...]:
+        """The managed models, in the order of the inventory."""
+        return tuple(m for m in self.models if not m.disabled)
+
+    def as_dict(self) -> dict[str, typing.Any]:
+        """The normalised inventory as plain data, under the names of the two variables."""
+        plain = {
+            "vllm_models": [dataclasses.asdict(m) for m in self.models],
+            "vllm_switching": dataclasses.asdict(self.switching),
+        }
+        return typing.cast("dict[str, typing.Any]", json.loads(json.dumps(plain)))
+
+
+def parse(models: typing.Any, switching: typing.Any = None) -> Inventory:
+    """The Inventory of C(vllm_models) (list of dict) and C(vllm_switching) (dict).
+
+    Raises InventoryError with every mistake found. Does no I/O.
+    """
+    mistakes: list[str] = []
+    shared = _parse_fields(_SWITCHING_FIELDS, {} if switching is None else switching, "vllm_switching", mistakes)
+    parsed: list[Entry] = []
+    if not isinstance(models, (list, tuple)):
+        mistakes.append(f"vllm_models must be a list of models, is {_describe(models)}")
+    elif not models:
+        mistakes.append("vllm_models is empty: declare at least one model")
+    else:
+        global_macros = shared.get("macros", {})
+        parsed = [_parse_model(index, entry, global_macros, mistakes) for index, entry in enumerate(models)]
+        _check_together(parsed, mistakes)
+    if mistakes:
+        raise InventoryError(mistakes)
+    settings = Switching(**shared)
+    return Inventory(
+        tuple(
+            Model(**{**fields, "ready_completion": fields.get("ready_completion", settings.ready_completion)})
+            for _path, fields in parsed
+        ),
+        settings,
+    )
+
+
+class _Wrong(Exception):
+    """A value is not what its key takes; the text goes behind the key's name."""
+
+
+def _describe(value: typing.Any) -> str:
+    kinds = (
+        (bool, "a boolean"),
+        (str, "text"),
+        (int, "a number"),
+        (float, "a number"),
+        (dict, "a dictionary"),
+        (list, "a list"),
+    )
+    kind = next((text for cls, text in kinds if isinstance(value, cls)), type(value).__name__)
+    return f"{kind} ({value})" if isinstance(value, (bool, str, int, float)) else kind
+
+
+def _text(value: typing.Any) -> str:
+    if not isinstance(value, str):
+        raise _Wrong(f"must be text, is {_describe(value)}")
+    if not value.strip():
+        raise _Wrong("must not be empty")
+    return str(value)
+
+
+def _optional_text(value: typing.Any) -> str:
+    return "" if value == "" else _text(value)
+
+
+def _matching(pattern: re.Pattern[str], description: str) -> Check:
+    def check(value: typing.Any) -> str:
+        text = _text(value)
+        if not pattern.match(text):
+            raise _Wrong(f"must be {description}, is {text}")
+        return text
+
+    return check
+
+
+def _number(minimum: float | None = None, above: float | None = None, whole: bool = False) -> Check:
+    # Jinja hands numbers over as text unless it runs in native mode, so text that is a number is one.
+    def check(value: typing.Any) -> float:
+        kind = "a whole number" if whole else "a number"
+        try:
+            if isinstance(value, bool):
+                raise ValueError
+            number = float(value)
+            if not math.isfinite(number) or (whole and number != int(number)):
+                raise ValueError
+        except (TypeError, ValueError):
+            raise _Wrong(f"must be {kind}, is {_describe(value)}") from None
+        if minimum is not None and number < minimum:
+            raise _Wrong(f"must be {kind} of at least {minimum}, is {value}")
+        if above is not None and number <= above:
+            raise _Wrong(f"must be greater than {above}, is {value}")
+        return int(number) if whole else number
+
+    return check
+
+
+def _port(value: typing.Any) -> int:
+    number: int = _number(whole=True)(value)
+    if not 1 <= number <= 65535:
+        raise _Wrong(f"must be a port from 1 to 65535, is {number}")
+    return number
+
+
+def _boolean(value: typing.Any) -> bool:
+    if isinstance(value, str) and value.lower() in ("true", "yes", "false", "no"):
+        return value.lower() in ("true", "yes")
+    if not isinstance(value, bool):
+        raise _Wrong(f"must be true or false, is {_describe(value)}")
+    return value
+
+
+def _choice(*choices: str) -> Check:
+    def check(value: typing.Any) -> str:
+        text = str(value)
+        if text not in choices or isinstance(value, bool):
+            raise _Wrong("must be one of {}, is {}".format(", ".join(choices), value))
+        return text
+
+    return check
+
+
+def _list_of(check: Check, what: str) -> Check:
+    def check_list(value: typing.Any) -> tuple[typing.Any, ...]:
+        if not isinstance(value, (list, tuple)):
+            raise _Wrong(f"must be a list of {what}, is {_describe(value)}")
+        return tuple(_at(f"[{index}]", check, item) for index, item in enumerate(value))
+
+    return check_list
+
+
+def _mapping_of(pattern: re.Pattern[str], description: str, check: Check) -> Check:
+    def check_mapping(value: typing.Any) -> dict[str, typing.Any]:
+        if not isinstance(value, dict):
+            raise _Wrong(f"must be a dictionary, is {_describe(value)}")
+        for key in value:
+            if not isinstance(key, str) or not pattern.match(key):
+                raise _Wrong(f"has the key {key}, which is no {description}")
+        return {str(key): _at(f".{key}", check, item) for key, item in value.items()}
+
+    return check_mapping
+
+
+def _at(where: str, check: Check, value: typing.Any) -> typing.Any:
+    try:
+        return check(value)
+    except _Wrong as wrong:
+        text = str(wrong)
+        raise _Wrong(where + (text if text[0] in ".[" else " " + text)) from None
+
+
+def _gpus(value: typing.Any) -> tuple[int, ...]:
+    gpus: tuple[int, ...] = _list_of(_number(minimum=0, whole=True), "GPU numbers")(value)
+    if not gpus or len(set(gpus)) != len(gpus):
+        raise _Wrong(f"must name at least one GPU, each once, is {list(gpus)}")
+    return gpus
+
+
+def _scalar_text(value: typing.Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if not isinstance(value, (str, int, float)):
+        raise _Wrong(f"must be text or a number, is {_describe(value)}")
+    return str(value)
+
+
+def _arguments(value: typing.Any) -> dict[str, typing.Any]:
+    arguments = _mapping_of(_ARGUMENT_NAME, "argument of vllm serve", lambda item: item)(value)
+    normalised = {}
+    for key, item in arguments.items():
+        name = key.replace("-", "_")
+        if name in normalised:
+            raise _Wrong(f"has {name} twice")
+        if name in _DERIVED_ARGUMENTS:
+            raise _Wrong(f"must not have {name}: use the model's {_DERIVED_ARGUMENTS[name]}")
+        normalised[name] = item
+    return normalised
+
+
+def _request(cls: type[Request]) -> Check:
+    fields = {
+        "endpoint": _Field(_endpoint, required=True),
+        "method": _Field(lambda value: _choice(*_METHODS)(str(value).upper())),
+        "body": _Field(lambda value: value),
+        "timeout": _Field(_number(above=0)),
+    }
+    if cls is StateRequest:
+        fields["sleeping"] = _Field(_pattern, required=True)
+
+    def check(value: typing.Any) -> Request:
+        mistakes: list[str] = []
+        parsed = _parse_fields(fields, value, "", mistakes)
+        if mistakes:
+            raise _Wrong(": " + "; ".join(mistakes))
+        return cls(**parsed)
+
+    return check
+
+
+def _endpoint(value: typing.Any) -> str:
+    text = _text(value)
+    if not text.startswith("/"):
+        raise _Wrong(f"must be a path that starts with /, is {text}")
+    return text
+
+
+def _pattern(value: typing.Any) -> str:
+    try:
+        re.compile(_text(value))
+    except re.error as error:
+        raise _Wrong(f"must be a regular expression: {error}") from None
+    return str(value)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Field:
+    """How one key is checked. Its default is the one of the dataclass that the key belongs to."""
+
+    check: Check
+    required: bool = False
+
+
+_MODEL_FIELDS = {
+    "id": _Field(_matching(_ID, "lower-case letters, digits, dots, dashes and underscores"), required=True),
+    "model": _Field(_text, required=True),
+    "host_port": _Field(_port, required=True),
+    "name": _Field(_text),
+    "container_name": _Field(
+        _matching(_CONTAINER_NAME, "a container name (letters, digits, dots, dashes and underscores)")
+    ),
+    "port": _Field(_port),
+    "gpus": _Field(_gpus),
+    "gpu_memory_gb": _Field(_number(above=0)),
+    "weights_gb": _Field(_number(above=0)),
+    "startup_mode": _Field(_choice("active", "sleep", "disabled")),
+    "sleep_level": _Field(_choice("auto", "1", "2", "stop")),
+    "args": _Field(_arguments),
+    "env": _Field(_mapping_of(_ENVIRONMENT_NAME, "name of an environment variable", _scalar_text)),
+    "image": _Field(_optional_text),
+    "aliases": _Field(_list_of(_text, "names")),
+    "ready_completion": _Field(_boolean),
+    "sleep_requests": _Field(_list_of(_request(Request), "requests")),
+    "wake_requests": _Field(_list_of(_request(Request), "requests")),
+    "state_request": _Field(_request(StateRequest)),
+    "start_command": _Field(_list_of(_text, "words")),
+    "stop_command": _Field(_list_of(_text, "words")),
+    "macros": _Field(_mapping_of(_MACRO_NAME, "name of a macro", _scalar_text)),
+}
+
+_SWITCHING_FIELDS = {
+    "available_ram_gb": _Field(_number(minimum=0)),
+    "max_retries": _Field(_number(minimum=1, whole=True)),
+    "health_check_interval_seconds": _Field(_number(above=0)),
+    "request_timeout_seconds": _Field(_number(above=0)),
+    "connect_timeout_seconds": _Field(_number(above=0)),
+    "drain_timeout_seconds": _Field(_number(minimum=0)),
+    "lock_timeout_seconds": _Field(_number(minimum=0)),
+    "min_active_seconds": _Field(_number(minimum=0)),
+    "ready_completion": _Field(_boolean),
+    "macros": _MODEL_FIELDS["macros"],
+}
+
+
+def _parse_fields(
+    fields: typing.Mapping[str, _Field], entry: typing.Any, path: str, mistakes: list[str]
+) -> dict[str, typing.Any]:
+    """The checked values of the keys that are set; every mistake is added to C(mistakes), behind C(path)."""
+    prefix = path + ": " if path else ""
+    if not isinstance(entry, dict):
+        mistakes.append(f"{prefix}must be a dictionary, is {_describe(entry)}")
+        return {}
+    for key in entry:
+        if key not in fields:
+            near = difflib.get_close_matches(str(key), fields, n=1)
+            hint = f"did you mean {near[0]}?" if near else "the keys are: {}".format(", ".join(fields))
+            mistakes.append(f"{prefix}unknown key {key}; {hint}")
+    parsed: dict[str, typing.Any] = {}
+    for key, field in fields.items():
+        value = entry.get(key)
+        if value is None:
+            if field.required:
+                mistakes.append(f"{prefix}{key} is required")
+            continue
+        try:
+            parsed[key] = field.check(value)
+        except _Wrong as wrong:
+            text = str(wrong)
+            mistakes.append("{}{}{}{}".format(prefix, key, "" if text[0] in ".[:" else " ", text))
+    return parsed
+
+
+def _parse_model(index: int, entry: typing.Any, global_macros: typing.Mapping[str, str], mistakes: list[str]) -> Entry:
+    """(path, fields) of one entry, with the defaults that depend on other keys."""
+    name = entry.get("id") if isinstance(entry, dict) else None
+    path = f"vllm_models[{index}]" + (f" ({name})" if isinstance(name, str) and name else "")
+    fields = _parse_fields(_MODEL_FIELDS, entry, path, mistakes)
+    if "id" in fields:
+        fields.setdefault("name", fields["id"])
+        fields.setdefault("container_name", "vllm-{}".format(fields["id"]))
+    if "gpu_memory_gb" in fields:
+        fields.setdefault("weights_gb", fields["gpu_memory_gb"])
+    if bool(fields.get("sleep_requests")) != bool(fields.get("wake_requests")):
+        given, missing = ("sleep", "wake") if fields.get("sleep_requests") else ("wake", "sleep")
+        mistakes.append(f"{path}: {given}_requests needs {missing}_requests too: give both lists or neither")
+    if fields.get("stop_command") and not fields.get("start_command"):
+        mistakes.append(f"{path}: stop_command needs start_command too, or a stopped server could not be started again")
+    _expand_variables(path, fields, global_macros, mistakes)
+    return path, fields
+
+
+def _expand_variables(
+    path: str, fields: dict[str, typing.Any], global_macros: typing.Mapping[str, str], mistakes: list[str]
+) -> None:
+    """Replace C(${name}) in custom requests and commands; C(${level}) stays until a level is known."""
+    names = ("id", "name", "model", "container_name", "port", "host_port")
+    builtin: dict[str, str] = {key: str(fields[key]) for key in names if key in fields}
+    builtin.setdefault("port", str(Model.port))
+    for name in fields.get("macros", {}):
+        if name in builtin or name == "level":
+            mistakes.append(f"{path}: macros.{name} hides the variable of that name: call the macro something else")
+    known: dict[str, str] = {**global_macros, **fields.get("macros", {}), **builtin}
+
+    def expand(text: str, where: str, level: bool) -> str:
+        def value(match: re.Match[str]) -> str:
+            name = match.group(1)
+            if name == "level" and level:
+                return match.group(0)
+            if name in known:
+                return known[name]
+            names = sorted(known) + (["level"] if level else [])
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"did you mean ${{{near[0]}}}?" if near else "the variables are: {}".format(", ".join(names))
+            mistakes.append(f"{path}: {where} uses the unknown variable ${{{name}}}; {hint}")
+            return match.group(0)
+
+        return _VARIABLE.sub(value, text)
+
+    def expand_request(request: Request, where: str) -> Request:
+        return dataclasses.replace(
+            request,
+            endpoint=expand(request.endpoint, where + ".endpoint", True),
+            body=_map_text(request.body, lambda text: expand(text, where + ".body", True)),
+        )
+
+    for key in ("sleep_requests", "wake_requests"):
+        if key in fields:
+            fields[key] = tuple(expand_request(r, "%s[%d]" % (key, i)) for i, r in enumerate(fields[key]))
+    if "state_request" in fields:
+        fields["state_request"] = expand_request(fields["state_request"], "state_request")
+    for key in ("start_command", "stop_command"):
+        if key in fields:
+            fields[key] = tuple(expand(word, "%s[%d]" % (key, i), False) for i, word in enumerate(fields[key]))
+
+
+def _map_text(value: typing.Any, change: typing.Callable[[str], str]) -> typing.Any:
+    """The value with every text in it changed, however deep."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, dict):
+        return {key: _map_text(item, change) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_map_text(item, change) for item in value]
+    return value
+
+
+def _check_together(parsed: list[Entry], mistakes: list[str]) -> None:
+    """What no entry can be told alone: things that must be unique, and one active model per GPU."""
+    for key in ("id", "host_port", "container_name"):
+        owners: dict[typing.Any, str] = {}
+        for path, fields in parsed:
+            if key not in fields:
+                continue
+            owner = owners.setdefault(fields[key], path)
+            if owner != path:
+                taken = owner if key == "id" else _short(owner)
+                mistakes.append(f"{path}: {key} {fields[key]} is taken by {taken}")
+    for path, fields in parsed:
+        for alias in fields.get("aliases", ()):
+            for other_path, other in parsed:
+                if other_path != path and alias in (other.get("id"), other.get("model"), *other.get("aliases", ())):
+                    mistakes.append(f"{path}: alias {alias} already names {_short(other_path)}")
+    actives: list[tuple[str, set[int]]] = []
+    for path, fields in parsed:
+        if fields.get("startup_mode") != "active":
+            continue
+        gpus = set(fields.get("gpus", Model.gpus))
+        for other_path, other_gpus in actives:
+            shared = sorted(gpus & other_gpus)
+            if shared:
+                mistakes.append(
+                    f"{path}: startup_mode active is taken by {_short(other_path)}: both use GPU "
+                    f"{', '.join(map(str, shared))} and only one of them can be awake; set one to sleep"
+                )
+                break
+        actives.append((path, gpus))
+
+
+def _short(path: str) -> str:
+    """The id in a model's path, or the path itself where the entry has none."""
+    return path[path.index("(") + 1 : -1] if path.endswith(")") else path

@@ -1,0 +1,225 @@
+# -*- coding: utf-8 -*-
+# Copyright (c) HomeGPT
+# SPDX-License-Identifier: MIT
+"""Starting and stopping a server's process, and how it fares.
+
+Docker compose does it by default, else the model's own commands.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import time
+import typing
+
+from .errors import LifecycleError
+from .inventory import Model
+
+LAST_LINES = 20
+# How long a start or stop command, or a process asked to end, may take before it is killed.
+COMMAND_TIMEOUT_SECONDS = 120.0
+STOP_GRACE_SECONDS = 20.0
+
+
+class Process(typing.NamedTuple):
+    """How the server's process fares; C(running) is None where nobody can tell."""
+
+    running: bool | None
+    exit_code: int | None = None
+
+
+def for_model(model: Model, stack_dir: str) -> Lifecycle:
+    """The lifecycle of a model's server: its own C(start_command) where it has one, else its compose service."""
+    return Command(model, stack_dir) if model.start_command else ComposeService(model, stack_dir)
+
+
+class Lifecycle(typing.Protocol):
+    """What can be done to a server's process."""
+
+    def start(self) -> None:
+        """Start the server without waiting for it to be ready. Raises LifecycleError."""
+
+    def stop(self) -> None:
+        """End the server. Raises LifecycleError."""
+
+    def process(self) -> Process:
+        """How its process fares. Never raises."""
+
+    def last_lines(self) -> list[str]:
+        """The last lines of its log, none where there is no log. Never raises."""
+
+
+class ComposeService:
+    """A service of the stack's compose project. The container carries the name of the service."""
+
+    def __init__(self, model: Model, stack_dir: str) -> None:
+        self.name = model.container_name
+        self.compose = ("docker", "compose", "--file", os.path.join(stack_dir, "docker-compose.yml"))
+
+    def start(self) -> None:
+        """Create and start the container."""
+        _run((*self.compose, "up", "--detach", "--no-deps", self.name))
+
+    def stop(self) -> None:
+        """Stop the container and keep it."""
+        _run((*self.compose, "stop", self.name))
+
+    def process(self) -> Process:
+        """Whether the container runs; unknown where there is no Docker to ask."""
+        command = ("docker", "inspect", "--format", "{{.State.Running}} {{.State.ExitCode}}", self.name)
+        try:
+            answer = _run(command, check=False)
+        except LifecycleError:
+            return Process(None)
+        if answer.returncode != 0:
+            return Process(False if "no such" in answer.stderr.lower() else None)
+        running, exit_code = answer.stdout.split()
+        return Process(running == "true", None if running == "true" else int(exit_code))
+
+    def last_lines(self) -> list[str]:
+        """The last lines of the container's log."""
+        try:
+            answer = _run(("docker", "logs", "--tail", str(LAST_LINES), self.name), check=False, merge=True)
+        except LifecycleError:
+            return []
+        return answer.stdout.splitlines() if answer.returncode == 0 else []
+
+
+class Command:
+    """A server started by its model's C(start_command), which is the server or, with a C(stop_command), may launch it.
+
+    Its output goes to C(run/ID.log) of the stack, its process id to C(run/ID.pid).
+    """
+
+    def __init__(self, model: Model, stack_dir: str) -> None:
+        self.model = model
+        self.folder = os.path.join(stack_dir, "run")
+        self.log = os.path.join(self.folder, model.id + ".log")
+        self.pid_file = os.path.join(self.folder, model.id + ".pid")
+        self.child: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start the command detached from the caller."""
+        environment = dict(
+            os.environ, VLLM_SERVER_DEV_MODE="1", CUDA_VISIBLE_DEVICES=",".join(map(str, self.model.gpus))
+        )
+        environment.update(self.model.env)
+        try:
+            os.makedirs(self.folder, exist_ok=True)
+            if os.path.exists(self.log):
+                os.replace(self.log, self.log + ".1")
+            # The server may write secrets of its environment into its log.
+            descriptor = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
+            with os.fdopen(descriptor, "wb") as log:
+                self.child = subprocess.Popen(
+                    self.model.start_command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env=environment,
+                    start_new_session=True,
+                )
+            with open(self.pid_file, "w", encoding="utf-8") as file:
+                json.dump({"pid": self.child.pid, "started": _start_time(self.child.pid)}, file)
+        except OSError as error:
+            raise LifecycleError(f"{self.model.id} could not be started: {error}") from None
+
+    def stop(self) -> None:
+        """Stop the server by C(stop_command), or end the process that was started here."""
+        if self.model.stop_command:
+            _run(self.model.stop_command)
+        pid = self._pid()
+        if pid is not None:
+            for number in (signal.SIGTERM, signal.SIGKILL):
+                _signal_group(pid, number)
+                if self._ends_within(STOP_GRACE_SECONDS):
+                    break
+            else:
+                raise LifecycleError(f"{self.model.id}: process {pid} does not end, even when killed")
+        elif not self.model.stop_command:
+            raise LifecycleError(
+                f"{self.model.id} was not started by its start_command here, so it can't be stopped: "
+                "give it a stop_command, or end it by hand"
+            )
+        if os.path.exists(self.pid_file):
+            os.unlink(self.pid_file)
+
+    def process(self) -> Process:
+        """Whether the process started here runs. Unknown for one that a launcher has left behind."""
+        if self.child is not None:
+            code = self.child.poll()
+            if code is not None:
+                return Process(None) if code == 0 and self.model.stop_command else Process(False, code)
+        if self._pid() is not None:
+            return Process(True)
+        return Process(None if self.model.stop_command else False)
+
+    def last_lines(self) -> list[str]:
+        """The last lines of what the command printed."""
+        try:
+            with open(self.log, "rb") as file:
+                file.seek(max(0, os.path.getsize(self.log) - 65536))
+                return file.read().decode(errors="replace").splitlines()[-LAST_LINES:]
+        except OSError:
+            return []
+
+    def _pid(self) -> int | None:
+        """The id of the process started here while that very process lives; ids are used again, start times are not."""
+        try:
+            with open(self.pid_file, encoding="utf-8") as file:
+                saved = json.load(file)
+        except (OSError, ValueError):
+            return None
+        return saved["pid"] if _start_time(saved["pid"]) == saved["started"] else None
+
+    def _ends_within(self, seconds: float) -> bool:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if self.child is not None:
+                self.child.poll()  # takes the exit status, or the process stays as a zombie
+            if self._pid() is None:
+                return True
+            time.sleep(0.02)
+        return False
+
+
+def _run(command: typing.Sequence[str], check: bool = True, merge: bool = False) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end; C(merge) puts what it writes to both outputs into one, in its order."""
+    try:
+        answer = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT if merge else subprocess.PIPE,
+            text=True,
+            timeout=COMMAND_TIMEOUT_SECONDS,
+            check=False,
+        )
+    except FileNotFoundError:
+        raise LifecycleError(f"{command[0]} is not installed: install it, or give the model a start_command") from None
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise LifecycleError(str(error)) from None
+    if check and answer.returncode != 0:
+        raise LifecycleError(
+            f"{' '.join(command)} failed ({answer.returncode}): {(answer.stderr or answer.stdout).strip()}"
+        )
+    return answer
+
+
+def _start_time(pid: int) -> str | None:
+    """When a process was started, in clock ticks since boot (proc(5), field 22); None when it is gone or a zombie."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8") as file:
+            fields = file.read().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else fields[19]
+
+
+def _signal_group(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, number)

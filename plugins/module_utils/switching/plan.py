@@ -1,0 +1,233 @@
+# -*- coding: utf-8 -*-
+# Copyright (c) HomeGPT
+# SPDX-License-Identifier: MIT
+"""From what was observed and what is wanted to the ordered steps between them. Pure: no I/O, no clock.
+
+A plan is a tuple of stages. A stage is a tuple of lanes, one for each server that it touches; lanes of one
+stage may run side by side, a stage begins only when every lane of the one before it has succeeded. All
+sleeps and stops of conflicting servers are in a stage before the wake or start, because waking one engine while
+another still frees its memory has crashed engines (vLLM issue 36753).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+
+from .errors import Blocked
+from .inventory import LEVEL_1_MINIMUM_RAM_GB, Inventory, Model
+
+ACTIVE = "active"
+SLEEPING = "sleeping"
+LOADING = "loading"
+STOPPED = "stopped"
+ERROR = "error"
+DISABLED = "disabled"
+
+DRAIN = "drain"
+SLEEP = "sleep"
+WAKE = "wake"
+START = "start"
+STOP = "stop"
+VERIFY = "verify"
+
+
+@dataclasses.dataclass(frozen=True)
+class Observation:
+    """What one server was seen to be.
+
+    C(level) is 0, 1 or 2 while it sleeps, None where the server doesn't tell. C(running) and C(waiting) count requests,
+    None where they were not asked for or the server doesn't tell. C(problem) says what is wrong when C(state) is
+    error; C(dead) says that the server is beyond answering, so that stopping it loses nothing. C(process) says whether
+    the server's own process or container runs, None where nobody looked or can tell.
+    """
+
+    state: str
+    level: int | None = None
+    running: int | None = None
+    waiting: int | None = None
+    problem: str = ""
+    dead: bool = False
+    process: bool | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One thing to do to one server; C(level) is given for a sleep (1 or 2) and a wake (the level it sleeps at)."""
+
+    action: str
+    model: str
+    level: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.action} {self.model}" + ("" if self.level is None else f" (level {self.level})")
+
+
+Lane = typing.Tuple[Step, ...]
+Stage = typing.Tuple[Lane, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What to do, in order. An empty plan means that everything is as wanted."""
+
+    stages: tuple[Stage, ...] = ()
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """All steps in an order in which they could be done one by one."""
+        return tuple(step for stage in self.stages for lane in stage for step in lane)
+
+
+def make_plan(
+    inventory: Inventory,
+    observed: typing.Mapping[str, Observation],
+    model: Model,
+    wanted: str,
+    mem_available_gb: float | None = None,
+) -> Plan:
+    """The Plan that brings C(model) to the state C(wanted): active, sleeping or stopped.
+
+    C(observed) maps every model id to its Observation; C(mem_available_gb) is the host's MemAvailable, None where
+    it is not known. Raises Blocked, before anything is touched, when there is no safe way.
+    """
+    planner = _Planner(inventory, observed, mem_available_gb)
+    stages = {ACTIVE: planner.activate, SLEEPING: planner.put_to_sleep, STOPPED: planner.stop}[wanted](model)
+    return Plan(tuple(stage for stage in (tuple(lane for lane in stage if lane) for stage in stages) if stage))
+
+
+def predict(observed: typing.Mapping[str, Observation], plan: Plan) -> dict[str, Observation]:
+    """What will be observed when the plan has been carried out."""
+    after = dict(observed)
+    for step in plan.steps:
+        if step.action == SLEEP:
+            after[step.model] = Observation(SLEEPING, level=step.level)
+        elif step.action in (WAKE, START, VERIFY):
+            after[step.model] = Observation(ACTIVE)
+        elif step.action == STOP:
+            after[step.model] = Observation(STOPPED)
+    return after
+
+
+class _Planner:
+    def __init__(
+        self, inventory: Inventory, observed: typing.Mapping[str, Observation], mem_available_gb: float | None
+    ) -> None:
+        self.inventory = inventory
+        self.observed = observed
+        self.mem_available_gb = mem_available_gb
+        # Host RAM held by servers that sleep at level 1. One whose level is not known is counted: better too careful.
+        self.sleeping_gb = sum(
+            m.weights_gb or 0.0
+            for m in inventory.models
+            if observed[m.id].state == SLEEPING and observed[m.id].level in (None, 1)
+        )
+
+    def activate(self, model: Model) -> list[Stage]:
+        seen = self.observed[model.id]
+        self._check_usable(model)
+        displaced = self._displace(model)
+        if seen.state == ACTIVE:
+            return [displaced]
+        return [displaced, *self._bring_up(model)]
+
+    def put_to_sleep(self, model: Model) -> list[Stage]:
+        seen = self.observed[model.id]
+        self._check_usable(model)
+        if seen.state == ACTIVE:
+            return [(self._rest(model),)]
+        if seen.state == SLEEPING:
+            return []
+        if model.sleep_level == "stop":
+            return self.stop(model)
+        # It has to be loaded before it can sleep. Whoever holds its GPU makes room, and is put back after.
+        displaced = self._displace(model)
+        loaded = self._bring_up(model)
+        level = self._sleep_level(model)
+        stages = [displaced, *loaded, ((Step(SLEEP, model.id, level),),)]
+        for other in self.inventory.conflicting(model):
+            if self.observed[other.id].state == ACTIVE and not other.disabled:
+                stages += self._bring_back(other, displaced)
+        return stages
+
+    def stop(self, model: Model) -> list[Stage]:
+        seen = self.observed[model.id]
+        if seen.state == STOPPED or (seen.state == ERROR and seen.process is False):
+            return []
+        drain = (Step(DRAIN, model.id),) if seen.state == ACTIVE else ()
+        lane: Lane = (*drain, Step(STOP, model.id))
+        return [(lane,)]
+
+    def _check_usable(self, model: Model) -> None:
+        seen = self.observed[model.id]
+        if seen.state == ERROR and (not seen.dead or seen.process is False):
+            raise Blocked(f"{model.id} can't be used: {seen.problem}")
+
+    def _displace(self, model: Model) -> Stage:
+        """The lanes that free the model's GPUs."""
+        lanes = []
+        for other in self.inventory.conflicting(model):
+            seen = self.observed[other.id]
+            if other.disabled:
+                if seen.state in (ACTIVE, LOADING):
+                    raise Blocked(
+                        f"{other.id} is disabled, so it is left alone, but its server is {seen.state} and holds a GPU "
+                        f"that {model.id} needs: stop it, or set its startup_mode to sleep"
+                    )
+            elif seen.state == ACTIVE:
+                lanes.append(self._rest(other))
+            elif seen.state == ERROR and seen.process is False:
+                pass  # whatever answers on its port is not the server, and holds no GPU of ours
+            elif seen.state == LOADING or seen.dead:
+                # It serves nobody and can't sleep, but holds the GPU or soon will.
+                lanes.append((Step(STOP, other.id),))
+            elif seen.state == ERROR:
+                raise Blocked(
+                    f"{other.id} shares a GPU with {model.id} and nobody can tell whether it is awake: {seen.problem}"
+                )
+        return tuple(lanes)
+
+    def _bring_up(self, model: Model) -> list[Stage]:
+        """The stages that make a server ready, whatever it is now."""
+        seen = self.observed[model.id]
+        verify = Step(VERIFY, model.id)
+        if seen.state == SLEEPING:
+            return [((Step(WAKE, model.id, seen.level), verify),)]
+        if seen.state == LOADING:
+            return [((verify,),)]
+        if seen.state == ERROR:
+            return [((Step(STOP, model.id), Step(START, model.id), verify),)]
+        return [((Step(START, model.id), verify),)]
+
+    def _bring_back(self, model: Model, displaced: Stage) -> list[Stage]:
+        rest = next(lane for lane in displaced if lane[-1].model == model.id)[-1]
+        up = Step(START, model.id) if rest.action == STOP else Step(WAKE, model.id, rest.level)
+        return [((up, Step(VERIFY, model.id)),)]
+
+    def _rest(self, model: Model) -> Lane:
+        """Take an awake server off the GPU the way its sleep level says."""
+        drain = Step(DRAIN, model.id)
+        if model.sleep_level == "stop":
+            return (drain, Step(STOP, model.id))
+        return (drain, Step(SLEEP, model.id, self._sleep_level(model)))
+
+    def _sleep_level(self, model: Model) -> int:
+        """Level 1 where the RAM budget and the host's free RAM hold the weights, else 2; books what it grants."""
+        weights = model.weights_gb or 0.0
+        free = self.mem_available_gb
+        fits_host = free is None or weights <= free
+        if model.sleep_level == "1" and free is not None and not fits_host:
+            raise Blocked(
+                f"{model.id} can't sleep at level 1: that takes {weights:.1f} GB of host RAM and {free:.1f} GB are "
+                "available; set its sleep_level to auto or 2"
+            )
+        if model.sleep_level == "auto":
+            budget = self.inventory.switching.available_ram_gb
+            if budget < LEVEL_1_MINIMUM_RAM_GB or self.sleeping_gb + weights > budget or not fits_host:
+                return 2
+        elif model.sleep_level == "2":
+            return 2
+        self.sleeping_gb += weights
+        if free is not None:
+            self.mem_available_gb = free - weights
+        return 1

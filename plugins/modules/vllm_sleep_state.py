@@ -1,0 +1,168 @@
+#!/usr/bin/python
+# -*- coding: utf-8 -*-
+# Copyright (c) HomeGPT
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: vllm_sleep_state
+short_description: Make a model of a host active, put it to sleep, or stop it
+version_added: 0.1.0
+description:
+  - Brings one model of a host's model inventory to a state by vLLM's sleep mode, and makes room for it on its GPUs.
+  - The models that share a GPU with it are drained and put to sleep, and only when every one of them is confirmed
+    asleep is the model woken by the calls that its sleep level needs, or started when nothing runs.
+  - The model counts as active when its server is healthy, awake and, unless C(ready_completion) is off, has answered a
+    completion.
+  - States are read from the running servers, never from a file. One switch runs on a host at a time.
+  - When a step fails, the model that was active before is put back, and the module fails with what happened.
+options:
+  model:
+    description:
+      - The model, by its C(id), one of its C(aliases), or its C(model) where that names only one.
+    type: str
+    required: true
+  state:
+    description:
+      - V(active) makes it the one awake model of its GPUs.
+      - V(sleeping) takes it off its GPUs as its C(sleep_level) says. A model that is not running is loaded first, and a
+        model that had to make room for that is active again at the end.
+      - V(stopped) ends its server.
+    type: str
+    choices: [active, sleeping, stopped]
+    default: active
+extends_documentation_fragment:
+  - homegpt.vllm.switching
+attributes:
+  check_mode:
+    support: full
+    description: Shows the very steps that would be done. The servers are asked for their states and nothing else.
+  diff_mode:
+    support: full
+    description: Shows the state of every model before and after, and the steps.
+  idempotent:
+    support: full
+    description: A model that is already as wanted gets no request that changes anything.
+seealso:
+  - module: homegpt.vllm.vllm_sleep_state_info
+author:
+  - HomeGPT (@homegpt)
+"""
+
+EXAMPLES = r"""
+- name: Make gpt-oss-20b the active model
+  homegpt.vllm.vllm_sleep_state:
+    model: gpt-oss-20b
+    models: "{{ vllm_models }}"
+    switching: "{{ vllm_switching }}"
+
+- name: Give models and switching once for every task of a play
+  hosts: vllm_hosts
+  gather_facts: false
+  module_defaults:
+    group/homegpt.vllm.switching:
+      models: "{{ vllm_models }}"
+      switching: "{{ vllm_switching }}"
+  tasks:
+    - name: Load a model and leave it asleep
+      homegpt.vllm.vllm_sleep_state:
+        model: qwen3-vl-32b
+        state: sleeping
+
+    - name: End a server
+      homegpt.vllm.vllm_sleep_state:
+        model: qwen3-next-80b-a3b-thinking
+        state: stopped
+"""
+
+RETURN = r"""
+active_model:
+  description: The id of the model that is active on the GPUs of O(model) afterwards, null if none is.
+  returned: when the switch was tried
+  type: str
+  sample: gpt-oss-20b
+previous_model:
+  description: The id of the model that was active there before; the same as RV(active_model) when nothing changed.
+  returned: when the switch was tried
+  type: str
+  sample: qwen3-vl-30b-a3b
+models:
+  description: The state of every model by its id.
+  returned: when the switch was tried
+  type: dict
+  sample: {gpt-oss-20b: {state: active, level: null}, qwen3-vl-30b-a3b: {state: sleeping, level: 1}}
+steps:
+  description: What was done, or in check mode would be done, in order.
+  returned: when the switch was tried
+  type: list
+  elements: dict
+  contains:
+    action:
+      description: One of drain, sleep, wake, start, stop, verify.
+      type: str
+      returned: always
+      sample: sleep
+    model:
+      description: The id of the model whose server it was done to.
+      type: str
+      returned: always
+      sample: qwen3-vl-30b-a3b
+    level:
+      description:
+        - The level that a sleep puts it to or a wake brings it back from. Null for other actions, and where it is
+          unknown.
+      type: int
+      returned: always
+      sample: 1
+    seconds:
+      description: How long it took, null in check mode.
+      type: float
+      returned: always
+      sample: 0.412
+    note:
+      description: What is worth knowing about it.
+      type: str
+      returned: when there is something
+      sample: 2 requests still ran after 30 s and were cut
+    failed:
+      description: Why it failed.
+      type: str
+      returned: when it did
+      sample: "gpt-oss-20b: POST http://127.0.0.1:8004/wake_up: answered 500"
+elapsed_seconds:
+  description: How long the whole switch took, the wait for the lock included.
+  returned: when the switch was tried
+  type: float
+  sample: 2.318
+mistakes:
+  description: Every mistake of the model inventory, each with its path and what would be right.
+  returned: when O(models) or O(switching) has mistakes
+  type: list
+  elements: str
+  sample: ["vllm_models[2] (gpt-oss-20b): host_port 8001 is taken by qwen3-vl-30b-a3b"]
+"""
+
+from ansible_collections.homegpt.vllm.plugins.module_utils._adapter import COMMON_ARGUMENTS, Module, run
+
+
+def main():
+    module = Module(
+        argument_spec=dict(
+            COMMON_ARGUMENTS,
+            model={"type": "str", "required": True},
+            state={"type": "str", "choices": ["active", "sleeping", "stopped"], "default": "active"},
+        ),
+        supports_check_mode=True,
+    )
+
+    def work(switcher):
+        result = switcher.switch(module.params["model"], module.params["state"], check=module.check_mode)
+        return dict(result.as_dict(), diff=result.diff())
+
+    run(module, work)
+
+
+if __name__ == "__main__":
+    main()
