@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: MIT
+"""Start and stop servers in tests, the benchmark and the demo: stand-ins, and real vLLM.
+
+    with start_standin("org/model", names=["a"]) as server:
+        requests.post(server.url + "/sleep", params={"level": 1})
+        assert server.accesses("POST") == ["POST /sleep?level=1"]
+
+A server runs in its own process group, which is killed when the block ends, however it ends.
+What it prints goes to `server.log`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import functools
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import requests
+
+ROOT = Path(__file__).resolve().parent.parent
+STANDIN = ROOT / "tests" / "standin" / "vllm_standin.py"
+ACCESS = re.compile(r'^INFO:     \S+:\d+ - "(?P<call>\S+ \S+) HTTP/1\.[01]" (?P<status>\d{3})', re.MULTILINE)
+
+_running: set[Server] = set()
+
+
+def free_port() -> int:
+    """Return a port of the loopback interface that nothing listens on."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+class Server:
+    """A process that serves, or will serve, on a port of the loopback interface."""
+
+    def __init__(self, command: list[str], port: int, log: Path, env: Mapping[str, str]) -> None:
+        self.command = command
+        self.port = port
+        self.log = log
+        self.url = f"http://127.0.0.1:{port}"
+        with log.open("ab") as output:
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=dict(env),
+                start_new_session=True,
+            )
+        self.pid = self.process.pid
+        _running.add(self)
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process runs."""
+        return self.process.poll() is None
+
+    def wait_ready(self, timeout: float = 30.0) -> Server:
+        """Wait until /health answers 200; fail at once, with its last lines, if the process ends before."""
+        deadline = time.monotonic() + timeout
+        while True:
+            if not self.alive:
+                raise RuntimeError(f"{self._what()} ended with {self.process.returncode}:\n{self.tail()}")
+            try:
+                if requests.get(self.url + "/health", timeout=5).status_code == 200:
+                    return self
+            except requests.RequestException:
+                pass
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{self._what()} was not ready after {timeout} s:\n{self.tail()}")
+            time.sleep(0.01)
+
+    def wait_end(self, timeout: float = 10.0) -> int:
+        """Wait until the process has ended and return its status."""
+        return self.process.wait(timeout)
+
+    def stop(self, timeout: float = 10.0) -> None:
+        """End the process as an operator would, then whatever is left of its group by force."""
+        _running.discard(self)
+        if self.alive:
+            self.process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(timeout)
+        self.kill()
+
+    def kill(self) -> None:
+        """End the whole process group at once."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def tail(self, lines: int = 30) -> str:
+        """Return the last lines that it printed."""
+        return "\n".join(self.text().splitlines()[-lines:])
+
+    def text(self) -> str:
+        """Return all that it printed."""
+        return self.log.read_text(encoding="utf-8", errors="replace")
+
+    def accesses(self, method: str = "", since: int = 0) -> list[str]:
+        """Return the calls in the access log ("POST /sleep?level=1"), from an offset that mark() gave."""
+        calls = [match["call"] for match in ACCESS.finditer(self.text(), since)]
+        return [call for call in calls if call.startswith(method)]
+
+    def mark(self) -> int:
+        """Return where the log ends now."""
+        return len(self.text())
+
+    def call(self, method: str, path: str, **kwargs: Any) -> requests.Response:
+        """Make one call, with a time limit."""
+        return requests.request(method, self.url + path, **{"timeout": 30, **kwargs})
+
+    def fault(self, path: str, fault: str, **options: Any) -> None:
+        """Order a fault of a stand-in (see tests/standin/faults.py)."""
+        self.call("POST", "/standin/faults", json={"path": path, "fault": fault, **options}).raise_for_status()
+
+    def _what(self) -> str:
+        return f"{Path(self.command[1]).name} on port {self.port}"
+
+
+def start_standin(
+    model: str = "org/model-a",
+    *,
+    names: Iterable[str] = (),
+    port: int | None = None,
+    log: Path | None = None,
+    dev_mode: bool = True,
+    flags: Iterable[str] = ("--enable-sleep-mode",),
+    wait: bool = True,
+    gpus: str = "",
+    **settings: object,
+) -> Server:
+    """Start a stand-in; `settings` become STANDIN_* variables: load_seconds=2 is STANDIN_LOAD_SECONDS=2."""
+    port = port or free_port()
+    served = ["--served-model-name", *names] if names else []
+    command = [sys.executable, str(STANDIN), "serve", model, "--host", "127.0.0.1", "--port", str(port), *served]
+    env = _environment({f"STANDIN_{name.upper()}": str(value) for name, value in settings.items()}, dev_mode)
+    if gpus:
+        env["CUDA_VISIBLE_DEVICES"] = gpus
+    server = Server([*command, *flags], port, log or _log("standin", port), env)
+    return _waited(server, wait, 30)
+
+
+def start_real(
+    venv: Path,
+    model: str,
+    *,
+    names: Iterable[str] = (),
+    port: int | None = None,
+    log: Path | None = None,
+    dev_mode: bool = True,
+    flags: Iterable[str] = (),
+    max_model_len: int = 2048,
+    wait: bool = True,
+) -> Server:
+    """Start real vLLM on the CPU (about half a minute); `model` is tiny-a or tiny-b, `venv` is real_venv()."""
+    port = port or free_port()
+    path = venv / "models" / model
+    command = [str(venv / "bin" / "python"), str(venv / "bin" / "vllm"), "serve", str(path)]
+    command += ["--served-model-name", *(names or [model]), "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--max-model-len", str(max_model_len), "--enforce-eager", "--max-num-seqs", "4"]
+    settings = {
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        # By default each server binds its worker to the same first core.
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "OMP_NUM_THREADS": "1",
+        "PATH": f"{venv / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}",
+    }
+    server = Server([*command, *flags], port, log or _log("real", port), _environment(settings, dev_mode))
+    return _waited(server, wait, 240)
+
+
+def real_venv() -> Path:
+    """Return the virtual environment of real vLLM, which is built when it is not there (minutes)."""
+    output = subprocess.check_output([ROOT / "tools" / "real_vllm.sh"], text=True)
+    return Path(output.strip())
+
+
+def _environment(settings: Mapping[str, str], dev_mode: bool) -> dict[str, str]:
+    """Return this process's environment without what would change a server, and with its settings."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("STANDIN_", "VLLM_", "CUDA_"))}
+    return {**env, **settings, **({"VLLM_SERVER_DEV_MODE": "1"} if dev_mode else {})}
+
+
+def _waited(server: Server, wait: bool, timeout: float) -> Server:
+    if wait:
+        try:
+            server.wait_ready(timeout)
+        except BaseException:
+            server.kill()
+            raise
+    return server
+
+
+@functools.cache
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    """Where logs go that nobody asked for; gone when this process ends."""
+    return tempfile.TemporaryDirectory(prefix="servers-")
+
+
+def _log(kind: str, port: int) -> Path:
+    return Path(_folder().name) / f"{kind}-{port}.log"
+
+
+@atexit.register
+def _kill_all() -> None:
+    for server in list(_running):
+        server.kill()

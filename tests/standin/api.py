@@ -1,0 +1,482 @@
+# SPDX-License-Identifier: MIT
+"""The stand-in's HTTP routes: what vLLM's API server answers, and the faults on top of it."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import signal
+import socket
+import struct
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
+from typing import Any
+
+from aiohttp import web
+
+from .bodies import OpenAiAnswer, Refused, answer, bad_request, error, family, invalid, parse_level, sse
+from .engine import Engine, EngineDead, Generation
+from .faults import Fault, Faults
+from .settings import Settings
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+GUARDED = ("/v1", "/v2", "/inference", "/cohere")
+UNAUTHORIZED = {"error": "Unauthorized"}
+ENGINE_DEAD = "EngineCore encountered an issue. See stack trace (above) for the root cause."
+LOGIN_PAGE = b"<!DOCTYPE html>\n<html><head><title>Log in</title></head><body>Please log in.</body></html>\n"
+PHRASES = {status.value: status.phrase for status in HTTPStatus}
+
+
+class Api:
+    """The handlers; their state is the engine's and the faults'."""
+
+    def __init__(self, settings: Settings, engine: Engine, faults: Faults) -> None:
+        self.settings = settings
+        self.engine = engine
+        self.faults = faults
+        self.load = 0
+        # Count, seconds and how many in flight, of each operation that there has been.
+        self.operations: dict[str, list[float]] = {}
+        self.fingerprint = f"vllm-{settings.version}-{hashlib.sha256(settings.model.encode()).hexdigest()[:8]}"
+
+    def app(self) -> web.Application:
+        """Build the application with the routes that the settings call for."""
+        app = web.Application(middlewares=[self.outer], client_max_size=1 << 26)
+        gets: dict[str, Handler] = {
+            "/health": self.health,
+            "/version": self.version,
+            "/load": self.server_load,
+            "/metrics": self.metrics,
+            "/v1/models": self.models,
+            "/standin/faults": self.faults_list,
+            "/standin/state": self.state,
+        }
+        posts: dict[str, Handler] = {
+            "/v1/completions": self.completions,
+            "/v1/chat/completions": self.chat_completions,
+            "/standin/faults": self.faults_add,
+        }
+        if self.settings.dev_mode:
+            gets["/is_sleeping"] = self.is_sleeping
+            posts["/sleep"] = self.sleep
+            posts["/wake_up"] = self.wake_up
+            posts["/collective_rpc"] = self.collective_rpc
+            posts["/reset_prefix_cache"] = self.reset_prefix_cache
+        for path, handler in gets.items():
+            app.router.add_get(path, handler, allow_head=False)
+        for path, handler in posts.items():
+            app.router.add_post(path, handler)
+        app.router.add_delete("/standin/faults", self.faults_clear)
+        app.on_response_prepare.append(self.before_headers)
+        return app
+
+    # ---- around every call ----------------------------------------------------------------
+
+    @web.middleware
+    async def outer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Meet the faults, check the key, and turn exceptions into vLLM's answers."""
+        fault = self.faults.take(request.path, request.query_string)
+        if fault is not None:
+            return await self.meet(fault, request, handler)
+        return await self.inner(request, handler)
+
+    async def inner(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Answer without a fault."""
+        guarded = GUARDED[:1] if self.settings.old else GUARDED
+        if self.settings.api_keys and request.path.startswith(guarded):
+            scheme, _separator, key = request.headers.get("Authorization", "").partition(" ")
+            if scheme.lower() != "bearer" or key not in self.settings.api_keys:
+                return answer(UNAUTHORIZED, 401)
+        try:
+            return await handler(request)
+        except Refused as exc:
+            return exc.response
+        except EngineDead:
+            return error(ENGINE_DEAD, "InternalServerError", 500)
+        except RuntimeError as exc:
+            return error(str(exc), "InternalServerError", 500)
+        except web.HTTPMethodNotAllowed as exc:
+            return answer({"detail": "Method Not Allowed"}, 405, {"Allow": ", ".join(sorted(exc.allowed_methods))})
+        except web.HTTPNotFound:
+            return answer({"detail": "Not Found"}, 404)
+
+    async def before_headers(self, request: web.Request, response: web.StreamResponse) -> None:
+        """Write the access log where uvicorn does: when the answer starts, so before the client sees it."""
+        response.headers["Server"] = "uvicorn"
+        response.headers["Vary"] = "Origin"
+        if isinstance(response, web.Response) and not response.body:
+            response.headers.popall("Content-Type", None)
+        if request.path.startswith("/standin/") or request.get("unanswered"):
+            return
+        peer = request.transport.get_extra_info("peername") if request.transport else ("", 0)
+        status = f"{response.status} {PHRASES.get(response.status, '')}"
+        print(f'INFO:     {peer[0]}:{peer[1]} - "{request.method} {request.raw_path} HTTP/1.1" {status}', flush=True)
+
+    async def meet(self, fault: Fault, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Answer, or don't, as the fault says."""
+        name = fault.fault
+        simple = {
+            "status_500": lambda: error("Call to the engine failed", "InternalServerError", 500),
+            "empty_200": web.Response,
+            "html": lambda: web.Response(body=LOGIN_PAGE, content_type="text/html"),
+            "wrong_json": lambda: answer({"unexpected": ["shape"]}),
+            "redirect": lambda: web.Response(status=302, headers={"Location": "/login"}),
+            "unauthorized": lambda: answer(UNAUTHORIZED, 401),
+        }
+        if name in simple:
+            return simple[name]()
+        if name == "hang":
+            await asyncio.sleep(3600 if fault.seconds is None else fault.seconds)
+        elif name == "wrong_text":
+            request["wrong_text"] = True
+        elif name == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif name == "oom":
+            self.engine.die("CUDA out of memory. Tried to allocate 20.00 MiB.")
+            return error(ENGINE_DEAD, "InternalServerError", 500)
+        elif name == "not_done":
+            return self.usual(request)
+        elif name in ("refuse", "reset_mid_body"):
+            return await self.cut(request, with_half_an_answer=name == "reset_mid_body")
+
+        response = await self.inner(request, handler)
+        if name == "slow_drip" and isinstance(response, web.Response):
+            return await self.drip(request, response, 5.0 if fault.seconds is None else fault.seconds)
+        if name == "die_after_200":
+            await response.prepare(request)
+            await response.write_eof()
+            self.engine.host.event("dead", cause="die_after_200")
+            os.kill(os.getpid(), signal.SIGKILL)
+        return response
+
+    def usual(self, request: web.Request) -> web.Response:
+        """Return what a call answers when it has done its work."""
+        tags = request.query.getall("tags", None)
+        bodies: dict[str, object] = {
+            "/sleep": {"status": "sleeping", "level": int(request.query.get("level", "1"))},
+            "/wake_up": {"status": "sleeping" if tags == ["weights"] else "awake", "tags": tags},
+            "/collective_rpc": {"results": [None] * len(self.settings.gpus)},
+            "/reset_prefix_cache": {"success": True},
+        }
+        if self.settings.old and request.path != "/collective_rpc":
+            return web.Response()
+        return answer(bodies[request.path]) if request.path in bodies else web.Response()
+
+    async def cut(self, request: web.Request, *, with_half_an_answer: bool) -> web.StreamResponse:
+        """Close the connection where the client expects an answer, or the rest of it."""
+        response = web.StreamResponse(headers={"Content-Length": "1000", "Content-Type": "application/json"})
+        if with_half_an_answer:
+            await response.prepare(request)
+            await response.write(b'{"status":')
+        request["unanswered"] = True
+        if request.transport is not None:
+            sock = request.transport.get_extra_info("socket")
+            if with_half_an_answer:
+                # Linger for no time: what follows is a reset, not an orderly end.
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                await asyncio.sleep(0.05)
+            request.transport.abort()
+        return response if with_half_an_answer else web.Response()
+
+    async def drip(self, request: web.Request, response: web.Response, seconds: float) -> web.StreamResponse:
+        """Send the answer's body slowly."""
+        body = bytes(response.body) if isinstance(response.body, (bytes, bytearray)) else b""
+        slow = web.StreamResponse(status=response.status, headers={"Content-Type": "application/json"})
+        slow.content_length = len(body)
+        await slow.prepare(request)
+        for byte in body:
+            await slow.write(bytes([byte]))
+            await asyncio.sleep(seconds / len(body))
+        await slow.write_eof()
+        return slow
+
+    # ---- the engine -----------------------------------------------------------------------
+
+    async def health(self, _request: web.Request) -> web.Response:
+        """200 as long as the engine lives: asleep, waking, whatever it does."""
+        return web.Response(status=503 if self.engine.dead else 200)
+
+    async def sleep(self, request: web.Request) -> web.Response:
+        """POST /sleep?level=&mode="""
+        if self.settings.old:
+            try:
+                level = int(request.query.get("level", "1"))
+            except ValueError:
+                return web.Response(status=500, text="Internal Server Error")
+            await self.engine.sleep(level, "")
+            return web.Response()
+        level = parse_level(request.query.get("level", "1"))
+        mode = request.query.get("mode", "abort")
+        if mode not in ("abort", "wait", "keep"):
+            modes = "'abort', 'wait' or 'keep'"
+            raise invalid("literal_error", "query.mode", f"Input should be {modes}", mode, {"expected": modes})
+        # A client that hangs up does not stop it.
+        await asyncio.shield(asyncio.ensure_future(self.timed("sleep", self.engine.sleep(level, mode))))
+        return answer({"status": "sleeping", "level": level})
+
+    async def wake_up(self, request: web.Request) -> web.Response:
+        """POST /wake_up?tags="""
+        tags = request.query.getall("tags", None)
+        awake = await asyncio.shield(asyncio.ensure_future(self.timed("wake", self.engine.wake_up(tags))))
+        if self.settings.old:
+            return web.Response()
+        return answer({"status": "awake" if awake else "sleeping", "tags": tags})
+
+    async def timed(self, operation: str, work: Awaitable[Any]) -> Any:
+        """Count one operation for the metrics."""
+        counts = self.operations.setdefault(operation, [0, 0.0, 0])
+        counts[2] += 1
+        started = time.perf_counter()
+        try:
+            return await work
+        finally:
+            counts[2] -= 1
+            counts[0] += 1
+            counts[1] += time.perf_counter() - started
+
+    async def is_sleeping(self, _request: web.Request) -> web.Response:
+        """GET /is_sleeping"""
+        return answer({"is_sleeping": await self.engine.is_sleeping()})
+
+    async def collective_rpc(self, request: web.Request) -> web.Response:
+        """POST /collective_rpc {"method": ...}"""
+        text = await request.text()
+        try:
+            body = json.loads(text)
+        except ValueError as exc:
+            raise bad_request(f"JSON decode error: {exc}", kind="Bad Request") from exc
+        if not isinstance(body, dict):
+            raise bad_request("Request body must be a JSON object", kind="Bad Request")
+        if body.get("method") is None:
+            raise bad_request("Missing 'method' in request body", kind="Bad Request")
+        results = await asyncio.shield(asyncio.ensure_future(self.engine.collective_rpc(body["method"])))
+        return answer({"results": results})
+
+    async def reset_prefix_cache(self, _request: web.Request) -> web.Response:
+        """POST /reset_prefix_cache"""
+        success = await self.engine.reset_prefix_cache()
+        return web.Response() if self.settings.old else answer({"success": success})
+
+    # ---- the OpenAI API -------------------------------------------------------------------
+
+    async def models(self, _request: web.Request) -> web.Response:
+        """GET /v1/models"""
+        now = int(time.time())
+        permission = {
+            "object": "model_permission",
+            "created": now,
+            "allow_create_engine": False,
+            "allow_sampling": True,
+            "allow_logprobs": True,
+            "allow_search_indices": False,
+            "allow_view": True,
+            "allow_fine_tuning": False,
+            "organization": "*",
+            "group": None,
+            "is_blocking": False,
+        }
+        cards = [
+            {
+                "id": name,
+                "object": "model",
+                "created": now,
+                "owned_by": "vllm",
+                "root": self.settings.model,
+                "parent": None,
+                "max_model_len": self.settings.max_model_len,
+                "permission": [{"id": f"modelperm-{uuid.uuid4().hex[:16]}", **permission}],
+            }
+            for name in self.settings.names
+        ]
+        return answer({"object": "list", "data": cards})
+
+    async def completions(self, request: web.Request) -> web.StreamResponse:
+        """POST /v1/completions"""
+        body = await self.openai_body(request)
+        prompt = body.get("prompt")
+        if not prompt:
+            message = "Either prompt or prompt_embeds must be provided and non-empty. (parameter=prompt)"
+            raise bad_request(message, "prompt")
+        prompts = prompt if isinstance(prompt, list) and not isinstance(prompt[0], int) else [prompt]
+        return await self.run(request, body, [str(item) for item in prompts], chat=False)
+
+    async def chat_completions(self, request: web.Request) -> web.StreamResponse:
+        """POST /v1/chat/completions"""
+        body = await self.openai_body(request)
+        messages = body.get("messages")
+        if messages is None:
+            raise invalid("missing", "body.messages", "Field required", f"<dict of {len(body)} items>")
+        if not messages:
+            raise bad_request("Cannot apply chat template to an empty conversation. Provide at least one message.")
+        prompt = "".join(f"<{message.get('role')}>{message.get('content')}" for message in messages)
+        return await self.run(request, body, [prompt], chat=True)
+
+    async def openai_body(self, request: web.Request) -> dict[str, Any]:
+        """Read a request's JSON and check the model."""
+        if request.content_type != "application/json":
+            message = "1 validation error:\n  Unsupported Media Type: Only 'application/json' is allowed"
+            raise bad_request(message, kind="Bad Request")
+        try:
+            body = json.loads(await request.text())
+        except ValueError as exc:
+            position = getattr(exc, "pos", 0)
+            reason = {"error": getattr(exc, "msg", "")}
+            raise invalid("json_invalid", f"body.{position}", "JSON decode error", "<dict of 0 items>", reason) from exc
+        name = body.get("model")
+        if name and name not in self.settings.names:
+            message = f"The model `{name}` does not exist."
+            if not self.settings.old:
+                message += f" Valid aliases: {', '.join(self.settings.names)}."
+            raise Refused(error(message, "NotFoundError", 404, None if self.settings.old else "model"))
+        return body
+
+    async def run(
+        self, request: web.Request, body: dict[str, Any], prompts: list[str], *, chat: bool
+    ) -> web.StreamResponse:
+        """Generate, and answer at once or as a stream."""
+        limit = body.get("max_completion_tokens") or body.get("max_tokens")
+        if limit is None:
+            limit = 32 if chat else 16
+        elif limit < 1:
+            message = f"max_tokens must be at least 1, got {limit}. (parameter=max_tokens, value={limit})"
+            raise bad_request(message, "max_tokens")
+        elif limit > self.settings.max_model_len:
+            raise bad_request(
+                f"max_tokens={limit} cannot be greater than max_model_len={self.settings.max_model_len}. "
+                f"Please request fewer output tokens. (parameter=max_tokens, value={limit})",
+                "max_tokens",
+            )
+        # A chat that gives no limit ends by itself.
+        finish = "stop" if chat and not (body.get("max_completion_tokens") or body.get("max_tokens")) else "length"
+        generations = [Generation(prompt, limit, finish, bool(request.get("wrong_text"))) for prompt in prompts]
+        form = OpenAiAnswer(chat, self.settings.names[0], self.fingerprint)
+        self.load += self.settings.load_tracking
+        try:
+            if body.get("stream"):
+                with_usage = bool((body.get("stream_options") or {}).get("include_usage"))
+                return await self.stream(request, generations[0], form, with_usage)
+            await asyncio.gather(*(self.finish(generation) for generation in generations))
+        finally:
+            self.load -= self.settings.load_tracking
+        return answer(form.whole(generations))
+
+    async def finish(self, generation: Generation) -> None:
+        """Wait until it has all its tokens, or was aborted."""
+        async for _tokens in self.engine.generate(generation):
+            pass
+
+    async def stream(
+        self, request: web.Request, generation: Generation, form: OpenAiAnswer, with_usage: bool
+    ) -> web.StreamResponse:
+        """Send server-sent events, one per token. The headers go at once, also when the model sleeps."""
+        self.engine.check_alive()
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
+        await response.prepare(request)
+        if form.chat:
+            await response.write(sse(form.first_chunk()))
+        sent = 0
+        try:
+            async for tokens in self.engine.generate(generation):
+                while sent < tokens:
+                    sent += 1
+                    finish = generation.finish if sent == tokens and generation.finish else None
+                    await response.write(sse(form.chunk(generation.words[sent - 1], finish, with_usage)))
+            if generation.finish == "abort" and generation.started:
+                await response.write(sse(form.chunk("", "abort", with_usage)))
+            if with_usage:
+                await response.write(sse(form.usage_chunk(generation)))
+        except EngineDead:
+            failure = {"message": ENGINE_DEAD, "type": "InternalServerError", "param": None, "code": 500}
+            await response.write(sse({"error": failure}))
+        await response.write(b"data: [DONE]\n\n")
+        await response.write_eof()
+        return response
+
+    # ---- what is told about it ------------------------------------------------------------
+
+    async def version(self, _request: web.Request) -> web.Response:
+        """GET /version"""
+        return answer({"version": self.settings.version})
+
+    async def server_load(self, _request: web.Request) -> web.Response:
+        """GET /load"""
+        return answer({"server_load": self.load})
+
+    async def metrics(self, _request: web.Request) -> web.Response:
+        """GET /metrics: the ones that somebody who switches models looks at."""
+        label = f'engine="0",model_name="{self.settings.names[0]}"'
+        running, waiting = self.engine.gauges
+        lines = [
+            *family("vllm:num_requests_running", "gauge", "Number of requests in model execution batches."),
+            f"vllm:num_requests_running{{{label}}} {float(running)}",
+            *family("vllm:num_requests_waiting", "gauge", "Number of requests waiting to be processed."),
+            f"vllm:num_requests_waiting{{{label}}} {float(waiting)}",
+        ]
+        if self.settings.release >= (0, 16):
+            sleeping, level = self.engine.reported_sleep
+            states = {"awake": not sleeping, "weights_offloaded": level == 1, "discard_all": level == 2}
+            lines += family(
+                "vllm:engine_sleep_state",
+                "gauge",
+                "Engine sleep state; awake = 0 means engine is sleeping; awake = 1 means engine is awake; "
+                "weights_offloaded = 1 means sleep level 1; discard_all = 1 means sleep level 2.",
+            )
+            lines += [f'vllm:engine_sleep_state{{{label},sleep_state="{s}"}} {float(on)}' for s, on in states.items()]
+        lines += [
+            *family("vllm:prompt_tokens_total", "counter", "Number of prefill tokens processed."),
+            f"vllm:prompt_tokens_total{{{label}}} {float(self.engine.token_totals[0])}",
+            *family("vllm:generation_tokens_total", "counter", "Number of generation tokens processed."),
+            f"vllm:generation_tokens_total{{{label}}} {float(self.engine.token_totals[1])}",
+            *family("vllm:request_success_total", "counter", "Count of successfully processed requests."),
+        ]
+        for reason, number in self.engine.finished.items():
+            labels = f'engine="0",finished_reason="{reason}",model_name="{self.settings.names[0]}"'
+            lines.append(f"vllm:request_success_total{{{labels}}} {float(number)}")
+        if not self.settings.old:
+            name = "vllm:sleep_mode_operation_duration_seconds"
+            lines += family(name, "histogram", "Duration of one sleep-mode operation.")
+            for operation, counts in self.operations.items():
+                lines.append(f'{name}_count{{operation="{operation}"}} {float(counts[0])}')
+                lines.append(f'{name}_sum{{operation="{operation}"}} {counts[1]}')
+            name = "vllm:sleep_mode_operations_in_flight"
+            lines += family(name, "gauge", "Sleep-mode operations currently awaited.")
+            lines += [f'{name}{{operation="{op}"}} {float(counts[2])}' for op, counts in self.operations.items()]
+        text = "\n".join(lines) + "\n"
+        return web.Response(body=text.encode(), headers={"Content-Type": "text/plain; version=1.0.0; charset=utf-8"})
+
+    # ---- the stand-in's own ---------------------------------------------------------------
+
+    async def state(self, _request: web.Request) -> web.Response:
+        """GET /standin/state: what no real server tells."""
+        engine = self.engine
+        return answer(
+            {
+                "asleep": sorted(engine.asleep),
+                "level": engine.level,
+                "paused": engine.paused,
+                "weights_right": engine.weights_right,
+                "requests": len(engine.generations),
+            }
+        )
+
+    async def faults_list(self, _request: web.Request) -> web.Response:
+        """GET /standin/faults"""
+        return answer(self.faults.listed())
+
+    async def faults_add(self, request: web.Request) -> web.Response:
+        """POST /standin/faults"""
+        try:
+            self.faults.add(await request.json())
+        except (TypeError, ValueError) as exc:
+            return answer({"detail": str(exc)}, 400)
+        return answer(self.faults.listed())
+
+    async def faults_clear(self, _request: web.Request) -> web.Response:
+        """DELETE /standin/faults"""
+        self.faults.left.clear()
+        return answer([])

@@ -1,0 +1,346 @@
+# SPDX-License-Identifier: MIT
+"""The stand-in's engine: scheduler, sleep state and VRAM, as vLLM's engine core has them.
+
+Read against vLLM 0.32's v1/engine/core.py and v1/executor/abstract.py. Two things are kept
+apart there, and here: the scheduler may be paused, and memory (tags `weights` and `kv_cache`)
+may be asleep. `is_sleeping` is true if either holds, so it is already true while a sleep with
+mode=wait lets running requests finish.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import time
+from collections.abc import AsyncIterator, Coroutine, Iterable
+from dataclasses import dataclass, field
+
+from .gpu import GpuHost, OutOfMemory
+from .settings import Settings
+
+TAGS = ("weights", "kv_cache")
+SECONDS_FROM_DEATH_TO_EXIT = 0.5
+VOCABULARY = (
+    "a about after all and any are as at be because been before but by can come could day do even find first for"
+    " from get give go good have here how if in into it just know like look make many may more most much new no not"
+    " now of on one only or other our out over people place say see should so some such take tell than that the"
+    " their them then there these they thing think this time to two up use very want way we well what when which"
+    " who will with work would year you"
+)
+WORDS = VOCABULARY.split()
+
+
+class EngineDead(Exception):
+    """The engine has died, before or during the call."""
+
+
+@dataclass(eq=False)
+class Generation:
+    """One request that the engine has."""
+
+    prompt: str
+    wanted: int
+    finish_with: str = "length"
+    wrong_text: bool = False  # a fault
+    words: list[str] = field(default_factory=list)  # of the whole answer, once it has begun
+    tokens: int = 0
+    started: bool = False
+    preempted: bool = False  # by a sleep with mode=keep, until the wake
+    finish: str = ""
+
+    @property
+    def prompt_tokens(self) -> int:
+        """A word is a token, and there is one for the beginning."""
+        return len(self.prompt.split()) + 1
+
+    @property
+    def text(self) -> str:
+        """What has been generated."""
+        return "".join(self.words[: self.tokens])
+
+
+class Engine:
+    """What answers the HTTP layer's questions."""
+
+    def __init__(self, settings: Settings, host: GpuHost) -> None:
+        self.settings = settings
+        self.host = host
+        self.dead = False
+        self.paused = ""  # "", "new" (running ones go on) or "all"
+        self.asleep: set[str] = set()
+        self.level = 0  # that really holds
+        self.weights_right = True
+        self.reported_sleep = (0, 0)  # (sleeping, level) as the gauge says: the level that was asked for
+        self.generations: list[Generation] = []
+        # Real gauges change when the scheduler steps, so those of a paused engine stay as they were.
+        self.gauges = (0, 0)
+        self.finished: dict[str, int] = {"stop": 0, "length": 0, "abort": 0}
+        self.token_totals = [0, 0]
+        # The engine core handles one call at a time: while memory is moved, is_sleeping waits too.
+        self._core = asyncio.Lock()
+        self._waiters: set[asyncio.Future[None]] = set()
+        self._tasks: set[asyncio.Task[object]] = set()
+
+    # ---- sleep and wake -------------------------------------------------------------------
+
+    async def sleep(self, level: int, mode: str) -> None:
+        """Put the engine to sleep; returns when it is so, except in the old style."""
+        self.check_alive()
+        if self.settings.old:
+            self._later(self._sleep_memory_locked(level))
+            self.reported_sleep = (1, level)
+            return
+        async with self._core:
+            self.check_alive()
+            if mode == "abort":
+                for generation in self.generations:
+                    generation.finish = "abort"
+                self.gauges = (0, 0)
+            self.paused = "all" if mode == "keep" else "new"
+            if mode == "keep" and level >= 1:
+                # Clearing the caches takes their blocks: they start over when the engine wakes.
+                for generation in self._running():
+                    generation.preempted = True
+            self._notify()
+            draining = mode == "wait" and bool(self._running())
+            if not draining and level >= 1:
+                await self._sleep_memory(level)
+        if draining:
+            while self._running():
+                await self._change()
+            # A wake in the meantime does not take this back: vLLM goes to sleep all the same.
+            if level >= 1:
+                await self._sleep_memory_locked(level)
+        self.check_alive()
+        self.reported_sleep = (1, level)
+
+    async def wake_up(self, tags: list[str] | None) -> bool:
+        """Wake what the tags name, or all; tell whether all is awake."""
+        self.check_alive()
+        if self.settings.old:
+            self._later(self._wake_locked(tags))
+            return True
+        return await self._wake_locked(tags)
+
+    async def is_sleeping(self) -> bool:
+        """Paused or without memory; waits while memory is moved, unless in the old style."""
+        if not self.settings.old:
+            async with self._core:
+                pass
+        self.check_alive()
+        return bool(self.paused or self.asleep)
+
+    async def reset_prefix_cache(self) -> bool:
+        """Fails while requests hold blocks."""
+        async with self._core:
+            self.check_alive()
+            return not self._running()
+
+    async def collective_rpc(self, method: str) -> list[None]:
+        """Call a method on every worker; of those only reload_weights matters here."""
+        async with self._core:
+            self.check_alive()
+            if method not in ("reload_weights", "check_health"):
+                raise RuntimeError(
+                    "Call to collective_rpc method failed: Worker failed with error "
+                    f"''Worker' object has no attribute '{method}'', please check the stack trace above for the root "
+                    "cause"
+                )
+            if method == "reload_weights":
+                if self._memory_is_gone("weights"):
+                    self.die("CUDA error: an illegal memory access was encountered (weights, no memory)")
+                    raise EngineDead
+                self.weights_right = True
+            return [None] * len(self.settings.gpus)
+
+    async def _sleep_memory_locked(self, level: int) -> None:
+        async with self._core:
+            await self._sleep_memory(level)
+
+    async def _sleep_memory(self, level: int) -> None:
+        if "weights" in self.asleep or (self.settings.old and self.asleep):
+            say("WARNING", "abstract.py:384", "Executor is already sleeping.")
+            return
+        if self.settings.sleep_seconds:
+            await asyncio.sleep(self.settings.sleep_seconds)
+        if self.dead:
+            return
+        self.asleep = set(TAGS)
+        self.level = level
+        # Without --enable-sleep-mode the calls answer as usual, but nothing was allocated in a way that can be freed.
+        if self.settings.sleep_mode:
+            if level != 1:
+                self.weights_right = False
+            self.host.hold(self.settings.asleep_gb)
+        self.host.event("sleeping", level=level)
+        say("INFO", "abstract.py:390", f"It took {self.settings.sleep_seconds:.6f} seconds to fall asleep.")
+        if self.settings.old and self._running():
+            self.die("CUDA error: an illegal memory access was encountered (a running request, no memory)")
+
+    async def _wake_locked(self, tags: list[str] | None) -> bool:
+        async with self._core:
+            self.check_alive()
+            memory_tags = None if tags is None else [tag for tag in tags if tag != "scheduling"]
+            if memory_tags is None or memory_tags:
+                await self._wake_memory(memory_tags)
+            if self.asleep:
+                return False
+            self.paused = ""
+            for generation in self.generations:
+                generation.preempted = False
+            self.reported_sleep = (0, 0)
+            self._notify()
+            return True
+
+    async def _wake_memory(self, tags: Iterable[str] | None) -> None:
+        if not self.asleep:
+            say("WARNING", "abstract.py:396", "Executor is not sleeping.")
+            return
+        wanted = set(tags) if tags is not None else set(self.asleep)
+        if not wanted <= self.asleep:
+            say("WARNING", "abstract.py:401", f"Tag {min(wanted - self.asleep)} is not in sleeping tags {self.asleep}")
+            return
+        if self.settings.old and tags is None and self.asleep != set(TAGS):
+            # The old allocator does not remember what it has mapped, and maps the rest and that again.
+            self.die("CUDA error: invalid argument (memory that is awake was to be woken)")
+            raise EngineDead
+        self.host.event("waking", tags=sorted(wanted))
+        still = self.asleep - wanted
+        if self.settings.sleep_mode:
+            share = (len(TAGS) - len(still)) / len(TAGS)
+            try:
+                self.host.hold(self.settings.asleep_gb + (self.settings.vram_gb - self.settings.asleep_gb) * share)
+            except OutOfMemory as exc:
+                self.die(
+                    f"CUDA out of memory. GPU {exc.index} has a total capacity of {self.settings.gpu_total_gb:.2f} GiB "
+                    f"of which {exc.free:.2f} GiB is free. CUDA Error: out of memory at cumem_allocator.cpp"
+                )
+                raise EngineDead from exc
+        if self.settings.wake_seconds:
+            await asyncio.sleep(self.settings.wake_seconds * len(wanted) / len(TAGS))
+        self.check_alive()
+        self.asleep = still
+        if still:
+            self.host.event("partly_awake", asleep=sorted(still), level=self.level)
+        else:
+            self.level = 0
+            self.host.event("awake", weights_right=self.weights_right)
+        seconds = self.settings.wake_seconds
+        say("INFO", "abstract.py:408", f"It took {seconds:.6f} seconds to wake up tags {sorted(wanted)}.")
+
+    # ---- generation -----------------------------------------------------------------------
+
+    async def generate(self, generation: Generation) -> AsyncIterator[int]:
+        """Yield how many tokens there are, whenever there are more; `generation.finish` says how it ended."""
+        rate = self.settings.tokens_per_second
+        # A short timer per token costs more than it shows: several tokens per turn at high rates.
+        step = max(1, int(rate * 0.01)) if rate else generation.wanted
+        loop = asyncio.get_running_loop()
+        due = 0.0
+        self.generations.append(generation)
+        self._step()
+        self.host.event("request_start")
+        try:
+            while not generation.finish:
+                self.check_alive()
+                if generation.preempted or self.paused == "all" or (self.paused and not generation.started):
+                    due = 0.0
+                    await self._change()
+                    continue
+                if not generation.started:
+                    if len(self._running()) >= self.settings.max_num_seqs:
+                        await self._change()
+                        continue
+                    generation.started = True
+                    self._step()
+                if self._memory_is_gone("weights") or self._memory_is_gone("kv_cache"):
+                    self.die("CUDA error: an illegal memory access was encountered (a request, no memory)")
+                    raise EngineDead
+                generation.words = generation.words or self._words(generation)
+                if rate:
+                    due = due or loop.time() + min(step, generation.wanted - generation.tokens) / rate
+                    if loop.time() < due:
+                        await self._change(due - loop.time())
+                        continue
+                    due = 0.0
+                generation.tokens = min(generation.tokens + step, generation.wanted)
+                if generation.tokens >= generation.wanted:
+                    generation.finish = generation.finish_with
+                yield generation.tokens
+        finally:
+            self.generations.remove(generation)
+            self._step(finished=generation.started)
+            self._notify()
+            self.finished[generation.finish or "abort"] += 1
+            self.token_totals[0] += generation.prompt_tokens
+            self.token_totals[1] += generation.tokens
+            self.host.event("request_end", finish=generation.finish or "lost", tokens=generation.tokens)
+
+    def _words(self, generation: Generation) -> list[str]:
+        """Return what this model answers: always the same, but something else while its weights are wrong."""
+        right = self.weights_right and not generation.wrong_text
+        source = random.Random(f"{self.settings.model}\0{generation.prompt}\0{'' if right else 'other weights'}")
+        return [" " + word for word in source.choices(WORDS, k=generation.wanted)]
+
+    # ---- life and death -------------------------------------------------------------------
+
+    def die(self, cause: str) -> None:
+        """Print the cause, free the memory, fail every request, and exit soon."""
+        if self.dead:
+            return
+        self.dead = True
+        say("ERROR", "core.py:1210", "EngineCore encountered a fatal error.")
+        say("ERROR", "core.py:1210", f"torch.AcceleratorError: {cause}")
+        self.host.hold(0)
+        self.host.event("dead", cause=cause)
+        self._notify()
+        asyncio.get_running_loop().call_later(SECONDS_FROM_DEATH_TO_EXIT, os._exit, 1)
+
+    def check_alive(self) -> None:
+        if self.dead:
+            raise EngineDead
+
+    def _memory_is_gone(self, tag: str) -> bool:
+        return self.settings.sleep_mode and tag in self.asleep
+
+    def _running(self) -> list[Generation]:
+        return [generation for generation in self.generations if generation.started and not generation.preempted]
+
+    def _step(self, *, finished: bool = False) -> None:
+        """Bring the gauges up to date, if a real scheduler would make a step now."""
+        running = len(self._running())
+        if not self.paused or finished or (running and self.paused == "new"):
+            self.gauges = (running, sum(not generation.started for generation in self.generations))
+
+    def _notify(self) -> None:
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+        self._waiters.clear()
+
+    async def _change(self, timeout: float | None = None) -> None:
+        """Wait until something has changed, or for so long."""
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiters.add(waiter)
+        try:
+            await asyncio.wait([waiter], timeout=timeout)
+        finally:
+            self._waiters.discard(waiter)
+
+    def _later(self, work: Coroutine[object, object, object]) -> None:
+        """Do it after the answer, as the old servers do."""
+
+        async def quietly() -> None:
+            with contextlib.suppress(EngineDead):
+                await work
+
+        task = asyncio.ensure_future(quietly())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def say(level: str, place: str, message: str, process: str = "EngineCore") -> None:
+    """Print a line as vLLM's logger does."""
+    print(f"({process} pid={os.getpid()}) {level} {time.strftime('%m-%d %H:%M:%S')} [{place}] {message}", flush=True)

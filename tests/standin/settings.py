@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: MIT
+"""What the stand-in is told: the command line of `vllm serve`, and its own settings from the environment."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that is known before the server starts."""
+
+    model: str
+    host: str
+    port: int
+    names: tuple[str, ...]
+    api_keys: tuple[str, ...]
+    max_model_len: int
+    max_num_seqs: int
+    sleep_mode: bool
+    load_tracking: bool
+    dev_mode: bool
+    gpu_memory_utilization: float
+    gpus: tuple[str, ...]
+    version: str
+    load_seconds: float
+    sleep_seconds: float
+    wake_seconds: float
+    tokens_per_second: float
+    gpu_dir: Path | None
+    gpu_total_gb: float
+    vram_gb: float
+    asleep_gb: float
+    faults: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def release(self) -> tuple[int, int]:
+        """Major and minor version."""
+        major, minor = self.version.split(".")[:2]
+        return int(major), int(minor)
+
+    @property
+    def old(self) -> bool:
+        """Answers in the style of the servers before 0.17: empty bodies, no modes, and done later."""
+        return self.release < (0, 17)
+
+
+def read(argv: list[str]) -> Settings:
+    """Parse the command line and the environment; a mistake exits with status 2 as vLLM does."""
+    parser = argparse.ArgumentParser(prog="vllm", description="A stand-in for vllm serve.")
+    serve = parser.add_subparsers(required=True).add_parser("serve")
+    serve.add_argument("model_tag", nargs="?")
+    serve.add_argument("--model", default="Qwen/Qwen3-0.6B")
+    serve.add_argument("--host", default="0.0.0.0")
+    serve.add_argument("--port", type=int, default=8000)
+    serve.add_argument("--served-model-name", nargs="+", default=[])
+    serve.add_argument("--api-key", nargs="+", default=[])
+    serve.add_argument("--max-model-len", type=_length, default=4096)
+    serve.add_argument("--max-num-seqs", type=int, default=256)
+    serve.add_argument("--enable-sleep-mode", action=argparse.BooleanOptionalAction, default=False)
+    serve.add_argument("--enable-server-load-tracking", action="store_true")
+    serve.add_argument("--gpu-memory-utilization", type=float, default=0.9)
+    serve.add_argument("--tensor-parallel-size", "-tp", type=int)
+    args, _other_flags = parser.parse_known_args(argv)
+
+    env = os.environ
+    model = args.model_tag or args.model
+    visible = [gpu.strip() for gpu in env.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu.strip()]
+    if not visible:
+        visible = [str(number) for number in range(args.tensor_parallel_size or 1)]
+    total = _number("STANDIN_GPU_TOTAL_GB", 24.0)
+    api_keys = args.api_key or [env.get("VLLM_API_KEY", "")]
+    return Settings(
+        model=model,
+        host=args.host,
+        port=args.port,
+        names=tuple(args.served_model_name or [model]),
+        api_keys=tuple(key for key in api_keys if key),
+        max_model_len=args.max_model_len,
+        max_num_seqs=args.max_num_seqs,
+        sleep_mode=args.enable_sleep_mode,
+        load_tracking=args.enable_server_load_tracking,
+        dev_mode=env.get("VLLM_SERVER_DEV_MODE", "0") == "1",
+        gpu_memory_utilization=args.gpu_memory_utilization,
+        gpus=tuple(visible[: args.tensor_parallel_size or len(visible)]),
+        version=env.get("STANDIN_VERSION", "0.32.0"),
+        load_seconds=_number("STANDIN_LOAD_SECONDS", 0.0),
+        sleep_seconds=_number("STANDIN_SLEEP_SECONDS", 0.0),
+        wake_seconds=_number("STANDIN_WAKE_SECONDS", 0.0),
+        tokens_per_second=_number("STANDIN_TOKENS_PER_SECOND", 0.0),
+        gpu_dir=Path(env["STANDIN_GPU_DIR"]) if env.get("STANDIN_GPU_DIR") else None,
+        gpu_total_gb=total,
+        vram_gb=_number("STANDIN_VRAM_GB", args.gpu_memory_utilization * total),
+        asleep_gb=_number("STANDIN_ASLEEP_GB", 0.0),
+        faults=json.loads(env.get("STANDIN_FAULTS") or "[]"),
+    )
+
+
+def _number(name: str, default: float) -> float:
+    return float(os.environ.get(name) or default)
+
+
+def _length(text: str) -> int:
+    """vLLM also takes 16k and 16K (decimal and binary thousands)."""
+    scale = {"k": 1000, "K": 1024}.get(text[-1:], 1)
+    return int(float(text[:-1]) * scale) if scale > 1 else int(text)

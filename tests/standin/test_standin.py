@@ -1,0 +1,389 @@
+# SPDX-License-Identifier: MIT
+"""What the stand-in does beyond tests/contract: what only a GPU shows, faults, and how it starts and ends."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from tests.serverlib import STANDIN, Server, free_port, start_standin
+
+Start = Callable[..., Server]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Start stand-ins that share 24 GB GPUs; each takes 20 GB unless told otherwise."""
+    servers: list[Server] = []
+
+    def run(model: str = "org/a", **options: Any) -> Server:
+        defaults = {"gpu_dir": tmp_path / "gpu", "gpu_total_gb": 24, "vram_gb": 20}
+        servers.append(start_standin(model, log=tmp_path / f"{len(servers)}.log", **{**defaults, **options}))
+        return servers[-1]
+
+    yield run
+    for server in servers:
+        server.stop()
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(4) as executor:
+        yield executor
+
+
+def ask(server: Server, prompt: str = "hello", tokens: int = 12, **options: Any) -> requests.Response:
+    return server.call("POST", "/v1/completions", json={"prompt": prompt, "max_tokens": tokens}, **options)
+
+
+def text(server: Server) -> str:
+    return ask(server).json()["choices"][0]["text"]
+
+
+def post(server: Server, path: str, **options: Any) -> requests.Response:
+    return server.call("POST", path, **options)
+
+
+def state(server: Server) -> dict[str, Any]:
+    return server.call("GET", "/standin/state").json()
+
+
+def events(tmp_path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (tmp_path / "gpu" / "events.jsonl").read_text().splitlines()]
+
+
+def held(tmp_path: Path) -> dict[str, float]:
+    """Return how much of each GPU is held."""
+    ledger = json.loads((tmp_path / "gpu" / "ledger.json").read_text())
+    total: dict[str, float] = {}
+    for entry in ledger.values():
+        for gpu, gigabytes in entry["gpus"].items():
+            total[gpu] = total.get(gpu, 0) + gigabytes
+    return total
+
+
+def until(condition: Callable[[], bool], timeout: float = 10) -> None:
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+# ---- VRAM ---------------------------------------------------------------------------------------
+
+
+def test_a_sleeping_model_leaves_its_memory_to_another(start: Start, tmp_path: Path) -> None:
+    a = start("org/a", names=["a"])
+    assert held(tmp_path) == {"0": 20}
+    post(a, "/sleep?level=1")
+    b = start("org/b", names=["b"], asleep_gb=0.5)
+    post(b, "/sleep?level=2")
+    assert held(tmp_path) == {"0": 0.5}
+    post(a, "/wake_up?tags=weights")
+    assert held(tmp_path) == {"0": 10.5}
+    post(a, "/wake_up?tags=kv_cache")
+    assert held(tmp_path) == {"0": 20.5}
+    b.stop()
+    assert held(tmp_path) == {"0": 20}
+    assert [(event["model"], event["event"], event.get("level")) for event in events(tmp_path)] == [
+        ("a", "loading", None),
+        ("a", "awake", None),
+        ("a", "sleeping", 1),
+        ("b", "loading", None),
+        ("b", "awake", None),
+        ("b", "sleeping", 2),
+        ("a", "waking", None),
+        ("a", "partly_awake", 1),
+        ("a", "waking", None),
+        ("a", "awake", None),
+        ("b", "dead", None),
+    ]
+
+
+def test_loading_into_a_full_gpu_ends_with_the_real_message(start: Start) -> None:
+    start("org/a")
+    b = start("org/b", wait=False)
+    assert b.wait_end() == 1
+    assert (
+        "ValueError: Free memory on device cuda:0 (4.00/24.00 GiB) on startup is less than desired GPU memory "
+        "utilization (0.83, 20.00 GiB)." in b.text()
+    )
+
+
+def test_waking_into_a_full_gpu_is_500_and_kills_the_engine(start: Start) -> None:
+    a = start("org/a")
+    post(a, "/sleep")
+    start("org/b")
+    response = post(a, "/wake_up")
+    assert response.status_code == 500
+    assert response.json()["error"]["type"] == "InternalServerError"
+    assert a.call("GET", "/health").status_code == 503
+    assert a.wait_end() == 1
+    assert "CUDA out of memory" in a.text()
+
+
+def test_models_on_other_gpus_do_not_meet(start: Start, tmp_path: Path) -> None:
+    start("org/a", gpus="0,1", flags=["--enable-sleep-mode", "--tensor-parallel-size", "2"])
+    start("org/b", gpus="2")
+    assert held(tmp_path) == {"0": 20, "1": 20, "2": 20}
+    assert start("org/c", gpus="1,2", wait=False).wait_end() == 1
+
+
+def test_the_memory_of_a_killed_server_is_free(start: Start, tmp_path: Path) -> None:
+    a = start("org/a")
+    a.kill()
+    start("org/b")
+    assert held(tmp_path) == {"0": 20}
+    assert [event["event"] for event in events(tmp_path) if event["pid"] == a.pid][-1] == "dead"
+
+
+def test_without_sleep_mode_the_calls_answer_and_free_nothing(start: Start, tmp_path: Path) -> None:
+    a = start("org/a", flags=[])
+    assert post(a, "/sleep?level=2").json() == {"status": "sleeping", "level": 2}
+    assert a.call("GET", "/is_sleeping").json() == {"is_sleeping": True}
+    assert held(tmp_path) == {"0": 20}
+
+
+def test_memory_follows_from_the_utilization(start: Start, tmp_path: Path) -> None:
+    start("org/a", vram_gb="", flags=["--gpu-memory-utilization", "0.5"])
+    assert held(tmp_path) == {"0": 12}
+
+
+# ---- level 2, and what kills an engine ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", ["0.32.0", "0.11.0"])
+def test_after_level_2_the_text_is_wrong_until_the_weights_are_reloaded(start: Start, version: str) -> None:
+    a = start("org/a", version=version)
+    right = text(a)
+    post(a, "/sleep?level=2")
+    post(a, "/wake_up")
+    wrong = text(a)
+    assert wrong != right
+    assert len(wrong.split()) == 12
+    post(a, "/collective_rpc", json={"method": "reload_weights"})
+    assert text(a) == right
+
+
+def test_the_level_of_the_first_sleep_holds(start: Start) -> None:
+    a = start("org/a")
+    right = text(a)
+    for levels, kept in ((("1", "2"), True), (("2", "1"), False)):
+        for level in levels:
+            post(a, f"/sleep?level={level}")
+        assert str(state(a)["level"]) == levels[0]
+        post(a, "/wake_up")
+        assert (text(a) == right) is kept
+
+
+def test_reloading_weights_that_sleep_kills_the_engine(start: Start) -> None:
+    a = start("org/a")
+    post(a, "/sleep?level=2")
+    assert post(a, "/collective_rpc", json={"method": "reload_weights"}).status_code == 500
+    assert a.wait_end() == 1
+
+
+def test_an_old_engine_dies_of_a_request_while_it_sleeps(start: Start) -> None:
+    a = start("org/a", version="0.11.0")
+    post(a, "/sleep")
+    until(lambda: a.call("GET", "/is_sleeping").json()["is_sleeping"])
+    assert ask(a).status_code == 500
+    assert a.call("GET", "/health").status_code == 503
+    assert a.wait_end() == 1
+    assert "illegal memory access" in a.text()
+
+
+def test_an_old_engine_dies_of_a_sleep_while_a_request_runs(start: Start, pool: ThreadPoolExecutor) -> None:
+    a = start("org/a", version="0.11.0", tokens_per_second=100)
+    future = pool.submit(ask, a, "hello", 200)
+    until(lambda: state(a)["requests"] == 1)
+    post(a, "/sleep")
+    assert future.result().status_code == 500
+    assert a.wait_end() == 1
+
+
+def test_an_old_engine_dies_of_a_bare_wake_when_it_is_partly_awake(start: Start) -> None:
+    a = start("org/a", version="0.11.0")
+    post(a, "/sleep")
+    post(a, "/wake_up?tags=weights")
+    until(lambda: state(a)["asleep"] == ["kv_cache"])
+    post(a, "/sleep")
+    post(a, "/wake_up")
+    assert a.wait_end() == 1
+
+
+def test_calls_wait_while_memory_moves_but_health_does_not(start: Start, pool: ThreadPoolExecutor) -> None:
+    a = start("org/a", sleep_seconds=0.5)
+    future = pool.submit(post, a, "/sleep")
+    until(lambda: state(a)["paused"] == "new")
+    started = time.monotonic()
+    assert a.call("GET", "/health").status_code == 200
+    assert "vllm:num_requests_running" in a.call("GET", "/metrics").text
+    assert time.monotonic() - started < 0.3
+    assert a.call("GET", "/is_sleeping").json() == {"is_sleeping": True}
+    assert time.monotonic() - started > 0.3
+    assert future.result().status_code == 200
+
+
+# ---- faults -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "body"),
+    [
+        ("status_500", 500, '"type":"InternalServerError"'),
+        ("empty_200", 200, ""),
+        ("html", 200, "<!DOCTYPE html>"),
+        ("wrong_json", 200, '{"unexpected":["shape"]}'),
+        ("not_done", 200, '{"status":"sleeping","level":1}'),
+        ("redirect", 302, ""),
+        ("unauthorized", 401, '{"error":"Unauthorized"}'),
+    ],
+)
+def test_answers_that_are_wrong(start: Start, fault: str, status: int, body: str) -> None:
+    a = start("org/a")
+    a.fault("/sleep", fault)
+    response = post(a, "/sleep", allow_redirects=False)
+    assert response.status_code == status
+    assert body in response.text
+    assert state(a)["asleep"] == []
+    assert a.call("GET", "/standin/faults").json() == []
+    assert post(a, "/sleep").json() == {"status": "sleeping", "level": 1}
+
+
+def test_connections_that_break(start: Start) -> None:
+    a = start("org/a")
+    a.fault("/is_sleeping", "refuse")
+    with pytest.raises(requests.ConnectionError):
+        a.call("GET", "/is_sleeping")
+    a.fault("/is_sleeping", "reset_mid_body")
+    with pytest.raises((requests.ConnectionError, requests.exceptions.ChunkedEncodingError)):
+        a.call("GET", "/is_sleeping")
+    assert a.call("GET", "/is_sleeping").status_code == 200
+
+
+def test_answers_that_are_slow(start: Start) -> None:
+    a = start("org/a")
+    a.fault("/is_sleeping", "hang", seconds=0.4)
+    a.fault("/is_sleeping", "slow_drip", seconds=0.4)
+    for _turn in range(2):
+        started = time.monotonic()
+        assert a.call("GET", "/is_sleeping").json() == {"is_sleeping": False}
+        assert time.monotonic() - started > 0.35
+    a.fault("/is_sleeping", "hang", times=0)
+    for _turn in range(2):
+        with pytest.raises(requests.ReadTimeout):
+            a.call("GET", "/is_sleeping", timeout=0.2)
+    a.call("DELETE", "/standin/faults")
+    assert a.call("GET", "/is_sleeping").status_code == 200
+
+
+def test_servers_that_die(start: Start, tmp_path: Path) -> None:
+    a = start("org/a", names=["a"])
+    a.fault("/sleep", "die_after_200")
+    assert post(a, "/sleep").json() == {"status": "sleeping", "level": 1}
+    assert a.wait_end(2) == -9
+    b = start("org/b")
+    b.fault("/sleep", "kill")
+    with pytest.raises(requests.ConnectionError):
+        post(b, "/sleep")
+    assert b.wait_end(2) == -9
+    c = start("org/c")
+    c.fault("/wake_up", "oom")
+    assert post(c, "/wake_up").status_code == 500
+    assert c.wait_end(2) == 1
+    assert "CUDA out of memory" in c.text()
+    assert [event["model"] for event in events(tmp_path) if event["event"] == "dead"] == ["a", "org/b", "org/c"]
+
+
+def test_a_fault_may_be_for_one_call_only(start: Start) -> None:
+    a = start("org/a")
+    post(a, "/sleep")
+    a.fault("/wake_up", "status_500", match="tags=kv_cache", skip=1, times=2)
+    calls = ["/wake_up?tags=weights", "/wake_up?tags=kv_cache", "/wake_up?tags=kv_cache", "/wake_up?tags=kv_cache"]
+    assert [post(a, call).status_code for call in calls] == [200, 200, 500, 500]
+    assert post(a, "/standin/faults", json={"path": "/sleep", "fault": "nope"}).status_code == 400
+
+
+def test_wrong_text(start: Start) -> None:
+    a = start("org/a")
+    right = text(a)
+    a.fault("/v1/completions", "wrong_text")
+    assert text(a) != right
+    assert text(a) == right
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "line"),
+    [
+        ("die", 1, "No supported config format found"),
+        ("oom", 1, "CUDA out of memory"),
+        ("kill", -9, "Starting to load"),
+    ],
+)
+def test_faults_while_loading(start: Start, fault: str, status: int, line: str) -> None:
+    a = start("org/a", wait=False, faults=json.dumps([{"path": "load", "fault": fault}]))
+    assert a.wait_end() == status
+    assert line in a.text()
+
+
+def test_hanging_while_loading(start: Start) -> None:
+    a = start("org/a", wait=False, faults=json.dumps([{"path": "load", "fault": "hang"}]))
+    with pytest.raises(TimeoutError):
+        a.wait_ready(1)
+    started = time.monotonic()
+    a.process.terminate()
+    a.wait_end()
+    assert time.monotonic() - started < 0.5
+
+
+# ---- start and end ------------------------------------------------------------------------------
+
+
+def test_sigterm_ends_it_quickly_also_with_a_request_running(
+    start: Start, pool: ThreadPoolExecutor, tmp_path: Path
+) -> None:
+    a = start("org/a", tokens_per_second=10)
+    future = pool.submit(ask, a, "hello", 1000)
+    until(lambda: state(a)["requests"] == 1)
+    started = time.monotonic()
+    a.process.terminate()
+    assert a.wait_end() == 0
+    assert time.monotonic() - started < 0.5
+    assert held(tmp_path) == {}
+    with pytest.raises(requests.ConnectionError):
+        future.result()
+
+
+def test_the_command_line_is_checked_as_vllm_does() -> None:
+    command = [sys.executable, str(STANDIN), "serve", "org/a", "--port", "nope"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    assert result.returncode == 2
+    assert "argument --port: invalid int value: 'nope'" in result.stderr
+
+
+def test_a_taken_port_is_noticed_at_once() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        server = start_standin("org/a", port=taken.getsockname()[1], wait=False, load_seconds=60)
+        with server:
+            assert server.wait_end(10) == 1
+            assert "Address already in use" in server.text()
+
+
+def test_flags_it_does_not_know_are_taken(start: Start) -> None:
+    flags = ["--enable-auto-tool-choice", "--tool-call-parser", "hermes", "--max-model-len", "16k", "--dtype=auto"]
+    a = start("org/a", names=["a", "b"], flags=flags, port=free_port())
+    cards = a.call("GET", "/v1/models").json()["data"]
+    assert [(card["id"], card["max_model_len"]) for card in cards] == [("a", 16000), ("b", 16000)]
