@@ -15,7 +15,8 @@ from .switching.inventory import parse
 from .switching.server import REQUESTS_IMPORT_ERROR
 from .switching.switch import DEFAULT_STACK_DIR, Switcher
 
-_SECRET_NAME = re.compile(r"token|key|secret|passw|credential", re.IGNORECASE)
+# Not TOKENIZERS_PARALLELISM or max_num_batched_tokens: hiding their values would hide every False, or a port.
+_SECRET_NAME = re.compile(r"token(?!s|iz)|key|secret|passw|credential", re.IGNORECASE)
 
 COMMON_ARGUMENTS: dict[str, dict[str, typing.Any]] = {
     "models": {"type": "list", "elements": "dict", "required": True},
@@ -27,11 +28,12 @@ COMMON_ARGUMENTS: dict[str, dict[str, typing.Any]] = {
 class Module(AnsibleModule):
     """An AnsibleModule that keeps the secrets within O(models) out of every log."""
 
-    def _log_invocation(self):
+    def _load_params(self):
         # The whole of models can't be no_log: every id in a result would be masked. Its secrets have to be known before
-        # the target's system log is written, which AnsibleModule does while it is being made.
-        self.no_log_values.update(_secrets(self.params["models"]))
-        super()._log_invocation()
+        # AnsibleModule refuses other parameters, showing all of them, and before it writes the target's system log:
+        # both happen while it is being made.
+        super()._load_params()
+        self.no_log_values.update(_secrets(self.params.get("models")))
 
 
 def run(module: Module, work: typing.Callable[[Switcher], dict[str, typing.Any]]) -> None:
@@ -52,10 +54,10 @@ def run(module: Module, work: typing.Callable[[Switcher], dict[str, typing.Any]]
 
 
 def _secrets(models):
-    """The values of a raw inventory's environment variables and arguments whose names sound secret."""
-    for model in models:
+    """The values of an unchecked inventory's environment variables and arguments whose names sound secret."""
+    for model in models if isinstance(models, list) else ():
         for part in ("env", "args"):
-            settings = model.get(part)
+            settings = model.get(part) if isinstance(model, dict) else None
             for name, value in settings.items() if isinstance(settings, dict) else ():
                 if _SECRET_NAME.search(str(name)):
                     yield from (

@@ -31,6 +31,8 @@ _ENVIRONMENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _MACRO_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*\Z")
 _ARGUMENT_NAME = re.compile(r"[a-z][a-z0-9_.-]*\Z")
 _VARIABLE = re.compile(r"\$\{([^{}]*)\}")
+# What requests and commands can use beside macros and, in requests that sleep or wake, level.
+_BUILTIN_VARIABLES = ("id", "name", "model", "container_name", "port", "host_port")
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 # vllm serve's arguments that the inventory derives from other keys, and the key to use instead.
 _DERIVED_ARGUMENTS = {
@@ -196,7 +198,8 @@ def parse(models: typing.Any, switching: typing.Any = None) -> Inventory:
     elif not models:
         mistakes.append("vllm_models is empty: declare at least one model")
     else:
-        global_macros = shared.get("macros", {})
+        global_macros = _macros(switching, shared)
+        _check_macros("vllm_switching", global_macros, mistakes)
         parsed = [_parse_model(index, entry, global_macros, mistakes) for index, entry in enumerate(models)]
         _check_together(parsed, mistakes)
     if mistakes:
@@ -236,6 +239,13 @@ def _text(value: typing.Any) -> str:
     return str(value)
 
 
+def _literal(value: typing.Any) -> str:
+    text = _text(value)
+    if "${" in text:
+        raise _Wrong(f"must not use variables, is {text}")
+    return text
+
+
 def _optional_text(value: typing.Any) -> str:
     return "" if value == "" else _text(value)
 
@@ -260,7 +270,7 @@ def _number(minimum: float | None = None, above: float | None = None, whole: boo
             number = float(value)
             if not math.isfinite(number) or (whole and number != int(number)):
                 raise ValueError
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise _Wrong(f"must be {kind}, is {_describe(value)}") from None
         if minimum is not None and number < minimum:
             raise _Wrong(f"must be {kind} of at least {minimum}, is {value}")
@@ -322,7 +332,7 @@ def _at(where: str, check: Check, value: typing.Any) -> typing.Any:
         return check(value)
     except _Wrong as wrong:
         text = str(wrong)
-        raise _Wrong(where + (text if text[0] in ".[" else " " + text)) from None
+        raise _Wrong(where + (text if text[0] in ".[:" else " " + text)) from None
 
 
 def _gpus(value: typing.Any) -> tuple[int, ...]:
@@ -338,6 +348,11 @@ def _scalar_text(value: typing.Any) -> str:
     if not isinstance(value, (str, int, float)):
         raise _Wrong(f"must be text or a number, is {_describe(value)}")
     return str(value)
+
+
+def _literal_scalar(value: typing.Any) -> str:
+    text = _scalar_text(value)
+    return _literal(text) if text else text
 
 
 def _arguments(value: typing.Any) -> dict[str, typing.Any]:
@@ -383,7 +398,7 @@ def _endpoint(value: typing.Any) -> str:
 def _pattern(value: typing.Any) -> str:
     try:
         re.compile(_text(value))
-    except re.error as error:
+    except (re.error, OverflowError) as error:
         raise _Wrong(f"must be a regular expression: {error}") from None
     return str(value)
 
@@ -398,9 +413,9 @@ class _Field:
 
 _MODEL_FIELDS = {
     "id": _Field(_matching(_ID, "lower-case letters, digits, dots, dashes and underscores"), required=True),
-    "model": _Field(_text, required=True),
+    "model": _Field(_literal, required=True),
     "host_port": _Field(_port, required=True),
-    "name": _Field(_text),
+    "name": _Field(_literal),
     "container_name": _Field(
         _matching(_CONTAINER_NAME, "a container name (letters, digits, dots, dashes and underscores)")
     ),
@@ -420,7 +435,7 @@ _MODEL_FIELDS = {
     "state_request": _Field(_request(StateRequest)),
     "start_command": _Field(_list_of(_text, "words")),
     "stop_command": _Field(_list_of(_text, "words")),
-    "macros": _Field(_mapping_of(_MACRO_NAME, "name of a macro", _scalar_text)),
+    "macros": _Field(_mapping_of(_MACRO_NAME, "name of a macro", _literal_scalar)),
 }
 
 _SWITCHING_FIELDS = {
@@ -475,26 +490,41 @@ def _parse_model(index: int, entry: typing.Any, global_macros: typing.Mapping[st
         fields.setdefault("container_name", "vllm-{}".format(fields["id"]))
     if "gpu_memory_gb" in fields:
         fields.setdefault("weights_gb", fields["gpu_memory_gb"])
-    if bool(fields.get("sleep_requests")) != bool(fields.get("wake_requests")):
-        given, missing = ("sleep", "wake") if fields.get("sleep_requests") else ("wake", "sleep")
-        mistakes.append(f"{path}: {given}_requests needs {missing}_requests too: give both lists or neither")
-    if fields.get("stop_command") and not fields.get("start_command"):
+    # What is given counts here, right or wrong: a mistake is told once, not also for what it entails.
+    given = entry if isinstance(entry, dict) else {}
+    if given.get("gpus") is None:
+        fields["gpus"] = Model.gpus
+    if bool(given.get("sleep_requests")) != bool(given.get("wake_requests")):
+        one, other = ("sleep", "wake") if given.get("sleep_requests") else ("wake", "sleep")
+        mistakes.append(f"{path}: {one}_requests needs {other}_requests too: give both lists or neither")
+    if given.get("stop_command") and not given.get("start_command"):
         mistakes.append(f"{path}: stop_command needs start_command too, or a stopped server could not be started again")
-    _expand_variables(path, fields, global_macros, mistakes)
+    macros = _macros(given, fields)
+    _check_macros(path, macros, mistakes)
+    variables = {name: str(fields.get(name, "")) for name in _BUILTIN_VARIABLES if given.get(name) is not None}
+    known = {**global_macros, **macros, "port": str(Model.port), **variables}
+    for name in ("name", "container_name"):
+        known.setdefault(name, fields.get(name, ""))
+    _expand_variables(path, fields, known, mistakes)
     return path, fields
 
 
+def _macros(given: typing.Any, fields: dict[str, typing.Any]) -> dict[str, str]:
+    """The macros of one place; where they are mistaken their names, so that their use is no second mistake."""
+    raw = given.get("macros") if isinstance(given, dict) else None
+    return fields.get("macros") or {str(name): "" for name in (raw if isinstance(raw, dict) else {})}
+
+
+def _check_macros(path: str, macros: typing.Iterable[str], mistakes: list[str]) -> None:
+    for name in macros:
+        if name in (*_BUILTIN_VARIABLES, "level"):
+            mistakes.append(f"{path}: macros.{name} hides the variable of that name: call the macro something else")
+
+
 def _expand_variables(
-    path: str, fields: dict[str, typing.Any], global_macros: typing.Mapping[str, str], mistakes: list[str]
+    path: str, fields: dict[str, typing.Any], known: typing.Mapping[str, str], mistakes: list[str]
 ) -> None:
     """Replace C(${name}) in custom requests and commands; C(${level}) stays until a level is known."""
-    names = ("id", "name", "model", "container_name", "port", "host_port")
-    builtin: dict[str, str] = {key: str(fields[key]) for key in names if key in fields}
-    builtin.setdefault("port", str(Model.port))
-    for name in fields.get("macros", {}):
-        if name in builtin or name == "level":
-            mistakes.append(f"{path}: macros.{name} hides the variable of that name: call the macro something else")
-    known: dict[str, str] = {**global_macros, **fields.get("macros", {}), **builtin}
 
     def expand(text: str, where: str, level: bool) -> str:
         def value(match: re.Match[str]) -> str:
@@ -511,21 +541,21 @@ def _expand_variables(
 
         return _VARIABLE.sub(value, text)
 
-    def expand_request(request: Request, where: str) -> Request:
+    def expand_request(request: Request, where: str, level: bool) -> Request:
         return dataclasses.replace(
             request,
-            endpoint=expand(request.endpoint, where + ".endpoint", True),
-            body=_map_text(request.body, lambda text: expand(text, where + ".body", True)),
+            endpoint=expand(request.endpoint, where + ".endpoint", level),
+            body=_map_text(request.body, lambda text: expand(text, where + ".body", level)),
         )
 
     for key in ("sleep_requests", "wake_requests"):
         if key in fields:
-            fields[key] = tuple(expand_request(r, "%s[%d]" % (key, i)) for i, r in enumerate(fields[key]))
+            fields[key] = tuple(expand_request(r, f"{key}[{i}]", True) for i, r in enumerate(fields[key]))
     if "state_request" in fields:
-        fields["state_request"] = expand_request(fields["state_request"], "state_request")
+        fields["state_request"] = expand_request(fields["state_request"], "state_request", False)
     for key in ("start_command", "stop_command"):
         if key in fields:
-            fields[key] = tuple(expand(word, "%s[%d]" % (key, i), False) for i, word in enumerate(fields[key]))
+            fields[key] = tuple(expand(word, f"{key}[{i}]", False) for i, word in enumerate(fields[key]))
 
 
 def _map_text(value: typing.Any, change: typing.Callable[[str], str]) -> typing.Any:
@@ -542,14 +572,16 @@ def _map_text(value: typing.Any, change: typing.Callable[[str], str]) -> typing.
 def _check_together(parsed: list[Entry], mistakes: list[str]) -> None:
     """What no entry can be told alone: things that must be unique, and one active model per GPU."""
     for key in ("id", "host_port", "container_name"):
-        owners: dict[typing.Any, str] = {}
+        owners: dict[typing.Any, Entry] = {}
         for path, fields in parsed:
             if key not in fields:
                 continue
-            owner = owners.setdefault(fields[key], path)
-            if owner != path:
-                taken = owner if key == "id" else _short(owner)
-                mistakes.append(f"{path}: {key} {fields[key]} is taken by {taken}")
+            owner_path, owner = owners.setdefault(fields[key], (path, fields))
+            # Two of the same id have the same container name by default: that is no mistake of its own.
+            if owner_path == path or (key == "container_name" and owner.get("id") == fields.get("id")):
+                continue
+            taken = owner_path if key == "id" else _short(owner_path)
+            mistakes.append(f"{path}: {key} {fields[key]} is taken by {taken}")
     for path, fields in parsed:
         for alias in fields.get("aliases", ()):
             for other_path, other in parsed:
@@ -559,7 +591,7 @@ def _check_together(parsed: list[Entry], mistakes: list[str]) -> None:
     for path, fields in parsed:
         if fields.get("startup_mode") != "active":
             continue
-        gpus = set(fields.get("gpus", Model.gpus))
+        gpus = set(fields.get("gpus", ()))
         for other_path, other_gpus in actives:
             shared = sorted(gpus & other_gpus)
             if shared:

@@ -136,7 +136,7 @@ class Command:
         if pid is not None:
             for number in (signal.SIGTERM, signal.SIGKILL):
                 _signal_group(pid, number)
-                if self._ends_within(STOP_GRACE_SECONDS):
+                if self._ends_within(STOP_GRACE_SECONDS, pid):
                     break
             else:
                 raise LifecycleError(f"{self.model.id}: process {pid} does not end, even when killed")
@@ -172,16 +172,19 @@ class Command:
         try:
             with open(self.pid_file, encoding="utf-8") as file:
                 saved = json.load(file)
-        except (OSError, ValueError):
+            pid, started = int(saved["pid"]), saved["started"]
+        except (OSError, ValueError, TypeError, KeyError):
             return None
-        return saved["pid"] if _start_time(saved["pid"]) == saved["started"] else None
+        # No start time was saved for one that ended as soon as it began.
+        return pid if started is not None and _start_time(pid) == started else None
 
-    def _ends_within(self, seconds: float) -> bool:
+    def _ends_within(self, seconds: float, group: int) -> bool:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             if self.child is not None:
                 self.child.poll()  # takes the exit status, or the process stays as a zombie
-            if self._pid() is None:
+            # The processes it started count too: vLLM's engine is one, and it is what holds the GPU.
+            if self._pid() is None and not _group_lives(group):
                 return True
             time.sleep(0.02)
         return False
@@ -200,7 +203,8 @@ def _run(command: typing.Sequence[str], check: bool = True, merge: bool = False)
             check=False,
         )
     except FileNotFoundError:
-        raise LifecycleError(f"{command[0]} is not installed: install it, or give the model a start_command") from None
+        remedy = "install it, or give the model a start_command" if command[0] == "docker" else "install it"
+        raise LifecycleError(f"{command[0]} is not installed: {remedy}") from None
     except (OSError, subprocess.TimeoutExpired) as error:
         raise LifecycleError(str(error)) from None
     if check and answer.returncode != 0:
@@ -211,15 +215,33 @@ def _run(command: typing.Sequence[str], check: bool = True, merge: bool = False)
 
 
 def _start_time(pid: int) -> str | None:
-    """When a process was started, in clock ticks since boot (proc(5), field 22); None when it is gone or a zombie."""
+    """When a process was started, in clock ticks since boot; None when it is gone or a zombie."""
+    fields = _stat(pid)
+    return fields[19] if fields else None
+
+
+def _group_lives(group: int) -> bool:
+    """Whether any process of a process group is left, zombies aside."""
+    for name in os.listdir("/proc"):
+        fields = _stat(int(name)) if name.isdigit() else None
+        if fields and int(fields[2]) == group:
+            return True
+    return False
+
+
+def _stat(pid: int) -> list[str] | None:
+    """What /proc tells of a process (proc(5), from field 3, the state, on); None when it is gone or a zombie."""
     try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8") as file:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
             fields = file.read().rpartition(")")[2].split()
     except OSError:
         return None
-    return None if fields[0] in "ZX" else fields[19]
+    return None if not fields or fields[0] in "ZX" else fields
 
 
 def _signal_group(pid: int, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(pid, number)
+    try:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, number)
+    except PermissionError:
+        raise LifecycleError(f"process {pid} can't be ended: run as the user who started it, or as root") from None

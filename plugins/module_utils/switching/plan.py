@@ -36,7 +36,8 @@ VERIFY = "verify"
 class Observation:
     """What one server was seen to be.
 
-    C(level) is 0, 1 or 2 while it sleeps, None where the server doesn't tell. C(running) and C(waiting) count requests,
+    C(level) is 0, 1 or 2 while it sleeps, None where the server doesn't tell. At level 0 it is only paused, or has to
+    finish requests before it sleeps: it keeps its GPU memory. C(running) and C(waiting) count requests,
     None where they were not asked for or the server doesn't tell. C(problem) says what is wrong when C(state) is
     error; C(dead) says that the server is beyond answering, so that stopping it loses nothing. C(process) says whether
     the server's own process or container runs, None where nobody looked or can tell.
@@ -49,6 +50,11 @@ class Observation:
     problem: str = ""
     dead: bool = False
     process: bool | None = None
+
+    @property
+    def paused(self) -> bool:
+        """Whether it takes no requests but keeps its GPU memory."""
+        return self.state == SLEEPING and self.level == 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +140,7 @@ class _Planner:
     def put_to_sleep(self, model: Model) -> list[Stage]:
         seen = self.observed[model.id]
         self._check_usable(model)
-        if seen.state == ACTIVE:
+        if seen.state == ACTIVE or seen.paused:
             return [(self._rest(model),)]
         if seen.state == SLEEPING:
             return []
@@ -145,8 +151,11 @@ class _Planner:
         loaded = self._bring_up(model)
         level = self._sleep_level(model)
         stages = [displaced, *loaded, ((Step(SLEEP, model.id, level),),)]
+        back: list[Model] = []
         for other in self.inventory.conflicting(model):
-            if self.observed[other.id].state == ACTIVE and not other.disabled:
+            was_active = self.observed[other.id].state == ACTIVE and not other.disabled
+            if was_active and not any(other.conflicts_with(one) for one in back):
+                back.append(other)
                 stages += self._bring_back(other, displaced)
         return stages
 
@@ -169,12 +178,13 @@ class _Planner:
         for other in self.inventory.conflicting(model):
             seen = self.observed[other.id]
             if other.disabled:
-                if seen.state in (ACTIVE, LOADING):
+                if seen.state in (ACTIVE, LOADING) or seen.paused or (seen.state == ERROR and seen.process):
+                    what = f"in error ({seen.problem})" if seen.state == ERROR else seen.state
                     raise Blocked(
-                        f"{other.id} is disabled, so it is left alone, but its server is {seen.state} and holds a GPU "
+                        f"{other.id} is disabled, so it is left alone, but its server is {what} and holds a GPU "
                         f"that {model.id} needs: stop it, or set its startup_mode to sleep"
                     )
-            elif seen.state == ACTIVE:
+            elif seen.state == ACTIVE or seen.paused:
                 lanes.append(self._rest(other))
             elif seen.state == ERROR and seen.process is False:
                 pass  # whatever answers on its port is not the server, and holds no GPU of ours
@@ -191,6 +201,12 @@ class _Planner:
         """The stages that make a server ready, whatever it is now."""
         seen = self.observed[model.id]
         verify = Step(VERIFY, model.id)
+        if seen.paused:
+            # A sleep that still waits for requests would come true after a wake, so it is waited for. At which level it
+            # sleeps then is not known.
+            rest = self._rest(model)
+            up = Step(START, model.id) if rest[-1].action == STOP else Step(WAKE, model.id)
+            return [((*rest, up, verify),)]
         if seen.state == SLEEPING:
             return [((Step(WAKE, model.id, seen.level), verify),)]
         if seen.state == LOADING:

@@ -16,7 +16,7 @@ import typing
 
 from .errors import BadAnswer, DevModeOff, Refused, ServerError, Unreachable, Unresponsive
 from .inventory import Model, Request, Switching
-from .plan import ACTIVE, ERROR, SLEEPING, STOPPED, Observation
+from .plan import ACTIVE, ERROR, LOADING, SLEEPING, STOPPED, Observation
 
 try:
     import requests
@@ -42,6 +42,10 @@ _RELOADING_WAKE = (
 _PLAIN_WAKE = (Request("/wake_up"),)
 
 
+class _HungUp(Unresponsive):
+    """C(/health) was not answered: the connection was taken and dropped without a word."""
+
+
 class Server:
     """The server of one model, reached over one keep-alive connection on loopback. Not for use by two threads at once.
 
@@ -64,24 +68,30 @@ class Server:
     def observe(self, count_requests: bool = False) -> Observation:
         """What the server is: active, sleeping, stopped (nothing listens) or error. Never raises a ServerError.
 
+        Loading, with C(dead) set, is a guess that holds if the server's process runs: something takes connections and
+        drops them, as Docker does for a container that does not listen yet.
         C(count_requests) asks for the number of running and waiting requests too.
         """
         try:
             try:
-                healthy = self.is_healthy()
+                return self._look(count_requests)
             except Unresponsive:
-                healthy = self.is_healthy()  # once more, before a server that is only busy is called dead
-            if not healthy:
-                return Observation(ERROR, problem=f"{self.model.id}'s engine is dead (/health answers 503)", dead=True)
-            self._check_identity()
-            asleep = self.is_sleeping()
-            metrics = self._metrics() if asleep or count_requests else {}
+                return self._look(count_requests)  # once more, before a server that is only busy is called dead
         except Unreachable:
             return Observation(STOPPED)
+        except _HungUp as error:
+            return Observation(LOADING, problem=str(error), dead=True)
         except Unresponsive as error:
             return Observation(ERROR, problem=str(error), dead=True)
         except ServerError as error:
             return Observation(ERROR, problem=str(error))
+
+    def _look(self, count_requests: bool) -> Observation:
+        if not self.is_healthy():
+            return Observation(ERROR, problem=f"{self.model.id}'s engine is dead (/health answers 503)", dead=True)
+        self._check_identity()
+        asleep = self.is_sleeping()
+        metrics = self._metrics() if asleep or count_requests else {}
         return Observation(
             SLEEPING if asleep else ACTIVE,
             level=metrics.get("level") if asleep else None,
@@ -105,7 +115,7 @@ class Server:
         """Whether the server sleeps, at whatever level, or is only partly awake. DevModeOff where it can't tell."""
         state = self.model.state_request
         if state:
-            answer = self._call(state.method, state.endpoint, state.body, state.timeout or PROBE_TIMEOUT_SECONDS)
+            answer = self._call(state.method, state.endpoint, state.body, state.timeout)
             return bool(re.search(state.sleeping, answer.text))
         try:
             answer = self._call("GET", "/is_sleeping")
@@ -157,9 +167,10 @@ class Server:
         body = {"model": name, "prompt": "Hello", "max_tokens": 1, "temperature": 0}
         answer = self._call("POST", "/v1/completions", body, self.switching.request_timeout_seconds)
         choices = self._json("POST", "/v1/completions", answer).get("choices")
-        if not choices or not isinstance(choices[0].get("text"), str):
+        first = choices[0] if isinstance(choices, list) and choices else None
+        if not isinstance(first, dict) or not isinstance(first.get("text"), str):
             raise self._bad_answer("POST", "/v1/completions", answer)
-        return str(choices[0]["text"])
+        return str(first["text"])
 
     def _check_identity(self) -> str:
         """The name to call the model by, as the server itself gives it."""
@@ -173,7 +184,9 @@ class Server:
                 "right one as args.api_key or env.VLLM_API_KEY of the model"
             ) from None
         data = self._json("GET", "/v1/models", answer).get("data")
-        if not isinstance(data, list) or not all(isinstance(entry, dict) and "id" in entry for entry in data):
+        if not isinstance(data, list) or not all(
+            isinstance(entry, dict) and isinstance(entry.get("id"), str) for entry in data
+        ):
             raise self._bad_answer("GET", "/v1/models", answer)
         served = [entry["id"] for entry in data]
         for name in self.model.names:
@@ -199,8 +212,9 @@ class Server:
             elif name == "vllm:engine_sleep_state":
                 label = re.search(r'sleep_state="([a-z_]+)"', labels)
                 states[label.group(1) if label else ""] = float(value)
-        # No gauge (0.11), or one that contradicts /is_sleeping: the level is not known.
-        if states.get("awake") == 0:
+        # No gauge (0.11): the level is not known. A gauge that says awake while /is_sleeping says true belongs to a
+        # server that was paused, or that finishes its requests before it sleeps: it has all its memory.
+        if states:
             found["level"] = 1 if states.get("weights_offloaded") else 2 if states.get("discard_all") else 0
         return found
 
@@ -221,10 +235,9 @@ class Server:
             ):
                 return
 
-    def _call(
-        self, method: str, path: str, body: typing.Any = None, timeout: float = PROBE_TIMEOUT_SECONDS
-    ) -> requests.Response:
+    def _call(self, method: str, path: str, body: typing.Any = None, timeout: float | None = None) -> requests.Response:
         """One HTTP call; the answer when its status is 200, else an error that says what went wrong."""
+        timeout = timeout or PROBE_TIMEOUT_SECONDS
         headers = {}
         if self.model.api_key and path.startswith("/v1"):
             headers["Authorization"] = f"Bearer {self.model.api_key}"
@@ -249,10 +262,11 @@ class Server:
             causes = tuple(_causes(error))
             if any(isinstance(cause, ConnectionRefusedError) for cause in causes):
                 raise Unreachable(f"{what}: nothing listens there") from None
-            if isinstance(error, requests.exceptions.ConnectionError) and any(
-                isinstance(c, OSError) for c in causes[1:]
-            ):
-                raise Unresponsive(f"{what}: the connection broke off: {causes[-1]}") from None
+            within_answer = isinstance(error, requests.exceptions.ChunkedEncodingError)
+            if within_answer or any(isinstance(cause, OSError) for cause in causes[1:]):
+                dropped = not within_answer and any(isinstance(cause, ConnectionError) for cause in causes)
+                kind = _HungUp if dropped and path == "/health" else Unresponsive
+                raise kind(f"{what}: the connection broke off: {causes[-1]}") from None
             raise BadAnswer(f"{what}: not an answer of vLLM's: {self._something_else}: {causes[-1]}") from None
         if answer.status_code in (301, 302, 303, 307, 308):
             target = answer.headers.get("location")

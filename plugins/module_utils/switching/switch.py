@@ -262,12 +262,12 @@ class Switcher:
 
         def look(model: Model) -> Observation:
             seen = self.servers[model.id].observe(count_requests)
-            if seen.state not in (STOPPED, ERROR):
+            if seen.state in (ACTIVE, SLEEPING):
                 return seen
             running = self.lifecycles[model.id].process().running
-            if seen.state == STOPPED and running:
+            if seen.state in (STOPPED, LOADING) and running:
                 return Observation(LOADING)
-            return dataclasses.replace(seen, process=running)
+            return dataclasses.replace(seen, state=ERROR if seen.state == LOADING else seen.state, process=running)
 
         models = tuple(models)
         seen = dict(zip((m.id for m in models), self._each(look, models)))
@@ -292,7 +292,8 @@ class Switcher:
         except (ServerError, LifecycleError) as error:
             if lane[0].action == SLEEP or lane[-1].action == SLEEP:
                 self._stop_sleepless(lane[-1], error)
-            elif lane[0].action == WAKE:
+            elif lane[0].action == WAKE or (lane[0].action == VERIFY and isinstance(error, ServerDied)):
+                # What seemed to load may have been about to end: its port is closed, its process not yet gone.
                 self._wake_again(lane[0], error)
             else:
                 raise
@@ -367,12 +368,18 @@ class Switcher:
         count: list[int | None] = []
 
         def idle() -> bool:
-            count.append(self.servers[step.model].count_requests())
+            try:
+                count.append(self.servers[step.model].count_requests())
+            except Unreachable:
+                count.append(0)  # a server that is gone runs nothing
+            except Unresponsive:
+                return False  # a busy server is no reason to stop it
             return not count[-1]
 
         if not self._wait(idle, self.settings.drain_timeout_seconds):
             self.overdue.add(step.model)
-            return f"{count[-1]} requests still ran after {self.settings.drain_timeout_seconds:g} s and were cut"
+            left = f"{count[-1]} requests still ran" if count else "the server did not say which requests still ran"
+            return f"{left} after {self.settings.drain_timeout_seconds:g} s and were cut"
         if count[-1] is None:
             return "the server does not count its requests"
         return ""
@@ -394,12 +401,13 @@ class Switcher:
 
     def _stop(self, step: Step) -> None:
         lifecycle = self.lifecycles[step.model]
-        if lifecycle.process().running is not False:
-            lifecycle.stop()
 
         def gone() -> bool:
             return self.servers[step.model].observe().state == STOPPED
 
+        # Where nothing of ours runs but the port answers, the lifecycle can tell why it can't stop that.
+        if lifecycle.process().running is not False or not gone():
+            lifecycle.stop()
         if not self._wait(gone, self.settings.request_timeout_seconds):
             raise LifecycleError(
                 f"{step.model} was stopped, but port {self.models[step.model].host_port} still answers: its server was "
@@ -409,16 +417,24 @@ class Switcher:
     def _verify(self, step: Step) -> None:
         """Wait until the server is ready: healthy, awake and, unless turned off, able to answer a completion."""
         model, server = self.models[step.model], self.servers[step.model]
+        listens = False
 
         def ready() -> bool:
+            nonlocal listens
+            listens = True
             try:
                 if not server.is_healthy():
                     raise ServerError(f"{model.id}'s engine died (/health answers 503){self._last_lines(model)}")
                 return not server.is_sleeping()
-            except (Unreachable, Unresponsive):
-                return False
+            except Unreachable:
+                listens = False
+            except Unresponsive:
+                pass
+            return False
 
         def check_alive() -> None:
+            if listens:
+                return  # so it lives, even if it was started by somebody else and its process is not known here
             process = self.lifecycles[model.id].process()
             if process.running is False:
                 code = "" if process.exit_code is None else f" with exit code {process.exit_code}"

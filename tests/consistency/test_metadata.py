@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: MIT
+"""A fact stands in one file; the others that repeat it agree."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parents[2]
+
+
+def load(name: str) -> Any:
+    return yaml.safe_load((ROOT / name).read_text(encoding="utf-8"))
+
+
+def test_the_action_group_holds_every_module() -> None:
+    modules = sorted(path.stem for path in (ROOT / "plugins/modules").glob("*.py"))
+    assert sorted(load("meta/runtime.yml")["action_groups"]["switching"]) == modules
+
+
+def test_the_lowest_ansible_core_is_the_one_tested() -> None:
+    requires = load("meta/runtime.yml")["requires_ansible"]
+    tested = re.findall(r'"(\d+\.\d+\.\d+) \d', (ROOT / "tools/versions.sh").read_text(encoding="utf-8"))
+    assert requires == ">=" + min(tested, key=lambda version: tuple(map(int, version.split("."))))
+
+
+def test_the_newest_ansible_core_is_the_one_locked() -> None:
+    tested = re.findall(r'"(\d+\.\d+\.\d+) \d', (ROOT / "tools/versions.sh").read_text(encoding="utf-8"))
+    locked = re.findall(r"^ansible-core==(\S+)", (ROOT / "requirements.txt").read_text(encoding="utf-8"), re.MULTILINE)
+    assert tested[-1] == locked[-1]
