@@ -50,7 +50,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if target == "real":
         marks = [pytest.mark.timeout(900)]  # it may have to be built first
         if "new" not in styles:
-            marks.append(pytest.mark.skip(reason="about servers older than the real one"))
+            marks.append(pytest.mark.skip(reason="allowed: about servers older than the real one"))
         params = [pytest.param("real-new", marks=marks)]
     metafunc.parametrize("pair", params, indirect=True, scope="session")
 

@@ -226,6 +226,7 @@ def _describe(value: typing.Any) -> str:
         (float, "a number"),
         (dict, "a dictionary"),
         (list, "a list"),
+        (type(None), "nothing"),
     )
     kind = next((text for cls, text in kinds if isinstance(value, cls)), type(value).__name__)
     return f"{kind} ({value})" if isinstance(value, (bool, str, int, float)) else kind
@@ -335,6 +336,13 @@ def _at(where: str, check: Check, value: typing.Any) -> typing.Any:
         raise _Wrong(where + (text if text[0] in ".[:" else " " + text)) from None
 
 
+def _names(value: typing.Any) -> tuple[str, ...]:
+    names: tuple[str, ...] = _list_of(_text, "names")(value)
+    if len(set(names)) != len(names):
+        raise _Wrong(f"must have each name once, is {list(names)}")
+    return names
+
+
 def _gpus(value: typing.Any) -> tuple[int, ...]:
     gpus: tuple[int, ...] = _list_of(_number(minimum=0, whole=True), "GPU numbers")(value)
     if not gpus or len(set(gpus)) != len(gpus):
@@ -364,6 +372,12 @@ def _arguments(value: typing.Any) -> dict[str, typing.Any]:
             raise _Wrong(f"has {name} twice")
         if name in _DERIVED_ARGUMENTS:
             raise _Wrong(f"must not have {name}: use the model's {_DERIVED_ARGUMENTS[name]}")
+        try:
+            json.dumps(item)
+        except (TypeError, ValueError):
+            raise _Wrong(
+                f".{key} must be text, a number, true or false, a list or a dictionary, is {_describe(item)}"
+            ) from None
         normalised[name] = item
     return normalised
 
@@ -428,7 +442,7 @@ _MODEL_FIELDS = {
     "args": _Field(_arguments),
     "env": _Field(_mapping_of(_ENVIRONMENT_NAME, "name of an environment variable", _scalar_text)),
     "image": _Field(_optional_text),
-    "aliases": _Field(_list_of(_text, "names")),
+    "aliases": _Field(_names),
     "ready_completion": _Field(_boolean),
     "sleep_requests": _Field(_list_of(_request(Request), "requests")),
     "wake_requests": _Field(_list_of(_request(Request), "requests")),
@@ -501,11 +515,9 @@ def _parse_model(index: int, entry: typing.Any, global_macros: typing.Mapping[st
         mistakes.append(f"{path}: stop_command needs start_command too, or a stopped server could not be started again")
     macros = _macros(given, fields)
     _check_macros(path, macros, mistakes)
-    variables = {name: str(fields.get(name, "")) for name in _BUILTIN_VARIABLES if given.get(name) is not None}
-    known = {**global_macros, **macros, "port": str(Model.port), **variables}
-    for name in ("name", "container_name"):
-        known.setdefault(name, fields.get(name, ""))
-    _expand_variables(path, fields, known, mistakes)
+    variables = {name: str(fields.get(name, "")) for name in _BUILTIN_VARIABLES}
+    variables["port"] = variables["port"] or str(Model.port)
+    _expand_variables(path, fields, {**global_macros, **macros, **variables}, mistakes)
     return path, fields
 
 
@@ -578,7 +590,8 @@ def _check_together(parsed: list[Entry], mistakes: list[str]) -> None:
                 continue
             owner_path, owner = owners.setdefault(fields[key], (path, fields))
             # Two of the same id have the same container name by default: that is no mistake of its own.
-            if owner_path == path or (key == "container_name" and owner.get("id") == fields.get("id")):
+            same_id = "id" in fields and owner.get("id") == fields["id"]
+            if owner_path == path or (key == "container_name" and same_id):
                 continue
             taken = owner_path if key == "id" else _short(owner_path)
             mistakes.append(f"{path}: {key} {fields[key]} is taken by {taken}")
@@ -599,7 +612,6 @@ def _check_together(parsed: list[Entry], mistakes: list[str]) -> None:
                     f"{path}: startup_mode active is taken by {_short(other_path)}: both use GPU "
                     f"{', '.join(map(str, shared))} and only one of them can be awake; set one to sleep"
                 )
-                break
         actives.append((path, gpus))
 
 

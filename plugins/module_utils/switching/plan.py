@@ -154,7 +154,7 @@ class _Planner:
         back: list[Model] = []
         for other in self.inventory.conflicting(model):
             was_active = self.observed[other.id].state == ACTIVE and not other.disabled
-            if was_active and not any(other.conflicts_with(one) for one in back):
+            if was_active and not any(other.conflicts_with(one) for one in back) and not self._crowded(other, model):
                 back.append(other)
                 stages += self._bring_back(other, displaced)
         return stages
@@ -163,7 +163,7 @@ class _Planner:
         seen = self.observed[model.id]
         if seen.state == STOPPED or (seen.state == ERROR and seen.process is False):
             return []
-        drain = (Step(DRAIN, model.id),) if seen.state == ACTIVE else ()
+        drain = (Step(DRAIN, model.id),) if seen.state == ACTIVE or seen.paused else ()
         lane: Lane = (*drain, Step(STOP, model.id))
         return [(lane,)]
 
@@ -214,6 +214,17 @@ class _Planner:
         if seen.state == ERROR:
             return [((Step(STOP, model.id), Step(START, model.id), verify),)]
         return [((Step(START, model.id), verify),)]
+
+    def _crowded(self, model: Model, target: Model) -> bool:
+        """Whether a server that the plan leaves alone has, or may have, a GPU of the model."""
+        for other in self.inventory.conflicting(model):
+            seen = self.observed[other.id]
+            holds = (
+                seen.state in (ACTIVE, LOADING) or seen.paused or (seen.state == ERROR and seen.process is not False)
+            )
+            if holds and other.id != target.id and not other.conflicts_with(target):
+                return True
+        return False
 
     def _bring_back(self, model: Model, displaced: Stage) -> list[Stage]:
         rest = next(lane for lane in displaced if lane[-1].model == model.id)[-1]

@@ -332,6 +332,9 @@ class Switcher:
                 continue
             if previous.id == model.id and wanted != ACTIVE:
                 continue
+            # Where two that conflict were found awake, one of them is enough.
+            if any(seen[m.id].state == before[m.id].state == ACTIVE for m in self.inventory.conflicting(previous)):
+                continue
             try:
                 self._execute(make_plan(self.inventory, seen, previous, ACTIVE, self.mem_available_gb()))
                 message += f"; {previous.id} is active again"

@@ -83,7 +83,8 @@ def stack_dir(tmp_path: Path, processes: Processes) -> Path:
 class TwoAwake(Protocol):
     """The check of the GPUs, as a fixture hands it over."""
 
-    def __call__(self, events: Iterable[dict[str, Any]], since: int = 0) -> list[str]: ...
+    def __call__(self, events: Iterable[dict[str, Any]], since: int = 0) -> list[str]:
+        """The moments at which two were awake."""
 
 
 @pytest.fixture(name="two_awake")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import re
 from typing import Any
@@ -657,6 +658,37 @@ def test_values_that_look_like_variables_survive_a_round_trip(keys: dict[str, An
     except InventoryError:
         return  # to refuse them is as good
     assert parse_again(inventory) == inventory
+
+
+def test_a_missing_key_is_told_once() -> None:
+    assert mistakes_of([{"id": "a", "model": "x", "start_command": ["${host_port}"]}]) == [
+        "vllm_models[0] (a): host_port is required"
+    ]
+
+
+def test_a_container_name_twice_is_told_without_ids_too() -> None:
+    nameless = {"model": "x", "container_name": "same"}
+    assert "vllm_models[1]: container_name same is taken by vllm_models[0]" in mistakes_of(
+        [{**nameless, "host_port": 1}, {**nameless, "host_port": 2}]
+    )
+
+
+def test_every_gpu_clash_is_told() -> None:
+    models = [active("a", 1), {**active("b", 2), "gpus": [1]}, {**active("c", 3), "gpus": [0, 1]}]
+    assert len(mistakes_of(models)) == 2
+
+
+@pytest.mark.parametrize(
+    ("keys", "mistake"),
+    [
+        ({"args": {"when": datetime.date(2026, 1, 1)}}, "args.when must be text, a number, true or false, a list or"),
+        ({"aliases": ["x", "x"]}, "aliases must have each name once, is ['x', 'x']"),
+        ({"aliases": [None]}, "aliases[0] must be text, is nothing"),
+    ],
+)
+def test_odd_values_are_mistakes(keys: dict[str, Any], mistake: str) -> None:
+    (told,) = mistakes_of([entry(**keys)])
+    assert told.startswith(f"vllm_models[0] (a): {mistake}")
 
 
 # Finding a model, and how models relate

@@ -352,9 +352,8 @@ def test_a_stop_command_that_never_ends_is_cut(stack_dir: Path, monkeypatch: pyt
 # ---- compose ----------------------------------------------------------------------------------
 
 FAKE_DOCKER = """\
-#!{python}
 import json, pathlib, sys
-here = pathlib.Path({folder!r})
+here = pathlib.Path(__file__).parent
 with (here / "calls").open("a") as calls:
     calls.write(json.dumps(sys.argv[1:]) + "\\n")
 for words, (status, out, err) in json.loads((here / "answers").read_text()).items():
@@ -371,8 +370,10 @@ class Docker:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        (folder / "docker.py").write_text(FAKE_DOCKER)
         program = folder / "docker"
-        program.write_text(FAKE_DOCKER.format(python=sys.executable, folder=str(folder)))
+        # A shebang could not name an interpreter whose path has a space.
+        program.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{folder}/docker.py" "$@"\n')
         program.chmod(0o755)
         self.answer({})
 
