@@ -1,0 +1,79 @@
+# Every check has one name, for a person and for CI alike (.ci/run calls these). `make help` lists them.
+# Recipes see the tools of .venv first.
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+
+# For `make setup` only: the Python to build .venv with.
+export PYTHON
+
+PYTEST := .venv/bin/python -m pytest
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
+
+.PHONY: setup
+setup: ## build .venv, everything pinned; make this checkout resolvable as homegpt.vllm
+	@bash tools/setup.sh
+
+.PHONY: demo
+demo: setup ## bootstrap and switch four stand-in models on this machine
+	@bash tools/demo.sh
+
+.PHONY: test
+test: setup ## every test that needs no container engine and no real vLLM
+	$(PYTEST) -n 2 --dist loadfile tests --ignore tests/real
+
+.PHONY: lint
+lint: setup ## style of Python, YAML, Ansible, shell and the changelog
+	ruff check .
+	ruff format --check .
+	vermin --quiet --no-tips --violations --target=3.8- plugins
+	yamllint --strict .
+	ansible-lint --offline --strict --nocolor
+	antsibull-changelog lint
+	shellcheck .ci/run tools/*.sh
+
+.PHONY: format
+format: setup ## let ruff lay out the Python files
+	ruff format .
+	ruff check --fix .
+
+.PHONY: types
+types: setup ## mypy, strict for the core
+	mypy -p ansible_collections.homegpt.vllm.plugins -p tests -p tools -p bench
+
+.PHONY: sanity
+sanity: setup ## ansible-test sanity on a clean copy, nothing ignored
+	bash tools/sanity.sh
+
+.PHONY: docs
+docs: setup ## render the modules' and filters' documentation and lint it
+	bash tools/docs.sh
+
+.PHONY: build
+build: setup ## build the package into dist/, install it elsewhere, call its playbooks by name
+	bash tools/build.sh
+
+.PHONY: versions
+versions: setup ## playbooks and sanity under the lowest and the newest supported ansible-core
+	bash tools/versions.sh
+
+.PHONY: real
+real: setup ## the contract and the switch on two real vLLM servers (3 GB on first use)
+	bash tools/real_vllm.sh
+	REAL_VLLM=1 $(PYTEST) tests/contract tests/real --target real
+
+.PHONY: bench
+bench: setup ## the ratios that the README states
+	.venv/bin/python bench/run.py
+
+.PHONY: lock
+lock: ## pin requirements.in anew for every supported Python (needs uv)
+	uv pip compile --quiet --universal --python-version 3.10 --fork-strategy requires-python --no-annotate \
+		--custom-compile-command "make lock" --upgrade --output-file requirements.txt requirements.in
+
+.PHONY: clean
+clean: ## remove what the other targets made in this folder
+	rm -rf .venv .build .ansible .hypothesis .mypy_cache .pytest_cache .ruff_cache dist tests/output
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

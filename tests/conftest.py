@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: MIT
+"""What every test shares: which Ansible is under test, and that CI lets no test disappear."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+# A skip whose reason begins like this may happen in CI too; say after it why.
+ALLOWED_SKIP = "allowed: "
+
+
+@pytest.fixture(scope="session")
+def ansible_playbook() -> str:
+    """The ansible-playbook to call: this environment's own, or the one that ANSIBLE_PLAYBOOK names."""
+    return os.environ.get("ANSIBLE_PLAYBOOK") or str(Path(sys.executable).with_name("ansible-playbook"))
+
+
+def _skips_refused(config: pytest.Config) -> list[str]:
+    """The reasons of those skips that make a run in CI a failure."""
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if os.environ.get("CI") != "true" or reporter is None:
+        return []
+    reasons = []
+    for report in reporter.stats.get("skipped", []):
+        _path, _line, reason = report.longrepr
+        if not reason.removeprefix("Skipped: ").startswith(ALLOWED_SKIP):
+            reasons.append(f"{report.nodeid}: {reason}")
+    return reasons
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Turn a run with refused skips into a failure, and hand the counts to whoever adds them up."""
+    if hasattr(session.config, "workerinput"):
+        return  # an xdist worker; its controller sees all reports
+    refused = _skips_refused(session.config)
+    if refused and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None and "TEST_COUNTS" in os.environ:
+        count = {outcome: len(reporter.stats.get(outcome, [])) for outcome in ("passed", "failed", "error")}
+        with open(os.environ["TEST_COUNTS"], "a", encoding="utf-8") as counts:
+            counts.write(f"{count['passed']} {count['failed'] + count['error'] + len(refused)}\n")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Name the skips that CI refuses."""
+    refused = _skips_refused(config)
+    if refused:
+        terminalreporter.section("skips that CI refuses", red=True)
+        for reason in refused:
+            terminalreporter.line(reason)

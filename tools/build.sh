@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: MIT
+# Builds the collection into dist/, installs the package into an empty folder and calls a playbook of it
+# by its fully qualified name.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+PATH=$PWD/.venv/bin:$PATH
+unset ANSIBLE_CONFIG
+
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+copy=$(bash tools/clean_copy.sh "$work")
+
+version=$(sed -n 's/^version: //p' galaxy.yml)
+package=homegpt-vllm-$version.tar.gz
+
+listing() {
+    tar --list --gzip --file="$1" | LC_ALL=C sort
+}
+
+rm -rf dist
+ansible-galaxy collection build --output-path dist "$copy"
+listing "dist/$package" >"$work/listing"
+
+# build_ignore must hold for a checkout in use as well: whoever builds there gets the same package.
+ansible-galaxy collection build --output-path "$work/from-checkout" . >/dev/null
+listing "$work/from-checkout/$package" >"$work/listing-from-checkout"
+if ! diff "$work/listing" "$work/listing-from-checkout"; then
+    echo "galaxy.yml build_ignore lets files into the package (>) that git does not know" >&2
+    exit 1
+fi
+
+export ANSIBLE_COLLECTIONS_PATH=$work/installed
+ansible-galaxy collection install --offline --no-deps --collections-path "$ANSIBLE_COLLECTIONS_PATH" "dist/$package"
+cd "$work"
+ansible-galaxy collection verify --offline homegpt.vllm
+for name in bootstrap status switch teardown; do
+    ansible-playbook --syntax-check --inventory "vllm_host," "homegpt.vllm.$name"
+done
+echo "$(wc -l <"$work/listing") files and folders in dist/$package"
