@@ -176,11 +176,21 @@ def start_real(
 ) -> Server:
     """Start real vLLM on the CPU (about half a minute); `model` is tiny-a or tiny-b, `venv` is real_venv()."""
     port = port or free_port()
-    path = venv / "models" / model
-    command = [str(venv / "bin" / "python"), str(venv / "bin" / "vllm"), "serve", str(path)]
-    command += ["--served-model-name", *(names or [model]), "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--max-model-len", str(max_model_len), "--enforce-eager", "--max-num-seqs", "4"]
-    settings = {
+    command = [*real_command(venv, model, port, names or [model], max_model_len), *flags]
+    server = Server(command, port, log or _log("real", port), _environment(real_settings(venv), dev_mode))
+    return _waited(server, wait, 240)
+
+
+def real_command(venv: Path, model: str, port: int | str, names: Iterable[str], max_model_len: int = 2048) -> list[str]:
+    """Return the command line that serves one of the tiny models."""
+    command = [str(venv / "bin" / "python"), str(venv / "bin" / "vllm"), "serve", str(venv / "models" / model)]
+    command += ["--served-model-name", *names, "--host", "127.0.0.1", "--port", str(port)]
+    return [*command, "--max-model-len", str(max_model_len), "--enforce-eager", "--max-num-seqs", "4"]
+
+
+def real_settings(venv: Path) -> dict[str, str]:
+    """Return the environment variables that real vLLM needs on the CPU."""
+    return {
         "HF_HUB_OFFLINE": "1",
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_NO_USAGE_STATS": "1",
@@ -189,8 +199,6 @@ def start_real(
         "OMP_NUM_THREADS": "1",
         "PATH": f"{venv / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}",
     }
-    server = Server([*command, *flags], port, log or _log("real", port), _environment(settings, dev_mode))
-    return _waited(server, wait, 240)
 
 
 def real_venv() -> Path:

@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: MIT
+"""The figures that the README states, each a ratio or a delay measured in one run on this machine.
+
+    .venv/bin/python bench/run.py [--only core|playbook|ready] [--quick]
+
+What is compared is done by turns, so that whatever else the machine does hits both. The status is 1 if a median is
+over its limit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / ".build"))
+
+import requests
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import parse
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.switch import Switcher
+
+from tests.playbooklib import Ansible, Host, is_sleeping, launched, served
+from tests.serverlib import ROOT, Server, start_standin
+
+Call = tuple[str, str, Any, Any]  # method, URL, JSON body, timeout
+
+
+class Figure:
+    """One line of the table: samples, and the limit of their median."""
+
+    def __init__(self, name: str, limit: float, unit: str = "") -> None:
+        self.name = name
+        self.limit = limit
+        self.unit = unit
+        self.samples: list[float] = []
+
+    @property
+    def good(self) -> bool:
+        """Whether the median is within the limit."""
+        return statistics.median(self.samples) <= self.limit
+
+    def cells(self) -> list[str]:
+        """Return what the table says of it."""
+        numbers = [min(self.samples), statistics.median(self.samples), max(self.samples)]
+        form = "{:.1f}" if self.unit else "{:.2f}"
+        shown = [form.format(number) + self.unit for number in numbers]
+        limit = f"<= {self.limit:g}{self.unit}"
+        return [self.name, *shown, limit, str(len(self.samples)), "ok" if self.good else "OVER"]
+
+
+@contextlib.contextmanager
+def pair(folder: Path) -> Iterator[tuple[Server, Server]]:
+    """Two stand-ins that sleep and wake in no time: `a` awake, `b` asleep."""
+    with start_standin("org/b", names=["b"], log=folder / "b.log") as b:
+        b.call("POST", "/sleep?level=1").raise_for_status()
+        with start_standin("org/a", names=["a"], log=folder / "a.log") as a:
+            yield a, b
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Return how many seconds it takes."""
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+# ---- the core against the bare calls ----------------------------------------------------------
+
+
+def recorded(work: Callable[[], object], servers: tuple[Server, ...]) -> list[Call]:
+    """Return the calls that the work makes, in order; the servers' access logs must hold the same."""
+    calls: list[Call] = []
+    real = requests.Session.request
+
+    def request(self: requests.Session, method: str, url: str, **kwargs: Any) -> requests.Response:
+        calls.append((method, url, kwargs.get("json"), kwargs.get("timeout")))
+        return real(self, method, url, **kwargs)
+
+    marks = [server.mark() for server in servers]
+    requests.Session.request = request  # type: ignore[assignment, method-assign]
+    try:
+        work()
+    finally:
+        requests.Session.request = real  # type: ignore[method-assign]
+    for server, mark in zip(servers, marks, strict=True):
+        made = [f"{method} {url.removeprefix(server.url)}" for method, url, *_ in calls if url.startswith(server.url)]
+        assert made == server.accesses(since=mark), (made, server.accesses(since=mark))
+    return calls
+
+
+def bare(calls: list[Call]) -> None:
+    """Make the calls, on one connection for each server."""
+    sessions: dict[str, requests.Session] = {}
+    for method, url, body, timeout in calls:
+        server = url[: url.index("/", len("http://"))]
+        if server not in sessions:
+            sessions[server] = requests.Session()
+            sessions[server].trust_env = False
+        sessions[server].request(method, url, json=body, timeout=timeout).raise_for_status()
+    for session in sessions.values():
+        session.close()
+
+
+def measure_core(folder: Path, rounds: int) -> list[Figure]:
+    """Time the core's switch, from the raw inventory on, against the bare sequence of the calls that it makes."""
+    figure = Figure("core's switch / its HTTP calls alone", 1.3)
+    with pair(folder) as servers:
+        models = [served(server, name) for server, name in zip(servers, "ab", strict=True)]
+
+        def switch(model: str) -> None:
+            with Switcher(parse(models), str(folder / "stack")) as switcher:
+                assert switcher.switch(model).changed
+
+        calls = {model: recorded(lambda: switch(model), servers) for model in "ba"}  # noqa: B023
+        for number in range(rounds):
+            # Both go in both directions, and each comes first as often as the other.
+            if number % 2:
+                core, alone = timed(lambda: switch("b")), timed(lambda: bare(calls["a"]))
+            else:
+                alone, core = timed(lambda: bare(calls["b"])), timed(lambda: switch("a"))
+            assert [is_sleeping(server.port) for server in servers] == [False, True]
+            figure.samples.append(core / alone)
+    return [figure]
+
+
+# ---- switch.yml against a ping, and against uri ------------------------------------------------
+
+
+def measure_playbook(folder: Path, rounds: int) -> list[Figure]:
+    """Time switch.yml against a play that only pings, and against the same switch made of uri tasks."""
+    to_ping = Figure("switch.yml / a play with one ping", 1.4)
+    to_uri = Figure("switch.yml / the same by uri tasks", 0.5)
+    with pair(folder) as servers:
+        host = Host(folder, [served(server, name) for server, name in zip(servers, "ab", strict=True)])
+        ansible = Ansible(str(Path(sys.executable).with_name("ansible-playbook")), folder, [host])
+
+        def play(playbook: str | Path, model: str = "") -> float:
+            run = ansible.play(playbook, "-e", f"model={model}")
+            assert run.status == 0, run.output
+            if model:
+                assert run.count("changed") > 0, run.output
+                assert [is_sleeping(server.port) for server in servers] == [model != "a", model != "b"]
+            return run.seconds
+
+        def all_three(there: str, back: str, switch_first: bool) -> None:
+            ping = play(ROOT / "bench/ping.yml")
+            if switch_first:
+                switch, uri = play("switch", there), play(ROOT / "bench/uri_switch.yml", back)
+            else:
+                uri, switch = play(ROOT / "bench/uri_switch.yml", there), play("switch", back)
+            to_ping.samples.append(switch / ping)
+            to_uri.samples.append(switch / uri)
+
+        all_three("b", "a", True)  # warms the caches
+        for figure in (to_ping, to_uri):
+            figure.samples.clear()
+        for number in range(rounds):
+            all_three("b", "a", bool(number % 2))
+    return [to_ping, to_uri]
+
+
+# ---- how soon the core knows that a server is ready --------------------------------------------
+
+
+def measure_ready(folder: Path, rounds: int) -> list[Figure]:
+    """Time from the moment a server is ready to the end of the core's wait, at an interval of 2 s.
+
+    The servers answer a wake before it is done, as vLLM did before 0.17, so that the core has to find out. No
+    completion is asked for: it is the knowing that is timed.
+    """
+    figures = [
+        Figure("ready to known, a wake of 0.1 to 3 s", 25, " ms"),
+        Figure("ready to known, a load of 0.5 to 5 s", 25, " ms"),
+    ]
+    switching = {"health_check_interval_seconds": 2, "ready_completion": False}
+    chance = random.Random(1)  # the same times in every run
+    for number in range(rounds):
+        loads = number % 3 == 2
+        gpus = folder / f"gpus-{number}"
+        seconds = chance.uniform(0.5, 5) if loads else chance.uniform(0.1, 3)
+        if loads:
+            environment = {"STANDIN_LOAD_SECONDS": seconds, "STANDIN_VERSION": "0.11.0", "STANDIN_GPU_DIR": str(gpus)}
+            model = launched("a", env=environment)
+            host = Host(folder, [model], name=str(number))
+            try:
+                with Switcher(parse([model], switching), str(host.stack)) as switcher:
+                    switcher.switch("a")
+                    known = time.time()
+            finally:
+                host.kill()
+        else:
+            settings: dict[str, Any] = {"version": "0.11.0", "wake_seconds": seconds, "gpu_dir": gpus}
+            with start_standin("org/a", names=["a"], log=folder / "a.log", **settings) as server:
+                server.call("POST", "/sleep?level=1").raise_for_status()
+                while not is_sleeping(server.port):
+                    time.sleep(0.01)
+                with Switcher(parse([served(server, "a")], switching), str(folder / "stack")) as switcher:
+                    switcher.switch("a")
+                    known = time.time()
+            host = Host(folder, [], name=str(number))
+        ready = [event["time"] for event in host.events() if event["event"] == "awake"][-1]
+        figures[loads].samples.append((known - ready) * 1000)
+    both = Figure("ready to known, all of them", 25, " ms")
+    both.samples = figures[0].samples + figures[1].samples
+    return [*figures, both]
+
+
+def main() -> int:
+    """Measure, print the table, and say by the status whether every median is within its limit."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    measures = {"core": (measure_core, 100), "playbook": (measure_playbook, 9), "ready": (measure_ready, 36)}
+    parser.add_argument("--only", choices=measures, help="measure only this")
+    parser.add_argument("--quick", action="store_true", help="few repetitions, to see that it works")
+    args = parser.parse_args()
+    figures: list[Figure] = []
+    for name, (measure, rounds) in measures.items():
+        if args.only in (None, name):
+            print(f"measuring: {name} ...", file=sys.stderr, flush=True)
+            with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+                figures += measure(Path(folder), 6 if args.quick else rounds)
+    rows = [["", "min", "median", "max", "limit", "n", ""], *(figure.cells() for figure in figures)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for first, *rest in rows:
+        numbers = (cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True))
+        print("  ".join([first.ljust(widths[0]), *numbers]).rstrip())
+    return 0 if all(figure.good for figure in figures) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: MIT
+"""bootstrap.yml, status.yml and teardown.yml on a host whose servers their start_commands start."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import requests
+
+from tests.integration_playbooks.conftest import Inventory
+from tests.playbooklib import Ansible, Host, launched
+
+LOADING = {"STANDIN_LOAD_SECONDS": 0.4}
+
+
+def posts(host: Host) -> list[str]:
+    return [call for model in host.models for call in host.calls(model["id"]) if not call.startswith("GET ")]
+
+
+def rows(ansible: Ansible) -> list[list[str]]:
+    """The status table without its columns of hosts and ports, which are seen to be right."""
+    run = ansible.play("status")
+    assert run.changed() == 0
+    host = ansible.hosts[0]
+    assert [(row[0], row[1], row[4]) for row in run.table] == [
+        (host.name, model["id"], str(model["host_port"])) for model in host.models
+    ]
+    return [row[1:4] + row[5:] for row in run.table]
+
+
+@pytest.mark.versions
+def test_from_nothing_and_back(inventory: Inventory, tmp_path: Path) -> None:
+    models = [
+        launched("first", env=LOADING, startup_mode="active", args={"limit_mm_per_prompt": {"image": 2}}),
+        launched("second", env=LOADING, args={"middleware": ["a.b"]}),
+        launched("unused", env=LOADING, startup_mode="disabled"),
+        launched("third", env=LOADING, sleep_level=2),
+    ]
+    host = Host(tmp_path, models)
+    ansible = inventory(host)
+
+    assert rows(ansible) == [
+        ["first", "stopped", "-", "-", "-"],
+        ["second", "stopped", "-", "-", "-"],
+        ["unused", "disabled", "-", "-", "-"],
+        ["third", "stopped", "-", "-", "-"],
+    ]
+
+    run = ansible.play("bootstrap")
+    assert run.changed() == 2
+
+    happened = [(event["event"], event["model"]) for event in host.events() if not event["event"].startswith("request")]
+    assert happened == [
+        ("loading", "second"), ("awake", "second"), ("sleeping", "second"),
+        ("loading", "third"), ("awake", "third"), ("sleeping", "third"),
+        ("loading", "first"), ("awake", "first"),
+    ]  # fmt: skip
+    assert rows(ansible) == [
+        ["first", "active", "-", "0", "0"],
+        ["second", "sleeping", "1", "0", "0"],
+        ["unused", "disabled", "-", "-", "-"],
+        ["third", "sleeping", "2", "0", "0"],
+    ]
+
+    before, calls = host.events(), posts(host)
+    assert ansible.play("bootstrap").changed() == 0
+    assert (host.events(), posts(host)) == (before, calls)
+
+    assert ansible.play("teardown").changed() == 1
+    for model in models:
+        with pytest.raises(requests.ConnectionError):
+            requests.get(f"http://127.0.0.1:{model['host_port']}/health", timeout=5)
+    assert not list(host.stack.glob("run/*.pid"))
+    assert ansible.play("teardown").changed() == 0
+
+
+def test_check_mode_starts_nothing(inventory: Inventory, tmp_path: Path) -> None:
+    host = Host(tmp_path, [launched("first", startup_mode="active"), launched("second")])
+    run = inventory(host).play("bootstrap", "--check", "--diff")
+    assert run.changed() == 2
+    # Each task is foretold from what is there now.
+    assert run.steps == ["start second", "verify second", "sleep second (level 1)", "start first", "verify first"]
+    assert host.events() == []
+    assert not host.stack.exists()
+
+
+def test_a_model_that_dies_while_loading(inventory: Inventory, tmp_path: Path) -> None:
+    dying = {**LOADING, "STANDIN_FAULTS": '[{"path": "load", "fault": "die"}]'}
+    models = [launched("first", startup_mode="active"), launched("broken", env=dying), launched("third")]
+    host = Host(tmp_path, models)
+    ansible = inventory(host)
+
+    run = ansible.play("bootstrap")
+    message = run.failure()
+    assert "broken's server ended with exit code 1" in message
+    assert "No supported config format found in org/broken" in message  # the cause, from its log
+    assert "(item=broken)" in run.output
+    assert run.seconds < 20  # and not max_retries x health_check_interval_seconds
+    assert run.count("failed") == 1
+
+    assert rows(ansible) == [
+        ["first", "active", "-", "0", "0"],
+        ["broken", "stopped", "-", "-", "-"],
+        ["third", "sleeping", "1", "0", "0"],
+    ]
+
+
+def test_a_model_that_dies_does_not_cost_the_one_that_was_active(inventory: Inventory, tmp_path: Path) -> None:
+    host = Host(tmp_path, [launched("first", startup_mode="active"), launched("second")])
+    ansible = inventory(host)
+    ansible.play("bootstrap").changed()
+    dying = launched("broken", env={"STANDIN_FAULTS": '[{"path": "load", "fault": "kill"}]'})
+    host = Host(tmp_path, [*host.models, dying])
+    ansible = inventory(host)
+
+    message = ansible.play("switch", "-e", "model=broken").failure()
+    assert "broken could not be made active" in message
+    assert "first is active again" in message
+    assert [row[:2] for row in rows(ansible)] == [["first", "active"], ["second", "sleeping"], ["broken", "stopped"]]

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: MIT
+"""What can't be done is refused with one clear message, before anything is touched."""
+
+from __future__ import annotations
+
+import contextlib
+import http.server
+import re
+import socketserver
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration_playbooks.conftest import Inventory, Start
+from tests.playbooklib import Ansible, Host, launched, served
+from tests.serverlib import ROOT, Server, free_port
+
+Pair = tuple[Server, Server]
+
+
+@pytest.fixture
+def untouched(pair: Pair) -> Iterator[None]:
+    """The test must send no request to either server."""
+    marks = [server.mark() for server in pair]
+    yield
+    assert [server.accesses(since=mark) for server, mark in zip(pair, marks, strict=True)] == [[], []]
+
+
+@pytest.mark.versions
+def test_an_unknown_model(ansible: Ansible, untouched: None) -> None:
+    message = ansible.play("switch", "-e", "model=nope").failure()
+    assert "model nope is not declared; the models are: a, b" in message
+
+
+def test_homegpts_four_models_are_named(ansible: Ansible, tmp_path: Path) -> None:
+    """With the inventory that people copy; nothing listens on its ports, and nobody asks."""
+    sample = ROOT / "inventory/homegpt"
+    here = ["-i", str(sample), "-e", "ansible_connection=local", "-e", "ansible_become=false"]
+    here += ["-e", "ansible_python_interpreter={{ ansible_playbook_python }}", "-e", f"vllm_stack_dir={tmp_path}/stack"]
+    run = ansible.play("switch", *here, "-e", "target=gpu1", "-e", "model=nope")
+    four = "qwen3-vl-30b-a3b, qwen3-vl-32b, qwen3-next-80b-a3b-thinking, gpt-oss-20b"
+    assert run.failure() == f"model nope is not declared; the models are: {four}"
+    assert not (tmp_path / "stack").exists()
+
+
+def test_no_model_given(ansible: Ansible, untouched: None) -> None:
+    message = ansible.play("switch").failure()
+    assert "say which model is meant; the models are: a, b" in message
+
+
+def test_a_disabled_model(pair: Pair, inventory: Inventory) -> None:
+    ansible = inventory([served(pair[0], "a"), served(pair[1], "b", startup_mode="disabled")])
+    marks = [server.mark() for server in pair]
+    message = ansible.play("switch", "-e", "model=b").failure()
+    assert "model b is disabled: set its startup_mode to sleep or active in vllm_models to use it" in message
+    assert [server.accesses(since=mark) for server, mark in zip(pair, marks, strict=True)] == [[], []]
+
+
+BROKEN: list[dict[str, Any]] = [
+    {"id": "one", "model": "org/one", "host_port": 8001, "startup_mode": "active"},
+    {"id": "two", "model": "org/two", "host_port": 8001, "startup_mode": "active"},
+    {"id": "three", "host_port": 8003, "sleep_levle": 2},
+    {"id": "four", "model": "org/four", "host_port": 8004, "sleep_requests": [{"endpoint": "/sleep"}]},
+]
+MISTAKES = [
+    "vllm_switching: request_timeout_seconds must be greater than 0, is 0",
+    "vllm_models[1] (two): host_port 8001 is taken by one",
+    "vllm_models[1] (two): startup_mode active is taken by one: both use GPU 0 and only one of them can be awake; "
+    "set one to sleep",
+    "vllm_models[2] (three): unknown key sleep_levle; did you mean sleep_level?",
+    "vllm_models[2] (three): model is required",
+    "vllm_models[3] (four): sleep_requests needs wake_requests too: give both lists or neither",
+]
+
+
+@pytest.mark.versions
+@pytest.mark.parametrize("playbook", ["bootstrap", "switch", "status", "teardown"])
+def test_all_mistakes_of_an_inventory_at_once(inventory: Inventory, tmp_path: Path, playbook: str) -> None:
+    host = Host(tmp_path, BROKEN, {"request_timeout_seconds": 0})
+    run = inventory(host).play(playbook, "-e", "model=one")
+    message = run.failure()
+    assert f"the model inventory has {len(MISTAKES)} mistakes" in message
+    for mistake in MISTAKES:
+        assert mistake in message
+    assert not host.stack.exists()
+
+
+def test_dev_mode_off(pair: Pair, start: Start, inventory: Inventory) -> None:
+    ordinary = start("ordinary", dev_mode=False, gpus="1")
+    models = [served(pair[0], "a"), served(ordinary, "ordinary")]
+    ansible = inventory(models)
+    marks = [pair[0].mark(), ordinary.mark()]
+
+    # Neither can it be switched to, nor can anybody tell whether it holds the GPU.
+    for model in ("ordinary", "a"):
+        message = ansible.play("switch", "-e", f"model={model}").failure()
+        assert "start vLLM with VLLM_SERVER_DEV_MODE=1 in its environment and --enable-sleep-mode" in message
+    assert pair[0].accesses("POST", marks[0]) == []
+    assert ordinary.accesses("POST", marks[1]) == []
+    row = ansible.play("status").table[1]
+    assert row[1:3] == ["ordinary", "error"]
+    assert "VLLM_SERVER_DEV_MODE=1" in row[7]
+
+
+class LogIn(http.server.BaseHTTPRequestHandler):
+    """A web site of its own."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html")
+        self.end_headers()
+        self.wfile.write(b"<html><body>Please log in.</body></html>")
+
+    do_POST = do_GET
+
+    def log_message(self, *_arguments: object) -> None:
+        pass
+
+
+class Banner(socketserver.BaseRequestHandler):
+    """Something that does not speak HTTP."""
+
+    def handle(self) -> None:
+        self.request.sendall(b"SSH-2.0-OpenSSH_9.2\r\n")
+        self.request.recv(4096)
+
+
+class Silent(socketserver.BaseRequestHandler):
+    """Something that waits for another kind of greeting."""
+
+    def handle(self) -> None:
+        while self.request.recv(4096):
+            pass
+
+
+@contextlib.contextmanager
+def listening(handler: type[socketserver.BaseRequestHandler]) -> Iterator[int]:
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), handler) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_address[1]
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("handler", "explained"),
+    [
+        (LogIn, "not an answer of vLLM's: something else listens on port {port}: <html><body>Please log in."),
+        (Banner, "not an answer of vLLM's: something else listens on port {port}"),
+        (Silent, "GET http://127.0.0.1:{port}/health: no answer within 5 s"),
+    ],
+)
+def test_something_else_listens(
+    handler: type[socketserver.BaseRequestHandler], explained: str, pair: Pair, inventory: Inventory
+) -> None:
+    with listening(handler) as port:
+        other = launched("other", host_port=port)  # with its own process, so that it is known not to run
+        ansible = inventory([served(pair[0], "a"), other])
+        mark = pair[0].mark()
+        message = ansible.play("switch", "-e", "model=other").failure()
+    assert f"other can't be used: other: GET http://127.0.0.1:{port}/health: " in message
+    assert explained.format(port=port) in message
+    assert pair[0].accesses("POST", mark) == []
+
+
+def test_another_model_listens(pair: Pair, inventory: Inventory) -> None:
+    models = [served(pair[0], "a"), served(pair[1], "c")]
+    message = inventory(models).play("switch", "-e", "model=c").failure()
+    assert f"port {pair[1].port} answers for b, not for c or org/c: another server has taken the port" in message
+
+
+def test_nothing_runs_and_nothing_can_be_started(inventory: Inventory, tmp_path: Path) -> None:
+    """Without a start_command it is the compose stack's service, and there is no such stack here."""
+    host = Host(tmp_path, [{"id": "a", "model": "org/a", "host_port": free_port()}])
+    message = inventory(host).play("switch", "-e", "model=a").failure()
+    assert re.search(r"a could not be made active: docker( compose .* failed| is not installed)", message)
+    assert "The host is left with: a stopped" in message
+
+
+def test_a_stack_folder_that_cannot_be_written(pair: Pair, inventory: Inventory, tmp_path: Path) -> None:
+    host = Host(tmp_path, [served(pair[0], "a"), served(pair[1], "b")])
+    host.stack.write_text("a file, so nothing can be made in it", encoding="utf-8")
+    message = inventory(host).play("switch", "-e", "model=b").failure()
+    assert f"the lock {host.stack}/run/switch.lock can't be opened" in message
+    assert "vllm_stack_dir" in message

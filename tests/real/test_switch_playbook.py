@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: MIT
+"""The playbooks on two real vLLM servers that share a GPU as far as Ansible knows.
+
+bootstrap.yml starts them, the cases switch between them, teardown.yml ends them. On a CPU vLLM frees no memory when it
+sleeps, but it answers every call truthfully, and level 2 reloads its weights.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import requests
+
+from tests.playbooklib import Ansible, Host, Run, complete, is_sleeping
+from tests.serverlib import free_port, real_command, real_settings
+
+pytestmark = pytest.mark.timeout(900)  # the first case waits for the servers, and they perhaps for being built
+
+A, B = "tiny-a", "tiny-b"
+
+
+@dataclass
+class Real:
+    """The host with the two servers, and how its bootstrap went."""
+
+    host: Host
+    ansible: Ansible
+    bootstrap: Run
+    together: list[set[str]]  # which servers were seen loading, and which awake, at every look during the bootstrap
+
+    def port(self, name: str) -> int:
+        return self.host.port(name)
+
+    def posts(self) -> list[str]:
+        """Return what was asked of both servers beside questions, since they were started."""
+        return [f"{name} {call}" for name in (A, B) for call in self.host.calls(name) if not call.startswith("GET ")]
+
+    def new_posts(self, before: list[str], name: str) -> list[str]:
+        """Return the paths that were posted to since."""
+        earlier = [post for post in before if post.startswith(name + " ")]
+        now = [post for post in self.posts() if post.startswith(name + " ")]
+        return [post.removeprefix(f"{name} POST ") for post in now[len(earlier) :]]
+
+    def awake(self) -> set[str]:
+        return {name for name in (A, B) if not is_sleeping(self.port(name))}
+
+
+@pytest.fixture(scope="module")
+def real(venv: Path, ansible_playbook: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Real]:
+    folder = tmp_path_factory.mktemp("real")
+    models = [
+        {
+            "id": name,
+            "model": str(venv / "models" / name),
+            "host_port": free_port(),
+            "weights_gb": 0.01,
+            "start_command": real_command(venv, name, "${host_port}", ["${id}"]),
+            "env": {**real_settings(venv), "STANDIN_GPU_DIR": ""},
+            "startup_mode": mode,
+        }
+        for name, mode in ((A, "active"), (B, "sleep"))
+    ]
+    host = Host(folder, models)
+    ansible = Ansible(ansible_playbook, folder, [host])
+    together: list[set[str]] = []
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.25):
+            together.append({name for name in (A, B) if holds_the_gpu(host, name)})
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        try:
+            run = ansible.play("bootstrap", timeout=600)
+        finally:
+            over.set()
+            watcher.join()
+        yield Real(host, ansible, run, together)
+        assert ansible.play("teardown").changed() == 1
+    finally:
+        host.kill()
+
+
+def holds_the_gpu(host: Host, name: str) -> bool:
+    """Whether the server has been started and does not sleep: it is loading or awake."""
+    if not (host.stack / "run" / f"{name}.pid").exists():
+        return False
+    try:
+        return not is_sleeping(host.port(name))
+    except requests.ConnectionError:
+        return True
+
+
+@pytest.fixture
+def settled(real: Real) -> Real:
+    """The servers with A awake and B asleep at level 1."""
+    assert real.bootstrap.status == 0, real.bootstrap.output
+    for name in (A, B):
+        requests.post(f"http://127.0.0.1:{real.port(name)}/wake_up", timeout=60).raise_for_status()
+    requests.post(f"http://127.0.0.1:{real.port(B)}/sleep?level=1", timeout=60).raise_for_status()
+    assert real.awake() == {A}
+    return real
+
+
+def test_bootstrap_starts_them_one_at_a_time(real: Real) -> None:
+    assert real.bootstrap.changed() == 2
+    assert real.awake() == {A}
+    assert {B} in real.together
+    assert {A} in real.together
+    assert {A, B} not in real.together
+    table = real.ansible.play("status").table
+    assert [row[1:4] for row in table] == [[A, "active", "-"], [B, "sleeping", "1"]]
+
+    before = real.posts()
+    assert real.ansible.play("bootstrap").changed() == 0
+    assert real.posts() == before
+
+
+def test_switch_and_again(settled: Real) -> None:
+    assert settled.ansible.play("switch", "-e", f"model={B}").changed() == 1
+    assert is_sleeping(settled.port(A))
+    assert complete(settled.port(B), B)["tokens"] == 16
+
+    before = settled.posts()
+    assert settled.ansible.play("switch", "-e", f"model={B}").changed() == 0
+    assert settled.posts() == before
+
+
+def test_check_mode_shows_the_steps_and_changes_nothing(settled: Real) -> None:
+    before = settled.posts()
+    run = settled.ansible.play("switch", "-e", f"model={B}", "--check", "--diff")
+    assert run.changed() == 1
+    assert run.steps == [f"drain {A}", f"sleep {A} (level 1)", f"wake {B} (level 1)", f"verify {B}"]
+    assert settled.posts() == before
+    assert settled.awake() == {A}
+
+
+def test_back_from_level_2_with_the_same_answer(settled: Real) -> None:
+    for model in settled.host.models:
+        model["sleep_level"] = 2
+    ansible = Ansible(settled.ansible.command, settled.ansible.inventory.parent, [settled.host])
+    try:
+        answer = complete(settled.port(A), A, 64)["text"]
+        before = settled.posts()
+        ansible.play("switch", "-e", f"model={B}").changed()
+        assert settled.new_posts(before, A) == ["/sleep?level=2&mode=wait"]
+
+        before = settled.posts()
+        assert ansible.play("switch", "-e", f"model={A}").changed() == 1
+        assert settled.new_posts(before, A) == [
+            "/wake_up?tags=weights",
+            "/collective_rpc",
+            "/wake_up?tags=kv_cache",
+            "/reset_prefix_cache",
+            "/v1/completions",
+        ]
+        assert complete(settled.port(A), A, 64)["text"] == answer
+        assert complete(settled.port(A), A, 64)["text"] != other_answer(settled)
+    finally:
+        for model in settled.host.models:
+            del model["sleep_level"]
+        Ansible(ansible.command, ansible.inventory.parent, [settled.host])  # writes the inventory anew
+
+
+def other_answer(real: Real) -> str:
+    """What B says to the same prompt: the two models can be told apart by it."""
+    real.ansible.play("switch", "-e", f"model={B}").changed()
+    answer = str(complete(real.port(B), B, 64)["text"])
+    real.ansible.play("switch", "-e", f"model={A}").changed()
+    return answer
+
+
+def test_a_running_completion_is_finished(settled: Real) -> None:
+    tokens = 1900
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(complete, settled.port(A), A, tokens)
+        while running(settled.port(A)) < 1 and not asked.done():
+            time.sleep(0.02)
+        run = settled.ansible.play("switch", "-e", f"model={B}", "-v")
+        answer = asked.result(60)
+    assert run.changed() == 1
+    assert (answer["finish_reason"], answer["tokens"]) == ("length", tokens)
+    (result,) = run.results("changed")
+    assert [step["action"] for step in result["steps"]] == ["drain", "sleep", "wake", "verify"]
+    # It did run when the switch came.
+    assert result["steps"][0]["seconds"] > 0.05
+    assert "note" not in result["steps"][0]
+    assert settled.awake() == {B}
+
+
+def running(port: int) -> float:
+    text = requests.get(f"http://127.0.0.1:{port}/metrics", timeout=10).text
+    return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith("vllm:num_requests_running"))
