@@ -275,11 +275,12 @@ class Switcher:
 
     def _each(self, function: typing.Callable[[T], R], items: typing.Sequence[T]) -> list[R]:
         """The results of the function for all items, worked on side by side; all end before an error is raised."""
-        if len(items) == 1:
-            return [function(items[0])]
-        futures = [self.pool.submit(function, item) for item in items]
-        concurrent.futures.wait(futures)
-        return [future.result() for future in futures]
+        others = [self.pool.submit(function, item) for item in items[1:]]
+        try:
+            first = [function(item) for item in items[:1]]  # here: a thread less to start
+        finally:
+            concurrent.futures.wait(others)
+        return first + [future.result() for future in others]
 
     def _execute(self, plan: Plan) -> None:
         for stage in plan.stages:
