@@ -183,7 +183,7 @@ def test_a_running_completion_is_finished(settled: Real) -> None:
     tokens = 1900
     with ThreadPoolExecutor(2) as pool, (settled.host.stack / "run/switch.lock").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        # Ansible takes seconds to start and this machine is slow then: it gets as far as the lock before the completion.
+        # Ansible takes seconds to start, more beside a busy vLLM: it gets as far as the lock before the completion.
         switched = pool.submit(settled.ansible.play, "switch", "-e", f"model={B}", "-v")
         time.sleep(4)
         asked = pool.submit(complete, settled.port(A), A, tokens)
