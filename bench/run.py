@@ -91,9 +91,7 @@ def recorded(work: Callable[[], object], servers: tuple[Server, ...]) -> list[Ca
     finally:
         requests.Session.request = real  # type: ignore[method-assign]
     for server, mark in zip(servers, marks, strict=True):
-        made = [
-            f"{method} {url.removeprefix(server.url)}" for method, url, *dummy in calls if url.startswith(server.url)
-        ]
+        made = [f"{call[0]} {call[1].removeprefix(server.url)}" for call in calls if call[1].startswith(server.url)]
         assert made == server.accesses(since=mark), (made, server.accesses(since=mark))
     return calls
 

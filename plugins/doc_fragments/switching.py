@@ -15,8 +15,8 @@ options:
     description:
       - The models of the host, as in C(vllm_models) of the model inventory. The collection's README describes the keys.
       - All mistakes in it are reported at once, before anything is touched.
-      - Values in C(env) and C(args) whose names contain token (not tokens or tokenizer), key, secret, password or
-        credential are kept out of all logs.
+      - Values whose names contain token (not tokens or tokenizer), key, secret, password or credential are kept out of
+        all logs, wherever in a model they stand. Words of commands are not, so put secrets into C(env).
     type: list
     elements: dict
     required: true

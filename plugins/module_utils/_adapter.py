@@ -53,15 +53,17 @@ def run(module: Module, work: typing.Callable[[Switcher], dict[str, typing.Any]]
     module.exit_json(**result)
 
 
-def _secrets(models):
-    """The values of an unchecked inventory's environment variables and arguments whose names sound secret."""
-    for model in models if isinstance(models, list) else ():
-        for part in ("env", "args"):
-            settings = model.get(part) if isinstance(model, dict) else None
-            for name, value in settings.items() if isinstance(settings, dict) else ():
-                if _SECRET_NAME.search(str(name)):
-                    yield from (
-                        str(item)
-                        for item in (value if isinstance(value, list) else [value])
-                        if isinstance(item, str) and item
-                    )
+def _secrets(value, secret=False):
+    """The texts and long numbers of an unchecked inventory that stand below a key whose name sounds secret."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            yield from _secrets(item, secret or bool(_SECRET_NAME.search(str(name))))
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _secrets(item, secret)
+    elif isinstance(value, str):
+        if secret and value:
+            yield value
+    # To hide a short number would hide every port and count that has it within.
+    elif secret and isinstance(value, (int, float)) and len(str(value)) > 5:
+        yield str(value)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -58,11 +59,18 @@ class ComposeService:
 
     def __init__(self, model: Model, stack_dir: str) -> None:
         self.name = model.container_name
-        self.compose = ("docker", "compose", "--file", os.path.join(stack_dir, "docker-compose.yml"))
+        self.file = os.path.join(stack_dir, "docker-compose.yml")
+        self.compose = ("docker", "compose", "--file", self.file)
 
     def start(self) -> None:
         """Create and start the container."""
-        _run((*self.compose, "up", "--detach", "--no-deps", self.name))
+        answer = _run((*self.compose, "up", "--detach", "--no-deps", self.name), check=False)
+        if answer.returncode != 0 and not os.path.exists(self.file):
+            raise LifecycleError(
+                f"{self.name} can't be started by docker compose: {self.file} does not exist: set stack_dir to the "
+                "folder of the compose project (vllm_stack_dir in the playbooks), or give the model a start_command"
+            )
+        _check(answer)
 
     def stop(self) -> None:
         """Stop the container and keep it."""
@@ -77,8 +85,10 @@ class ComposeService:
             return Process(None)
         if answer.returncode != 0:
             return Process(False if "no such" in answer.stderr.lower() else None)
-        running, exit_code = answer.stdout.split()
-        return Process(running == "true", None if running == "true" else int(exit_code))
+        told = re.match(r"(true|false) (\d+)$", answer.stdout.strip())
+        if told is None:
+            return Process(None)
+        return Process(True) if told.group(1) == "true" else Process(False, int(told.group(2)))
 
     def last_lines(self) -> list[str]:
         """The last lines of the container's log."""
@@ -202,20 +212,27 @@ def _run(command: typing.Sequence[str], check: bool = True, merge: bool = False)
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT if merge else subprocess.PIPE,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             timeout=COMMAND_TIMEOUT_SECONDS,
             check=False,
         )
     except FileNotFoundError:
         remedy = "install it, or give the model a start_command" if command[0] == "docker" else "install it"
         raise LifecycleError(f"{command[0]} is not installed: {remedy}") from None
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise LifecycleError(str(error)) from None
-    if check and answer.returncode != 0:
-        raise LifecycleError(
-            f"{' '.join(command)} failed ({answer.returncode}): {(answer.stderr or answer.stdout).strip()}"
-        )
+    except subprocess.TimeoutExpired:
+        raise LifecycleError(f"{' '.join(command)} did not end within {COMMAND_TIMEOUT_SECONDS:g} s") from None
+    except OSError as error:
+        raise LifecycleError(f"{command[0]} can't be run: {error}") from None
+    if check:
+        _check(answer)
     return answer
+
+
+def _check(answer: subprocess.CompletedProcess[str]) -> None:
+    if answer.returncode != 0:
+        said = (answer.stderr or answer.stdout).strip() or "it said nothing"
+        raise LifecycleError(f"{' '.join(answer.args)} failed ({answer.returncode}): {said}")
 
 
 def _start_time(pid: int) -> str | None:

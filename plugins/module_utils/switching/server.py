@@ -72,6 +72,7 @@ class Server:
         drops them, as Docker does for a container that does not listen yet.
         C(count_requests) asks for the number of running and waiting requests too.
         """
+        self._served_name = None
         try:
             try:
                 return self._look(count_requests)
@@ -81,10 +82,10 @@ class Server:
             return Observation(STOPPED)
         except _HungUp as error:
             return Observation(LOADING, problem=str(error), dead=True)
-        except Unresponsive as error:
-            return Observation(ERROR, problem=str(error), dead=True)
         except ServerError as error:
-            return Observation(ERROR, problem=str(error))
+            # Once it has named its model it is the server and it runs, whoever started it.
+            known = True if self._served_name else None
+            return Observation(ERROR, problem=str(error), dead=isinstance(error, Unresponsive), process=known)
 
     def _look(self, count_requests: bool) -> Observation:
         if not self.is_healthy():
@@ -100,7 +101,7 @@ class Server:
         )
 
     def is_healthy(self) -> bool:
-        """Whether the engine lives: true while it sleeps too (trap 1), false when the server says that it is dead."""
+        """Whether the engine lives: true while it sleeps too, false when the server says that it is dead."""
         try:
             answer = self._call("GET", "/health")
         except Refused as error:
@@ -150,7 +151,7 @@ class Server:
         Running requests are finished first where the server can do that (C(mode=wait), vLLM 0.17 and later; older
         servers ignore the parameter), or cut when C(abort).
         """
-        # Level and mode are query parameters: in a body they are ignored, and the server sleeps at level 1 (trap 2).
+        # Level and mode are query parameters: in a body they are ignored, and the server sleeps at level 1.
         default = Request(f"/sleep?level={level}&mode={'abort' if abort else 'wait'}")
         for request in self.model.sleep_requests or (default,):
             self._send(request, level)
@@ -203,8 +204,8 @@ class Server:
         found: dict[str, typing.Any] = {"running": None, "waiting": None, "level": None}
         try:
             text = self._call("GET", "/metrics").text
-        except Refused:
-            return found
+        except (Refused, BadAnswer):
+            return found  # kept from us by something in between, say; nothing is known then, and nothing is wrong
         states: dict[str, float] = {}
         for name, labels, value in _GAUGE_LINE.findall(text):
             if name in _GAUGES:  # one line for each engine of the server

@@ -182,13 +182,13 @@ class Switcher:
             plan = make_plan(self.inventory, before, model, wanted, self.mem_available_gb())
             if check:
                 after = predict(before, plan)
-                steps = [_record(step, None) for step in plan.steps]
+                steps = [_record(step) for step in plan.steps]
             else:
                 try:
                     self._execute(plan)
                     after = self._after(before, plan)
                     if after[model.id].state != predict(before, plan)[model.id].state:
-                        failed = next(step["failed"] for step in self.steps if "failed" in step)
+                        failed = next(s["failed"] for s in self.steps if "failed" in s and s["model"] == model.id)
                         raise SwitchingError(f"{failed}, so it was stopped")
                 except SwitchingError as error:
                     after, message = self._put_back(model, wanted, before, error)
@@ -210,7 +210,7 @@ class Switcher:
             for states in (before, after)
         ]
         return Result(
-            changed=bool(steps),
+            changed=any("failed" not in step for step in steps),
             active_model=active(after),
             previous_model=active(before),
             before=shown[0],
@@ -267,7 +267,8 @@ class Switcher:
             running = self.lifecycles[model.id].process().running
             if seen.state in (STOPPED, LOADING) and running:
                 return Observation(LOADING)
-            return dataclasses.replace(seen, state=ERROR if seen.state == LOADING else seen.state, process=running)
+            state = ERROR if seen.state == LOADING else seen.state
+            return dataclasses.replace(seen, state=state, process=seen.process or running)
 
         models = tuple(models)
         seen = dict(zip((m.id for m in models), self._each(look, models)))
@@ -287,17 +288,23 @@ class Switcher:
             self._each(self._lane, stage)
 
     def _lane(self, lane: Lane) -> None:
-        try:
-            for step in lane:
+        sleeps = any(step.action == SLEEP for step in lane)
+        wakes = any(step.action == WAKE for step in lane)
+        for step in lane:
+            try:
                 self._perform(step)
-        except (ServerError, LifecycleError) as error:
-            if lane[0].action == SLEEP or lane[-1].action == SLEEP:
-                self._stop_sleepless(lane[-1], error)
-            elif lane[0].action == WAKE or (lane[0].action == VERIFY and isinstance(error, ServerDied)):
-                # What seemed to load may have been about to end: its port is closed, its process not yet gone.
-                self._wake_again(lane[0], error)
-            else:
-                raise
+            except (ServerError, LifecycleError) as error:
+                if step.action in (DRAIN, SLEEP) and sleeps:
+                    self._stop_sleepless(step, error)
+                    if wakes:  # a paused target
+                        self._perform(Step(START, step.model))
+                        self._perform(Step(VERIFY, step.model))
+                elif wakes or (step == lane[0] and step.action == VERIFY and isinstance(error, ServerDied)):
+                    # What seemed to load may have been about to end: its port is closed, its process not yet gone.
+                    self._wake_again(step, error)
+                else:
+                    raise
+                return
 
     def _stop_sleepless(self, step: Step, error: Exception) -> None:
         """A server that can't be put to sleep is stopped: the GPU has to be free."""
@@ -356,7 +363,7 @@ class Switcher:
             VERIFY: self._verify,
         }
         started = self.clock()
-        record = _record(step, started)
+        record = _record(step)
         self.steps.append(record)
         try:
             note = actions[step.action](step)
@@ -475,8 +482,8 @@ class Switcher:
         return True
 
 
-def _record(step: Step, seconds: float | None) -> dict[str, typing.Any]:
-    return {"action": step.action, "model": step.model, "level": step.level, "seconds": seconds}
+def _record(step: Step) -> dict[str, typing.Any]:
+    return {"action": step.action, "model": step.model, "level": step.level, "seconds": None}
 
 
 def _try_lock(file: typing.IO[str]) -> bool:

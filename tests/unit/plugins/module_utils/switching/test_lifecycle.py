@@ -346,7 +346,7 @@ def test_a_stop_command_that_never_ends_is_cut(stack_dir: Path, monkeypatch: pyt
     monkeypatch.setattr(lifecycle, "COMMAND_TIMEOUT_SECONDS", 0.2)
     text = raised(command(stack_dir, "true", stop_command=["sleep", "300"]).stop)
     assert "sleep" in text
-    assert "timed out after 0.2 seconds" in text
+    assert "did not end within 0.2 s" in text
 
 
 # ---- compose ----------------------------------------------------------------------------------
@@ -448,11 +448,29 @@ def test_dockers_own_complaints_are_no_log_lines(docker: Docker, service: Compos
 
 
 @pytest.mark.parametrize("action", ["up", "stop"])
-def test_a_compose_that_fails_says_why(docker: Docker, service: ComposeService, action: str) -> None:
+def test_a_compose_that_fails_says_why(
+    docker: Docker, service: ComposeService, action: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.path.exists", lambda path: True)
     docker.answer({f"compose {action}": (14, "", "no such service: vllm-m\n")})
     text = raised(service.start if action == "up" else service.stop)
     assert text.startswith("docker compose --file /srv/stack/docker-compose.yml ")
     assert text.endswith(" vllm-m failed (14): no such service: vllm-m")
+
+
+def test_a_missing_compose_file_is_named(docker: Docker, service: ComposeService) -> None:
+    docker.answer({"compose up": (1, "", "open: no such file or directory\n")})
+    assert "/srv/stack/docker-compose.yml does not exist: set stack_dir" in raised(service.start)
+
+
+def test_an_odd_answer_of_docker_is_no_traceback(docker: Docker, service: ComposeService) -> None:
+    docker.answer({"inspect": (0, "what?\n", "")})
+    assert service.process() == Process(None)
+
+
+def test_log_lines_need_not_be_utf_8(docker: Docker, service: ComposeService) -> None:
+    (docker.folder / "docker").write_text("#!/bin/sh\nprintf 'bad \\377 byte\\n'\n")
+    assert service.last_lines() == ["bad \ufffd byte"]
 
 
 def test_no_docker(docker: Docker, service: ComposeService) -> None:

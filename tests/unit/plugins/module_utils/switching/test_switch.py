@@ -387,6 +387,19 @@ def test_another_server_on_the_port_of_the_wanted_model_blocks(pair: Host) -> No
     assert pair.changing_calls("a") == []
 
 
+def test_a_rival_that_others_started_and_that_can_not_tell_whether_it_is_awake_blocks(pair: Host) -> None:
+    """No process of ours runs, but it has said which model it serves."""
+    port = pair.models[1]["host_port"]
+    with (
+        serverlib.start_standin("org/b", names=["b"], port=port, dev_mode=False),
+        pytest.raises(
+            Blocked, match=r"b shares a GPU with a and nobody can tell whether it is awake: .*VLLM_SERVER_DEV_MODE=1"
+        ),
+    ):
+        pair.switch("a")
+    assert pair.states()["a"] == "stopped"
+
+
 def test_a_server_that_others_started_is_not_called_dead_while_it_wakes(pair: Host) -> None:
     """No process id is known for it, which is no sign that it has ended."""
     pair.settings.update(max_retries=5, health_check_interval_seconds=0.2)
