@@ -33,24 +33,11 @@ _value:
   elements: str
 """
 
-_HEADER = ("host", "model", "state", "level", "port", "running", "waiting", "problem")
-
-
-def status_table(results):
-    """The lines of the table. What is not known is a dash; the column of problems is left out where there are none."""
-    rows: list[tuple[str, ...]] = [_HEADER]
-    for host, result in results.items():
-        for name, model in result["models"].items():
-            cells = (host, name, *(model.get(key) for key in ("state", "level", "host_port", "running", "waiting")))
-            rows.append((*("-" if cell is None else str(cell) for cell in cells), model.get("problem", "")))
-    if not any(row[-1] for row in rows[1:]):
-        rows = [row[:-1] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.table import status_lines
 
 
 class FilterModule:
     """The filter of this file."""
 
     def filters(self):
-        return {"status_table": status_table}
+        return {"status_table": status_lines}

@@ -31,6 +31,8 @@ _ENVIRONMENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _MACRO_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*\Z")
 _ARGUMENT_NAME = re.compile(r"[a-z][a-z0-9_.-]*\Z")
 _VARIABLE = re.compile(r"\$\{([^{}]*)\}")
+# Not TOKENIZERS_PARALLELISM or max_num_batched_tokens: hiding their values would hide every False, or a port.
+_SECRET_NAME = re.compile(r"token(?!s|iz)|key|secret|passw|credential", re.IGNORECASE)
 # What requests and commands can use beside macros and, in requests that sleep or wake, level.
 _BUILTIN_VARIABLES = ("id", "name", "model", "container_name", "port", "host_port")
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
@@ -212,6 +214,27 @@ def parse(models: typing.Any, switching: typing.Any = None) -> Inventory:
         ),
         settings,
     )
+
+
+def is_secret_name(name: object) -> bool:
+    """Whether a key's name sounds as if its value were a secret."""
+    return bool(_SECRET_NAME.search(str(name)))
+
+
+def secret_texts(value: typing.Any, secret: bool = False) -> typing.Iterator[str]:
+    """The texts and long numbers of an unchecked inventory that stand below a key whose name sounds secret."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            yield from secret_texts(item, secret or is_secret_name(name))
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from secret_texts(item, secret)
+    elif isinstance(value, str):
+        if secret and value:
+            yield value
+    # To hide a short number would hide every port and count that has it within.
+    elif secret and isinstance(value, (int, float)) and len(str(value)) > 5:
+        yield str(value)
 
 
 class _Wrong(Exception):

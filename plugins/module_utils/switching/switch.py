@@ -13,6 +13,7 @@ import os
 import time
 import typing
 
+from . import wanted as record
 from .errors import (
     LifecycleError,
     LockTimeout,
@@ -194,7 +195,28 @@ class Switcher:
                     after, message = self._put_back(model, wanted, before, error)
                     raise SwitchFailed(message, self._result(model, before, after, self.steps, started)) from error
                 steps = self.steps
+                meant = record.after(self.inventory, record.read(self.inventory, self.stack_dir), model, wanted)
+                record.write(self.stack_dir, meant)
         return self._result(model, before, after, steps, started)
+
+    def restore(self) -> typing.Iterator[tuple[Model, str, Result | SwitchingError]]:
+        """Bring the host back to what it is meant to be, as after a boot.
+
+        Yields each model, its wanted state and how it went; one that fails does not keep the others from coming back.
+        The sleeping ones are loaded first, one at a time, and the active ones last. The record stays as it is on the
+        way: what is asked for is what it says.
+        """
+        meant = record.read(self.inventory, self.stack_dir)
+        for wanted in (SLEEPING, ACTIVE):
+            for model in self.inventory.enabled:
+                if meant[model.id] != wanted:
+                    continue
+                outcome: Result | SwitchingError
+                try:
+                    outcome = self.switch(model.id, wanted)
+                except SwitchingError as error:
+                    outcome = error
+                yield model, wanted, outcome
 
     def _result(
         self, model: Model, before: States, after: States, steps: list[dict[str, typing.Any]], started: float

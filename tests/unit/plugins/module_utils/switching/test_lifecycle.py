@@ -405,7 +405,10 @@ def test_compose_starts_and_stops_the_models_service(docker: Docker, service: Co
     service.start()
     service.stop()
     compose = ["compose", "--file", "/srv/stack/docker-compose.yml"]
-    assert docker.calls() == [[*compose, "up", "--detach", "--no-deps", "vllm-m"], [*compose, "stop", "vllm-m"]]
+    assert docker.calls() == [
+        [*compose, "up", "--detach", "--no-deps", "--pull", "never", "vllm-m"],
+        [*compose, "stop", "vllm-m"],
+    ]
 
 
 def test_the_container_carries_the_name_that_the_model_gives(docker: Docker) -> None:
@@ -461,6 +464,13 @@ def test_a_compose_that_fails_says_why(
 def test_a_missing_compose_file_is_named(docker: Docker, service: ComposeService) -> None:
     docker.answer({"compose up": (1, "", "open: no such file or directory\n")})
     assert "/srv/stack/docker-compose.yml does not exist: set stack_dir" in raised(service.start)
+
+
+def test_a_missing_image_is_not_pulled_and_the_remedy_named(docker: Docker, service: ComposeService) -> None:
+    docker.answer({"compose up": (1, "", "Creating\nError response from daemon: No such image: vllm/vllm-openai:v1\n")})
+    text = raised(service.start)
+    assert "its image is not on this host (Error response from daemon: No such image: vllm/vllm-openai:v1)" in text
+    assert "run `docker compose --file /srv/stack/docker-compose.yml pull vllm-m` there" in text
 
 
 def test_an_odd_answer_of_docker_is_no_traceback(docker: Docker, service: ComposeService) -> None:

@@ -1,0 +1,117 @@
+# -*- coding: utf-8 -*-
+# Copyright (c) HomeGPT
+# SPDX-License-Identifier: MIT
+"""The host's own command line: C(python3 -m switching status|switch|restore), in the folder of the stack.
+
+The models are those of C(models.json) beside the package. Exit status: 0 done, 1 failed, 2 asked for wrongly.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import typing
+
+from .errors import InventoryError, SwitchingError, UnknownModel
+from .inventory import Inventory, parse
+from .plan import ACTIVE, SLEEPING, STOPPED, Step
+from .server import REQUESTS_IMPORT_ERROR
+from .switch import Result, Switcher, describe
+from .table import status_lines
+
+
+def main(argv: typing.Sequence[str] | None = None) -> int:
+    """Do what the command line says and return the exit status."""
+    options = _parser().parse_args(argv)
+    if REQUESTS_IMPORT_ERROR:
+        return _fail("the Python library requests is missing: install python3-requests", 2)
+    try:
+        inventory = _read_inventory(options.stack_dir)
+        with Switcher(inventory, options.stack_dir) as switcher:
+            status: int = options.run(switcher, options)
+            return status
+    except (InventoryError, UnknownModel) as error:
+        return _fail(str(error), 2)
+    except SwitchingError as error:
+        return _fail(str(error), 1)
+
+
+def _parser() -> argparse.ArgumentParser:
+    here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    parser = argparse.ArgumentParser(prog="python3 -m switching", description="Shows and switches this host's models.")
+    parser.add_argument("--stack-dir", default=here, help="the folder of models.json (default: %(default)s)")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    status = commands.add_parser("status", help="show what every model is")
+    status.add_argument("--json", action="store_true", help="for machines")
+    status.set_defaults(run=_status)
+    switch = commands.add_parser("switch", help="make a model active, or put it to sleep, or stop it")
+    switch.add_argument("model", metavar="MODEL", help="its id or one of its aliases")
+    switch.add_argument("--state", choices=(ACTIVE, SLEEPING, STOPPED), default=ACTIVE, help="default: %(default)s")
+    switch.add_argument("--check", action="store_true", help="only show what would be done")
+    switch.set_defaults(run=_switch)
+    restore = commands.add_parser("restore", help="bring the host back to the models it is meant to have, as at boot")
+    restore.set_defaults(run=_restore)
+    return parser
+
+
+def _read_inventory(stack_dir: str) -> Inventory:
+    path = os.path.join(stack_dir, "models.json")
+    try:
+        with open(path, encoding="utf-8") as file:
+            given = json.load(file)
+        models, switching = given["vllm_models"], given.get("vllm_switching")
+    except PermissionError:
+        raise SwitchingError(f"{path} can't be read: run as root (sudo)") from None
+    except FileNotFoundError:
+        raise SwitchingError(f"{path} does not exist: provision the host, or give --stack-dir") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SwitchingError(f"{path} is damaged ({type(error).__name__}): provision the host again") from None
+    return parse(models, switching)
+
+
+def _status(switcher: Switcher, options: argparse.Namespace) -> int:
+    report = switcher.report()
+    text = json.dumps(report) if options.json else "\n".join(status_lines({platform.node(): report}))
+    print(text)
+    return 0
+
+
+def _switch(switcher: Switcher, options: argparse.Namespace) -> int:
+    result = switcher.switch(options.model, options.state, check=options.check)
+    model = switcher.inventory.find(options.model).id
+    _show_steps(result)
+    would = "would be " if options.check and result.changed else ""
+    print(f"{model}: {would}{describe(result.models[model])}{'' if result.changed else ', as it was'}")
+    return 0
+
+
+def _restore(switcher: Switcher, options: argparse.Namespace) -> int:
+    del options
+    failed = []
+    for model, wanted, outcome in switcher.restore():
+        if isinstance(outcome, SwitchingError):
+            failed.append(model.id)
+            print(f"{model.id}: FAILED, should be {wanted}: {outcome}", file=sys.stderr, flush=True)
+        else:
+            how = f"in {outcome.elapsed_seconds:.1f} s" if outcome.changed else "as it was"
+            print(f"{model.id}: {describe(outcome.models[model.id])}, {how}", flush=True)
+    return _fail("not restored: " + ", ".join(failed), 1) if failed else 0
+
+
+def _show_steps(result: Result) -> None:
+    for step in result.steps:
+        seconds = "" if step["seconds"] is None else f"  {step['seconds']:.2f} s"
+        note = f"  ({step['note']})" if "note" in step else ""
+        print(f"{Step(step['action'], step['model'], step['level'])}{seconds}{note}")
+
+
+def _fail(message: str, status: int) -> int:
+    print(message, file=sys.stderr, flush=True)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,24 @@
+# -*- coding: utf-8 -*-
+# Copyright (c) HomeGPT
+# SPDX-License-Identifier: MIT
+"""The states of models as a table for people."""
+
+from __future__ import annotations
+
+import typing
+
+_HEADER = ("host", "model", "state", "level", "port", "running", "waiting", "problem")
+
+
+def status_lines(reports: typing.Mapping[str, typing.Mapping[str, typing.Any]]) -> list[str]:
+    """The lines of the table for Switcher.report() of each host. What is not known is a dash; the column of problems is
+    left out where there are none."""
+    rows: list[tuple[str, ...]] = [_HEADER]
+    for host, report in reports.items():
+        for name, model in report["models"].items():
+            cells = (host, name, *(model.get(key) for key in ("state", "level", "host_port", "running", "waiting")))
+            rows.append((*("-" if cell is None else str(cell) for cell in cells), model.get("problem", "")))
+    if not any(row[-1] for row in rows[1:]):
+        rows = [row[:-1] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]

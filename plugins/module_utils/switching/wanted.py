@@ -1,0 +1,71 @@
+# -*- coding: utf-8 -*-
+# Copyright (c) HomeGPT
+# SPDX-License-Identifier: MIT
+"""What a host is meant to be, so that a boot can bring it back: which models are wanted active, sleeping or stopped.
+
+Never what they are: that is only ever read from the servers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import typing
+
+from .errors import SwitchingError
+from .inventory import Inventory, Model
+from .plan import ACTIVE, SLEEPING, STOPPED
+
+Wanted = typing.Dict[str, str]
+
+
+def read(inventory: Inventory, stack_dir: str) -> Wanted:
+    """The wanted state of every managed model: as recorded, else as its C(startup_mode) says.
+
+    A record that can't be read counts as none. A model that the record does not know does not claim a GPU that a
+    recorded one is to be active on.
+    """
+    saved = _load(stack_dir)
+    known = {m.id: saved[m.id] for m in inventory.enabled if saved.get(m.id) in (ACTIVE, SLEEPING, STOPPED)}
+    wanted: Wanted = {}
+    for model in inventory.enabled:
+        taken = any(known.get(other.id) == ACTIVE for other in inventory.conflicting(model))
+        begins = ACTIVE if model.startup_mode == "active" and not taken else SLEEPING
+        wanted[model.id] = known.get(model.id, begins)
+    return wanted
+
+
+def after(inventory: Inventory, wanted: Wanted, model: Model, state: str) -> Wanted:
+    """What is wanted once somebody has asked for this state of the model."""
+    conflicting = {other.id for other in inventory.conflicting(model)} if state == ACTIVE else set()
+    made_room = {name: SLEEPING for name in conflicting if wanted.get(name) == ACTIVE}
+    return {**wanted, **made_room, model.id: state}
+
+
+def write(stack_dir: str, wanted: Wanted) -> None:
+    """Record it, unless the record says so already. The caller holds the host's lock. Raises SwitchingError."""
+    if _load(stack_dir) == wanted:
+        return
+    path = _path(stack_dir)
+    try:
+        with open(path + ".new", "w", encoding="utf-8") as file:
+            json.dump({"models": wanted}, file)
+        os.replace(path + ".new", path)
+    except OSError as error:
+        raise SwitchingError(
+            f"the switch is done, but {path} can't be written ({error.strerror}): after a reboot the host would come "
+            "back to other models"
+        ) from None
+
+
+def _path(stack_dir: str) -> str:
+    return os.path.join(stack_dir, "run", "wanted.json")
+
+
+def _load(stack_dir: str) -> Wanted:
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError), open(
+        _path(stack_dir), encoding="utf-8"
+    ) as file:
+        return {str(name): str(state) for name, state in json.load(file)["models"].items()}
+    return {}

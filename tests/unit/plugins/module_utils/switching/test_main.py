@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: MIT
+"""The host's own command line, run as a host runs it: from a copy of the package beside models.json."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from ansible_collections.homegpt.vllm.plugins.module_utils import switching
+
+if TYPE_CHECKING:
+    from .conftest import Host
+
+Run = subprocess.CompletedProcess[str]
+
+
+class Stack:
+    """The folder of a stack, with the command line in it."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self.folder = host.stack_dir
+        shutil.copytree(Path(switching.__file__).parent, self.folder / "switching")
+        self.write()
+
+    def write(self) -> None:
+        """Write models.json as the host declares them."""
+        given = {"vllm_models": self.host.models, "vllm_switching": self.host.settings}
+        (self.folder / "models.json").write_text(json.dumps(given), encoding="utf-8")
+
+    def command(self, *arguments: str) -> list[str]:
+        return [sys.executable, "-m", "switching", *arguments]
+
+    def run(self, *arguments: str) -> Run:
+        return subprocess.run(
+            self.command(*arguments), cwd=self.folder, capture_output=True, text=True, timeout=60, check=False
+        )
+
+
+@pytest.fixture
+def stack(host: Host) -> Stack:
+    host.declare("a", startup_mode="active")
+    host.declare("b", env={"SOME_API_KEY": "s3cret-of-b"})
+    return Stack(host)
+
+
+def test_status(stack: Stack) -> None:
+    stack.host.up(a="active", b=1)
+    shown = stack.run("status")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    rows = [line.split()[1:4] for line in shown.stdout.splitlines()]
+    assert rows == [["model", "state", "level"], ["a", "active", "-"], ["b", "sleeping", "1"]]
+    assert json.loads(stack.run("status", "--json").stdout)["active_models"] == ["a"]
+
+
+def test_switch(stack: Stack) -> None:
+    stack.host.up(a="active", b=1)
+    planned = stack.run("switch", "b", "--check")
+    assert planned.stdout.splitlines()[-1] == "b: would be active"
+    assert stack.host.states() == {"a": "active", "b": "sleeping"}
+    done = stack.run("switch", "b")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [line.split("  ")[0] for line in done.stdout.splitlines()] == [
+        "drain a",
+        "sleep a (level 1)",
+        "wake b (level 1)",
+        "verify b",
+        "b: active",
+    ]
+    assert stack.host.states() == {"a": "sleeping", "b": "active"}
+    assert stack.run("switch", "b").stdout == "b: active, as it was\n"
+    assert stack.run("switch", "a", "--state", "stopped").stdout.endswith("a: stopped\n")
+
+
+def test_a_switch_that_fails(stack: Stack) -> None:
+    stack.host.models[1]["env"]["STANDIN_FAULTS"] = json.dumps([{"path": "load", "fault": "die"}])
+    stack.write()
+    stack.host.up(a="active")
+    failed = stack.run("switch", "b")
+    assert failed.returncode == 1
+    assert failed.stderr.startswith("b could not be made active: b's server ended with exit code 1")
+    assert "a is active again" in failed.stderr
+    assert "Traceback" not in failed.stderr
+    assert "s3cret-of-b" not in failed.stdout + failed.stderr
+
+
+def test_restore_tells_a_line_for_each_model(stack: Stack) -> None:
+    done = stack.run("restore")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [line.split(",")[0] for line in done.stdout.splitlines()] == ["b: sleeping (level 1)", "a: active"]
+    assert stack.host.states() == {"a": "active", "b": "sleeping"}
+    assert stack.run("restore").stdout == "b: sleeping (level 1), as it was\na: active, as it was\n"
+
+
+def test_restore_names_the_models_that_failed(stack: Stack) -> None:
+    stack.host.models[1]["env"]["STANDIN_FAULTS"] = json.dumps([{"path": "load", "fault": "die"}])
+    stack.write()
+    done = stack.run("restore")
+    assert done.returncode == 1
+    assert done.stdout.startswith("a: active, in ")
+    assert done.stderr.startswith("b: FAILED, should be sleeping: b could not be made sleeping: b's server ended")
+    assert "No supported config format found in org/b" in done.stderr
+    assert done.stderr.endswith("not restored: b\n")
+
+
+def test_a_restore_that_is_killed_is_finished_by_the_next(stack: Stack) -> None:
+    stack.host.models[1]["env"]["STANDIN_LOAD_SECONDS"] = "1"
+    stack.write()
+    stack.host.up(a="active")
+    assert stack.run("switch", "b").returncode == 0
+    for command in stack.host.started:
+        command.stop()
+    assert stack.run("switch", "b", "--state", "stopped").returncode == 0
+    assert stack.run("switch", "a").returncode == 0
+    record = (stack.folder / "run" / "wanted.json").read_text(encoding="utf-8")
+    assert json.loads(record)["models"] == {"a": "active", "b": "stopped"}
+    wanted = {"models": {"a": "active", "b": "sleeping"}}
+    (stack.folder / "run" / "wanted.json").write_text(json.dumps(wanted), encoding="utf-8")
+    assert stack.run("switch", "a", "--state", "stopped").returncode == 0
+    (stack.folder / "run" / "wanted.json").write_text(json.dumps(wanted), encoding="utf-8")
+    with subprocess.Popen(stack.command("restore"), cwd=stack.folder, stdout=subprocess.DEVNULL) as killed:
+        stack.host.wait_until(lambda: stack.host.states()["b"] == "loading", "b loads")
+        os.kill(killed.pid, signal.SIGKILL)
+    assert json.loads((stack.folder / "run" / "wanted.json").read_text(encoding="utf-8")) == wanted
+    started = time.monotonic()
+    done = stack.run("restore")
+    assert done.returncode == 0, done.stderr
+    assert time.monotonic() - started < 30
+    assert stack.host.states() == {"a": "active", "b": "sleeping"}
+
+
+@pytest.mark.parametrize(
+    ("text", "status", "message"),
+    [
+        (None, 1, "does not exist: provision the host, or give --stack-dir"),
+        ("{", 1, "is damaged (JSONDecodeError): provision the host again"),
+        ("[]", 1, "is damaged (TypeError): provision the host again"),
+        ('{"vllm_models": [{"id": "A"}]}', 2, "the model inventory has 3 mistakes:"),
+    ],
+)
+def test_bad_models(stack: Stack, text: str | None, status: int, message: str) -> None:
+    path = stack.folder / "models.json"
+    path.unlink() if text is None else path.write_text(text, encoding="utf-8")
+    run = stack.run("status")
+    assert (run.returncode, run.stdout) == (status, "")
+    assert message in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+def test_bad_usage(stack: Stack) -> None:
+    unknown = stack.run("switch", "nope")
+    assert (unknown.returncode, unknown.stderr) == (2, "model nope is not declared; the models are: a, b\n")
+    assert stack.run().returncode == 2
+    assert stack.run("dance").returncode == 2
