@@ -65,16 +65,16 @@ class ComposeService:
     def start(self) -> None:
         """Create and start the container. Its image has to be there: pulling gigabytes is no part of a switch."""
         answer = _run((*self.compose, "up", "--detach", "--no-deps", "--pull", "never", self.name), check=False)
-        if answer.returncode != 0 and not os.path.exists(self.file):
-            raise LifecycleError(
-                f"{self.name} can't be started by docker compose: {self.file} does not exist: set stack_dir to the "
-                "folder of the compose project (vllm_stack_dir in the playbooks), or give the model a start_command"
-            )
         if answer.returncode != 0 and "no such image" in answer.stderr.lower():
             said = answer.stderr.strip().splitlines()[-1]
             raise LifecycleError(
                 f"{self.name} can't be started by docker compose, because its image is not on this host ({said}): "
                 f"run `docker compose --file {self.file} pull {self.name}` there"
+            )
+        if answer.returncode != 0 and not os.path.exists(self.file):
+            raise LifecycleError(
+                f"{self.name} can't be started by docker compose: {self.file} does not exist: set stack_dir to the "
+                "folder of the compose project (vllm_stack_dir in the playbooks), or give the model a start_command"
             )
         _check(answer)
 
