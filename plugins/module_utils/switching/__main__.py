@@ -75,7 +75,7 @@ def _read_inventory(stack_dir: str) -> Inventory:
 def _status(switcher: Switcher, options: argparse.Namespace) -> int:
     report = switcher.report()
     text = json.dumps(report) if options.json else "\n".join(status_lines({platform.node(): report}))
-    print(text)
+    _say(text)
     return 0
 
 
@@ -84,7 +84,7 @@ def _switch(switcher: Switcher, options: argparse.Namespace) -> int:
     model = switcher.inventory.find(options.model).id
     _show_steps(result)
     would = "would be " if options.check and result.changed else ""
-    print(f"{model}: {would}{describe(result.models[model])}{'' if result.changed else ', as it was'}")
+    _say(f"{model}: {would}{describe(result.models[model])}{'' if result.changed else ', as it was'}")
     return 0
 
 
@@ -94,10 +94,10 @@ def _restore(switcher: Switcher, options: argparse.Namespace) -> int:
     for model, wanted, outcome in switcher.restore():
         if isinstance(outcome, SwitchingError):
             failed.append(model.id)
-            print(f"{model.id}: FAILED, should be {wanted}: {outcome}", file=sys.stderr, flush=True)
+            _say(f"{model.id}: FAILED, should be {wanted}: {outcome}", sys.stderr)
         else:
             how = f"in {outcome.elapsed_seconds:.1f} s" if outcome.changed else "as it was"
-            print(f"{model.id}: {describe(outcome.models[model.id])}, {how}", flush=True)
+            _say(f"{model.id}: {describe(outcome.models[model.id])}, {how}")
     return _fail("not restored: " + ", ".join(failed), 1) if failed else 0
 
 
@@ -105,13 +105,20 @@ def _show_steps(result: Result) -> None:
     for step in result.steps:
         seconds = "" if step["seconds"] is None else f"  {step['seconds']:.2f} s"
         note = f"  ({step['note']})" if "note" in step else ""
-        print(f"{Step(step['action'], step['model'], step['level'])}{seconds}{note}")
+        _say(f"{Step(step['action'], step['model'], step['level'])}{seconds}{note}")
 
 
 def _fail(message: str, status: int) -> int:
-    print(message, file=sys.stderr, flush=True)
+    _say(message, sys.stderr)
     return status
 
 
+def _say(text: str, stream: typing.TextIO | None = None) -> None:
+    # At once: what a restore prints goes to the journal, and is read while it goes on.
+    stream = stream or sys.stdout
+    stream.write(text + "\n")
+    stream.flush()
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())
