@@ -207,6 +207,34 @@ def real_venv() -> Path:
     return Path(output.strip())
 
 
+def two_awake(events: Iterable[dict[str, Any]], since: int = 0) -> list[str]:
+    """The moments at which two servers were on one GPU, as the stand-ins' events.jsonl tells them.
+
+    A server is on its GPUs from the moment it loads or begins to wake until it sleeps or is dead. What began
+    before the event number C(since) is not reported.
+    """
+    on: dict[str, dict[str, Any]] = {}
+    # By the server that came second: who was there, and what to say about it.
+    suspected: dict[str, list[tuple[str, str]]] = {}
+    for number, event in enumerate(events):
+        server = event["id"]
+        if event["event"] in ("sleeping", "dead"):
+            on.pop(server, None)
+            if event.get("cause") == "killed":
+                # It could not say so itself: the next server to take memory noticed, after that one's own event.
+                for others in suspected.values():
+                    others[:] = [other for other in others if other[0] != server]
+        elif event["event"] in ("loading", "waking", "partly_awake", "awake"):
+            if server not in on and number >= since:
+                suspected.setdefault(server, []).extend(
+                    (other, f"{event['model']} was {event['event']} while {seen['model']} was {seen['event']}")
+                    for other, seen in on.items()
+                    if set(seen["gpus"]) & set(event["gpus"])
+                )
+            on[server] = event
+    return [text for others in suspected.values() for _other, text in others]
+
+
 def _environment(settings: Mapping[str, str], dev_mode: bool) -> dict[str, str]:
     """Return this process's environment without what would change a server, and with its settings."""
     env = {name: value for name, value in os.environ.items() if not name.startswith(("STANDIN_", "VLLM_", "CUDA_"))}

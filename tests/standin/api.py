@@ -6,8 +6,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import os
-import signal
 import socket
 import struct
 import time
@@ -20,7 +18,7 @@ from aiohttp import web
 
 from .bodies import OpenAiAnswer, Refused, answer, bad_request, error, family, invalid, parse_level, sse
 from .engine import Engine, EngineDead, Generation
-from .faults import Fault, Faults
+from .faults import Fault, Faults, die
 from .settings import Settings
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -135,7 +133,7 @@ class Api:
         elif name == "wrong_text":
             request["wrong_text"] = True
         elif name == "kill":
-            os.kill(os.getpid(), signal.SIGKILL)
+            die()
         elif name == "oom":
             self.engine.die("CUDA out of memory. Tried to allocate 20.00 MiB.")
             return error(ENGINE_DEAD, "InternalServerError", 500)
@@ -151,7 +149,7 @@ class Api:
             await response.prepare(request)
             await response.write_eof()
             self.engine.host.event("dead", cause="die_after_200")
-            os.kill(os.getpid(), signal.SIGKILL)
+            die()
         return response
 
     def usual(self, request: web.Request) -> web.Response:

@@ -293,8 +293,7 @@ class Engine:
         self.dead = True
         say("ERROR", "core.py:1210", "EngineCore encountered a fatal error.")
         say("ERROR", "core.py:1210", f"torch.AcceleratorError: {cause}")
-        self.host.hold(0)
-        self.host.event("dead", cause=cause)
+        self.host.end(cause)
         self._notify()
         asyncio.get_running_loop().call_later(SECONDS_FROM_DEATH_TO_EXIT, os._exit, 1)
 

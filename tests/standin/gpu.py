@@ -4,6 +4,9 @@
 STANDIN_GPU_DIR holds ledger.json (who holds how many GB of which GPU; guarded by flock on
 ledger.lock) and events.jsonl (one line per change of state, for tests of invariants such as
 "never two awake on one GPU"). Without that variable every stand-in has its GPUs to itself.
+
+Stand-ins in containers share nothing but that folder, and each may have the same process number. So
+each names itself by a random id, and keeps the lock of a file of that name as long as it lives.
 """
 
 from __future__ import annotations
@@ -13,11 +16,12 @@ import fcntl
 import json
 import os
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-Ledger = dict[str, dict[str, Any]]  # pid -> {"born", "model", "gpus": {gpu: GB}}
+Ledger = dict[str, dict[str, Any]]  # id -> {"pid", "model", "gpus": {gpu: GB}}
 
 
 class OutOfMemory(Exception):
@@ -38,34 +42,46 @@ class GpuHost:
         self.total_gb = total_gb
         self.model = model
         self.locked = False
+        self.id = uuid.uuid4().hex[:12]
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
+            # Open until the process ends, however it ends.
+            self.life = self._life(self.id).open("w", encoding="utf-8")
+            fcntl.flock(self.life, fcntl.LOCK_EX)
 
     def hold(self, gigabytes: float) -> None:
         """Hold so much on each GPU from now on (0: nothing), or raise OutOfMemory and change nothing."""
         if self.folder is None:
             return
         with self._ledger() as ledger:
-            ledger.pop(str(os.getpid()), None)
+            ledger.pop(self.id, None)
             for index, gpu in enumerate(self.gpus):
                 free = self.total_gb - sum(entry["gpus"].get(gpu, 0.0) for entry in ledger.values())
                 if gigabytes > free + 1e-6:
                     raise OutOfMemory(index, free)
             if gigabytes > 0:
-                ledger[str(os.getpid())] = {
-                    "born": _born(os.getpid()),
+                ledger[self.id] = {
+                    "pid": os.getpid(),
                     "model": self.model,
                     "gpus": dict.fromkeys(self.gpus, gigabytes),
                 }
 
-    def event(self, name: str, *, pid: int | None = None, model: str = "", **details: Any) -> None:
+    def end(self, cause: str) -> None:
+        """Hold nothing any more, and say that this server is dead."""
+        self.hold(0)
+        self.event("dead", cause=cause)
+        if self.folder is not None:
+            self._life(self.id).unlink(missing_ok=True)
+
+    def event(self, name: str, **details: Any) -> None:
         """Append one line to events.jsonl."""
         if self.folder is None:
             return
         line = {
             "time": time.time(),
-            "pid": pid or os.getpid(),
-            "model": model or self.model,
+            "id": self.id,
+            "pid": os.getpid(),
+            "model": self.model,
             "gpus": list(self.gpus),
             "event": name,
             **details,
@@ -83,10 +99,11 @@ class GpuHost:
             fcntl.flock(lock, fcntl.LOCK_EX)
             try:
                 ledger: Ledger = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-                for pid in [pid for pid, entry in ledger.items() if _born(int(pid)) != entry["born"]]:
-                    gone = ledger.pop(pid)
+                for other in [other for other in ledger if other != self.id and not self._alive(other)]:
+                    gone = ledger.pop(other)
+                    self._life(other).unlink(missing_ok=True)
                     # Killed: it could not say so itself.
-                    self.event("dead", pid=int(pid), model=gone["model"], cause="killed")
+                    self.event("dead", id=other, pid=gone["pid"], model=gone["model"], cause="killed")
                 yield ledger
                 partial = self.folder / "ledger.json.partial"
                 partial.write_text(json.dumps(ledger), encoding="utf-8")
@@ -94,11 +111,18 @@ class GpuHost:
             finally:
                 self.locked = False
 
+    def _life(self, holder: str) -> Path:
+        """Return the file that a server keeps locked while it lives."""
+        assert self.folder is not None
+        return self.folder / f"{holder}.alive"
 
-def _born(pid: int) -> str:
-    """When a process started ("" if it is gone or a zombie): a pid alone may be somebody else's by now."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-    except OSError:
-        return ""
-    return "" if fields[0] in "ZX" else fields[19]
+    def _alive(self, holder: str) -> bool:
+        """Whether the server of that id lives: whoever can have its lock knows that it does not."""
+        try:
+            with self._life(holder).open(encoding="utf-8") as life:
+                fcntl.flock(life, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        return False

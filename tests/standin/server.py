@@ -14,7 +14,7 @@ from aiohttp import web
 
 from .api import Api
 from .engine import Engine, say
-from .faults import Faults
+from .faults import Faults, die
 from .gpu import GpuHost, OutOfMemory
 from .settings import Settings, read
 
@@ -39,7 +39,7 @@ def load(settings: Settings, host: GpuHost, faults: Faults) -> int:
     if fault is not None and fault.fault == "hang":
         time.sleep(3600 if fault.seconds is None else fault.seconds)
     elif fault is not None and fault.fault == "kill":
-        os.kill(os.getpid(), signal.SIGKILL)
+        die()
     elif fault is not None and fault.fault == "oom":
         return failed_to_load(host, "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 MiB.")
     elif fault is not None:
@@ -52,8 +52,7 @@ def failed_to_load(host: GpuHost, cause: str) -> int:
     """Print the last lines of a server that could not start."""
     say("ERROR", "core.py:1036", "EngineCore failed to start.")
     say("ERROR", "core.py:1036", cause)
-    host.hold(0)
-    host.event("dead", cause=cause)
+    host.end(cause)
     print("RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}", flush=True)
     return 1
 
@@ -80,8 +79,7 @@ def main(argv: list[str]) -> int:
     def end(_signal: int, _frame: object) -> None:
         # Inside the ledger its lock cannot be had again; the next process that looks finds this one dead.
         if not host.locked:
-            host.hold(0)
-            host.event("dead", cause="terminated")
+            host.end("terminated")
         print("INFO:     Shutting down", file=sys.stderr, flush=True)
         os._exit(0)
 

@@ -17,6 +17,7 @@ import pytest
 import requests
 
 from tests.serverlib import STANDIN, Server, free_port, start_standin
+from tests.standin.gpu import GpuHost, OutOfMemory
 
 Start = Callable[..., Server]
 
@@ -145,6 +146,21 @@ def test_the_memory_of_a_killed_server_is_free(start: Start, tmp_path: Path) -> 
     start("org/b")
     assert held(tmp_path) == {"0": 20}
     assert [event["event"] for event in events(tmp_path) if event["pid"] == a.pid][-1] == "dead"
+
+
+def test_servers_in_containers_are_told_apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    # There each is process 1 of its own, and none sees the others'.
+    monkeypatch.setattr("os.getpid", lambda: 1)
+    a, b = (GpuHost(tmp_path / "gpu", ("0",), 24, name) for name in "ab")
+    a.hold(20)
+    with pytest.raises(OutOfMemory):
+        b.hold(20)
+    a.life.close()  # as the kernel does when the process ends
+    b.hold(20)
+    assert held(tmp_path) == {"0": 20}
+    assert [(event["event"], event["id"], event["model"], event["pid"]) for event in events(tmp_path)] == [
+        ("dead", a.id, "a", 1)
+    ]
 
 
 def test_without_sleep_mode_the_calls_answer_and_free_nothing(start: Start, tmp_path: Path) -> None:

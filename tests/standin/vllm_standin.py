@@ -15,10 +15,14 @@ runs (see faults.py).
 from __future__ import annotations
 
 import importlib
+import os
+import signal
 import sys
 from pathlib import Path
 
 if __name__ == "__main__":
+    # From the first moment: without a handler the first process of a container does not heed SIGTERM.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     # Started by path, so this folder and not its parent is on the path.
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
     sys.exit(importlib.import_module("standin.server").main(sys.argv[1:]))

@@ -15,7 +15,7 @@ import platform
 import sys
 import typing
 
-from .errors import InventoryError, SwitchingError, UnknownModel
+from .errors import InventoryError, SwitchFailed, SwitchingError, UnknownModel
 from .inventory import Inventory, parse
 from .plan import ACTIVE, SLEEPING, STOPPED, Step
 from .server import REQUESTS_IMPORT_ERROR
@@ -37,6 +37,8 @@ def main(argv: typing.Sequence[str] | None = None) -> int:
         return _fail(str(error), 2)
     except SwitchingError as error:
         return _fail(str(error), 1)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -80,7 +82,11 @@ def _status(switcher: Switcher, options: argparse.Namespace) -> int:
 
 
 def _switch(switcher: Switcher, options: argparse.Namespace) -> int:
-    result = switcher.switch(options.model, options.state, check=options.check)
+    try:
+        result = switcher.switch(options.model, options.state, check=options.check)
+    except SwitchFailed as error:
+        _show_steps(error.result)
+        raise
     model = switcher.inventory.find(options.model).id
     _show_steps(result)
     would = "would be " if options.check and result.changed else ""
@@ -104,7 +110,7 @@ def _restore(switcher: Switcher, options: argparse.Namespace) -> int:
 def _show_steps(result: Result) -> None:
     for step in result.steps:
         seconds = "" if step["seconds"] is None else f"  {step['seconds']:.2f} s"
-        note = f"  ({step['note']})" if "note" in step else ""
+        note = f"  ({step['note']})" if "note" in step else "  FAILED" if "failed" in step else ""
         _say(f"{Step(step['action'], step['model'], step['level'])}{seconds}{note}")
 
 

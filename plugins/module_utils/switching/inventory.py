@@ -20,6 +20,9 @@ from .errors import InventoryError, UnknownModel
 # A model of which only this much RAM is free for sleepers is better discarded than offloaded (homeGPT's rule).
 LEVEL_1_MINIMUM_RAM_GB = 64.0
 
+# vllm serve's arguments whose product is the number of GPUs; the first is that number unless it is given.
+_PARALLEL_SIZES = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
+
 # Turns a raw value into the checked one, or raises _Wrong.
 Check = typing.Callable[[typing.Any], typing.Any]
 # The path of one entry of vllm_models, and its checked fields.
@@ -536,12 +539,34 @@ def _parse_model(index: int, entry: typing.Any, global_macros: typing.Mapping[st
         mistakes.append(f"{path}: {one}_requests needs {other}_requests too: give both lists or neither")
     if given.get("stop_command") and not given.get("start_command"):
         mistakes.append(f"{path}: stop_command needs start_command too, or a stopped server could not be started again")
+    if "gpus" in fields:
+        _check_parallel_sizes(path, fields.get("args", {}), fields["gpus"], mistakes)
     macros = _macros(given, fields)
     _check_macros(path, macros, mistakes)
     variables = {name: str(fields.get(name, "")) for name in _BUILTIN_VARIABLES}
     variables["port"] = variables["port"] or str(Model.port)
     _expand_variables(path, fields, {**global_macros, **macros, **variables}, mistakes)
     return path, fields
+
+
+def _check_parallel_sizes(
+    path: str, args: typing.Mapping[str, typing.Any], gpus: typing.Sequence[int], mistakes: list[str]
+) -> None:
+    """A server that is told to use more GPUs than it is given does not start; told to use fewer, it wastes them."""
+    sizes = {"tensor_parallel_size": len(gpus), **{key: args[key] for key in _PARALLEL_SIZES if key in args}}
+    product = 1
+    for key, value in sizes.items():
+        try:
+            product *= 1 if value is None else _number(minimum=1, whole=True)(value)
+        except _Wrong as wrong:
+            mistakes.append(f"{path}: args.{key} {wrong}")
+            return
+    if product != len(gpus):
+        told = " x ".join(f"{key} {1 if value is None else value}" for key, value in sizes.items())
+        mistakes.append(
+            f"{path}: args take {product} GPUs ({told}), but gpus names {len(gpus)}: name as many in gpus, or set "
+            f"args.tensor_parallel_size so that the product is {len(gpus)}"
+        )
 
 
 def _macros(given: typing.Any, fields: dict[str, typing.Any]) -> dict[str, str]:

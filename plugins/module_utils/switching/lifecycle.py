@@ -27,10 +27,14 @@ STOP_GRACE_SECONDS = 20.0
 
 
 class Process(typing.NamedTuple):
-    """How the server's process fares; C(running) is None where nobody can tell."""
+    """How the server's process fares; C(running) is None where nobody can tell.
+
+    C(remains) says that it ended but processes that it started live on, and may hold the GPU.
+    """
 
     running: bool | None
     exit_code: int | None = None
+    remains: bool = False
 
 
 def for_model(model: Model, stack_dir: str) -> Lifecycle:
@@ -120,6 +124,8 @@ class Command:
 
     def start(self) -> None:
         """Start the command detached from the caller."""
+        if not self.model.stop_command and self._group() is not None:
+            self.stop()  # what an earlier start has left
         # The engine knows no AnsibleModule whose run_command it could use, and that one can't detach.
         # pylint: disable=ansible-bad-function
         environment = dict(
@@ -141,16 +147,23 @@ class Command:
                     env=environment,
                     start_new_session=True,
                 )
+            saved = {"pid": self.child.pid, "started": _start_time(self.child.pid), "boot": _boot_id()}
             with open(self.pid_file, "w", encoding="utf-8") as file:
-                json.dump({"pid": self.child.pid, "started": _start_time(self.child.pid)}, file)
+                json.dump(saved, file)
         except OSError as error:
+            program = self.model.start_command[0]
+            if error.filename == program:
+                raise LifecycleError(
+                    f"{self.model.id} could not be started: its start_command[0], {program}, can't be run: "
+                    f"{error.strerror}"
+                ) from None
             raise LifecycleError(f"{self.model.id} could not be started: {error}") from None
 
     def stop(self) -> None:
         """Stop the server by C(stop_command), or end the process that was started here."""
         if self.model.stop_command:
             _run(self.model.stop_command)
-        pid = self._pid()
+        pid = self._group()
         if pid is not None:
             for number in (signal.SIGTERM, signal.SIGKILL):
                 _signal_group(pid, number)
@@ -171,10 +184,14 @@ class Command:
         if self.child is not None:
             code = self.child.poll()
             if code is not None:
-                return Process(None) if code == 0 and self.model.stop_command else Process(False, code)
+                if code == 0 and self.model.stop_command:
+                    return Process(None)
+                return Process(False, code, remains=self._group() is not None)
         if self._pid() is not None:
             return Process(True)
-        return Process(None if self.model.stop_command else False)
+        if self.model.stop_command:
+            return Process(None)
+        return Process(False, remains=self._group() is not None)
 
     def last_lines(self) -> list[str]:
         """The last lines of what the command printed."""
@@ -185,16 +202,31 @@ class Command:
         except OSError:
             return []
 
-    def _pid(self) -> int | None:
-        """The id of the process started here while that very process lives; ids are used again, start times are not."""
+    def _saved(self) -> tuple[int, str | None, str | None]:
+        """The id, start time and boot of the process started here; an id of 0 where none is known."""
         try:
             with open(self.pid_file, encoding="utf-8") as file:
                 saved = json.load(file)
-            pid, started = int(saved["pid"]), saved["started"]
+            return int(saved["pid"]), saved["started"], saved.get("boot")
         except (OSError, ValueError, TypeError, KeyError):
-            return None
+            return 0, None, None
+
+    def _pid(self) -> int | None:
+        """The id of the process started here while that very process lives; ids are used again, start times are not."""
+        pid, started, _boot = self._saved()
         # No start time was saved for one that ended as soon as it began.
         return pid if started is not None and _start_time(pid) == started else None
+
+    def _group(self) -> int | None:
+        """The id of the process started here while it, or what it started and has left behind, lives."""
+        pid, started, boot = self._saved()
+        if not pid or started is None:
+            return None
+        if _start_time(pid) == started:
+            return pid
+        # Its id is its group's too, and the kernel gives it to nobody else while the group lives. After a boot it may.
+        gone = _start_time(pid) is None
+        return pid if gone and boot is not None and boot == _boot_id() and _group_lives(pid) else None
 
     def _ends_within(self, seconds: float, group: int) -> bool:
         deadline = time.monotonic() + seconds
@@ -245,6 +277,13 @@ def _start_time(pid: int) -> str | None:
     """When a process was started, in clock ticks since boot; None when it is gone or a zombie."""
     fields = _stat(pid)
     return fields[19] if fields else None
+
+
+def _boot_id() -> str | None:
+    """What tells this boot of the machine from others; None where the kernel doesn't."""
+    with contextlib.suppress(OSError), open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return file.read().strip()
+    return None
 
 
 def _group_lives(group: int) -> bool:

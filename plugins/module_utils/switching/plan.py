@@ -132,10 +132,10 @@ class _Planner:
     def activate(self, model: Model) -> list[Stage]:
         seen = self.observed[model.id]
         self._check_usable(model)
-        displaced = self._displace(model)
+        dead, displaced = self._bury(model), self._displace(model)
         if seen.state == ACTIVE:
-            return [displaced]
-        return [displaced, *self._bring_up(model)]
+            return [dead, displaced]
+        return [dead, displaced, *self._bring_up(model)]
 
     def put_to_sleep(self, model: Model) -> list[Stage]:
         seen = self.observed[model.id]
@@ -147,10 +147,10 @@ class _Planner:
         if model.sleep_level == "stop":
             return self.stop(model)
         # It has to be loaded before it can sleep. Whoever holds its GPU makes room, and is put back after.
-        displaced = self._displace(model)
+        dead, displaced = self._bury(model), self._displace(model)
         loaded = self._bring_up(model)
         level = self._sleep_level(model)
-        stages = [displaced, *loaded, ((Step(SLEEP, model.id, level),),)]
+        stages = [dead, displaced, *loaded, ((Step(SLEEP, model.id, level),),)]
         back: list[Model] = []
         for other in self.inventory.conflicting(model):
             was_active = self.observed[other.id].state == ACTIVE and not other.disabled
@@ -172,8 +172,16 @@ class _Planner:
         if seen.state == ERROR and (not seen.dead or seen.process is False):
             raise Blocked(f"{model.id} can't be used: {seen.problem}")
 
+    def _bury(self, model: Model) -> Stage:
+        """The lanes that stop the dead: the first stage, so that who is awake has lost nothing if that fails."""
+        return tuple((Step(STOP, m.id),) for m in (model, *self.inventory.conflicting(model)) if self._is_dead(m))
+
+    def _is_dead(self, model: Model) -> bool:
+        seen = self.observed[model.id]
+        return seen.state == ERROR and seen.dead and seen.process is not False and not model.disabled
+
     def _displace(self, model: Model) -> Stage:
-        """The lanes that free the model's GPUs."""
+        """The lanes that free the model's GPUs of all but the dead."""
         lanes = []
         for other in self.inventory.conflicting(model):
             seen = self.observed[other.id]
@@ -188,17 +196,17 @@ class _Planner:
                 lanes.append(self._rest(other))
             elif seen.state == ERROR and seen.process is False:
                 pass  # whatever answers on its port is not the server, and holds no GPU of ours
-            elif seen.state == LOADING or seen.dead:
-                # It serves nobody and can't sleep, but holds the GPU or soon will.
+            elif seen.state == LOADING:
+                # It serves nobody and can't sleep, but soon holds the GPU.
                 lanes.append((Step(STOP, other.id),))
-            elif seen.state == ERROR:
+            elif seen.state == ERROR and not seen.dead:
                 raise Blocked(
                     f"{other.id} shares a GPU with {model.id} and nobody can tell whether it is awake: {seen.problem}"
                 )
         return tuple(lanes)
 
     def _bring_up(self, model: Model) -> list[Stage]:
-        """The stages that make a server ready, whatever it is now."""
+        """The stages that make a server ready, whatever it is now; a dead one has been stopped before."""
         seen = self.observed[model.id]
         verify = Step(VERIFY, model.id)
         if seen.paused:
@@ -211,8 +219,6 @@ class _Planner:
             return [((Step(WAKE, model.id, seen.level), verify),)]
         if seen.state == LOADING:
             return [((verify,),)]
-        if seen.state == ERROR:
-            return [((Step(STOP, model.id), Step(START, model.id), verify),)]
         return [((Step(START, model.id), verify),)]
 
     def _crowded(self, model: Model, target: Model) -> bool:

@@ -24,7 +24,7 @@ from .errors import (
     Unreachable,
     Unresponsive,
 )
-from .inventory import Inventory, Model, Switching
+from .inventory import Inventory, Model, Switching, secret_texts
 from .lifecycle import Lifecycle, for_model
 from .plan import (
     ACTIVE,
@@ -58,8 +58,12 @@ States = typing.Mapping[str, Observation]
 # a second is noticed after 10 ms at most, one that loads for a minute after 0.6 s at most.
 _POLL_FIRST_SECONDS = 0.01
 _POLL_SHARE = 0.01
+# However long it has been: a server that ends while it loads has to be noticed within seconds of that.
+_POLL_LAST_SECONDS = 2.0
 # Looking whether a process lives may cost a docker command, so it is done less often.
 _PROCESS_LOOK_SECONDS = 0.5
+# The holder's line in the lock has a fixed width, so that it covers the one before: to truncate a file takes longer.
+_HOLDER_WIDTH = 120
 
 
 @dataclasses.dataclass
@@ -176,44 +180,56 @@ class Switcher:
         model = self.inventory.find(name)
         started = self.clock()
         with contextlib.nullcontext() if check else self._lock(f"{model.id} {wanted}"):
-            self.steps = []
-            self.overdue = set()
-            hidden = [other for other in self.inventory.conflicting(model) if other.disabled]
-            before = self._observe((*self.inventory.enabled, *hidden))
-            plan = make_plan(self.inventory, before, model, wanted, self.mem_available_gb())
-            if check:
-                after = predict(before, plan)
-                steps = [_record(step) for step in plan.steps]
-            else:
-                try:
-                    self._execute(plan)
-                    after = self._after(before, plan)
-                    if after[model.id].state != predict(before, plan)[model.id].state:
-                        failed = next(s["failed"] for s in self.steps if "failed" in s and s["model"] == model.id)
-                        raise SwitchingError(f"{failed}, so it was stopped")
-                except SwitchingError as error:
-                    after, message = self._put_back(model, wanted, before, error)
-                    raise SwitchFailed(message, self._result(model, before, after, self.steps, started)) from error
-                steps = self.steps
-                meant = record.after(self.inventory, record.read(self.inventory, self.stack_dir), model, wanted)
-                record.write(self.stack_dir, meant)
-        return self._result(model, before, after, steps, started)
+            return self._switch(model, wanted, check, started)
+
+    def _switch(self, model: Model, wanted: str, check: bool, started: float) -> Result:
+        """Switch under the lock, which was asked for when C(started)."""
+        self.steps = []
+        self.overdue = set()
+        hidden = [other for other in self.inventory.conflicting(model) if other.disabled]
+        before = self._observe((*self.inventory.enabled, *hidden))
+        plan = make_plan(self.inventory, before, model, wanted, self.mem_available_gb())
+        if check:
+            steps = [_record(step) for step in plan.steps]
+            return self._result(model, before, predict(before, plan), steps, started)
+        try:
+            self._execute(plan)
+            after = self._after(before, plan)
+            if after[model.id].state != predict(before, plan)[model.id].state:
+                failed = next(s["failed"] for s in self.steps if "failed" in s and s["model"] == model.id)
+                raise SwitchingError(f"{failed}, so it was stopped")
+        except SwitchingError as error:
+            after, message = self._put_back(model, wanted, before, error)
+            raise SwitchFailed(message, self._result(model, before, after, self.steps, started)) from error
+        except (Exception, KeyboardInterrupt) as error:
+            self._put_back(model, wanted, before, error)
+            raise
+        meant = record.after(self.inventory, record.read(self.inventory, self.stack_dir), model, wanted)
+        record.write(self.stack_dir, meant)
+        return self._result(model, before, after, self.steps, started)
 
     def restore(self) -> typing.Iterator[tuple[Model, str, Result | SwitchingError]]:
         """Bring the host back to what it is meant to be, as after a boot.
 
         Yields each model, its wanted state and how it went; one that fails does not keep the others from coming back.
         The sleeping ones are loaded first, one at a time, and the active ones last. The record stays as it is on the
-        way: what is asked for is what it says.
+        way: what is asked for is what it says. Should somebody switch meanwhile, then that is what counts.
         """
-        meant = record.read(self.inventory, self.stack_dir)
+
+        def is_wanted(model: Model, state: str) -> bool:
+            return record.read(self.inventory, self.stack_dir)[model.id] == state
+
         for wanted in (SLEEPING, ACTIVE):
             for model in self.inventory.enabled:
-                if meant[model.id] != wanted:
+                if not is_wanted(model, wanted):
                     continue
                 outcome: Result | SwitchingError
+                started = self.clock()
                 try:
-                    outcome = self.switch(model.id, wanted)
+                    with self._lock(f"{model.id} {wanted}"):
+                        if not is_wanted(model, wanted):
+                            continue  # changed while this waited for the lock
+                        outcome = self._switch(model, wanted, False, started)
                 except SwitchingError as error:
                     outcome = error
                 yield model, wanted, outcome
@@ -259,7 +275,7 @@ class Switcher:
         path = os.path.join(self.stack_dir, "run", "switch.lock")
         try:
             os.makedirs(os.path.dirname(path), exist_ok=True)
-            file = open(path, "a+", encoding="utf-8")  # noqa: SIM115
+            file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+", encoding="utf-8")
         except OSError as error:
             raise SwitchingError(
                 f"the lock {path} can't be opened ({error.strerror}): run as a user who may write there, or set "
@@ -267,15 +283,12 @@ class Switcher:
             ) from None
         with file:
             if not self._wait(lambda: _try_lock(file), self.settings.lock_timeout_seconds):
-                file.seek(0)
-                holder = file.read().strip() or "somebody unknown"
+                holder = file.readline().strip() or "somebody unknown"
                 raise LockTimeout(
                     f"another switch holds the host's lock ({holder}), and did for "
                     f"{self.settings.lock_timeout_seconds:g} s (lock_timeout_seconds): try again later"
                 )
-            file.seek(0)
-            file.truncate()
-            file.write(f"process {os.getpid()}: {purpose}")
+            file.write(f"process {os.getpid()}: {purpose}"[:_HOLDER_WIDTH].ljust(_HOLDER_WIDTH) + "\n")
             file.flush()
             yield
 
@@ -286,9 +299,13 @@ class Switcher:
             seen = self.servers[model.id].observe(count_requests)
             if seen.state in (ACTIVE, SLEEPING):
                 return seen
-            running = self.lifecycles[model.id].process().running
+            process = self.lifecycles[model.id].process()
+            running = process.running
             if seen.state in (STOPPED, LOADING) and running:
                 return Observation(LOADING)
+            if seen.state == STOPPED and process.remains:
+                problem = f"{model.id}'s server ended, but processes that it started have not"
+                return Observation(ERROR, problem=problem, dead=True, process=True)
             state = ERROR if seen.state == LOADING else seen.state
             return dataclasses.replace(seen, state=state, process=seen.process or running)
 
@@ -352,11 +369,11 @@ class Switcher:
             raise LifecycleError(f"{error}; and a restart failed: {second}") from None
 
     def _put_back(
-        self, model: Model, wanted: str, before: States, error: Exception
+        self, model: Model, wanted: str, before: States, error: BaseException
     ) -> tuple[dict[str, Observation], str]:
         """After a failure: wake what was awake. Returns what is left and the message for the person."""
         message = f"{model.id} could not be made {wanted}: {error}"
-        seen = self._observe(self.inventory.enabled)
+        seen = self._observe_wary()
         for previous in self.inventory.enabled:
             if before[previous.id].state != ACTIVE or seen[previous.id].state == ACTIVE:
                 continue
@@ -370,9 +387,24 @@ class Switcher:
                 message += f"; {previous.id} is active again"
             except SwitchingError as second:
                 message += f"; {previous.id}, active before, could not be put back: {second}"
-            seen = self._observe(self.inventory.enabled)
+            seen = self._observe_wary()
         left = ", ".join(f"{name} {describe(state)}" for name, state in seen.items() if state.state != DISABLED)
         return seen, f"{message}. The host is left with: {left}"
+
+    def _observe_wary(self) -> dict[str, Observation]:
+        """What the models are. One that says it sleeps after a wake that failed may hold its GPU: it counts as dead, so
+        that it is stopped before another one wakes."""
+        doubtful: dict[str, bool] = {}
+        for step in self.steps:
+            if step["action"] == WAKE:
+                doubtful[step["model"]] = True
+            elif step["action"] in (STOP, SLEEP, VERIFY) and "failed" not in step:
+                doubtful[step["model"]] = False
+        seen = self._observe(self.inventory.enabled)
+        for name, state in seen.items():
+            if state.state == SLEEPING and doubtful.get(name):
+                seen[name] = Observation(ERROR, problem=f"{name} may be half awake", dead=True, process=True)
+        return seen
 
     def _perform(self, step: Step) -> None:
         """Do one step, confirm it and write it down."""
@@ -391,8 +423,8 @@ class Switcher:
             note = actions[step.action](step)
             if note:
                 record["note"] = note
-        except SwitchingError as error:
-            record["failed"] = str(error)
+        except BaseException as error:
+            record["failed"] = str(error) or type(error).__name__
             raise
         finally:
             record["seconds"] = round(self.clock() - started, 3)
@@ -438,8 +470,9 @@ class Switcher:
         def gone() -> bool:
             return self.servers[step.model].observe().state == STOPPED
 
+        process = lifecycle.process()
         # Where nothing of ours runs but the port answers, the lifecycle can tell why it can't stop that.
-        if lifecycle.process().running is not False or not gone():
+        if process.running is not False or process.remains or not gone():
             lifecycle.stop()
         if not self._wait(gone, self.settings.request_timeout_seconds):
             raise LifecycleError(
@@ -482,7 +515,11 @@ class Switcher:
             server.complete()
 
     def _last_lines(self, model: Model) -> str:
+        # vLLM writes its arguments into its log, and this goes to terminals and other logs.
+        secrets = sorted(set(secret_texts({"args": model.args, "env": model.env})), key=len, reverse=True)
         lines = self.lifecycles[model.id].last_lines()
+        for secret in secrets:
+            lines = [line.replace(secret, "********") for line in lines]
         return "; its last log lines:\n{}".format("\n".join("  " + line for line in lines)) if lines else ""
 
     def _wait(
@@ -498,8 +535,8 @@ class Switcher:
                 return False
             if look and now >= next_look:
                 look()
-                next_look = now + max(_PROCESS_LOOK_SECONDS, waited * _POLL_SHARE)
-            pause = max(_POLL_FIRST_SECONDS, waited * _POLL_SHARE)
+                next_look = now + _PROCESS_LOOK_SECONDS
+            pause = min(max(_POLL_FIRST_SECONDS, waited * _POLL_SHARE), _POLL_LAST_SECONDS)
             self.sleep(min(pause, self.settings.health_check_interval_seconds, seconds - waited))
         return True
 

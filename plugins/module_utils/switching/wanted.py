@@ -24,7 +24,7 @@ def read(inventory: Inventory, stack_dir: str) -> Wanted:
     """The wanted state of every managed model: as recorded, else as its C(startup_mode) says.
 
     A record that can't be read counts as none. A model that the record does not know does not claim a GPU that a
-    recorded one is to be active on.
+    recorded one is to be active on, nor does one of two that conflict only since the inventory was changed.
     """
     saved = _load(stack_dir)
     known = {m.id: saved[m.id] for m in inventory.enabled if saved.get(m.id) in (ACTIVE, SLEEPING, STOPPED)}
@@ -33,6 +33,8 @@ def read(inventory: Inventory, stack_dir: str) -> Wanted:
         taken = any(known.get(other.id) == ACTIVE for other in inventory.conflicting(model))
         begins = ACTIVE if model.startup_mode == "active" and not taken else SLEEPING
         wanted[model.id] = known.get(model.id, begins)
+        if wanted[model.id] == ACTIVE and any(wanted.get(m.id) == ACTIVE for m in inventory.conflicting(model)):
+            wanted[model.id] = SLEEPING
     return wanted
 
 

@@ -23,7 +23,7 @@ from ansible_collections.homegpt.vllm.plugins.module_utils.switching import inve
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.lifecycle import Command
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.switch import Result, Switcher
 
-from tests.serverlib import ACCESS, STANDIN, free_port
+from tests.serverlib import ACCESS, STANDIN, free_port, two_awake
 
 MARK = "HOMEGPT_TEST"
 # Small enough that a test of a failure is quick; a test that needs more says so.
@@ -91,34 +91,6 @@ class TwoAwake(Protocol):
 def two_awake_fixture() -> TwoAwake:
     """The check that ends every test with a host."""
     return two_awake
-
-
-def two_awake(events: Iterable[dict[str, Any]], since: int = 0) -> list[str]:
-    """The moments at which two servers were on one GPU, as the stand-ins' events.jsonl tells them.
-
-    A server is on its GPUs from the moment it loads or begins to wake until it sleeps or is dead. What began
-    before the event number C(since) is not reported.
-    """
-    on: dict[int, dict[str, Any]] = {}
-    # By the process that came second: who was there, and what to say about it.
-    suspected: dict[int, list[tuple[int, str]]] = {}
-    for number, event in enumerate(events):
-        pid = event["pid"]
-        if event["event"] in ("sleeping", "dead"):
-            on.pop(pid, None)
-            if event.get("cause") == "killed":
-                # It could not say so itself: the next server to take memory noticed, after that one's own event.
-                for others in suspected.values():
-                    others[:] = [other for other in others if other[0] != pid]
-        elif event["event"] in ("loading", "waking", "partly_awake", "awake"):
-            if pid not in on and number >= since:
-                suspected.setdefault(pid, []).extend(
-                    (other, f"{event['model']} was {event['event']} while {seen['model']} was {seen['event']}")
-                    for other, seen in on.items()
-                    if set(seen["gpus"]) & set(event["gpus"])
-                )
-            on[pid] = event
-    return [text for others in suspected.values() for _pid, text in others]
 
 
 class Host:

@@ -16,7 +16,9 @@ from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory i
     Request,
     StateRequest,
     Switching,
+    is_secret_name,
     parse,
+    secret_texts,
 )
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -296,6 +298,68 @@ ONE_MISTAKE = [
 @pytest.mark.parametrize(("key", "value", "mistake"), ONE_MISTAKE)
 def test_a_mistake_names_the_entry_the_cause_and_what_would_be_right(key: Any, value: Any, mistake: str) -> None:
     assert mistakes_of([{**entry(), key: value}]) == [f"vllm_models[0] (a): {mistake}"]
+
+
+TENSOR, PIPELINE, DATA = "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"
+
+
+@pytest.mark.parametrize(
+    ("gpus", "args"),
+    [
+        (None, {TENSOR: 1}),
+        ([0, 1], {}),
+        ([0, 1], {TENSOR: "2"}),
+        ([0, 1], {"tensor-parallel-size": 2, DATA: 1}),
+        ([0, 1], {TENSOR: 1, PIPELINE: 2}),
+        ([0, 1], {TENSOR: None, DATA: 2}),
+        ([0, 1, 2, 3, 4, 5, 6, 7], {TENSOR: 2, PIPELINE: 2, DATA: 2}),
+    ],
+)
+def test_parallel_sizes_that_make_the_number_of_gpus(gpus: list[int] | None, args: dict[str, Any]) -> None:
+    assert len(only(gpus=gpus, args=args).gpus) == len(gpus or [0])
+
+
+@pytest.mark.parametrize(
+    ("gpus", "args", "mistake"),
+    [
+        (None, {TENSOR: 2}, f"args take 2 GPUs ({TENSOR} 2), but gpus names 1"),
+        ([0, 1], {TENSOR: 1}, f"args take 1 GPUs ({TENSOR} 1), but gpus names 2"),
+        ([0, 1], {PIPELINE: 2}, f"args take 4 GPUs ({TENSOR} 2 x {PIPELINE} 2), but gpus names 2"),
+        ([0, 1], {DATA: 1, TENSOR: None}, f"args take 1 GPUs ({TENSOR} 1 x {DATA} 1), but gpus names 2"),
+        ([0, 1], {TENSOR: 1.5}, "args.tensor_parallel_size must be a whole number, is a number (1.5)"),
+        ([0, 1], {PIPELINE: True}, "args.pipeline_parallel_size must be a whole number, is a boolean (True)"),
+        ([0, 1], {DATA: 0}, "args.data_parallel_size must be a whole number of at least 1, is 0"),
+        ([0, 1], {DATA: "two"}, "args.data_parallel_size must be a whole number, is text (two)"),
+    ],
+)
+def test_parallel_sizes_that_do_not(gpus: list[int] | None, args: dict[str, Any], mistake: str) -> None:
+    if "GPUs" in mistake:
+        size = len(gpus or [0])
+        mistake += f": name as many in gpus, or set args.{TENSOR} so that the product is {size}"
+    assert mistakes_of([entry(gpus=gpus, args=args)]) == [f"vllm_models[0] (a): {mistake}"]
+
+
+def test_gpus_that_are_mistaken_are_one_mistake() -> None:
+    assert len(mistakes_of([entry(gpus="0", args={TENSOR: 2})])) == 1
+
+
+@pytest.mark.parametrize(
+    "name", ["HF_TOKEN", "api_key", "AWS_SECRET", "password", "PASSWD", "credentials", "my-token", "VLLM_API_KEY"]
+)
+def test_names_that_sound_secret(name: str) -> None:
+    assert is_secret_name(name)
+
+
+@pytest.mark.parametrize("name", ["TOKENIZERS_PARALLELISM", "max_num_batched_tokens", "tokenizer_mode", "host_port", 3])
+def test_names_that_do_not(name: object) -> None:
+    assert not is_secret_name(name)
+
+
+def test_the_texts_that_are_secret() -> None:
+    env = {"HF_TOKEN": "hf_1", "PIN_KEY": 123456, "SHORT_KEY": 123, "EMPTY_KEY": "", "OTHER": "seen"}
+    nested = {"default_headers": [{"secret": {"inner": ["deep", None, True]}}]}
+    models = [entry(env=env, args={**nested, "api_key": ["k1", "k2"]}), "no model"]
+    assert sorted(secret_texts(models)) == ["123456", "deep", "hf_1", "k1", "k2"]
 
 
 @pytest.mark.parametrize("model_id", ["A", "a b", "-a", "ü", "a\n"])

@@ -148,14 +148,14 @@ def test_the_log_is_for_its_owner_alone_and_the_last_one_is_kept(stack_dir: Path
 @pytest.mark.parametrize(
     ("start", "gist"),
     [
-        (["/nowhere/vllm", "serve"], "[Errno 2] No such file or directory: '/nowhere/vllm'"),
-        (["no-such-vllm"], "[Errno 2] No such file or directory: 'no-such-vllm'"),
-        (["/dev/null"], "[Errno 13] Permission denied: '/dev/null'"),
+        (["/nowhere/vllm", "serve"], "/nowhere/vllm, can't be run: No such file or directory"),
+        (["no-such-vllm"], "no-such-vllm, can't be run: No such file or directory"),
+        (["/dev/null"], "/dev/null, can't be run: Permission denied"),
     ],
 )
 def test_a_command_that_cannot_be_run(stack_dir: Path, start: list[str], gist: str) -> None:
     server = command(stack_dir, *start)
-    assert raised(server.start) == f"m could not be started: {gist}"
+    assert raised(server.start) == f"m could not be started: its start_command[0], {gist}"
     assert server.process() == Process(False)
 
 
@@ -182,6 +182,7 @@ def test_a_server_that_ended_tells_its_exit_code(stack_dir: Path) -> None:
 def test_a_server_that_was_killed_tells_the_signal(stack_dir: Path, processes: Processes) -> None:
     server = command(stack_dir, "sleep", "300")
     server.start()
+    wait_until(processes.left)  # a process that has just begun has no environment for a moment
     os.kill(processes.left()[0], signal.SIGKILL)
     wait_until(lambda: not server.process().running)
     assert server.process() == Process(False, -signal.SIGKILL)
@@ -271,7 +272,7 @@ def test_stop_ends_the_processes_of_the_server_too(stack_dir: Path, processes: P
     server = shell(stack_dir, "sleep 300 & sleep 300 & echo ready; wait")
     server.start()
     wait_until(server.last_lines)
-    assert len(processes.left()) == 3
+    wait_until(lambda: len(processes.left()) == 3)
     server.stop()
     assert processes.left() == []
 
@@ -283,6 +284,53 @@ def test_stop_kills_an_engine_that_outlives_its_server(stack_dir: Path, processe
     wait_until(server.last_lines)
     server.stop()
     assert processes.left() == []
+
+
+OUTLIVED = "sh -c 'echo engine; exec sleep 300' & while [ ! -e dies ]; do sleep 0.01; done; exit 3"
+
+
+def outlived(stack_dir: Path, processes: Processes) -> Command:
+    """A server that has ended and left its engine behind, as another run of the engine sees it."""
+    script = OUTLIVED.replace("dies", str(stack_dir / "dies"))
+    first = shell(stack_dir, script)
+    first.start()
+    wait_until(first.last_lines)
+    (stack_dir / "dies").touch()
+    wait_until(lambda: not first.process().running)
+    assert first.process() == Process(False, 3, remains=True)
+    wait_until(lambda: len(processes.left()) == 1)
+    return shell(stack_dir, "echo started; sleep 300")
+
+
+def test_an_engine_that_outlived_its_server_is_known(stack_dir: Path, processes: Processes) -> None:
+    server = outlived(stack_dir, processes)
+    assert server.process() == Process(False, remains=True)
+    server.stop()
+    assert processes.left() == []
+    assert server.process() == Process(False)
+    assert raised(server.stop).startswith("m was not started by its start_command here")
+
+
+def test_start_first_ends_an_engine_that_outlived_its_server(stack_dir: Path, processes: Processes) -> None:
+    server = outlived(stack_dir, processes)
+    (engine,) = processes.left()
+    server.start()
+    wait_until(server.last_lines)
+    assert server.process() == Process(True)
+    assert engine not in processes.left()
+    server.stop()
+
+
+@pytest.mark.parametrize("boot", [{"boot": "another"}, {}])
+def test_a_group_of_another_boot_is_left_alone(stack_dir: Path, processes: Processes, boot: dict[str, str]) -> None:
+    server = outlived(stack_dir, processes)
+    pid_file = stack_dir / "run" / "m.pid"
+    saved = json.loads(pid_file.read_text())
+    del saved["boot"]
+    pid_file.write_text(json.dumps({**saved, **boot}))
+    assert server.process() == Process(False)
+    assert raised(server.stop).startswith("m was not started by its start_command here")
+    assert len(processes.left()) == 1
 
 
 @pytest.mark.usefixtures("short_grace")

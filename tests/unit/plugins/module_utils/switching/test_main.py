@@ -87,9 +87,37 @@ def test_a_switch_that_fails(stack: Stack) -> None:
     failed = stack.run("switch", "b")
     assert failed.returncode == 1
     assert failed.stderr.startswith("b could not be made active: b's server ended with exit code 1")
+    assert [line.split("  ")[0] for line in failed.stdout.splitlines()] == [
+        "drain a", "sleep a (level 1)", "start b", "verify b", "wake a (level 1)", "verify a",
+    ]  # fmt: skip
+    assert failed.stdout.splitlines()[3].endswith("  FAILED")
     assert "a is active again" in failed.stderr
     assert "Traceback" not in failed.stderr
     assert "s3cret-of-b" not in failed.stdout + failed.stderr
+
+
+def test_a_switch_that_is_interrupted_puts_back_what_was_active(stack: Stack) -> None:
+    stack.host.models[1]["env"]["STANDIN_LOAD_SECONDS"] = "60"
+    stack.write()
+    stack.host.up(a="active")
+    with subprocess.Popen(
+        stack.command("switch", "b"), cwd=stack.folder, stderr=subprocess.PIPE, text=True
+    ) as interrupted:
+        stack.host.wait_until(lambda: stack.host.states()["b"] == "loading", "b loads")
+        interrupted.send_signal(signal.SIGINT)
+        assert interrupted.communicate(timeout=60)[1] == "interrupted\n"
+    assert interrupted.returncode == 130
+    assert stack.host.states() == {"a": "active", "b": "stopped"}
+
+
+def test_secrets_in_the_last_log_lines_are_hidden(stack: Stack) -> None:
+    stack.host.models[1]["start_command"] = ["sh", "-c", 'echo "non-default args: $SOME_API_KEY"; exit 1']
+    stack.write()
+    for arguments in (["switch", "b"], ["restore"]):
+        failed = stack.run(*arguments)
+        assert failed.returncode == 1
+        assert "non-default args: ********" in failed.stderr
+        assert "s3cret-of-b" not in failed.stdout + failed.stderr
 
 
 def test_restore_tells_a_line_for_each_model(stack: Stack) -> None:

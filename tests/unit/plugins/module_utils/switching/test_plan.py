@@ -98,8 +98,8 @@ CELLS: list[tuple[Observation, str | None, str | None, str]] = [
     (PAUSED, "drain a, sleep a (level 1), wake a, verify a", "drain a, sleep a (level 1)", "drain a, stop a"),
     (COMING_UP, "verify a", "verify a; sleep a (level 1)", "stop a"),
     (GONE, "start a, verify a", "start a, verify a; sleep a (level 1)", ""),
-    (DEAD, "stop a, start a, verify a", "stop a, start a, verify a; sleep a (level 1)", "stop a"),
-    (DEAD_OURS, "stop a, start a, verify a", "stop a, start a, verify a; sleep a (level 1)", "stop a"),
+    (DEAD, "stop a; start a, verify a", "stop a; start a, verify a; sleep a (level 1)", "stop a"),
+    (DEAD_OURS, "stop a; start a, verify a", "stop a; start a, verify a; sleep a (level 1)", "stop a"),
     (DEAD_NOT_OURS, None, None, ""),
     (WRONG, None, None, "stop a"),
     (WRONG_OURS, None, None, "stop a"),
@@ -139,6 +139,9 @@ def test_a_model_whose_gpu_another_one_holds(seen: Observation, wanted: str, pla
     elif wanted == SLEEPING and "verify" in plan:
         # It has to be loaded to sleep, so b makes room meanwhile and is put back.
         plan = f"drain b, sleep b (level 1); {plan}; wake b (level 1), verify b"
+    if wanted != STOPPED:
+        # What is dead is stopped while b is still awake: should that fail, b has lost nothing.
+        plan = plan.replace("drain b, sleep b (level 1); stop a; ", "stop a; drain b, sleep b (level 1); ")
     assert plan_of(inventory, [seen, AWAKE], wanted) == plan
 
 
@@ -188,6 +191,13 @@ def test_all_who_are_in_the_way_make_room_side_by_side() -> None:
     inventory = inventory_of({"gpus": [0, 1]}, {"gpus": [0]}, {"gpus": [1]}, {"gpus": [1]}, {"gpus": [2]})
     assert plan_of(inventory, [GONE, AWAKE, AWAKE, COMING_UP, AWAKE], ACTIVE) == (
         "drain b, sleep b (level 1) | drain c, sleep c (level 1) | stop d; start a, verify a"
+    )
+
+
+def test_the_dead_are_stopped_before_anybody_makes_room() -> None:
+    inventory = inventory_of({"gpus": [0, 1]}, {"gpus": [0]}, {"gpus": [1]}, {"gpus": [1]})
+    assert plan_of(inventory, [DEAD, AWAKE, DEAD_OURS, COMING_UP], ACTIVE) == (
+        "stop a | stop c; drain b, sleep b (level 1) | stop d; start a, verify a"
     )
 
 
@@ -518,6 +528,7 @@ def check_rules(
         return None
     assert not blockers
     check_shape(inventory, model, plan)
+    check_dead_first(observed, plan)
     check_levels(inventory, observed, mem, plan)
     for _order in range(orders):
         host = Host(inventory, observed)
@@ -585,6 +596,15 @@ def check_shape(inventory: Inventory, model: Model, plan: Plan) -> None:
         assert set(names) <= may_touch
         assert not any(conflicting_in(stage, models)), "one makes room and another comes up in the same stage"
     assert all((step.level is None) or step.action in (SLEEP, WAKE) for step in plan.steps)
+
+
+def check_dead_first(observed: dict[str, Observation], plan: Plan) -> None:
+    """Nobody who is awake makes room while a stop of a dead one, which may fail, is still to come."""
+    stages = [{(step.action, step.model) for lane in stage for step in lane} for stage in plan.stages]
+    dead = {(STOP, name) for name, seen in observed.items() if seen.state == ERROR}
+    buried = max((number for number, stage in enumerate(stages) if stage & dead), default=-1)
+    makes_room = (number for number, stage in enumerate(stages) if any(action == DRAIN for action, _name in stage))
+    assert next(makes_room, len(stages)) > buried
 
 
 def conflicting_in(stage: Stage, models: dict[str, Model]) -> typing.Iterator[bool]:

@@ -628,7 +628,10 @@ def test_a_command_that_is_not_there_leaves_the_previous_model_active(pair: Host
     pair.up(a="active")
     pair.models[1]["start_command"] = ["no-such-vllm"]
     text, _result = failed(lambda: pair.switch("b"))
-    assert "b could not be started: [Errno 2] No such file or directory: 'no-such-vllm'; a is active again" in text
+    assert (
+        "b could not be started: its start_command[0], no-such-vllm, can't be run: No such file or directory; "
+        "a is active again" in text
+    )
     assert pair.states() == {"a": "active", "b": "stopped"}
 
 
@@ -659,6 +662,71 @@ def test_a_server_that_can_neither_sleep_nor_stop_leaves_all_as_it_was(
     assert text.endswith("The host is left with: a active, b sleeping (level 1)")
     assert (result.previous_model, result.active_model) == ("a", "a")
     assert "POST /wake_up" not in pair.changing_calls("b")
+
+
+def test_a_dead_server_that_cannot_be_stopped_costs_nobody_the_gpu(pair: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "PROBE_TIMEOUT_SECONDS", 0.5)
+    monkeypatch.setattr(lifecycle_module, "STOP_GRACE_SECONDS", 0.1)
+    pair.up(b=1)
+    pair.up(a="active")
+    pair.fault("b", "/health", "hang", times=0)
+    before = pair.changing_calls("a")
+    monkeypatch.setattr(os, "killpg", lambda _group, _signal: None)
+    for wanted in ("active", "sleeping"):
+        text, result = failed(lambda: pair.switch("b", wanted))  # noqa: B023
+        assert "does not end, even when killed" in text
+        assert steps(result) == ["stop b"]
+        assert (result.previous_model, result.active_model) == ("a", "a")
+    assert pair.changing_calls("a") == before
+
+
+def test_a_half_woken_server_that_cannot_be_stopped_keeps_the_gpu(pair: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lifecycle_module, "STOP_GRACE_SECONDS", 0.1)
+    pair.up(a="active", b=2)
+    pair.fault("b", "/wake_up", "status_500", match="kv_cache", times=0)
+    monkeypatch.setattr(os, "killpg", lambda _group, _signal: None)
+    text, result = failed(lambda: pair.switch("b"))
+    assert pair.call("b", "GET", "/is_sleeping").json()["is_sleeping"] is True  # though it holds its weights
+    assert "; a, active before, could not be put back: b: process " in text
+    assert text.endswith("The host is left with: a sleeping (level 1), b error")
+    assert "POST /wake_up" not in pair.changing_calls("a")
+    assert result.models["b"].problem == "b may be half awake"
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_after_an_error_of_the_engine_itself_the_previous_model_is_put_back(
+    pair: Host, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    def broken(_server: Server, _level: int | None) -> None:
+        monkeypatch.undo()
+        raise error("a mistake in the program")
+
+    pair.up(a="active", b=1)
+    monkeypatch.setattr(Server, "wake", broken)
+    with pytest.raises(error, match="a mistake in the program"), pair.switcher() as switcher:
+        switcher.switch("b")
+    assert [f"{step['action']} {step['model']}" for step in switcher.steps] == [
+        "drain a", "sleep a", "wake b", "stop b", "wake a", "verify a",
+    ]  # fmt: skip
+    assert switcher.steps[2]["failed"] == "a mistake in the program"
+    assert pair.states() == {"a": "active", "b": "stopped"}
+
+
+@pytest.mark.parametrize("name", ["a", "b"])
+def test_an_engine_that_outlived_its_server_is_stopped_first(pair: Host, processes: Processes, name: str) -> None:
+    model = pair.models[0]
+    served = model["start_command"]
+    dies = pair.stack_dir.parent / "a-dies"
+    script = f"sleep 300 & while [ ! -e {dies} ]; do sleep 0.01; done"
+    model["start_command"] = ["sh", "-c", script]
+    pair.start("a")
+    pair.wait_until(lambda: len(processes.left()) >= 2, "the engine of a runs")
+    dies.touch()
+    pair.wait_until(lambda: pair.states()["a"] == "error", "its server has ended")
+    (engine,) = (pid for pid in processes.left() if b"sleep\x00300" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    model["start_command"] = served
+    assert steps(pair.switch(name)) == ["stop a", f"start {name}", f"verify {name}"]
+    assert engine not in processes.left()
 
 
 # ---- the lock ---------------------------------------------------------------------------------
@@ -711,7 +779,7 @@ def test_a_lock_that_another_process_holds_is_waited_for_and_named(pair: Host) -
                 second.result(timeout=0.3)
             holder.communicate(b"")
             assert second.result(timeout=30).active_model == "b"
-    assert lock.read_text() == f"process {os.getpid()}: b active"
+    assert lock.read_text().split("\n") == [f"process {os.getpid()}: b active".ljust(120), ""]
 
 
 def test_the_lock_is_free_after_a_failure(pair: Host) -> None:
@@ -839,6 +907,20 @@ def test_readiness_is_noticed_soon(loading: Callable[..., Any], seconds: float) 
     assert process.process_looks <= 3 + seconds / 0.5
 
 
+@pytest.mark.parametrize("seconds", [2.0, 60.0, 890.0])
+def test_a_server_that_ends_while_it_loads_is_noticed_soon(loading: Callable[..., Any], seconds: float) -> None:
+    """Also one that has loaded for long, whatever the interval."""
+    clock, switcher, _server, process = loading(10_000, 100, 10)
+
+    def look() -> Process:
+        return Process(False, 1) if clock.now >= 100 + seconds else Process(True)
+
+    process.process = look
+    with pytest.raises(SwitchFailed, match="a's server ended with exit code 1 while it was waited for"):
+        switcher.switch("a")
+    assert clock.now - (100 + seconds) <= 2.5
+
+
 def test_the_interval_is_never_exceeded(loading: Callable[..., Any]) -> None:
     clock, switcher, _server, _process = loading(100, 5000, 0.05)
     switcher.switch("a")
@@ -890,9 +972,9 @@ def test_a_server_is_known_to_be_ready_within_moments(host: Host) -> None:
 # ---- the check that every test above ends with ------------------------------------------------
 
 
-def event(pid: int, name: str, *gpus: str, **details: object) -> dict[str, Any]:
+def event(server: int, name: str, *gpus: str, **details: object) -> dict[str, Any]:
     """A line of events.jsonl."""
-    return {"pid": pid, "model": f"m{pid}", "event": name, "gpus": list(gpus or ("0",)), **details}
+    return {"id": str(server), "model": f"m{server}", "event": name, "gpus": list(gpus or ("0",)), **details}
 
 
 def test_two_awake_on_one_gpu_are_found(two_awake: TwoAwake) -> None:

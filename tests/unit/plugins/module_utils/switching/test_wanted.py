@@ -59,6 +59,12 @@ def test_a_new_default_does_not_claim_the_gpu_of_the_model_that_was_active(tmp_p
     assert wanted.read(inventory, str(tmp_path)) == {"b": "active", "new": "sleeping", "new2": "active"}
 
 
+def test_of_two_that_conflict_since_the_inventory_changed_only_one_is_active(tmp_path: Path) -> None:
+    put(tmp_path, json.dumps({"models": {"a": "active", "b": "active", "c2": "active"}}))
+    inventory = declared(a="sleep", b="active", c2="sleep")
+    assert wanted.read(inventory, str(tmp_path)) == {"a": "active", "b": "sleeping", "c2": "active"}
+
+
 def test_an_active_model_takes_the_place_of_the_conflicting_one_alone() -> None:
     inventory = declared(a="active", b="sleep", c="sleep", d2="active")
     before = {"a": "active", "b": "sleeping", "c": "stopped", "d2": "active"}
@@ -142,6 +148,16 @@ def test_a_restore_after_a_boot_brings_back_what_was_active(trio: Host) -> None:
     assert trio.states() == {"a": "sleeping", "b": "active", "c": "stopped"}
     assert recorded(trio) == {"a": "sleeping", "b": "active", "c": "stopped"}
     assert restored(trio) == {"a": "unchanged", "b": "unchanged"}
+
+
+def test_a_restore_does_not_undo_what_somebody_switches_meanwhile(trio: Host) -> None:
+    with trio.switcher() as switcher:
+        done = switcher.restore()
+        assert [next(done)[0].id, next(done)[0].id] == ["b", "c"]
+        trio.switch("c")
+        assert [(model.id, state, result.changed) for model, state, result in done] == [("c", "active", False)]  # type: ignore[union-attr]
+    assert trio.states() == {"a": "stopped", "b": "sleeping", "c": "active"}
+    assert recorded(trio) == {"a": "sleeping", "b": "sleeping", "c": "active"}
 
 
 def test_a_restore_goes_on_past_a_model_that_cannot_load(trio: Host) -> None:
