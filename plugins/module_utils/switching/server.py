@@ -295,11 +295,15 @@ class Server:
 
 
 def _causes(error: BaseException) -> typing.Iterator[BaseException]:
-    """The error and what it wraps, outermost first. requests and urllib3 keep the cause in args or as reason."""
+    """The error and what it wraps, outermost first. requests and urllib3 keep the cause in args or as reason.
+
+    Debian 12's urllib3 (1.26) keeps the innermost one, such as a refused connection, only as context.
+    """
     while True:
         yield error
         inner = [value for value in (getattr(error, "reason", None), *error.args) if isinstance(value, BaseException)]
-        following = inner[-1] if inner else error.__cause__
+        context = error.__context__ if isinstance(error.__context__, OSError) else None
+        following = inner[-1] if inner else error.__cause__ or context
         if following is None:
             return
         error = following
