@@ -24,11 +24,11 @@ from tests.serverlib import Server, real_venv, start_real, start_standin
 
 MODEL, ALIAS, OTHER = "tiny-a", "alias-of-tiny-a", "tiny-b"
 API_KEY = "sk-contract"
-MAX_MODEL_LEN = 2048
+MAX_MODEL_LEN = 4096
 VERSIONS = {"new": "0.32.0", "old": "0.11.0"}
-LONG = 500  # tokens: seconds on real vLLM, and as long as that on the stand-in
+LONG = 2000  # tokens: five seconds on real vLLM with a fast CPU; a second on the stand-in
 SECONDS_OF_OLD = 0.15  # for a sleep or a wake: the old servers answer before, and somebody must be able to see it
-STANDIN: dict[str, Any] = {"tokens_per_second": 500, "load_seconds": 0.3}
+STANDIN: dict[str, Any] = {"tokens_per_second": 1500, "load_seconds": 0.3}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

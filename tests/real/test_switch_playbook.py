@@ -7,7 +7,9 @@ sleeps, but it answers every call truthfully, and level 2 reloads its weights.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -183,9 +185,11 @@ def test_a_running_completion_is_finished(settled: Real) -> None:
     tokens = 1900
     with ThreadPoolExecutor(2) as pool, (settled.host.stack / "run/switch.lock").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        # Ansible takes seconds to start, more beside a busy vLLM: it gets as far as the lock before the completion.
+        # Ansible takes seconds to start, and the completion runs for seconds: the switch gets as far as the lock first.
         switched = pool.submit(settled.ansible.play, "switch", "-e", f"model={B}", "-v")
-        time.sleep(4)
+        while not opened_by_another(Path(lock.name)):
+            assert not switched.done(), "the switch ended without asking for the lock"
+            time.sleep(0.05)
         asked = pool.submit(complete, settled.port(A), A, tokens)
         while running(settled.port(A)) < 1 and not asked.done():
             time.sleep(0.02)
@@ -199,6 +203,15 @@ def test_a_running_completion_is_finished(settled: Real) -> None:
     assert result["steps"][0]["seconds"] > 0.5
     assert "note" not in result["steps"][0]
     assert settled.awake() == {B}
+
+
+def opened_by_another(file: Path) -> bool:
+    """Whether another process than this one has the file open."""
+    for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):  # it went away, or is not ours to look at
+            if descriptor.parts[2] != str(os.getpid()) and descriptor.readlink() == file.resolve():
+                return True
+    return False
 
 
 def running(port: int) -> float:
