@@ -171,16 +171,21 @@ class Switcher:
             },
         }
 
-    def switch(self, name: str, wanted: str = ACTIVE, check: bool = False) -> Result:
+    def switch(self, name: str, wanted: str = ACTIVE, check: bool = False, for_now: bool = False) -> Result:
         """Bring the model called C(name) to the state C(wanted) (active, sleeping or stopped).
 
-        With C(check) nothing is locked or changed, and the result tells what would be done. Raises UnknownModel,
-        Blocked or LockTimeout when nothing has been touched, SwitchFailed when something has.
+        With C(check) nothing is locked or changed, and the result tells what would be done. C(for_now): after a boot
+        the host is to come back to what it was meant to be before. Raises UnknownModel, Blocked or LockTimeout when
+        nothing has been touched, SwitchFailed when something has.
         """
         model = self.inventory.find(name)
         started = self.clock()
         with contextlib.nullcontext() if check else self._lock(f"{model.id} {wanted}"):
-            return self._switch(model, wanted, check, started)
+            result = self._switch(model, wanted, check, started)
+            if not check and not for_now:
+                meant = record.after(self.inventory, record.read(self.inventory, self.stack_dir), model, wanted)
+                record.write(self.stack_dir, meant)
+            return result
 
     def _switch(self, model: Model, wanted: str, check: bool, started: float) -> Result:
         """Switch under the lock, which was asked for when C(started)."""
@@ -204,8 +209,6 @@ class Switcher:
         except (Exception, KeyboardInterrupt) as error:
             self._put_back(model, wanted, before, error)
             raise
-        meant = record.after(self.inventory, record.read(self.inventory, self.stack_dir), model, wanted)
-        record.write(self.stack_dir, meant)
         return self._result(model, before, after, self.steps, started)
 
     def restore(self) -> typing.Iterator[tuple[Model, str, Result | SwitchingError]]:

@@ -80,6 +80,17 @@ def test_switch(stack: Stack) -> None:
     assert stack.run("switch", "a", "--state", "stopped").stdout.endswith("a: stopped\n")
 
 
+def test_a_stop_for_now_is_undone_by_a_restore(stack: Stack) -> None:
+    stack.host.up(a="active", b=1)
+    assert stack.run("switch", "b", "--state", "stopped", "--for-now").returncode == 0
+    assert stack.host.states() == {"a": "active", "b": "stopped"}
+    assert stack.run("restore").returncode == 0
+    assert stack.host.states() == {"a": "active", "b": "sleeping"}
+    stack.run("switch", "b", "--state", "stopped")
+    assert stack.run("restore").returncode == 0
+    assert stack.host.states() == {"a": "active", "b": "stopped"}
+
+
 def test_a_switch_that_fails(stack: Stack) -> None:
     stack.host.models[1]["env"]["STANDIN_FAULTS"] = json.dumps([{"path": "load", "fault": "die"}])
     stack.write()
