@@ -10,7 +10,7 @@ PYTEST := .venv/bin/python -m pytest
 
 .PHONY: help
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
+	@grep -hE '^[a-z0-9]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9]+):.*## /\1\t/' | expand -t 12
 
 .PHONY: setup
 setup: ## build .venv, everything pinned; make this checkout resolvable as homegpt.vllm
@@ -22,7 +22,7 @@ demo: setup ## bootstrap and switch four stand-in models on this machine
 
 .PHONY: test
 test: setup ## every test that needs no container engine and no real vLLM
-	$(PYTEST) -n 2 --dist loadfile tests --ignore tests/real
+	$(PYTEST) -n 2 --dist loadfile tests --ignore tests/real --ignore tests/e2e
 
 .PHONY: lint
 lint: setup ## style of Python, YAML, Ansible, shell and the changelog
@@ -32,7 +32,7 @@ lint: setup ## style of Python, YAML, Ansible, shell and the changelog
 	yamllint --strict .
 	ansible-lint --offline --strict --nocolor
 	antsibull-changelog lint
-	shellcheck .ci/run tools/*.sh
+	git ls-files -z --cached --others --exclude-standard .ci/run '*.sh' | xargs -0 shellcheck
 
 .PHONY: format
 format: setup ## let ruff lay out the Python files
@@ -48,7 +48,7 @@ sanity: setup ## ansible-test sanity on a clean copy, nothing ignored
 	bash tools/sanity.sh
 
 .PHONY: docs
-docs: setup ## render the modules' and filters' documentation and lint it
+docs: setup ## render the documentation of modules, filters and roles and lint it
 	bash tools/docs.sh
 
 .PHONY: build
@@ -64,6 +64,23 @@ real: setup ## the contract and the switch on two real vLLM servers (3 GB on fir
 	bash tools/real_vllm.sh
 	REAL_VLLM=1 $(PYTEST) tests/contract tests/real --target real
 
+.PHONY: engine
+engine: setup ## make sure that a Docker engine runs (as root it is installed and started; tools/engine.sh stop ends it)
+	@bash tools/engine.sh
+
+.PHONY: images
+images: engine ## build the container images for tests, those whose inputs changed
+	@bash tools/images.sh
+
+.PHONY: e2e
+e2e: images ## the stack on a real Docker engine, with stand-ins and with real vLLM
+	$(PYTEST) tests/e2e
+
+.PHONY: molecule
+molecule: engine ## every role's molecule scenarios
+	@bash tools/images.sh standin webui
+	molecule test --all
+
 .PHONY: bench
 bench: setup ## the ratios that the README states
 	.venv/bin/python bench/run.py
@@ -74,6 +91,6 @@ lock: ## pin requirements.in anew for every supported Python (needs uv)
 		--custom-compile-command "make lock" --upgrade --output-file requirements.txt requirements.in
 
 .PHONY: clean
-clean: ## remove what the other targets made in this folder
+clean: ## remove what the other targets made in this folder (not the images, not the caches)
 	rm -rf .venv .build .ansible .hypothesis .mypy_cache .pytest_cache .ruff_cache dist tests/output
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

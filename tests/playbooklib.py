@@ -16,9 +16,10 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,16 @@ class Run:
     status: int
     output: str
     seconds: float
+    lines: list[tuple[float, str]] = field(default_factory=list)  # with the time at which each was printed
+
+    def said_at(self, text: str) -> float:
+        """Return when a line with the text was printed first."""
+        return next(when for when, line in self.lines if text in line)
+
+    @property
+    def diff(self) -> list[str]:
+        """The lines that the diff takes away and adds, in order."""
+        return re.findall(r"^(?:-(?!--)|\+(?!\+\+)).*$", self.output, re.MULTILINE)
 
     def changed(self, host: str = "host") -> int:
         """Return the host's number of changed tasks; the run must have succeeded."""
@@ -180,7 +191,8 @@ class Ansible:
             playbook = f"playbooks/{playbook}.yml"
         changed = {**self.env, **(env or {})}
         started = time.monotonic()
-        ended = subprocess.run(
+        lines: list[tuple[float, str]] = []
+        with subprocess.Popen(
             [self.command, "-i", str(self.inventory), str(playbook), *arguments],
             cwd=cwd,
             env={name: value for name, value in changed.items() if value is not None},
@@ -188,10 +200,22 @@ class Ansible:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=timeout,
-            check=False,
-        )
-        return Run(ended.returncode, ended.stdout, time.monotonic() - started)
+            start_new_session=True,
+        ) as process:
+            assert process.stdout is not None
+            overdue = threading.Timer(timeout, os.killpg, (process.pid, signal.SIGKILL))
+            overdue.start()
+            try:
+                lines.extend((time.time(), line) for line in process.stdout)
+                process.wait()
+            finally:
+                overdue.cancel()
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)
+        output = "".join(line for _when, line in lines)
+        seconds = time.monotonic() - started
+        assert seconds < timeout, f"{playbook} had not ended after {timeout:g} s:\n{output}"
+        return Run(process.returncode, output, seconds, lines)
 
 
 def complete(port: int, model: str, tokens: int = 16, **more: object) -> dict[str, Any]:

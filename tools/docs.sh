@@ -11,7 +11,7 @@ names() {
 }
 
 total=0
-for type in module filter; do
+for type in module filter role; do
     found=$(names "$type")
     if [ -z "$found" ]; then
         echo "homegpt.vllm has no $type that ansible-doc can find" >&2

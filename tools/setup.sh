@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: MIT
 # Builds .venv with everything pinned and makes the checkout resolvable as homegpt.vllm. Safe to
-# run again: it does nothing when the environment already fits requirements.txt and the Python.
+# run again: it does nothing when the environment already fits requirements.txt and the Python, and the
+# collections that this one depends on are there.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -19,14 +20,13 @@ fi
 
 # A virtual environment holds absolute paths, so a checkout that was moved needs a new one.
 wanted=$({ "$python" -c 'import sys; print(sys.version, sys.executable)'; pwd -P; cat requirements.txt; } | cksum)
-if [ -f .venv/made-for ] && [ "$(cat .venv/made-for)" = "$wanted" ]; then
-    exit 0
+if [ ! -f .venv/made-for ] || [ "$(cat .venv/made-for)" != "$wanted" ]; then
+    echo "Building .venv with $("$python" --version) ($python)"
+    rm -rf .venv
+    "$python" -m venv .venv
+    # The lock is complete, so nothing needs resolving; `pip check` proves that it is.
+    .venv/bin/python -m pip install --quiet --quiet --disable-pip-version-check --no-deps --requirement requirements.txt
+    .venv/bin/python -m pip --disable-pip-version-check check
+    echo "$wanted" > .venv/made-for
 fi
-
-echo "Building .venv with $("$python" --version) ($python)"
-rm -rf .venv
-"$python" -m venv .venv
-# The lock is complete, so nothing needs resolving; `pip check` proves that it is.
-.venv/bin/python -m pip install --quiet --quiet --disable-pip-version-check --no-deps --requirement requirements.txt
-.venv/bin/python -m pip --disable-pip-version-check check
-echo "$wanted" > .venv/made-for
+.venv/bin/python tools/unpack_collections.py .build/ansible_collections

@@ -44,23 +44,15 @@ _value:
 from ansible.errors import AnsibleFilterError
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors import InventoryError
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import parse
+from ansible_collections.homegpt.vllm.plugins.plugin_utils.plain import plain
 
 
 def inventory(models, switching=None):
     """The normalised inventory as plain data; raises AnsibleFilterError with every mistake."""
     try:
-        return parse(_plain(models), _plain(switching)).as_dict()
+        return parse(plain(models), plain(switching)).as_dict()
     except InventoryError as error:
         raise AnsibleFilterError(str(error)) from error
-
-
-def _plain(value):
-    """Ordinary lists and dictionaries: since ansible-core 2.19 a filter is given ones that refuse to be copied."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return value
 
 
 class FilterModule:

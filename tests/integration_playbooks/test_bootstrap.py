@@ -67,12 +67,18 @@ def test_from_nothing_and_back(inventory: Inventory, tmp_path: Path) -> None:
     assert ansible.play("bootstrap").changed() == 0
     assert (host.events(), posts(host)) == (before, calls)
 
-    assert ansible.play("teardown").changed() == 1
+    assert ansible.play("teardown", "--check").changed() == 2
+    assert (host.events(), posts(host)) == (before, calls)
+    assert ansible.play("teardown").changed() == 2
     for model in models:
         with pytest.raises(requests.ConnectionError):
             requests.get(f"http://127.0.0.1:{model['host_port']}/health", timeout=5)
-    assert not list(host.stack.glob("run/*.pid"))
+    # Their logs are data.
+    assert sorted(path.name for path in host.stack.rglob("*")) == ["first.log", "run", "second.log", "third.log"]
     assert ansible.play("teardown").changed() == 0
+    assert ansible.play("teardown", "-e", "teardown_data=true").changed() == 1
+    assert not host.stack.exists()
+    assert ansible.play("teardown", "-e", "teardown_data=true").changed() == 0
 
 
 def test_check_mode_starts_nothing(inventory: Inventory, tmp_path: Path) -> None:
@@ -87,22 +93,35 @@ def test_check_mode_starts_nothing(inventory: Inventory, tmp_path: Path) -> None
 
 def test_a_model_that_dies_while_loading(inventory: Inventory, tmp_path: Path) -> None:
     dying = {**LOADING, "STANDIN_FAULTS": '[{"path": "load", "fault": "die"}]'}
-    models = [launched("first", startup_mode="active"), launched("broken", env=dying), launched("third")]
+    models = [
+        launched("first", startup_mode="active"),
+        launched("broken", env=dying),
+        launched("third"),
+        launched("other", env=dying, gpus=[1], startup_mode="active"),
+    ]
     host = Host(tmp_path, models)
     ansible = inventory(host)
 
     run = ansible.play("bootstrap")
-    message = run.failure()
-    assert "broken's server ended with exit code 1" in message
-    assert "No supported config format found in org/broken" in message  # the cause, from its log
-    assert "(item=broken)" in run.output
-    assert run.seconds < 20  # and not max_retries x health_check_interval_seconds
-    assert run.count("failed") == 1
+    assert run.status == 2
+    assert "Traceback" not in run.output
+    assert "(item=broken)" in run.output  # at once
+    assert run.seconds < 60  # and not max_retries x health_check_interval_seconds
+    assert (run.count("failed"), run.count("ignored")) == (1, 2)
+    # And again at the very end, both of them.
+    message = run.results("fatal", "failed")[-1]["msg"]
+    lines = message.splitlines()
+    for name in ("broken", "other"):
+        (line,) = [line for line in lines if line.startswith(f"{name}: ")]
+        assert f"{name}'s server ended with exit code 1" in line
+        assert f"No supported config format found in org/{name}" in message  # the cause, from its log
+    assert run.output.rindex("Report what failed") > run.output.rindex("Make the default models active")
 
     assert rows(ansible) == [
         ["first", "active", "-", "0", "0"],
         ["broken", "stopped", "-", "-", "-"],
         ["third", "sleeping", "1", "0", "0"],
+        ["other", "stopped", "-", "-", "-"],
     ]
 
 

@@ -26,6 +26,10 @@ def copy(tmp_path: Path) -> Path:
 def test_by_name_when_installed(ansible: Ansible, pair: tuple[Server, Server], copy: Path, tmp_path: Path) -> None:
     galaxy = [str(Path(ansible.command).with_name("ansible-galaxy")), "collection"]
     env = {name: value for name, value in ansible.env.items() if name != "ANSIBLE_CONFIG"}
+    # What it depends on is there already, as on any host where it is installed offline.
+    dependencies = tmp_path / "installed/ansible_collections/community"
+    dependencies.parent.mkdir(parents=True)
+    dependencies.symlink_to(ROOT / ".build/ansible_collections/community")
 
     def run(*arguments: str) -> None:
         subprocess.run([*galaxy, *arguments], check=True, capture_output=True, env=env, cwd=tmp_path, timeout=60)
@@ -43,6 +47,7 @@ def test_by_path_in_a_checkout_of_another_name(ansible: Ansible, copy: Path) -> 
     link = copy / ".build/ansible_collections/homegpt/vllm"
     link.parent.mkdir(parents=True)
     link.symlink_to("../../..")
+    (link.parent.parent / "community").symlink_to(ROOT / ".build/ansible_collections/community")
     assert ansible.play("switch", "-e", "model=b", cwd=copy, env=OURS).changed() == 1
     assert ansible.play("status", cwd=copy, env=OURS).changed() == 0
 

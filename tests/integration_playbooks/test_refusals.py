@@ -77,7 +77,7 @@ MISTAKES = [
 
 
 @pytest.mark.versions
-@pytest.mark.parametrize("playbook", ["bootstrap", "switch", "status", "teardown"])
+@pytest.mark.parametrize("playbook", ["bootstrap", "prefetch", "switch", "status", "teardown"])
 def test_all_mistakes_of_an_inventory_at_once(inventory: Inventory, tmp_path: Path, playbook: str) -> None:
     host = Host(tmp_path, BROKEN, {"request_timeout_seconds": 0})
     run = inventory(host).play(playbook, "-e", "model=one")

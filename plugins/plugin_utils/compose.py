@@ -1,0 +1,193 @@
+# -*- coding: utf-8 -*-
+# Copyright (c) HomeGPT
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""From models of the normalised inventory to what compose files say about them. Runs on the controller.
+
+Secrets stay out of compose files: there a reference stands in their place, and the value in the project's C(.env).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import typing
+
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import is_secret_name
+
+# The switches of `vllm serve` that have no --no-... form, from vLLM 0.32.0's parser (make_arg_parser of
+# vllm/entrypoints/launchers/cli_args.py): leaving them out is all that `false` can mean.
+WITHOUT_NO_FORM = frozenset(
+    (
+        "aggregate_engine_logging",
+        "data_parallel_multi_port_external_lb",
+        "disable_log_stats",
+        "grpc",
+        "headless",
+    )
+)
+# From the same parser: the options whose list is one JSON word, and the one that is given once for each item. Every
+# other list is `--option item item`.
+JSON_LISTS = frozenset(("allowed_headers", "allowed_methods", "allowed_origins"))
+REPEATED = frozenset(("middleware",))
+
+# The GPUs a container was given are numbered from 0 inside it; without that it sees the host's numbers.
+RENUMBERED_ACCESS = ("nvidia", "cdi")
+GPU_ACCESS = (*RENUMBERED_ACCESS, "amd", "none")
+
+
+class Word(typing.NamedTuple):
+    """One word of a command line, or one environment variable's value: C(text) is what is written in front of it."""
+
+    text: str
+    value: str = ""
+    secret: str = ""  # the value's name in .env, where it is a secret
+
+    @property
+    def plain(self) -> str:
+        """The word itself."""
+        return self.text + self.value
+
+    def in_compose(self, inline: bool) -> str:
+        """The word for a compose file; C(inline) puts secrets in instead of references to them."""
+        value = "${%s}" % self.secret if self.secret and not inline else escape(self.value)
+        return escape(self.text) + value
+
+
+def escape(text: str) -> str:
+    """The text with every dollar doubled, so that compose takes it for itself and not for a variable."""
+    return text.replace("$", "$$")
+
+
+def serve_words(model: typing.Mapping[str, typing.Any]) -> list[Word]:
+    """What `vllm serve` is given for a model. Raises ValueError for what its command line can't take."""
+    # A model's own arguments win.
+    args = dict({"enable_sleep_mode": True, "tensor_parallel_size": len(model["gpus"])}, **model["args"])
+    names = list(dict.fromkeys((model["id"], *model["aliases"], model["model"])))
+    words = [Word(model["model"]), Word("--served-model-name"), *map(Word, names), Word("--port=%d" % model["port"])]
+    for key, value in args.items():
+        words.extend(_argument(model, key, value))
+    return words
+
+
+def _argument(model: typing.Mapping[str, typing.Any], key: str, value: typing.Any) -> typing.Iterator[Word]:
+    """The words of one argument. What stands behind the first dot of a key names a part of a dictionary."""
+    name, dot, part = key.partition(".")
+    flag = "--" + name.replace("_", "-") + dot + part
+    secret = _secret_name(model, key.upper().replace(".", "__").replace("-", "_")) if _is_secret(key, value) else ""
+    if value is None:
+        return
+    if isinstance(value, bool) and not dot:
+        if value:
+            yield Word(flag)
+        elif name not in WITHOUT_NO_FORM:
+            yield Word("--no-" + flag[2:])
+    elif isinstance(value, (list, tuple)) and not dot and name not in JSON_LISTS:
+        if name in REPEATED:
+            for number, item in enumerate(value, 1):
+                yield Word(flag + "=", _text(item), secret and "%s_%d" % (secret, number))
+        elif value:
+            yield Word(flag)
+            for number, item in enumerate(value, 1):
+                text = _text(item)
+                if re.match(r"-(?!\d+\Z)", text):
+                    raise ValueError(
+                        "%s: args.%s[%d] begins with a dash, which vLLM takes for another option: it can't be in a list"
+                        % (model["id"], key, number - 1)
+                    )
+                yield Word("", text, secret and "%s_%d" % (secret, number))
+    else:
+        yield Word(flag + "=", _text(value), secret)
+
+
+def _text(value: typing.Any) -> str:
+    """A value as one word: text as it is, everything else as JSON."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def environment_words(model: typing.Mapping[str, typing.Any], shared: typing.Any = None) -> dict[str, Word]:
+    """The environment that the inventory gives a model's server, by name; the model's own wins over the shared one."""
+    taken = {word.secret for word in serve_words(model)} - {""}
+    words = {}
+    for name, value in dict(_environment(shared), **model["env"]).items():
+        secret = _secret_name(model, name) if _is_secret(name, value) else ""
+        words[name] = Word("", value, _secret_name(model, "ENV_" + name) if secret in taken else secret)
+    return words
+
+
+def plain_environment_words(environment: typing.Any, prefix: str) -> dict[str, Word]:
+    """The same for a service that is no model, whose secrets are called by this prefix and their own name."""
+    return {
+        name: Word("", value, prefix + name if _is_secret(name, value) else "")
+        for name, value in _environment(environment).items()
+    }
+
+
+def _environment(given: typing.Any) -> dict[str, str]:
+    """The variables of an unchecked environment. Raises ValueError for what no environment can hold."""
+    environment = {}
+    for name, value in (given or {}).items():
+        if not re.match(r"[A-Za-z_][A-Za-z0-9_]*\Z", str(name)):
+            raise ValueError("%s is no name of an environment variable" % name)
+        if not isinstance(value, (str, int, float)):
+            raise ValueError("the environment variable %s must be text or a number" % name)
+        environment[str(name)] = ("true" if value else "false") if isinstance(value, bool) else str(value)
+    return environment
+
+
+def service(
+    model: typing.Mapping[str, typing.Any], gpu_access: str, image: str, environment: typing.Any, inline: bool = False
+) -> dict[str, typing.Any]:
+    """What a model's service in a compose file says that follows from the inventory, dollars escaped."""
+    if gpu_access not in GPU_ACCESS:
+        raise ValueError("vllm_gpu_access must be one of %s, is %s" % (", ".join(GPU_ACCESS), gpu_access))
+    numbers = range(len(model["gpus"])) if gpu_access in RENUMBERED_ACCESS else model["gpus"]
+    visible = "HIP_VISIBLE_DEVICES" if gpu_access == "amd" else "CUDA_VISIBLE_DEVICES"
+    variables = {
+        visible: Word("", ",".join(map(str, numbers))),
+        # What puts a model to sleep answers in this mode only.
+        "VLLM_SERVER_DEV_MODE": Word("", "1"),
+        "VLLM_HOST_IP": Word("", "127.0.0.1"),
+        "VLLM_CONFIGURE_LOGGING": Word("", "1"),
+        "VLLM_LOGGING_CONFIG_PATH": Word("", "/logs/logging.json"),
+        "HF_TOKEN_PATH": Word("", "/run/secrets/hf_token"),
+    }
+    variables.update(environment_words(model, environment))
+    return {
+        "image": escape(model["image"] or image),
+        "command": [word.in_compose(inline) for word in serve_words(model)],
+        "environment": {name: word.in_compose(inline) for name, word in variables.items()},
+        "api_key": _api_key(model, environment).in_compose(inline),
+    }
+
+
+def _api_key(model: typing.Mapping[str, typing.Any], shared: typing.Any) -> Word:
+    """The key that clients of the model need; `dummy` where it wants none."""
+    # In vLLM the option wins over the variable.
+    if model["args"].get("api_key"):
+        pattern = re.compile(_secret_name(model, r"API_KEY(_1)?\Z"))
+        return next(word._replace(text="") for word in serve_words(model) if pattern.match(word.secret))
+    return environment_words(model, shared).get("VLLM_API_KEY", Word("", "dummy"))
+
+
+def secrets(models: typing.Iterable[typing.Mapping[str, typing.Any]], shared: typing.Any = None) -> dict[str, str]:
+    """The values of all secrets that the models' compose files refer to, by name."""
+    found = {}
+    for model in models:
+        for word in (*serve_words(model), *environment_words(model, shared).values()):
+            if word.secret:
+                found[word.secret] = word.value
+    return found
+
+
+def _secret_name(model: typing.Mapping[str, typing.Any], key: str) -> str:
+    return "MODEL_%d_%s" % (model["host_port"], key)
+
+
+def _is_secret(name: str, value: typing.Any) -> bool:
+    """Whether the value, or anything below it, is called like a secret. A switch is none, whatever it is called."""
+    if isinstance(value, dict):
+        return is_secret_name(name) or any(_is_secret(str(key), item) for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return any(_is_secret(name, item) for item in value)
+    return not isinstance(value, bool) and value not in (None, "") and is_secret_name(name)

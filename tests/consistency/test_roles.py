@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: MIT
+"""A role's defaults and its argument specification say the same."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.serverlib import ROOT
+
+ROLES = sorted(path.name for path in (ROOT / "roles").iterdir())
+
+
+def read(role: str, file: str) -> dict[str, Any]:
+    return yaml.safe_load((ROOT / "roles" / role / file).read_text(encoding="utf-8"))
+
+
+def test_every_role_is_looked_at() -> None:
+    assert ROLES == ["compose_stack", "docker_host", "open_webui", "vllm_servers"]
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_every_variable_is_specified_with_its_default(role: str) -> None:
+    defaults = read(role, "defaults/main.yml")
+    entries = read(role, "meta/argument_specs.yml")["argument_specs"]
+    specified = {(name, entry): option for entry in entries for name, option in entries[entry]["options"].items()}
+    assert {name for name, _entry in specified} == set(defaults)
+    for (name, entry), option in specified.items():
+        assert name.startswith(f"{role}_")
+        assert option["description"]
+        computed = "{{" in str(defaults[name])
+        # The specification takes no expression for a list, a dictionary or a switch.
+        if not (computed and option["type"] in ("list", "dict", "bool")):
+            assert option["default"] == defaults[name], (name, entry)
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_every_way_into_the_role_is_specified(role: str) -> None:
+    entries = set(read(role, "meta/argument_specs.yml")["argument_specs"])
+    tasks = {path.stem for path in (ROOT / "roles" / role / "tasks").iterdir()}
+    assert entries <= tasks
+    assert {"main"} <= entries

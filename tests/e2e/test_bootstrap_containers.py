@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: MIT
+"""bootstrap.yml loads containers one at a time, wastes no time between them, and goes past one that can't load."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import pytest
+
+from tests.e2e.stack import PLAY, Stack, contained, inspect, moment
+from tests.playbooklib import Ansible
+from tests.serverlib import two_awake
+
+pytestmark = pytest.mark.timeout(900)
+# As long as real models take; the shorter, the more the rest of the play weighs.
+LOAD_SECONDS = 120
+LIMIT = 1.05
+
+
+def test_it_takes_hardly_longer_than_the_servers_do(
+    provision: Callable[..., tuple[Stack, Ansible]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    loading = {"STANDIN_LOAD_SECONDS": str(LOAD_SECONDS)}
+    models = [contained(name, env=loading) for name in ("first", "second", "third")]
+    models[0]["startup_mode"] = "active"
+    stack, ansible = provision(models)
+    ansible.play("site", timeout=PLAY).changed()
+    # What the network gives is no part of loading.
+    ansible.play("prefetch", timeout=PLAY).changed()
+    run = ansible.play("bootstrap", timeout=5 * LOAD_SECONDS)
+    assert run.changed()
+    assert stack.states() == {"first": "awake", "second": "asleep", "third": "asleep"}
+    assert inspect(stack.webui)["State"]["Running"]
+    assert two_awake(stack.events()) == []
+
+    own = stack.load_seconds()
+    assert set(own) == {"first", "second", "third"}
+    ratio = run.seconds / sum(own.values())
+    with capsys.disabled():
+        shown = " + ".join(f"{seconds:.2f}" for seconds in own.values())
+        print(f"\n  bootstrap.yml took {run.seconds:.2f} s, the servers' own loading {shown} s: ratio {ratio:.3f}")
+    assert ratio <= LIMIT
+
+
+def test_a_container_that_exits_while_loading_is_told_at_once(
+    provision: Callable[..., tuple[Stack, Ansible]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = {"STANDIN_LOAD_SECONDS": "2", "STANDIN_FAULTS": json.dumps([{"path": "load", "fault": "die"}])}
+    models = [
+        contained("first", startup_mode="active"),
+        contained("broken", env=broken),
+        # argparse refuses it and the process ends with status 2, as vLLM's does.
+        contained("misspelt", args={"max_model_len": "much"}),
+        contained("last"),
+    ]
+    stack, ansible = provision(models)
+    ansible.play("site", timeout=PLAY).changed()
+    run = ansible.play("bootstrap", timeout=PLAY)
+    assert run.status == 2, run.output
+    assert "Traceback" not in run.output, run.output
+    assert stack.states() == {"first": "awake", "broken": "stopped", "misspelt": "stopped", "last": "asleep"}
+
+    causes = {"broken": "No supported config format found in org/broken", "misspelt": "--max-model-len"}
+    for name, cause in causes.items():
+        state = inspect(stack.container(name))["State"]
+        assert not state["Running"]
+        late = run.said_at(f"{name}'s server ended with exit code {state['ExitCode']}") - moment(state["FinishedAt"])
+        with capsys.disabled():
+            print(f"\n  {name}: told {late:.2f} s after its container ended")
+        assert 0 < late < 5
+        assert cause in run.output
+    # At the end of the play: a line for each of the two.
+    assert run.count("failed") == 1
+    last = str(run.results("fatal", "failed")[-1]["msg"]).splitlines()
+    for name, cause in causes.items():
+        assert len([line for line in last if line.startswith(f"{name}:")]) == 1, last
+        assert cause in "\n".join(last)
+    assert inspect(stack.webui)["State"]["Running"]

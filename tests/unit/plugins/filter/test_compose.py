@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: MIT
+"""Compose files: secrets stay out of them, and whatever a value holds, compose reads back that very value."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pytest
+import yaml
+from ansible.errors import AnsibleFilterError
+from ansible_collections.homegpt.vllm.plugins.filter.compose_environment import compose_environment
+from ansible_collections.homegpt.vllm.plugins.filter.compose_service import compose_service
+from ansible_collections.homegpt.vllm.plugins.filter.dotenv_text import dotenv_text
+from ansible_collections.homegpt.vllm.plugins.filter.serve_command import serve_command
+from ansible_collections.homegpt.vllm.plugins.filter.stack_secrets import stack_secrets
+from ansible_collections.homegpt.vllm.plugins.filter.yaml_text import yaml_text
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import parse
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+TEMPLATES = Path(__file__).resolve().parents[4] / "roles" / "vllm_servers" / "templates"
+# What no variable, and no file in UTF-8, can hold.
+TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=30)
+NASTY = [
+    'it\'s "$5" ${X} $$',
+    "a: b # c",
+    "\\",
+    "\\'",
+    '\\"',
+    "\r\n\t",
+    " x ",
+    "- a",
+    "{}",
+    "\u2028\x85\ufeff\x7f😀",
+    "~",
+]
+
+
+def models(*given: dict[str, Any]) -> list[dict[str, Any]]:
+    entries = [
+        {"id": f"m{number}", "model": "org/m", "host_port": 8001 + number, **m} for number, m in enumerate(given)
+    ]
+    return list(parse(entries).as_dict()["vllm_models"])
+
+
+def service(model: dict[str, Any], access: str = "nvidia", env: Any = None, inline: bool = False) -> dict[str, Any]:
+    (parsed,) = models(model)
+    return compose_service(parsed, access, "image:1", env, inline=inline)
+
+
+def render(parsed: list[dict[str, Any]], access: str = "nvidia", **more: Any) -> str:
+    """Return the compose file of the first model, by the role's own template."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES), trim_blocks=True, undefined=jinja2.StrictUndefined, autoescape=False
+    )
+    environment.filters["homegpt.vllm.compose_service"] = compose_service
+    environment.filters["homegpt.vllm.yaml_text"] = yaml_text
+    variables = {
+        "vllm_servers_gpu_access": access,
+        "vllm_servers_image": "image:1",
+        "vllm_servers_env": {},
+        "vllm_servers_volumes": [],
+        "__vllm_servers_caches": {"/cache/huggingface": "/root/.cache/huggingface"},
+    }
+    return environment.get_template("compose-vllm.yml.j2").render(model=parsed[0], **{**variables, **more})
+
+
+@pytest.mark.parametrize(
+    ("access", "variable", "value"),
+    [
+        ("nvidia", "CUDA_VISIBLE_DEVICES", "0,1"),
+        ("cdi", "CUDA_VISIBLE_DEVICES", "0,1"),
+        ("amd", "HIP_VISIBLE_DEVICES", "2,3"),
+        ("none", "CUDA_VISIBLE_DEVICES", "2,3"),
+    ],
+)
+def test_gpus(access: str, variable: str, value: str) -> None:
+    environment = service({"gpus": [2, 3]}, access)["environment"]
+    assert {name: text for name, text in environment.items() if "VISIBLE" in name} == {variable: value}
+
+
+def test_gpus_in_the_file() -> None:
+    def described(access: str) -> dict[str, Any]:
+        text = render(models({"gpus": [2, 3]}), access)
+        return dict(yaml.safe_load(text)["services"]["vllm-m0"])
+
+    (device,) = described("nvidia")["deploy"]["resources"]["reservations"]["devices"]
+    assert device == {"driver": "nvidia", "device_ids": ["2", "3"], "capabilities": ["gpu"]}
+    assert "devices" not in described("nvidia")
+    assert described("cdi")["devices"] == ["nvidia.com/gpu=2", "nvidia.com/gpu=3"]
+    assert described("amd")["devices"] == ["/dev/kfd", "/dev/dri"]
+    assert described("amd")["group_add"] == ["video", "render"]
+    for access in ("cdi", "amd", "none"):
+        assert "deploy" not in described(access)
+    assert "devices" not in described("none")
+
+
+def test_an_unknown_access_is_refused() -> None:
+    with pytest.raises(AnsibleFilterError, match="vllm_gpu_access must be one of nvidia, cdi, amd, none, is cuda"):
+        service({}, "cuda")
+
+
+def test_secrets_are_references() -> None:
+    model = {
+        "args": {"api_key": ["one", "two"], "max_num_seqs": 3, "hf_overrides": {"x": {"a_token": "deep"}}},
+        "env": {"MY_PASSWORD": "pass", "TOKENIZERS_PARALLELISM": "false"},
+    }
+    shared = {"SHARED_SECRET": "all", "MY_PASSWORD": "other"}
+    said = service(model, env=shared)
+    assert said["command"][said["command"].index("--api-key") :] == [
+        "--api-key",
+        "${MODEL_8001_API_KEY_1}",
+        "${MODEL_8001_API_KEY_2}",
+        "--max-num-seqs=3",
+        "--hf-overrides=${MODEL_8001_HF_OVERRIDES}",
+    ]
+    assert said["environment"]["MY_PASSWORD"] == "${MODEL_8001_MY_PASSWORD}"
+    assert said["environment"]["SHARED_SECRET"] == "${MODEL_8001_SHARED_SECRET}"
+    assert said["environment"]["TOKENIZERS_PARALLELISM"] == "false"
+    assert said["api_key"] == "${MODEL_8001_API_KEY_1}"
+    assert stack_secrets(models(model), shared) == {
+        "MODEL_8001_API_KEY_1": "one",
+        "MODEL_8001_API_KEY_2": "two",
+        "MODEL_8001_HF_OVERRIDES": '{"x": {"a_token": "deep"}}',
+        "MODEL_8001_MY_PASSWORD": "pass",
+        "MODEL_8001_SHARED_SECRET": "all",
+    }
+
+
+def test_an_argument_and_a_variable_of_one_name_stay_apart() -> None:
+    model = {"args": {"api_key": "argument"}, "env": {"API_KEY": "variable", "PLAIN": "1"}}
+    assert service(model)["environment"]["API_KEY"] == "${MODEL_8001_ENV_API_KEY}"
+    assert service(model)["environment"]["PLAIN"] == "1"
+    assert stack_secrets(models(model)) == {
+        "MODEL_8001_API_KEY": "argument",
+        "MODEL_8001_ENV_API_KEY": "variable",
+    }
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        ({}, "dummy"),
+        ({"args": {"api_key": "a"}}, "${MODEL_8001_API_KEY}"),
+        ({"env": {"VLLM_API_KEY": "a"}}, "${MODEL_8001_VLLM_API_KEY}"),
+        ({"args": {"api_key": "a"}, "env": {"VLLM_API_KEY": "b"}}, "${MODEL_8001_API_KEY}"),
+    ],
+)
+def test_the_key_for_clients(model: dict[str, Any], expected: str) -> None:
+    assert service(model)["api_key"] == expected
+
+
+def test_inline_secrets_stand_there_with_their_dollars_doubled() -> None:
+    said = service({"args": {"api_key": "a$b"}, "env": {"A_KEY": "c$d"}}, inline=True)
+    assert "--api-key=a$$b" in said["command"]
+    assert said["environment"]["A_KEY"] == "c$$d"
+
+
+def test_a_switch_is_no_secret() -> None:
+    assert "--hf-token" in service({"args": {"hf_token": True}})["command"]
+    assert stack_secrets(models({"args": {"hf_token": True}})) == {}
+
+
+def test_other_environments() -> None:
+    environment = {"A_SECRET": "x$y", "COST": "5$", "ON": True, "N": 3}
+    expected = {"A_SECRET": "${P_A_SECRET}", "COST": "5$$", "ON": "true", "N": "3"}
+    assert compose_environment(environment, "P_") == expected
+    assert stack_secrets([], {}, {"P_": environment}) == {"P_A_SECRET": "x$y"}
+
+
+@pytest.mark.parametrize("environment", [{"a b": "1"}, {"A": [1]}, {"A": None}])
+def test_what_is_no_environment_is_refused(environment: dict[str, Any]) -> None:
+    with pytest.raises(AnsibleFilterError, match="environment variable"):
+        compose_environment(environment, "P_")
+    with pytest.raises(AnsibleFilterError, match="environment variable"):
+        service({}, env=environment)
+
+
+@given(
+    st.recursive(TEXTS | st.booleans() | st.none() | st.integers(), lambda s: st.lists(s) | st.dictionaries(TEXTS, s))
+)
+@example(NASTY)
+def test_yaml_text_is_read_back(value: Any) -> None:
+    assert "\n" not in yaml_text(value)
+    assert yaml.safe_load("key: " + yaml_text(value)) == {"key": value}
+
+
+def test_dotenv_refuses_what_no_variable_can_hold() -> None:
+    with pytest.raises(AnsibleFilterError, match="NUL"):
+        dotenv_text("a\0b")
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for compose projects, where compose is installed: it needs no engine for this."""
+    found = shutil.which("docker") and subprocess.run(
+        ["docker", "compose", "version"], capture_output=True, check=False
+    )
+    if not found or found.returncode != 0:
+        pytest.skip("allowed: docker compose is not installed here; the tests with a real engine install it")
+    return tmp_path_factory.mktemp("project")
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(TEXTS, min_size=6, max_size=6))
+@example(NASTY[:6])
+@example(NASTY[5:11])
+def test_compose_reads_back_what_the_inventory_says(project: Path, texts: list[str]) -> None:
+    word, item, variable, secret_word, secret_variable, volume = texts
+    item = re.sub(r"\A-+", "", item)
+    args = {"chat_template": word, "lora_modules": [item], "api_key": secret_word, "hf_overrides": {"x": word}}
+    parsed = models({"args": args, "env": {"VARIABLE": variable, "MY_SECRET": secret_variable}})
+    # A colon parts the paths of a volume.
+    source = "/srv/" + re.sub(r"[:/\r\n]", "", volume).strip() + "x"
+    text = render(parsed, vllm_servers_volumes=[source + ":/x:ro"])
+    for secret in (secret_word, secret_variable):
+        assert len(secret) < 8 or secret in (word, item, variable, volume) or secret not in text
+
+    main = {"name": "p", "include": ["model.yml"], "networks": {"homegpt-network": {}}}
+    main["secrets"] = {"hf_token": {"environment": "HF_TOKEN"}}
+    (project / "docker-compose.yml").write_text(json.dumps(main), encoding="utf-8")
+    (project / "model.yml").write_text(text, encoding="utf-8")
+    values = {"HF_TOKEN": "t", **stack_secrets(parsed)}
+    dotenv = "".join(f"{name}={dotenv_text(value)}\n" for name, value in values.items())
+    (project / ".env").write_bytes(dotenv.encode())
+
+    answer = subprocess.run(
+        ["docker", "compose", "config", "--format", "json"], cwd=project, capture_output=True, text=True, check=False
+    )
+    assert answer.returncode == 0, answer.stderr
+    # It shows dollars as it wants them in a file.
+    said = json.loads(answer.stdout.replace("$$", "$"))["services"]["vllm-m0"]
+    assert said["command"] == serve_command(parsed[0])
+    assert said["environment"]["VARIABLE"] == variable
+    assert said["environment"]["MY_SECRET"] == secret_variable
+    assert source in [mount["source"] for mount in said["volumes"]]
