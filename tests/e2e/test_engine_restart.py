@@ -138,6 +138,8 @@ def test_the_host_comes_back_to_the_model_that_was_active(
     assert run.returncode == 1
     (line,) = [line for line in run.stderr.splitlines() if line.startswith("broken:")]
     assert "exit code 1" in line
+    # With the log of this start, not of the bootstrap's.
+    assert run.stderr.count("EngineCore failed to start") == 1
     dead = inspect(stack.container("broken"))
     assert (dead["State"]["Status"], dead["RestartCount"]) == ("exited", 0)
     time.sleep(3)

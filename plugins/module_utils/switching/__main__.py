@@ -53,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     switch.add_argument("model", metavar="MODEL", help="its id or one of its aliases")
     switch.add_argument("--state", choices=(ACTIVE, SLEEPING, STOPPED), default=ACTIVE, help="default: %(default)s")
     switch.add_argument("--check", action="store_true", help="only show what would be done")
-    switch.add_argument("--for-now", action="store_true", help="a boot brings back what the model was meant to be before")
+    switch.add_argument("--for-now", action="store_true", help="a boot brings back what it was meant to be before")
     switch.set_defaults(run=_switch)
     restore = commands.add_parser("restore", help="bring the host back to the models it is meant to have, as at boot")
     restore.set_defaults(run=_restore)

@@ -101,12 +101,14 @@ class ComposeService:
         return Process(True) if told.group(1) == "true" else Process(False, int(told.group(2)))
 
     def last_lines(self) -> list[str]:
-        """The last lines of the container's log."""
+        """The last lines that the container has logged since its last start."""
         try:
-            answer = _run(("docker", "logs", "--tail", str(LAST_LINES), self.name), check=False, merge=True)
+            # A container that is started again keeps the log of its former runs.
+            started = _run(("docker", "inspect", "--format", "{{.State.StartedAt}}", self.name)).stdout.strip()
+            logs = ("docker", "logs", "--since", started, "--tail", str(LAST_LINES), self.name)
+            return _run(logs, merge=True).stdout.splitlines()
         except LifecycleError:
             return []
-        return answer.stdout.splitlines() if answer.returncode == 0 else []
 
 
 class Command:

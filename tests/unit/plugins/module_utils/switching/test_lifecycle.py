@@ -487,14 +487,18 @@ def test_how_a_container_fares(
 
 
 def test_the_last_lines_of_a_container(docker: Docker, service: ComposeService) -> None:
-    docker.answer({"logs": (0, "INFO loading\n", "ValueError: no such weights\n")})
+    started = "2026-11-21T16:43:55.123456789Z"
+    docker.answer({"inspect": (0, f"{started}\n", ""), "logs": (0, "INFO loading\n", "ValueError: no such weights\n")})
     assert service.last_lines() == ["INFO loading", "ValueError: no such weights"]
-    assert docker.calls() == [["logs", "--tail", "20", "vllm-m"]]
+    # Not those of an earlier run of the same container.
+    assert docker.calls()[-1] == ["logs", "--since", started, "--tail", "20", "vllm-m"]
 
 
 @pytest.mark.parametrize("error", [NO_DAEMON, "Error response from daemon: No such container: vllm-m\n"])
 def test_dockers_own_complaints_are_no_log_lines(docker: Docker, service: ComposeService, error: str) -> None:
     docker.answer({"logs": (1, "", error)})
+    assert service.last_lines() == []
+    docker.answer({"inspect": (1, "", error)})
     assert service.last_lines() == []
 
 
