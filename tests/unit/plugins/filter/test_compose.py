@@ -67,8 +67,10 @@ def render(parsed: list[dict[str, Any]], access: str = "nvidia", **more: Any) ->
         "vllm_servers_env": {},
         "vllm_servers_volumes": [],
         "__vllm_servers_caches": {"/cache/huggingface": "/root/.cache/huggingface"},
+        "__vllm_servers_models": parsed,
+        "item": parsed[0]["id"],
     }
-    return environment.get_template("compose-vllm.yml.j2").render(model=parsed[0], **{**variables, **more})
+    return environment.get_template("compose-vllm.yml.j2").render({**variables, **more})
 
 
 @pytest.mark.parametrize(
