@@ -43,13 +43,13 @@ from ansible_collections.homegpt.vllm.plugins.plugin_utils import compose
 from ansible_collections.homegpt.vllm.plugins.plugin_utils.plain import plain
 
 
-def compose_environment(env, prefix):
+def compose_environment(env, prefix, inline=False):
     """The texts by name; raises AnsibleFilterError for what no environment can hold."""
     try:
         words = compose.plain_environment_words(plain(env), prefix)
     except ValueError as error:
         raise AnsibleFilterError(str(error)) from error
-    return {name: word.in_compose(inline=False) for name, word in words.items()}
+    return {name: word.in_compose(inline) for name, word in words.items()}
 
 
 class FilterModule:

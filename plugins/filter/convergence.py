@@ -15,9 +15,10 @@ description:
   - Compares the containers of a host with the services that its compose files are going to describe.
   - A model whose container has another configuration is stopped and its container removed. It is started again only if
     it was active.
-  - A model that is no longer declared is stopped and its container removed. If it was active, the default model of
-    its GPUs is made active where it sleeps.
-  - Disabled models are left alone.
+  - A model that is no longer declared is stopped and its container removed, one that has become disabled is stopped. If
+    it was active, the default model of its GPUs is made active where it sleeps.
+  - A model that was meant to be active and is stopped, as when an earlier run was cut off, is started.
+  - Models that were disabled before are left alone.
 positional: containers, hashes, status
 options:
   _input:
@@ -72,9 +73,9 @@ def convergence(models, containers, hashes, status, project):
     """What to do, as lists of ids and names."""
     wanted = {model["id"]: model for model in plain(models)}
     hash_of = dict(line.rsplit(" ", 1) for line in hashes if " " in line)
-    states, was_active = _states(status)
-    unmanaged = {name for name, state in states.items() if state == "disabled"}
-    unmanaged.update(name for name, model in wanted.items() if model["startup_mode"] == "disabled")
+    states, was_active, meant_active = _states(status)
+    disabled = {name for name, model in wanted.items() if model["startup_mode"] == "disabled"}
+    unmanaged = disabled | {name for name, state in states.items() if state == "disabled"}
 
     changed, remove, taken = set(), [], []
     names = {model["container_name"] for model in wanted.values() if not model["start_command"]}
@@ -94,29 +95,42 @@ def convergence(models, containers, hashes, status, project):
             changed.add(model_id)
             remove.append(name)
 
-    gone = set(states) - set(wanted)
-    stop = [name for name, state in states.items() if name in changed | gone and state not in ("stopped", "disabled")]
-    start = [name for name in was_active if name in changed and name in wanted and name not in unmanaged]
-    if set(was_active) & gone:
-        awake = [wanted[name] for name in was_active if name in wanted]
+    given_up = (set(states) - set(wanted)) | disabled
+    stop = [
+        name for name, state in states.items() if name in changed | given_up and state not in ("stopped", "disabled")
+    ]
+    # Also what an earlier run has stopped and, since it was cut off, not started again.
+    down = [name for name in meant_active if states.get(name) == "stopped"]
+    start = [
+        name
+        for name in dict.fromkeys([name for name in was_active if name in changed] + down)
+        if name in wanted and name not in unmanaged and not _conflicts(wanted, name, set(was_active) - given_up)
+    ]
+    if set(was_active) & given_up:
         start += [
             name
             for name, model in wanted.items()
             if model["startup_mode"] == "active"
             and states.get(name) == "sleeping"
             and name not in changed
-            and not any(set(model["gpus"]) & set(other["gpus"]) for other in awake)
+            and not _conflicts(wanted, name, (set(was_active) | set(start)) - given_up)
         ]
     return {"stop": stop, "remove": remove, "start": start, "taken": taken}
 
 
+def _conflicts(wanted, name, others):
+    """Whether the model shares a GPU with one of the others."""
+    return any(set(wanted[name]["gpus"]) & set(wanted[o]["gpus"]) for o in others if o in wanted and o != name)
+
+
 def _states(status):
-    """The state of every model that the host knew, and which were active; nothing where nobody could tell."""
+    """The state of every model that the host knew, which were active and which were meant to be, as far as it told."""
     try:
         report = json.loads(status)
-        return {name: model["state"] for name, model in report["models"].items()}, list(report["active_models"])
+        states = {name: model["state"] for name, model in report["models"].items()}
+        return states, list(report["active_models"]), [n for n, state in report["wanted"].items() if state == "active"]
     except (ValueError, TypeError, KeyError, AttributeError):
-        return {}, []
+        return {}, [], []
 
 
 class FilterModule:

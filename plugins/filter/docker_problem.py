@@ -27,6 +27,10 @@ options:
     description: Whether Docker may be missing, as in check mode on a host that gets it later.
     type: bool
     default: false
+  look_at:
+    description: The variables to look at where compose refuses its configuration.
+    type: str
+    default: args, env and vllm_volumes
 """
 
 EXAMPLES = r"""
@@ -47,17 +51,19 @@ import re
 _BY_ROLE = "or let the role homegpt.vllm.docker_host do it (vllm_docker_host: true)"
 
 
-def docker_problem(ps, config, may_be_missing=False):
+def docker_problem(ps, config, may_be_missing=False, look_at="args, env and vllm_volumes"):
     """The problem in words, or nothing."""
     said, tried = (str(result.get("stderr") or result.get("msg") or "").strip() for result in (ps, config))
-    # Where there is no such command it is the module that speaks, in words that differ from release to release.
-    if ps.get("rc") and not ps.get("stderr"):
+    # Where there is no such command it is the module that speaks, with the error's number: 2 is ENOENT.
+    if ps.get("rc") == 2 and not ps.get("stderr") and "module_stdout" not in ps:
         if may_be_missing:
             return ""
         return (
             "Docker is not installed on this host: install the engine and its compose plugin, %s, or give every model "
             "a start_command" % _BY_ROLE
         )
+    if ps.get("rc") and not ps.get("stderr"):
+        return "the host can't be asked for its containers: %s: see to ansible_python_interpreter" % said
     if ps.get("rc"):
         return (
             "the Docker engine does not answer: %s: start it (systemctl start docker), or be a user who may use it "
@@ -68,7 +74,7 @@ def docker_problem(ps, config, may_be_missing=False):
             return ""
         return "Docker's compose plugin is missing or older than 2.20.3: install docker-compose-plugin, %s" % _BY_ROLE
     if config.get("rc"):
-        return "Docker compose refuses the models' services, look at args, env and vllm_volumes: %s" % tried
+        return "Docker compose refuses what it would be given, look at %s: %s" % (look_at, tried)
     return ""
 
 

@@ -141,6 +141,8 @@ def service(
     """What a model's service in a compose file says that follows from the inventory, dollars escaped."""
     if gpu_access not in GPU_ACCESS:
         raise ValueError("vllm_gpu_access must be one of %s, is %s" % (", ".join(GPU_ACCESS), gpu_access))
+    if "VLLM_API_KEY" in _environment(environment):
+        raise ValueError("vllm_env can't have VLLM_API_KEY: a switch asks each model with its own, set it in their env")
     numbers = range(len(model["gpus"])) if gpu_access in RENUMBERED_ACCESS else model["gpus"]
     visible = "HIP_VISIBLE_DEVICES" if gpu_access == "amd" else "CUDA_VISIBLE_DEVICES"
     variables = {
@@ -157,17 +159,17 @@ def service(
         "image": escape(model["image"] or image),
         "command": [word.in_compose(inline) for word in serve_words(model)],
         "environment": {name: word.in_compose(inline) for name, word in variables.items()},
-        "api_key": _api_key(model, environment).in_compose(inline),
+        "api_key": _api_key(model).in_compose(inline),
     }
 
 
-def _api_key(model: typing.Mapping[str, typing.Any], shared: typing.Any) -> Word:
+def _api_key(model: typing.Mapping[str, typing.Any]) -> Word:
     """The key that clients of the model need; `dummy` where it wants none."""
     # In vLLM the option wins over the variable.
     if model["args"].get("api_key"):
         pattern = re.compile(_secret_name(model, r"API_KEY(_1)?\Z"))
         return next(word._replace(text="") for word in serve_words(model) if pattern.match(word.secret))
-    return environment_words(model, shared).get("VLLM_API_KEY", Word("", "dummy"))
+    return environment_words(model).get("VLLM_API_KEY", Word("", "dummy"))
 
 
 def secrets(models: typing.Iterable[typing.Mapping[str, typing.Any]], shared: typing.Any = None) -> dict[str, str]:

@@ -171,7 +171,12 @@ def h1(files: dict[str, str]) -> str:
                 )
             ),
             Row("container log", "unbounded", shown(said["logging"]["options"]), "a full disk stops every model"),
-            Row("label", "none", shown(said["labels"]), "tells which containers are whose when a model is removed"),
+            Row(
+                "label",
+                "none",
+                shown(said["labels"]),
+                "tells whose it is when a model is removed; lets it follow to another network",
+            ),
             Row(
                 "`pull_policy`",
                 "none: `up` pulls",

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -125,4 +126,55 @@ def test_a_changed_flag_of_the_active_model_restarts_that_model_alone(
     assert "--max-model-len=1024" in command(stack, "first")
     assert stack.states() == {"first": "awake", "second": "asleep"}
     assert complete(stack.port("first"), "first")["tokens"] == 16
+    assert ansible.play("site", timeout=PLAY).changed() == 0
+
+
+def test_what_is_wrong_with_the_webui_is_refused_before_anything_is_touched(loaded: tuple[Stack, Ansible]) -> None:
+    stack, ansible = loaded
+    before = stack.seen(stack.webui), stack.states()
+    (first,) = [model for model in stack.models if model["id"] == "first"]
+    kept, first["args"] = first["args"], {"max_model_len": 512}
+    ansible = inventory_of(ansible, stack)
+    strange = f"{stack.tag}-strange"
+    try:
+        refused = ansible.play("site", "-e", "open_webui_address=nowhere", timeout=PLAY).failure()
+        assert "Docker compose refuses what it would be given, look at open_webui_*" in refused
+        assert (stack.seen(stack.webui), stack.states()) == before
+        # Somebody else's container of that name is neither taken nor removed.
+        labels = ["--label", "com.docker.compose.project=other", "--label", "com.docker.compose.config-hash=x"]
+        docker("create", "--name", strange, *labels, stack.more["vllm_image"], "org/x")
+        refused = ansible.play("site", "-e", f"open_webui_container_name={strange}", timeout=PLAY).failure()
+        assert f"{strange} on port {stack.webui_port} collides" in refused
+        assert (stack.seen(stack.webui), stack.states()) == before
+        first["args"] = kept
+        ansible = inventory_of(ansible, stack)
+        without = ["-e", f"open_webui_container_name={strange}", "-e", "open_webui_enabled=false"]
+        ansible.play("site", *without, timeout=PLAY).changed()
+        assert inspect(strange)
+        assert not (stack.stack / "compose-open-webui.yml").exists()
+    finally:
+        docker("rm", "--force", strange, check=False)
+        first["args"] = kept
+        ansible = inventory_of(ansible, stack)
+    assert ansible.play("site", timeout=PLAY).changed() > 0
+    assert (stack.seen(stack.webui), stack.states()) == before
+
+
+def test_a_model_left_stopped_by_a_run_that_was_cut_off_is_made_active_again(loaded: tuple[Stack, Ansible]) -> None:
+    stack, ansible = loaded
+    python = str(Path(ansible.command).with_name("python"))
+    stop = [python, "-m", "switching", "switch", "first", "--state", "stopped", "--for-now"]
+    subprocess.run(stop, cwd=stack.stack, check=True, capture_output=True, timeout=60)
+    assert stack.states() == {"first": "stopped", "second": "asleep"}
+    assert ansible.play("site", timeout=PLAY).changed() == 1
+    assert stack.states() == {"first": "awake", "second": "asleep"}
+
+
+def test_a_model_that_becomes_disabled_is_stopped(loaded: tuple[Stack, Ansible]) -> None:
+    stack, ansible = loaded
+    (second,) = [model for model in stack.models if model["id"] == "second"]
+    second["startup_mode"] = "disabled"
+    ansible = inventory_of(ansible, stack)
+    ansible.play("site", timeout=PLAY).changed()
+    assert stack.states() == {"first": "awake", "second": "stopped"}
     assert ansible.play("site", timeout=PLAY).changed() == 0

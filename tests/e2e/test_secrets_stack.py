@@ -75,7 +75,11 @@ class Played:
 def played(provision: Callable[..., tuple[Stack, Ansible]]) -> Played:
     token, key = f"hf_{uuid.uuid4().hex}", f"sk-{uuid.uuid4().hex}"
     # The keyed server would answer nobody who does not know its key.
-    models = [contained("open", startup_mode="active"), contained("keyed", env={"VLLM_API_KEY": key})]
+    models = [
+        contained("open", startup_mode="active"),
+        contained("keyed", env={"VLLM_API_KEY": key}),
+        contained("argued", args={"api_key": key}),
+    ]
     stack, ansible = provision(models, vllm_hf_token=token)
     played = Played(stack, ansible, token, key)
     for playbook in PLAYBOOKS:
@@ -112,7 +116,7 @@ def test_no_file_shows_them_to_everybody(played: Played) -> None:
 
 
 def test_docker_inspect_does_not_show_the_token(played: Played) -> None:
-    assert len(played.inspected) == 3
+    assert len(played.inspected) == 4
     for name, told in played.inspected.items():
         assert "running" in told, name
         assert played.token not in told, name

@@ -21,6 +21,7 @@ from .plan import ACTIVE, SLEEPING, STOPPED, Step
 from .server import REQUESTS_IMPORT_ERROR
 from .switch import Result, Switcher, describe
 from .table import status_lines
+from .wanted import recorded
 
 
 def main(argv: typing.Sequence[str] | None = None) -> int:
@@ -77,8 +78,10 @@ def _read_inventory(stack_dir: str) -> Inventory:
 
 def _status(switcher: Switcher, options: argparse.Namespace) -> int:
     report = switcher.report()
-    text = json.dumps(report) if options.json else "\n".join(status_lines({platform.node(): report}))
-    _say(text)
+    if options.json:
+        _say(json.dumps({**report, "wanted": recorded(options.stack_dir)}))
+    else:
+        _say("\n".join(status_lines({platform.node(): report})))
     return 0
 
 

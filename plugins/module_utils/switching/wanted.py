@@ -26,7 +26,7 @@ def read(inventory: Inventory, stack_dir: str) -> Wanted:
     A record that can't be read counts as none. A model that the record does not know does not claim a GPU that a
     recorded one is to be active on, nor does one of two that conflict only since the inventory was changed.
     """
-    saved = _load(stack_dir)
+    saved = recorded(stack_dir)
     known = {m.id: saved[m.id] for m in inventory.enabled if saved.get(m.id) in (ACTIVE, SLEEPING, STOPPED)}
     wanted: Wanted = {}
     for model in inventory.enabled:
@@ -47,7 +47,7 @@ def after(inventory: Inventory, wanted: Wanted, model: Model, state: str) -> Wan
 
 def write(stack_dir: str, wanted: Wanted) -> None:
     """Record it, unless the record says so already. The caller holds the host's lock. Raises SwitchingError."""
-    if _load(stack_dir) == wanted:
+    if recorded(stack_dir) == wanted:
         return
     path = _path(stack_dir)
     try:
@@ -65,7 +65,8 @@ def _path(stack_dir: str) -> str:
     return os.path.join(stack_dir, "run", "wanted.json")
 
 
-def _load(stack_dir: str) -> Wanted:
+def recorded(stack_dir: str) -> Wanted:
+    """What the record says; nothing where there is none, or one that can't be read."""
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError), open(
         _path(stack_dir), encoding="utf-8"
     ) as file:

@@ -17,10 +17,10 @@ from ansible.errors import AnsibleFilterError
 from ansible_collections.homegpt.vllm.plugins.filter.compose_environment import compose_environment
 from ansible_collections.homegpt.vllm.plugins.filter.compose_service import compose_service
 from ansible_collections.homegpt.vllm.plugins.filter.dotenv_text import dotenv_text
-from ansible_collections.homegpt.vllm.plugins.filter.serve_command import serve_command
 from ansible_collections.homegpt.vllm.plugins.filter.stack_secrets import stack_secrets
 from ansible_collections.homegpt.vllm.plugins.filter.yaml_text import yaml_text
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import parse
+from ansible_collections.homegpt.vllm.plugins.plugin_utils import compose
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -66,6 +66,7 @@ def render(parsed: list[dict[str, Any]], access: str = "nvidia", **more: Any) ->
         "vllm_servers_image": "image:1",
         "vllm_servers_env": {},
         "vllm_servers_volumes": [],
+        "vllm_servers_network": "network",
         "__vllm_servers_caches": {"/cache/huggingface": "/root/.cache/huggingface"},
         "__vllm_servers_models": parsed,
         "item": parsed[0]["id"],
@@ -158,6 +159,11 @@ def test_the_key_for_clients(model: dict[str, Any], expected: str) -> None:
     assert service(model)["api_key"] == expected
 
 
+def test_a_key_for_all_models_is_refused() -> None:
+    with pytest.raises(AnsibleFilterError, match="vllm_env can't have VLLM_API_KEY"):
+        service({}, env={"VLLM_API_KEY": "a"})
+
+
 def test_inline_secrets_stand_there_with_their_dollars_doubled() -> None:
     said = service({"args": {"api_key": "a$b"}, "env": {"A_KEY": "c$d"}}, inline=True)
     assert "--api-key=a$$b" in said["command"]
@@ -238,7 +244,7 @@ def test_compose_reads_back_what_the_inventory_says(project: Path, texts: list[s
     assert answer.returncode == 0, answer.stderr
     # It shows dollars as it wants them in a file.
     said = json.loads(answer.stdout.replace("$$", "$"))["services"]["vllm-m0"]
-    assert said["command"] == serve_command(parsed[0])
+    assert said["command"] == [word.plain for word in compose.serve_words(parsed[0])]
     assert said["environment"]["VARIABLE"] == variable
     assert said["environment"]["MY_SECRET"] == secret_variable
     assert source in [mount["source"] for mount in said["volumes"]]

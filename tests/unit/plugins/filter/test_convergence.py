@@ -19,6 +19,7 @@ def plan(
     containers: list[str],
     states: dict[str, str] | None,
     hashes: dict[str, str] | None = None,
+    meant: dict[str, str] | None = None,
 ) -> dict[str, list[str]]:
     """Plan for models by id; their services have the hash `new`, a container is `NAME MODEL PROJECT HASH`."""
     entries = [{"id": name, "model": name, "host_port": 8001 + n, **m} for n, (name, m) in enumerate(models.items())]
@@ -27,6 +28,7 @@ def plan(
     report = {
         "models": {name: {"state": state} for name, state in (states or {}).items()},
         "active_models": [name for name, state in (states or {}).items() if state == "active"],
+        "wanted": meant or {},
     }
     status = "" if states is None else json.dumps(report)
     return convergence(parsed, containers, [f"{name} {text}" for name, text in wanted.items()], status, "p")
@@ -68,7 +70,7 @@ def test_a_model_that_gets_a_start_command_loses_its_container() -> None:
 
 def test_a_disabled_model_is_left_alone() -> None:
     containers = ["vllm-a a p old"]
-    assert plan({"a": {"startup_mode": "disabled"}}, containers, {"a": "active"}) == NOTHING
+    assert plan({"a": {"startup_mode": "disabled"}}, containers, {"a": "disabled"}) == NOTHING
     assert plan({"a": {}}, containers, {"a": "disabled"}) == NOTHING
 
 
@@ -100,6 +102,27 @@ def test_the_default_takes_the_place_of_an_active_model_that_is_gone() -> None:
     assert plan(models, ["vllm-b b p new"], {"a": "sleeping", "b": "active", "c": "active"})["start"] == ["a"]
 
 
+def test_a_model_that_has_become_disabled_is_stopped_and_keeps_its_container() -> None:
+    models = {"a": {"startup_mode": "disabled"}, "b": {"startup_mode": "active"}}
+    made = plan(models, ["vllm-a a p new", "vllm-b b p new"], {"a": "active", "b": "sleeping"})
+    assert made == {**NOTHING, "stop": ["a"], "start": ["b"]}
+    assert plan(models, ["vllm-a a p old"], {"a": "disabled", "b": "sleeping"}) == NOTHING
+
+
+def test_what_a_run_that_was_cut_off_left_stopped_is_started() -> None:
+    containers = ["vllm-b b p new"]
+    states = {"a": "stopped", "b": "sleeping"}
+    assert plan({"a": {}, "b": {}}, containers, states, meant={"a": "active"}) == {**NOTHING, "start": ["a"]}
+    # Not where it is meant to be stopped or is disabled, nor where somebody has made another one active.
+    assert plan({"a": {}, "b": {}}, containers, states, meant={"a": "sleeping", "b": "sleeping"}) == NOTHING
+    assert plan({"a": {"startup_mode": "disabled"}, "b": {}}, containers, states, meant={"a": "active"}) == NOTHING
+    other = {"a": "stopped", "b": "active"}
+    assert plan({"a": {}, "b": {}}, containers, other, meant={"a": "active"}) == NOTHING
+    # One that is changed as well is started once.
+    made = plan({"a": {}}, ["vllm-a a p old"], {"a": "active"}, meant={"a": "active"})
+    assert made == {**NOTHING, "stop": ["a"], "remove": ["vllm-a"], "start": ["a"]}
+
+
 def test_containers_of_others_are_in_the_way() -> None:
     assert plan({"a": {}, "b": {}}, ["vllm-a   ", "vllm-b b q new", "c   "], None)["taken"] == ["vllm-a", "vllm-b"]
 
@@ -119,6 +142,8 @@ FINE = {"rc": 0, "stdout": "", "stderr": "", "msg": ""}
             FINE,
             "Cannot connect to it: start",
         ),
+        ({"rc": 1, "msg": "MODULE FAILURE", "module_stdout": ""}, {}, "asked for its containers: MODULE FAILURE"),
+        ({"rc": 1, "msg": "Module result deserialization failed"}, {}, "ansible_python_interpreter"),
         (FINE, {"rc": 1, "stderr": "docker: 'compose' is not a docker command."}, "compose plugin is missing"),
         (FINE, {"rc": 125, "stderr": "unknown shorthand flag: 'f' in -f"}, "compose plugin is missing"),
         (FINE, {"rc": 15, "stderr": "services.a.image must be a string"}, "services.a.image must be a string"),

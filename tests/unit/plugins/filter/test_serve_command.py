@@ -6,9 +6,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from ansible.errors import AnsibleFilterError
-from ansible_collections.homegpt.vllm.plugins.filter.serve_command import serve_command
+from ansible_collections.homegpt.vllm.plugins.filter.compose_service import compose_service
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import parse
+from ansible_collections.homegpt.vllm.plugins.plugin_utils import compose
 
 ALWAYS = ["org/a", "--served-model-name", "a", "org/a", "--port=8000"]
 DEFAULTS = ["--enable-sleep-mode", "--tensor-parallel-size=1"]
@@ -16,7 +16,7 @@ DEFAULTS = ["--enable-sleep-mode", "--tensor-parallel-size=1"]
 
 def words(args: dict[str, Any] | None = None, **fields: Any) -> list[str]:
     model = {"id": "a", "model": "org/a", "host_port": 8001, "args": args or {}, **fields}
-    return serve_command(parse([model]).as_dict()["vllm_models"][0])
+    return [word.plain for word in compose.serve_words(parse([model]).as_dict()["vllm_models"][0])]
 
 
 def test_a_model_that_says_nothing() -> None:
@@ -74,7 +74,7 @@ def test_one_argument(key: str, value: Any, expected: list[str]) -> None:
 
 
 def test_a_list_item_that_vllm_would_take_for_an_option_is_refused() -> None:
-    with pytest.raises(AnsibleFilterError, match=r"^a: args\.lora_modules\[1\] begins with a dash"):
+    with pytest.raises(ValueError, match=r"^a: args\.lora_modules\[1\] begins with a dash"):
         words({"lora_modules": ["a=b", "--trust-remote-code"]})
 
 
@@ -86,4 +86,4 @@ def test_the_model_of_a_template_is_read_as_it_is() -> None:
             raise AssertionError
 
     model = parse([{"id": "a", "model": "org/a", "host_port": 8001}]).as_dict()["vllm_models"][0]
-    assert serve_command(Lazy(model)) == [*ALWAYS, *DEFAULTS]
+    assert compose_service(Lazy(model), "none", "image:1")["command"] == [*ALWAYS, *DEFAULTS]
