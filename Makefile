@@ -82,7 +82,7 @@ molecule: engine ## every role's molecule scenarios
 	molecule test --all
 
 .PHONY: bench
-bench: setup ## the ratios that the README states
+bench: images ## the ratios that the README states
 	.venv/bin/python bench/run.py
 
 .PHONY: lock

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: MIT
 """The figures that the README states, each a ratio or a delay measured in one run on this machine.
 
-    .venv/bin/python bench/run.py [--only core|playbook|ready] [--quick]
+    .venv/bin/python bench/run.py [--only core|playbook|ready|bootstrap] [--quick]
+
+`bootstrap` needs a Docker engine and the images for tests (`make images`), and takes eight minutes.
 
 What is compared is done by turns, so that whatever else the machine does hits both. The status is 1 if a median is
 over its limit.
@@ -27,6 +29,7 @@ import requests
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import parse
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.switch import Switcher
 
+from tests.e2e.stack import PLAY, Stack, contained
 from tests.playbooklib import Ansible, Host, is_sleeping, launched, served
 from tests.serverlib import ROOT, Server, start_standin
 
@@ -213,10 +216,41 @@ def measure_ready(folder: Path, rounds: int) -> list[Figure]:
     return [*figures, both]
 
 
+# ---- bootstrap.yml against the servers' own loading ---------------------------------------------
+
+
+def measure_bootstrap(folder: Path, rounds: int) -> list[Figure]:
+    """The whole play with three models in containers, over the sum of the times from a container's start to `awake`.
+
+    A load takes two minutes, as real ones do: the shorter, the more the rest of the play weighs. What the network gives
+    is no part of loading, so images and weights are fetched before.
+    """
+    figure = Figure("bootstrap.yml against the servers' own loading", 1.05)
+    for _ in range(rounds):
+        models = [contained(name, env={"STANDIN_LOAD_SECONDS": "120"}) for name in ("first", "second", "third")]
+        models[0]["startup_mode"] = "active"
+        stack = Stack(folder, models)
+        ansible = Ansible(str(ROOT / ".venv/bin/ansible-playbook"), folder, [stack])
+        try:
+            ansible.play("site", timeout=PLAY).changed()
+            ansible.play("prefetch", timeout=PLAY).changed()
+            run = ansible.play("bootstrap", timeout=900)
+            run.changed()
+            figure.samples.append(run.seconds / sum(stack.load_seconds().values()))
+        finally:
+            stack.remove()
+    return [figure]
+
+
 def main() -> int:
     """Measure, print the table, and say by the status whether every median is within its limit."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    measures = {"core": (measure_core, 100), "playbook": (measure_playbook, 9), "ready": (measure_ready, 36)}
+    measures = {
+        "core": (measure_core, 100),
+        "playbook": (measure_playbook, 9),
+        "ready": (measure_ready, 36),
+        "bootstrap": (measure_bootstrap, 1),
+    }
     parser.add_argument("--only", choices=measures, help="measure only this")
     parser.add_argument("--quick", action="store_true", help="few repetitions, to see that it works")
     args = parser.parse_args()
@@ -225,7 +259,7 @@ def main() -> int:
         if args.only in (None, name):
             print(f"measuring: {name} ...", file=sys.stderr, flush=True)
             with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-                figures += measure(Path(folder), 6 if args.quick else rounds)
+                figures += measure(Path(folder), min(6, rounds) if args.quick else rounds)
     rows = [["", "min", "median", "max", "limit", "n", ""], *(figure.cells() for figure in figures)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for first, *rest in rows:

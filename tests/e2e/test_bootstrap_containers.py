@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""bootstrap.yml loads containers one at a time, wastes no time between them, and goes past one that can't load."""
+"""bootstrap.yml loads containers one at a time and goes past one that can't load. How long it takes: bench/run.py."""
 
 from __future__ import annotations
 
@@ -13,22 +13,19 @@ from tests.playbooklib import Ansible
 from tests.serverlib import two_awake
 
 pytestmark = pytest.mark.timeout(900)
-# As long as real models take; the shorter, the more the rest of the play weighs.
-LOAD_SECONDS = 120
-LIMIT = 1.05
 
 
-def test_it_takes_hardly_longer_than_the_servers_do(
+def test_it_loads_one_at_a_time(
     provision: Callable[..., tuple[Stack, Ansible]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    loading = {"STANDIN_LOAD_SECONDS": str(LOAD_SECONDS)}
+    loading = {"STANDIN_LOAD_SECONDS": "10"}
     models = [contained(name, env=loading) for name in ("first", "second", "third")]
     models[0]["startup_mode"] = "active"
     stack, ansible = provision(models)
     ansible.play("site", timeout=PLAY).changed()
     # What the network gives is no part of loading.
     ansible.play("prefetch", timeout=PLAY).changed()
-    run = ansible.play("bootstrap", timeout=5 * LOAD_SECONDS)
+    run = ansible.play("bootstrap", timeout=PLAY)
     assert run.changed()
     assert stack.states() == {"first": "awake", "second": "asleep", "third": "asleep"}
     assert inspect(stack.webui)["State"]["Running"]
@@ -36,11 +33,10 @@ def test_it_takes_hardly_longer_than_the_servers_do(
 
     own = stack.load_seconds()
     assert set(own) == {"first", "second", "third"}
-    ratio = run.seconds / sum(own.values())
+    assert min(own.values()) >= 10
     with capsys.disabled():
         shown = " + ".join(f"{seconds:.2f}" for seconds in own.values())
-        print(f"\n  bootstrap.yml took {run.seconds:.2f} s, the servers' own loading {shown} s: ratio {ratio:.3f}")
-    assert ratio <= LIMIT
+        print(f"\n  bootstrap.yml took {run.seconds:.2f} s, the servers' own loading {shown} s")
 
 
 def test_a_container_that_exits_while_loading_is_told_at_once(
