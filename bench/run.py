@@ -226,7 +226,7 @@ def measure_bootstrap(folder: Path, rounds: int) -> list[Figure]:
     is no part of loading, so images and weights are fetched before.
     """
     figure = Figure("bootstrap.yml against the servers' own loading", 1.05)
-    for _ in range(rounds):
+    for _round in range(rounds):
         models = [contained(name, env={"STANDIN_LOAD_SECONDS": "120"}) for name in ("first", "second", "third")]
         models[0]["startup_mode"] = "active"
         stack = Stack(folder, models)
