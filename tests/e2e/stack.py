@@ -186,8 +186,8 @@ def wipe(folder: Path) -> None:
     except FileNotFoundError:
         return
     except PermissionError:
-        mount = f"{folder.parent}:/work"
-        program = ["--entrypoint", "rm", STANDIN_IMAGE, "-rf", f"/work/{folder.name}"]
+        mount = f"{folder.parent}:/mnt"
+        program = ["--entrypoint", "rm", STANDIN_IMAGE, "-rf", f"/mnt/{folder.name}"]
         docker("run", "--rm", "--volume", mount, *program, check=False)
 
 
