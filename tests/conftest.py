@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+# The GPUs of tests are pretended. Those that this machine may have are not asked: no test is about them.
+os.environ["PATH"] = f"{Path(__file__).parent / 'standin/bin'}{os.pathsep}{os.environ['PATH']}"
+
 # A skip whose reason begins like this may happen in CI too; say after it why.
 ALLOWED_SKIP = "allowed: "
 

@@ -171,6 +171,8 @@ class Ansible:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("ANSIBLE_")}
         self.env = {
             **kept,
+            # The bench pretends its GPUs too, and has no conftest.py.
+            "PATH": f"{STANDIN.parent / 'bin'}{os.pathsep}{kept['PATH']}",
             "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
             # A collection of this name in the user's home must not be the one under test.
             "ANSIBLE_HOME": str(folder / "ansible"),

@@ -4,7 +4,8 @@
 # switched and ended by the playbooks that do the same to real ones. Leaves nothing behind.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-PATH=$PWD/.venv/bin:$PATH
+# The GPUs are pretended: this machine's own are not asked.
+PATH=$PWD/.venv/bin:$PWD/tests/standin/bin:$PATH
 
 # The demo's own settings, whatever this shell has for other projects.
 for name in ${!ANSIBLE_*}; do

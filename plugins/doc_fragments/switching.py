@@ -31,8 +31,6 @@ options:
         in its C(run) folder.
     type: path
     default: /opt/homegpt
-requirements:
-  - requests (Python library, on the managed host)
 attributes:
   check_mode:
     description: Tells in check mode what would change, without changing anything.
@@ -40,6 +38,12 @@ attributes:
     description: Says what has changed, or in check mode would change, when in diff mode.
   idempotent:
     description: A second run with the same arguments changes nothing and says so.
+"""
+
+    # Of those that talk to servers.
+    SERVERS = r"""
+requirements:
+  - requests (Python library, on the managed host)
 notes:
   - The servers are reached on the loopback address of the managed host; no model port has to be open to anybody else.
 """

@@ -10,7 +10,7 @@ import typing
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 
 from .switching.errors import InventoryError, SwitchFailed, SwitchingError
-from .switching.inventory import parse, secret_texts
+from .switching.inventory import Inventory, parse, secret_texts
 from .switching.server import REQUESTS_IMPORT_ERROR
 from .switching.switch import DEFAULT_STACK_DIR, Switcher
 
@@ -36,10 +36,18 @@ def run(module: Module, work: typing.Callable[[Switcher], dict[str, typing.Any]]
     """Give the work a Switcher for the module's models and exit with what it returns; translate the engine's errors."""
     if REQUESTS_IMPORT_ERROR:
         module.fail_json(msg=missing_required_lib("requests"), exception=REQUESTS_IMPORT_ERROR)
-    try:
-        inventory = parse(module.params["models"], module.params["switching"])
+
+    def switch(inventory: Inventory) -> dict[str, typing.Any]:
         with Switcher(inventory, module.params["stack_dir"]) as switcher:
-            result = work(switcher)
+            return work(switcher)
+
+    look(module, switch)
+
+
+def look(module: Module, work: typing.Callable[[Inventory], dict[str, typing.Any]]) -> None:
+    """The same for work that asks no server, and so needs no C(requests): it gets the checked inventory."""
+    try:
+        result = work(parse(module.params["models"], module.params["switching"]))
     except InventoryError as error:
         module.fail_json(msg=str(error), mistakes=error.mistakes)
     except SwitchFailed as error:

@@ -35,6 +35,7 @@ options:
     default: active
 extends_documentation_fragment:
   - homegpt.vllm.switching
+  - homegpt.vllm.switching.servers
 attributes:
   check_mode:
     support: full

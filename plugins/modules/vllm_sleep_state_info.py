@@ -15,6 +15,7 @@ description:
   - It does not fail because a server is asleep, down or broken; that is what it reports.
 extends_documentation_fragment:
   - homegpt.vllm.switching
+  - homegpt.vllm.switching.servers
 attributes:
   check_mode:
     support: full

@@ -46,7 +46,7 @@ class GpuHost:
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             # Open until the process ends, however it ends.
-            self.life = self._life(self.id).open("w", encoding="utf-8")
+            self.life = _life(folder, self.id).open("w", encoding="utf-8")
             fcntl.flock(self.life, fcntl.LOCK_EX)
 
     def hold(self, gigabytes: float) -> None:
@@ -71,7 +71,7 @@ class GpuHost:
         self.hold(0)
         self.event("dead", cause=cause)
         if self.folder is not None:
-            self._life(self.id).unlink(missing_ok=True)
+            _life(self.folder, self.id).unlink(missing_ok=True)
 
     def event(self, name: str, **details: Any) -> None:
         """Append one line to events.jsonl."""
@@ -99,9 +99,9 @@ class GpuHost:
             fcntl.flock(lock, fcntl.LOCK_EX)
             try:
                 ledger: Ledger = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-                for other in [other for other in ledger if other != self.id and not self._alive(other)]:
+                for other in [other for other in ledger if other != self.id and not alive(self.folder, other)]:
                     gone = ledger.pop(other)
-                    self._life(other).unlink(missing_ok=True)
+                    _life(self.folder, other).unlink(missing_ok=True)
                     # Killed: it could not say so itself.
                     self.event("dead", id=other, pid=gone["pid"], model=gone["model"], cause="killed")
                 yield ledger
@@ -111,18 +111,20 @@ class GpuHost:
             finally:
                 self.locked = False
 
-    def _life(self, holder: str) -> Path:
-        """Return the file that a server keeps locked while it lives."""
-        assert self.folder is not None
-        return self.folder / f"{holder}.alive"
 
-    def _alive(self, holder: str) -> bool:
-        """Whether the server of that id lives: whoever can have its lock knows that it does not."""
-        try:
-            with self._life(holder).open(encoding="utf-8") as life:
-                fcntl.flock(life, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except FileNotFoundError:
-            return False
-        except BlockingIOError:
-            return True
+def alive(folder: Path, holder: str) -> bool:
+    """Whether the server of that id lives: whoever can have its lock knows that it does not."""
+    try:
+        with _life(folder, holder).open(encoding="utf-8") as life:
+            # Shared: two who look at once must not take each other for the server.
+            fcntl.flock(life, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
         return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+def _life(folder: Path, holder: str) -> Path:
+    """Return the file that a server keeps locked while it lives."""
+    return folder / f"{holder}.alive"

@@ -1,7 +1,7 @@
 # -*- coding: utf-8 -*-
 # Copyright (c) HomeGPT
 # SPDX-License-Identifier: MIT
-"""The host's own command line: C(python3 -m switching status|switch|restore), in the folder of the stack.
+"""The host's own command line: C(python3 -m switching status|switch|restore|lint), in the folder of the stack.
 
 The models are those of C(models.json) beside the package. Exit status: 0 done, 1 failed, 2 asked for wrongly.
 """
@@ -15,6 +15,7 @@ import platform
 import sys
 import typing
 
+from . import capacity
 from .errors import InventoryError, SwitchFailed, SwitchingError, UnknownModel
 from .inventory import Inventory, parse
 from .plan import ACTIVE, SLEEPING, STOPPED, Step
@@ -27,10 +28,12 @@ from .wanted import recorded
 def main(argv: typing.Sequence[str] | None = None) -> int:
     """Do what the command line says and return the exit status."""
     options = _parser().parse_args(argv)
-    if REQUESTS_IMPORT_ERROR:
+    if REQUESTS_IMPORT_ERROR and options.run:
         return _fail("the Python library requests is missing: install python3-requests", 2)
     try:
         inventory = _read_inventory(options.stack_dir)
+        if not options.run:  # nothing that asks servers
+            return _lint(inventory)
         with Switcher(inventory, options.stack_dir) as switcher:
             status: int = options.run(switcher, options)
             return status
@@ -58,6 +61,8 @@ def _parser() -> argparse.ArgumentParser:
     switch.set_defaults(run=_switch)
     restore = commands.add_parser("restore", help="bring the host back to the models it is meant to have, as at boot")
     restore.set_defaults(run=_restore)
+    lint = commands.add_parser("lint", help="tell whether this host has the memory for its models; asks no server")
+    lint.set_defaults(run=None)
     return parser
 
 
@@ -109,6 +114,16 @@ def _restore(switcher: Switcher, options: argparse.Namespace) -> int:
             how = f"in {outcome.elapsed_seconds:.1f} s" if outcome.changed else "as it was"
             _say(f"{model.id}: {describe(outcome.models[model.id])}, {how}")
     return _fail("not restored: " + ", ".join(failed), 1) if failed else 0
+
+
+def _lint(inventory: Inventory) -> int:
+    ram, gpus = capacity.read_ram_total_gb(), capacity.read_gpus()
+    problems = capacity.lint(inventory, ram, gpus)
+    for line in problems:
+        _say(f"problem: {line}")
+    for line in capacity.advice(inventory, ram, gpus):
+        _say(f"advice: {line}")
+    return 1 if problems else 0
 
 
 def _show_steps(result: Result) -> None:

@@ -1,0 +1,373 @@
+# -*- coding: utf-8 -*-
+# Copyright (c) HomeGPT
+# SPDX-License-Identifier: MIT
+"""What memory a host has, what its models take, and whether that goes together. Sizes are in GB, of 1e9 bytes.
+
+GPUs are known by nvidia-smi alone. Where it doesn't tell (another vendor's GPU, none at all, memory that CPU and GPU
+share) nothing is said about GPUs, and nothing is refused because of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import re
+import subprocess
+import typing
+
+from .inventory import Inventory, Model
+
+# What a vLLM server that sleeps keeps on each of its GPUs: CUDA's context, NCCL, captured graphs. Nobody guarantees a
+# figure. Users report from 0.5 to 1.3 GiB: 1.14 GB on each 3090 (vLLM issue 32714), 1.27 GiB on an H100 (llm-d
+# fast-model-actuation issue 746).
+SLEEPER_GB = 1.0
+# vLLM's own, in config/cache.py of 0.32; it was 0.9 in older ones.
+DEFAULT_GPU_MEMORY_UTILIZATION = 0.92
+# nvidia-smi counts the little that drivers reserve a bit differently from CUDA.
+TOLERANCE_GB = 0.25
+# Whoever holds less of a GPU is not why something doesn't fit.
+HOLDER_GB = 1.0
+# It takes up to two seconds where no driver is kept loaded; at a GPU that has failed it hangs for ever.
+NVIDIA_SMI_TIMEOUT_SECONDS = 10.0
+
+_UTILIZATION_FLAG = re.compile(r"--gpu[-_]memory[-_]utilization[=\s]+(\S+)")
+# For sums of numbers such as 0.1, not for what was measured.
+_ROUNDING = 1e-6
+
+Need = typing.Dict[int, float]
+
+
+class Gpu(typing.NamedTuple):
+    """One GPU of the host, by the host's number."""
+
+    index: int  # type: ignore[assignment]  # instead of a tuple's method, which nobody misses
+    total_gb: float
+    free_gb: float
+
+
+class Holder(typing.NamedTuple):
+    """A process that holds memory of a GPU."""
+
+    pid: int
+    name: str
+    used_gb: float
+
+
+def read_gpus() -> dict[int, Gpu] | None:
+    """The host's GPUs by their numbers, without those that don't tell their memory. Never raises.
+
+    None where nvidia-smi can't be asked or tells of none. Takes as long as nvidia-smi does, 10 s at most.
+    """
+    gpus = {}
+    for row in _ask("--query-gpu=index,uuid,memory.total,memory.free"):
+        if len(row) != 4 or not row[0].isdigit():
+            return None
+        total, free = _gigabytes(row[2]), _gigabytes(row[3])
+        if total is not None and free is not None:
+            gpus[int(row[0])] = Gpu(int(row[0]), total, free)
+    return gpus or None
+
+
+def read_holders(index: int) -> list[Holder]:
+    """The processes that hold memory of a GPU, the biggest first; none where nvidia-smi doesn't tell. Never raises."""
+    uuids = [
+        row[1] for row in _ask("--query-gpu=index,uuid,memory.total,memory.free") if row[0] == str(index) and row[1:]
+    ]
+    holders = []
+    for row in _ask("--query-compute-apps=gpu_uuid,pid,process_name,used_memory"):
+        used = _gigabytes(row[-1])
+        if row[0] in uuids and len(row) >= 4 and row[1].isdigit() and used is not None:
+            # A name may have commas.
+            holders.append(Holder(int(row[1]), ", ".join(row[2:-1]), used))
+    return sorted(holders, key=lambda holder: -holder.used_gb)
+
+
+def read_ram_total_gb() -> float | None:
+    """The RAM of this host; None where the kernel doesn't tell."""
+    with contextlib.suppress(OSError, ValueError, IndexError), open("/proc/meminfo", encoding="ascii") as file:
+        for line in file:
+            if line.startswith("MemTotal:"):
+                return int(line.split()[1]) * 1024 / 1e9
+    return None
+
+
+def remembered(stack_dir: str) -> dict[str, Need]:
+    """What each model is known to need on each GPU when it wakes; nothing where no record can be read."""
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError), open(
+        _path(stack_dir), encoding="utf-8"
+    ) as file:
+        return {
+            str(model): {int(index): _finite(gb) for index, gb in need.items()}
+            for model, need in json.load(file)["models"].items()
+        }
+    return {}
+
+
+def remember(stack_dir: str, model_id: str, need: typing.Mapping[int, float]) -> None:
+    """Record what a model needs on each GPU, unless the record says so. The caller holds the host's lock.
+
+    Raises OSError when the record can't be written; what it said before is then still there.
+    """
+    saved = remembered(stack_dir)
+    if saved.get(model_id) == need:
+        return
+    path = _path(stack_dir)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path + ".new")  # an interrupted one, maybe with another mode
+    descriptor = os.open(path + ".new", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        json.dump({"models": {**saved, model_id: dict(need)}}, file)
+    os.replace(path + ".new", path)
+
+
+def load_need(model: Model, gpus: typing.Mapping[int, Gpu] | None) -> Need:
+    """What vLLM insists on finding free, on each GPU of the model that nvidia-smi knows, when it loads the model.
+
+    Nothing for a server that is not vLLM, which may load as it likes.
+    """
+    if model.state_request is not None:
+        return {}
+    share = _utilization(model)
+    return {index: share * gpus[index].total_gb for index in model.gpus if index in gpus} if gpus else {}
+
+
+def shortage(
+    model: Model,
+    need: typing.Mapping[int, float],
+    gpus: typing.Mapping[int, Gpu] | None,
+    holders: typing.Callable[[int], typing.Sequence[Holder]] = read_holders,
+) -> str:
+    """What is wrong when a GPU has less free than the model needs, who holds it and what to do; "" when all is well.
+
+    C(need) is in GB by the number of the GPU; a GPU that C(gpus) doesn't know is taken to have enough.
+    """
+    told = []
+    for index, wanted in sorted(need.items()):
+        if not gpus or index not in gpus or gpus[index].free_gb >= wanted - TOLERANCE_GB:
+            continue
+        holding = [holder for holder in holders(index) if holder.used_gb >= HOLDER_GB]
+        who = _and([f"process {holder.pid} ({holder.name}) holds {holder.used_gb:.1f} GB" for holder in holding])
+        if not holding:
+            remedy = (
+                "nvidia-smi names no process that holds it; as root, `fuser -v /dev/nvidia*` names those that use a GPU"
+            )
+        elif len(holding) == 1:
+            remedy = f"{who}; end it, or stop the model it serves"
+        else:
+            remedy = f"{who}; end what is not needed, or stop the models they serve"
+        told.append(f"GPU {index} has {gpus[index].free_gb:.1f} GB free and {model.id} needs {wanted:.1f} GB: {remedy}")
+    return ". ".join(told)
+
+
+def lint(inventory: Inventory, ram_total_gb: float | None, gpus: typing.Mapping[int, Gpu] | None) -> list[str]:
+    """What of an inventory can't work on a host with so much memory, each with its remedy. Does no I/O.
+
+    None as C(ram_total_gb) or C(gpus) means that it is not known; nothing is said about it then.
+    """
+    problems = []
+    if gpus:
+        # nvidia-smi numbers GPUs without gaps: a missing one is there and doesn't tell its memory.
+        there = range(max(gpus) + 1)
+        for model in inventory.enabled:
+            absent = [str(index) for index in model.gpus if index not in there]
+            if absent:
+                problems.append(
+                    f"{model.id} is to use GPU {_and(absent)}, and the host has {_and(list(map(str, there)))}: correct "
+                    "its gpus"
+                )
+            problem = _awake_problem(inventory, model, gpus) or _load_problem(inventory, model, gpus)
+            problems += [problem] if problem else []
+    problem = _ram_problem(inventory, ram_total_gb)
+    return problems + ([problem] if problem else [])
+
+
+def advice(inventory: Inventory, ram_total_gb: float | None, gpus: typing.Mapping[int, Gpu] | None) -> list[str]:
+    """What of an inventory works on the host and is still not as meant, each with its remedy. Does no I/O."""
+    del gpus  # there is nothing to say about them yet
+    budget = inventory.switching.available_ram_gb
+    if ram_total_gb is None or budget <= ram_total_gb:
+        return []
+    return [
+        f"vllm_switching.available_ram_gb is {budget:.1f} and the host has {ram_total_gb:.1f} GB of RAM: set it to "
+        "what the host can spare for the weights of sleeping models"
+    ]
+
+
+def _ram_problem(inventory: Inventory, ram_total_gb: float | None) -> str:
+    """Weights of models that sleep at level 1 because the inventory insists, together, against the RAM there is."""
+    budget = inventory.switching.available_ram_gb
+    limit = budget if ram_total_gb is None else min(budget, ram_total_gb)
+    crowd = _worst_placement(inventory, ())
+    size = _weights_gb(crowd)
+    if size <= limit + _ROUNDING:
+        return ""
+    discarded: list[Model] = []
+    left = crowd
+    while _weights_gb(left) > limit + _ROUNDING:
+        discarded.append(max(left, key=lambda model: model.weights_gb or 0.0))
+        left = _worst_placement(inventory, discarded)
+    names = _and([model.id for model in crowd])
+    beginning = (
+        f"the weights of {names} take {size:.1f} GB of RAM when {'they sleep' if crowd[1:] else 'it sleeps'} at level 1"
+    )
+    remedy = f"put {_and([model.id for model in discarded])} at sleep_level 2"
+    if ram_total_gb is not None and size > ram_total_gb + _ROUNDING:
+        return f"{beginning}, and the host has {ram_total_gb:.1f} GB: {remedy}"
+    return (
+        f"{beginning}, and vllm_switching.available_ram_gb allows {budget:.1f} GB: {remedy}, or raise available_ram_gb"
+    )
+
+
+def _worst_placement(inventory: Inventory, discarded: typing.Sequence[Model]) -> list[Model]:
+    """Those models with sleep_level 1 that sleep together and have the most weights, of the placements that are usual.
+
+    Usual is the declared one, and what a switch from there to any one model makes of it.
+    """
+    declared = [model for model in inventory.enabled if model.startup_mode == "active"]
+    placements = [declared]
+    for model in inventory.enabled:
+        placements.append([model, *(other for other in declared if not other.conflicts_with(model))])
+    spared = {model.id for model in discarded}
+    crowds = []
+    for awake in placements:
+        up = {model.id for model in awake} | spared
+        crowds.append([model for model in inventory.enabled if model.sleep_level == "1" and model.id not in up])
+    return max(crowds, key=_weights_gb)
+
+
+def _weights_gb(models: typing.Iterable[Model]) -> float:
+    return sum(model.weights_gb or 0.0 for model in models)
+
+
+def _awake_problem(inventory: Inventory, model: Model, gpus: typing.Mapping[int, Gpu]) -> str:
+    """The memory that the inventory says a model takes, beside what the others keep there asleep."""
+    if model.gpu_memory_gb is None:
+        return ""
+    takes = model.gpu_memory_gb / len(model.gpus)
+    index = _tightest(inventory, model, {index: takes for index in model.gpus if index in gpus}, gpus)
+    if index is None:
+        return ""
+    total, asleep = gpus[index].total_gb, _sleepers(inventory, model, index)
+    has = f"GPU {index} has {total:.1f} GB and {model.id} takes {takes:.1f} GB of it (gpu_memory_gb)"
+    remedies = [*_to_stop(asleep, takes + SLEEPER_GB * len(asleep) - total), f"give {model.id} more GPUs (gpus)"]
+    return f"{has}{_beside(asleep)}: {', or '.join(remedies)}, or correct its gpu_memory_gb"
+
+
+def _load_problem(inventory: Inventory, model: Model, gpus: typing.Mapping[int, Gpu]) -> str:
+    """The memory that vLLM insists on finding free when it loads, beside what the others keep there asleep."""
+    need = load_need(model, gpus)
+    index = _tightest(inventory, model, need, gpus)
+    if index is None:
+        return ""
+    total, asleep = gpus[index].total_gb, _sleepers(inventory, model, index)
+    kept = SLEEPER_GB * len(asleep)
+    # A start_command gets nothing of args.
+    setting = "--gpu-memory-utilization in its start_command" if model.start_command else "args.gpu_memory_utilization"
+    most = math.floor((total - kept) / total * 100 + _ROUNDING) / 100
+    remedies = [f"set {setting} to at most {most:.2f}"] if most > 0 else []
+    remedies += _to_stop(asleep, need[index] + kept - total)
+    return (
+        f"GPU {index} has {total:.1f} GB and {model.id} loads only where {need[index]:.1f} GB of it are free "
+        f"(gpu_memory_utilization {need[index] / total:g}){_beside(asleep)}: "
+        + (", or ".join(remedies) or "disable some of them")
+    )
+
+
+def _tightest(
+    inventory: Inventory, model: Model, need: typing.Mapping[int, float], gpus: typing.Mapping[int, Gpu]
+) -> int | None:
+    """The GPU that the greatest part is missing of when a model needs so much of each; None where all is well."""
+
+    def over(index: int) -> float:
+        return need[index] + SLEEPER_GB * len(_sleepers(inventory, model, index)) - gpus[index].total_gb
+
+    short = [index for index in sorted(need) if over(index) > _ROUNDING]
+    return max(short, key=lambda index: over(index) / gpus[index].total_gb, default=None)
+
+
+def _sleepers(inventory: Inventory, model: Model, index: int) -> list[Model]:
+    """The models that may sleep on a GPU while this one uses it."""
+    return [
+        other
+        for other in inventory.enabled
+        if other.id != model.id and index in other.gpus and other.sleep_level != "stop"
+    ]
+
+
+def _beside(asleep: typing.Sequence[Model]) -> str:
+    if not asleep:
+        return ""
+    keep = "keep about {:.1f} GB each" if asleep[1:] else "keeps about {:.1f} GB"
+    return f", while {_and([model.id for model in asleep])}, asleep, {keep.format(SLEEPER_GB)}"
+
+
+def _to_stop(asleep: typing.Sequence[Model], over: float) -> list[str]:
+    """The remedy that so many sleepers end instead as make up for what is missing; none where all wouldn't do."""
+    count = math.ceil(over / SLEEPER_GB - _ROUNDING)
+    # The inventory's last first, and its defaults after all others: they are what is asked for most.
+    order = sorted(asleep, key=lambda model: model.startup_mode != "active")[::-1]
+    return [f"put {_and([model.id for model in order[:count]])} at sleep_level stop"] if 0 < count <= len(order) else []
+
+
+def _utilization(model: Model) -> float:
+    """The share of each GPU that its vLLM takes."""
+    flag = _UTILIZATION_FLAG.search(" ".join(model.start_command))
+    given = flag.group(1) if flag else model.args.get("gpu_memory_utilization")
+    with contextlib.suppress(TypeError, ValueError, OverflowError):
+        share = _finite(given)
+        if 0 < share <= 1 and not isinstance(given, bool):
+            return share
+    return DEFAULT_GPU_MEMORY_UTILIZATION  # or it is something that vLLM refuses
+
+
+def _finite(value: typing.Any) -> float:
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(value)
+    return number
+
+
+def _and(words: typing.Sequence[str]) -> str:
+    """The words as a list in a sentence."""
+    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1]))) if words else ""
+
+
+def _path(stack_dir: str) -> str:
+    return os.path.join(stack_dir, "run", "memory.json")
+
+
+def _gigabytes(mebibytes: str) -> float | None:
+    """What nvidia-smi says in MiB; None for its [N/A] and the like."""
+    try:
+        return _finite(mebibytes) * 1024 * 1024 / 1e9
+    except ValueError:
+        return None
+
+
+def _ask(query: str) -> list[list[str]]:
+    """The rows of nvidia-smi's answer, none where there is none. Each has at least one cell."""
+    # The engine knows no AnsibleModule whose run_command it could use.
+    # pylint: disable=ansible-bad-function
+    try:
+        process = subprocess.Popen(
+            ("nvidia-smi", query, "--format=csv,noheader,nounits"),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            encoding="utf-8",
+            errors="replace",
+        )
+    except OSError:
+        return []
+    try:
+        output = process.communicate(timeout=NVIDIA_SMI_TIMEOUT_SECONDS)[0]
+    except subprocess.TimeoutExpired:
+        # Not awaited: what hangs in the driver can't be killed.
+        process.kill()
+        return []
+    if process.returncode != 0:
+        return []
+    return [[cell.strip() for cell in line.split(",")] for line in output.splitlines() if line.strip()]

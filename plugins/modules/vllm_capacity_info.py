@@ -1,0 +1,121 @@
+#!/usr/bin/python
+# -*- coding: utf-8 -*-
+# Copyright (c) HomeGPT
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: vllm_capacity_info
+short_description: Tell whether a host has the memory that its model inventory takes
+version_added: 0.1.0
+description:
+  - Compares a host's model inventory with its RAM and, where C(nvidia-smi) tells, with its GPUs. It asks no server, so
+    it can be used before there is any.
+  - It does not fail because something does not fit; that is what it reports.
+  - What a sleeping server keeps on its GPUs is not known beforehand; about 1 GB for each server is reckoned with.
+extends_documentation_fragment:
+  - homegpt.vllm.switching
+attributes:
+  check_mode:
+    support: full
+    description: It changes nothing, in check mode or not.
+  diff_mode:
+    support: N/A
+    description: It changes nothing.
+  idempotent:
+    support: full
+    description: It changes nothing.
+seealso:
+  - module: homegpt.vllm.vllm_sleep_state_info
+author:
+  - HomeGPT (@homegpt)
+"""
+
+EXAMPLES = r"""
+- name: Ask whether the models fit the host
+  homegpt.vllm.vllm_capacity_info:
+    models: "{{ vllm_models }}"
+    switching: "{{ vllm_switching }}"
+  register: capacity
+
+- name: Insist that they do
+  ansible.builtin.assert:
+    that: capacity.problems | length == 0
+    fail_msg: "{{ capacity.problems | join('\n') }}"
+"""
+
+RETURN = r"""
+ram_gb:
+  description: The RAM of the host, in GB of 10^9 bytes; null where the kernel doesn't tell.
+  returned: success
+  type: float
+  sample: 134.9
+gpus:
+  description: The GPUs whose memory C(nvidia-smi) tells; none where it is not installed or can't be asked.
+  returned: success
+  type: list
+  elements: dict
+  contains:
+    index:
+      description: Its number on the host, as in O(models[].gpus).
+      type: int
+      returned: always
+      sample: 0
+    total_gb:
+      description: Its memory, in GB.
+      type: float
+      returned: always
+      sample: 34.19
+    free_gb:
+      description: What of it nobody holds now, in GB.
+      type: float
+      returned: always
+      sample: 33.6
+problems:
+  description: What of the inventory can't work on this host, each with the remedy.
+  returned: success
+  type: list
+  elements: str
+  sample:
+    - "the weights of a and b take 150.0 GB of RAM when they sleep at level 1, and the host has 134.9 GB: put a at
+      sleep_level 2"
+advice:
+  description: What works and is still not as meant, each with the remedy.
+  returned: success
+  type: list
+  elements: str
+  sample: []
+mistakes:
+  description: Every mistake of the model inventory, each with its path and what would be right.
+  returned: when O(models) or O(switching) has mistakes
+  type: list
+  elements: str
+  sample: ["vllm_models[2] (gpt-oss-20b): host_port 8001 is taken by qwen3-vl-30b-a3b"]
+"""
+
+from ansible_collections.homegpt.vllm.plugins.module_utils._adapter import COMMON_ARGUMENTS, Module, look
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching import capacity
+
+
+def told(inventory):
+    ram, gpus = capacity.read_ram_total_gb(), capacity.read_gpus()
+    return {
+        "changed": False,
+        "ram_gb": None if ram is None else round(ram, 2),
+        "gpus": [
+            {"index": gpu.index, "total_gb": round(gpu.total_gb, 2), "free_gb": round(gpu.free_gb, 2)}
+            for gpu in (gpus or {}).values()
+        ],
+        "problems": capacity.lint(inventory, ram, gpus),
+        "advice": capacity.advice(inventory, ram, gpus),
+    }
+
+
+def main():
+    look(Module(argument_spec=COMMON_ARGUMENTS, supports_check_mode=True), told)
+
+
+if __name__ == "__main__":
+    main()
