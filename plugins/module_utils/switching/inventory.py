@@ -195,7 +195,12 @@ def parse(models: typing.Any, switching: typing.Any = None) -> Inventory:
 
     Raises InventoryError with every mistake found. Does no I/O.
     """
-    mistakes: list[str] = []
+    mistakes = list(_unwritable(switching, "vllm_switching")) if isinstance(switching, dict) else []
+    if isinstance(models, (list, tuple)):
+        mistakes += _unwritable(models, "vllm_models")
+    if mistakes:
+        # Nothing else can be said where such a value is in the way.
+        raise InventoryError(mistakes)
     shared = _parse_fields(_SWITCHING_FIELDS, {} if switching is None else switching, "vllm_switching", mistakes)
     parsed: list[Entry] = []
     if not isinstance(models, (list, tuple)):
@@ -240,6 +245,38 @@ def secret_texts(value: typing.Any, secret: bool = False) -> typing.Iterator[str
         yield str(value)
 
 
+# Nobody nests deeper, and what contains itself is deeper too.
+_DEEPEST = 50
+
+
+def _unwritable(value: typing.Any, path: str, join: str = ": ", depth: int = 0) -> typing.Iterator[str]:
+    """Mistakes about what no file, command line or message can hold. YAML has escapes for all of it."""
+    wrong = ""
+    if isinstance(value, str):
+        if "\0" in value:
+            wrong = "must be free of NUL characters"
+        elif any("\ud800" <= character <= "\udfff" for character in value):
+            wrong = "must be made of whole characters, has half of a surrogate pair"
+    elif isinstance(value, int):
+        try:
+            str(value)
+        except ValueError:
+            wrong = "must be a shorter number"
+    elif isinstance(value, (dict, list, tuple)) and depth > _DEEPEST:
+        # At once: there may be no end to it.
+        raise InventoryError([f"{path} must be nested less than {_DEEPEST} deep"])
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            odd = list(_unwritable(key, f"{path}: a key", ".", depth + 1))
+            yield from odd or _unwritable(item, f"{path}{join}{key}", ".", depth + 1)
+    elif isinstance(value, (list, tuple)):
+        inner = path if depth == 0 or join == "." else path + join
+        for index, item in enumerate(value):
+            yield from _unwritable(item, f"{inner}[{index}]", "." if depth else join, depth + 1)
+    if wrong:
+        yield f"{path}{' ' if join == '.' else join}{wrong}"
+
+
 class _Wrong(Exception):
     """A value is not what its key takes; the text goes behind the key's name."""
 
@@ -255,7 +292,10 @@ def _describe(value: typing.Any) -> str:
         (type(None), "nothing"),
     )
     kind = next((text for cls, text in kinds if isinstance(value, cls)), type(value).__name__)
-    return f"{kind} ({value})" if isinstance(value, (bool, str, int, float)) else kind
+    try:
+        return f"{kind} ({value})" if isinstance(value, (bool, str, int, float)) else kind
+    except ValueError:
+        return kind  # a number that Python doesn't print: it is too long
 
 
 def _text(value: typing.Any) -> str:
@@ -398,21 +438,25 @@ def _arguments(value: typing.Any) -> dict[str, typing.Any]:
             raise _Wrong(f"has {name} twice")
         if name in _DERIVED_ARGUMENTS:
             raise _Wrong(f"must not have {name}: use the model's {_DERIVED_ARGUMENTS[name]}")
-        try:
-            json.dumps(item)
-        except (TypeError, ValueError):
-            raise _Wrong(
-                f".{key} must be text, a number, true or false, a list or a dictionary, is {_describe(item)}"
-            ) from None
-        normalised[name] = item
+        normalised[name] = _at(f".{key}", _json, item)
     return normalised
+
+
+def _json(value: typing.Any) -> typing.Any:
+    """The value as JSON gives it back."""
+    try:
+        return json.loads(json.dumps(value, allow_nan=False))
+    except (TypeError, ValueError):
+        raise _Wrong(
+            f"must be text, a number, true or false, a list or a dictionary of these, is {_describe(value)}"
+        ) from None
 
 
 def _request(cls: type[Request]) -> Check:
     fields = {
         "endpoint": _Field(_endpoint, required=True),
         "method": _Field(lambda value: _choice(*_METHODS)(str(value).upper())),
-        "body": _Field(lambda value: value),
+        "body": _Field(_json),
         "timeout": _Field(_number(above=0)),
     }
     if cls is StateRequest:
@@ -438,7 +482,7 @@ def _endpoint(value: typing.Any) -> str:
 def _pattern(value: typing.Any) -> str:
     try:
         re.compile(_text(value))
-    except (re.error, OverflowError) as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise _Wrong(f"must be a regular expression: {error}") from None
     return str(value)
 
@@ -587,9 +631,12 @@ def _expand_variables(
     """Replace C(${name}) in custom requests and commands; C(${level}) stays until a level is known."""
 
     def expand(text: str, where: str, level: bool) -> str:
+        left = []
+
         def value(match: re.Match[str]) -> str:
             name = match.group(1)
             if name == "level" and level:
+                left.append(name)
                 return match.group(0)
             if name in known:
                 return known[name]
@@ -597,9 +644,14 @@ def _expand_variables(
             near = difflib.get_close_matches(name, names, n=1)
             hint = f"did you mean ${{{near[0]}}}?" if near else "the variables are: {}".format(", ".join(names))
             mistakes.append(f"{path}: {where} uses the unknown variable ${{{name}}}; {hint}")
+            left.append(name)
             return match.group(0)
 
-        return _VARIABLE.sub(value, text)
+        expanded = _VARIABLE.sub(value, text)
+        # It would be replaced whenever the inventory is read again.
+        if _VARIABLE.findall(expanded) != left:
+            mistakes.append(f"{path}: {where} becomes {expanded}: variables must not make up another one")
+        return expanded
 
     def expand_request(request: Request, where: str, level: bool) -> Request:
         return dataclasses.replace(

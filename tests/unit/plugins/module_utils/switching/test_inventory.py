@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 import re
 from typing import Any
 
@@ -724,6 +725,66 @@ def test_values_that_look_like_variables_survive_a_round_trip(keys: dict[str, An
     assert parse_again(inventory) == inventory
 
 
+ENDLESS = 16**5000  # Python prints no decimal number of so many digits, and YAML has hexadecimal ones
+CIRCLE: list[Any] = []
+CIRCLE += [CIRCLE, CIRCLE]
+
+
+@pytest.mark.parametrize(
+    ("keys", "mistake"),
+    [
+        ({"host_port": ENDLESS}, "vllm_models[0]: host_port must be a shorter number"),
+        ({"args": {"a": [1, ENDLESS]}}, "vllm_models[0]: args.a[1] must be a shorter number"),
+        ({"env": {ENDLESS: 1}}, "vllm_models[0]: env: a key must be a shorter number"),
+        ({"start_command": ["run", "a\0b"]}, "vllm_models[0]: start_command[1] must be free of NUL characters"),
+        (
+            {"model": "a\ud800"},
+            "vllm_models[0]: model must be made of whole characters, has half of a surrogate pair",
+        ),
+    ],
+)
+def test_what_nobody_can_write_down(keys: dict[str, Any], mistake: str) -> None:
+    assert mistakes_of([{**entry(), **keys}]) == [mistake]
+
+
+def test_what_nobody_can_write_down_elsewhere() -> None:
+    assert mistakes_of([entry()], {"macros": {"a": "\0"}}) == [
+        "vllm_switching: macros.a must be free of NUL characters"
+    ]
+    assert mistakes_of(["\0"]) == ["vllm_models[0]: must be free of NUL characters"]
+    assert mistakes_of(ENDLESS) == ["vllm_models must be a list of models, is a number"]
+    (mistake,) = mistakes_of([entry(args={"a": CIRCLE})])
+    assert mistake.endswith(" must be nested less than 50 deep")
+
+
+JSON = "must be text, a number, true or false, a list or a dictionary of these, is"
+
+
+@pytest.mark.parametrize("value", [{"day": datetime.date(2026, 1, 1)}, [math.nan], {"a": math.inf}, {(1, 2): 1}])
+def test_a_body_and_an_argument_are_json(value: Any) -> None:
+    kind = "a list" if isinstance(value, list) else "a dictionary"
+    assert mistakes_of([entry(args={"x": value})]) == [f"vllm_models[0] (a): args.x {JSON} {kind}"]
+    requests = {**REQUESTS, "sleep_requests": [{"endpoint": "/x", "body": value}]}
+    assert mistakes_of([entry(**requests)]) == [f"vllm_models[0] (a): sleep_requests[0]: body {JSON} {kind}"]
+
+
+def test_keys_are_what_json_makes_of_them() -> None:
+    assert only(args={"x": {1: {None: True}}}).args == {"x": {"1": {"null": True}}}
+
+
+@pytest.mark.parametrize("word", ["${${id}}", "${dollar}{id}"])
+def test_variables_make_up_no_other(word: str) -> None:
+    # It would be replaced when the normalised inventory is read.
+    becomes = "${a}" if word == "${${id}}" else "${id}"
+    assert mistakes_of([entry(start_command=[word], macros={"dollar": "$"})]) == [
+        f"vllm_models[0] (a): start_command[0] becomes {becomes}: variables must not make up another one"
+    ]
+
+
+def test_a_regular_expression_too_deep_for_python() -> None:
+    assert len(mistakes_of([entry(state_request={"endpoint": "/", "sleeping": "(" * 5000 + ")" * 5000})])) == 1
+
+
 def test_a_missing_key_is_told_once() -> None:
     assert mistakes_of([{"id": "a", "model": "x", "start_command": ["${host_port}"]}]) == [
         "vllm_models[0] (a): host_port is required"
@@ -881,6 +942,9 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=5,
 )
+# What JSON and commands can hold.
+plain_texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=5)
+plain_values = json_values.filter(lambda value: not re.search(r"nan|inf|x00", repr(value)))
 words = st.text("ab1 -${}", min_size=1, max_size=8).filter(str.strip)
 plain_words = st.text("ab1 -", min_size=1, max_size=8).filter(str.strip)
 endpoints = st.lists(
@@ -891,14 +955,14 @@ requests = st.fixed_dictionaries(
     {"endpoint": endpoints},
     optional={
         "method": st.sampled_from(["GET", "post", "PATCH"]),
-        "body": json_values.filter(lambda value: "nan" not in repr(value)) | endpoints,
+        "body": plain_values | endpoints,
         "timeout": st.floats(0.1, 100) | st.integers(1, 100) | st.just("2.5"),
     },
 )
 sizes = st.floats(0.1, 500) | st.integers(1, 500)
 arguments = st.dictionaries(
     st.sampled_from(["max-model-len", "kv_cache_dtype", "flag", "lora.x"]),
-    json_values.filter(lambda value: "nan" not in repr(value)),
+    plain_values,
     max_size=3,
 )
 macros = st.fixed_dictionaries({"own": plain_words}, optional={"more": plain_words})
@@ -912,7 +976,7 @@ VALID = {
     "startup_mode": st.sampled_from(["sleep", "disabled"]),
     "gpus": st.lists(st.integers(0, 3), min_size=1, max_size=3, unique=True),
     "args": arguments,
-    "env": st.dictionaries(st.sampled_from(["A", "B_1"]), st.text(max_size=5) | st.integers() | st.booleans()),
+    "env": st.dictionaries(st.sampled_from(["A", "B_1"]), st.integers() | st.booleans() | plain_texts),
     "image": st.sampled_from(["", "vllm/vllm-openai:v0.11.0"]),
     "ready_completion": st.booleans() | st.sampled_from(["yes", "no"]),
     "state_request": st.fixed_dictionaries({"endpoint": st.just("/${id}"), "sleeping": st.just("(?i)zz+$")}),
