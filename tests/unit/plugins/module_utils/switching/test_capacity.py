@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -405,3 +406,32 @@ def test_a_crowd_that_leaves_nothing() -> None:
     assert len(problems) == 30
     assert problems[0].endswith("at sleep_level stop")
     assert "at most" not in problems[0]
+
+
+# The host's own command line
+
+
+def test_lint_on_the_host(tmp_path: Path, gpu_dir: Path) -> None:
+    shutil.copytree(Path(capacity.__file__).parent, tmp_path / "switching")
+    # It asks no server, so it doesn't want the library.
+    (tmp_path / "requests.py").write_text("raise ImportError('no requests here')", encoding="utf-8")
+
+    def lint(switching: dict[str, Any], *models: dict[str, Any]) -> tuple[int, list[str], str]:
+        listed = [{"model": "org/a", "host_port": 8001 + number, **model} for number, model in enumerate(models)]
+        given = {"vllm_models": listed, "vllm_switching": switching}
+        (tmp_path / "models.json").write_text(json.dumps(given), encoding="utf-8")
+        command = [sys.executable, "-m", "switching", "lint"]
+        run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+        return run.returncode, run.stdout.splitlines(), run.stderr
+
+    assert lint({"available_ram_gb": 1}, {"id": "a"}) == (0, [], "")
+    status, lines, said = lint({"available_ram_gb": 1e6}, {"id": "a", "gpus": [3]}, {"id": "b", **at_1(1e6)})
+    assert (status, said) == (1, "")
+    assert [line[:40] for line in lines] == [
+        "problem: a is to use GPU 3, and the host has 0 and 1: correct its gpus"[:40],
+        "problem: the weights of b take 1000000.0 GB of RAM"[:40],
+        "advice: vllm_switching.available_ram_gb is 1000000.0"[:40],
+    ]
+    status, lines, said = lint({}, {"id": "A"})
+    assert (status, lines) == (2, [])
+    assert said.startswith("the model inventory has 1 mistake")
