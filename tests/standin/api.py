@@ -6,6 +6,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import os
+import signal
 import socket
 import struct
 import time
@@ -37,6 +39,8 @@ class Api:
         self.settings = settings
         self.engine = engine
         self.faults = faults
+        # Of whoever listens; set when the server does.
+        self.stop_listening: Callable[[], Awaitable[None]] | None = None
         self.load = 0
         # Count, seconds and how many in flight, of each operation that there has been.
         self.operations: dict[str, list[float]] = {}
@@ -134,15 +138,25 @@ class Api:
             request["wrong_text"] = True
         elif name == "kill":
             die()
+        elif name == "freeze":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        elif name == "late":
+            return await asyncio.shield(asyncio.ensure_future(self.later(fault, request, handler)))
         elif name == "oom":
             self.engine.die("CUDA out of memory. Tried to allocate 20.00 MiB.")
             return error(ENGINE_DEAD, "InternalServerError", 500)
         elif name == "not_done":
             return self.usual(request)
+        elif name == "deaf":
+            if self.stop_listening is not None:
+                await self.stop_listening()
+            return await self.cut(request, with_half_an_answer=False)
         elif name in ("refuse", "reset_mid_body"):
             return await self.cut(request, with_half_an_answer=name == "reset_mid_body")
 
         response = await self.inner(request, handler)
+        if name == "lost":
+            return await self.cut(request, with_half_an_answer=False)
         if name == "slow_drip" and isinstance(response, web.Response):
             return await self.drip(request, response, 5.0 if fault.seconds is None else fault.seconds)
         if name == "die_after_200":
@@ -151,6 +165,11 @@ class Api:
             self.engine.host.event("dead", cause="die_after_200")
             die()
         return response
+
+    async def later(self, fault: Fault, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Answer after a while."""
+        await asyncio.sleep(1.5 if fault.seconds is None else fault.seconds)
+        return await self.inner(request, handler)
 
     def usual(self, request: web.Request) -> web.Response:
         """Return what a call answers when it has done its work."""

@@ -8,7 +8,10 @@
 Optional keys: `times` (default 1; 0 = until deleted), `seconds` (for hang and slow_drip),
 `match` (only when the query string contains this), `skip` (let so many matching calls pass first).
 STANDIN_FAULTS holds such a list from the start. `path` "*" is any path; `path` "load" concerns
-loading, with the faults die, kill, oom and hang.
+loading, with the faults die, kill, oom and hang; `path` "term" concerns SIGTERM, with the fault hang: it is ignored.
+
+STANDIN_FAULTS_FILE names a file that may hold such a list, which is read at every call and counted down in place. So it
+reaches a server that is yet to be started, outlives a restart, and ends when the file is removed.
 
 status_500      500 with an error body as vLLM's; nothing is done
 hang            wait `seconds` (default: an hour) before doing anything
@@ -19,8 +22,12 @@ empty_200       200 with no body; nothing is done
 html            200 with a log-in page; nothing is done
 wrong_json      200 with JSON of another shape; nothing is done
 not_done        200 with the usual answer; nothing is done
+late            do it `seconds` later (default: 1.5), whether the client still waits or not
+lost            do it, and close the connection without an answer
 die_after_200   do it, answer 200, and die
 kill            die at once, as under SIGKILL
+freeze          stop at once, as under SIGSTOP: connections are taken, and nothing answers
+deaf            close the connection and the port, and live on: from now on connections are refused
 oom             500, the engine dies of CUDA out of memory
 wrong_text      a completion that the model would not give
 redirect        302 to a log-in page; nothing is done
@@ -29,16 +36,19 @@ unauthorized    401 as with a wrong API key; nothing is done
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 NAMES = {
     "status_500", "hang", "refuse", "reset_mid_body", "slow_drip", "empty_200", "html", "wrong_json", "not_done",
-    "die_after_200", "kill", "oom", "wrong_text", "redirect", "unauthorized",
+    "late", "lost", "die_after_200", "kill", "freeze", "deaf", "oom", "wrong_text", "redirect", "unauthorized",
 }  # fmt: skip
-LOAD_NAMES = {"die", "kill", "oom", "hang"}
+# Of what is no call.
+OTHER_NAMES = {"load": {"die", "kill", "oom", "hang"}, "term": {"hang"}}
 
 
 @dataclass
@@ -53,7 +63,7 @@ class Fault:
     skip: int = 0
 
     def __post_init__(self) -> None:
-        known = LOAD_NAMES if self.path == "load" else NAMES
+        known = OTHER_NAMES.get(self.path, NAMES)
         if self.fault not in known:
             raise ValueError(f"unknown fault {self.fault!r} for {self.path!r}; there are {', '.join(sorted(known))}")
 
@@ -61,8 +71,9 @@ class Fault:
 class Faults:
     """The faults that are left."""
 
-    def __init__(self, orders: list[dict[str, Any]]) -> None:
+    def __init__(self, orders: list[dict[str, Any]], file: Path | None = None) -> None:
         self.left = [Fault(**order) for order in orders]
+        self.file = file
 
     def add(self, orders: dict[str, Any] | list[dict[str, Any]]) -> None:
         """Order one fault or several."""
@@ -70,22 +81,42 @@ class Faults:
 
     def take(self, path: str, query: str = "") -> Fault | None:
         """Return the fault that this call meets, if any, and count it."""
-        for fault in self.left:
-            if fault.path not in (path, "*") or fault.match not in query:
-                continue
-            if fault.skip:
-                fault.skip -= 1
-                continue
-            if fault.times == 1:
-                self.left.remove(fault)
-            elif fault.times:
-                fault.times -= 1
-            return fault
-        return None
+        return _take(self.left, path, query) or self._take_from_file(path, query)
+
+    def _take_from_file(self, path: str, query: str) -> Fault | None:
+        if self.file is None or not self.file.exists():
+            return None
+        # In place: a file that is removed meanwhile must not come back.
+        with self.file.open("r+", encoding="utf-8") as file:
+            text = file.read()
+            left = [Fault(**order) for order in json.loads(text)]
+            fault = _take(left, path, query)
+            after = json.dumps([asdict(order) for order in left])
+            if after != text:
+                file.seek(0)
+                file.truncate()
+                file.write(after)
+        return fault
 
     def listed(self) -> list[dict[str, Any]]:
         """Return what is left, as it could be ordered again."""
         return [asdict(fault) for fault in self.left]
+
+
+def _take(left: list[Fault], path: str, query: str) -> Fault | None:
+    for fault in left:
+        whatever = fault.path == "*" and path not in OTHER_NAMES and not path.startswith("/standin/")
+        if not (whatever or fault.path == path) or fault.match not in query:
+            continue
+        if fault.skip:
+            fault.skip -= 1
+            continue
+        if fault.times == 1:
+            left.remove(fault)
+        elif fault.times:
+            fault.times -= 1
+        return fault
+    return None
 
 
 def die() -> None:

@@ -66,7 +66,9 @@ async def serve(settings: Settings, host: GpuHost, faults: Faults, listener: soc
     say("INFO", "entry.py:140", f"Starting vLLM server on http://{settings.host}:{settings.port}", "APIServer")
     print(f"INFO:     Started server process [{os.getpid()}]", file=sys.stderr)
     print("INFO:     Waiting for application startup.", file=sys.stderr)
-    await web.SockSite(runner, listener, backlog=2048).start()
+    site = web.SockSite(runner, listener, backlog=2048)
+    await site.start()
+    api.stop_listening = site.stop
     print("INFO:     Application startup complete.", file=sys.stderr, flush=True)
     await asyncio.Event().wait()
 
@@ -76,7 +78,11 @@ def main(argv: list[str]) -> int:
     settings = read(argv)
     host = GpuHost(settings.gpu_dir, settings.gpus, settings.gpu_total_gb, settings.names[0])
 
+    faults = Faults(settings.faults, settings.faults_file)
+
     def end(_signal: int, _frame: object) -> None:
+        if faults.take("term"):
+            return
         # Inside the ledger its lock cannot be had again; the next process that looks finds this one dead.
         if not host.locked:
             host.end("terminated")
@@ -94,7 +100,6 @@ def main(argv: list[str]) -> int:
     except OSError as exc:
         print(f"OSError: [Errno {exc.errno}] {exc.strerror}", flush=True)
         return 1
-    faults = Faults(settings.faults)
     status = load(settings, host, faults)
     if status == 0:
         asyncio.run(serve(settings, host, faults, listener))

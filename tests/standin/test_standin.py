@@ -363,6 +363,62 @@ def test_hanging_while_loading(start: Start) -> None:
     assert time.monotonic() - started < 0.5
 
 
+def test_answers_that_come_late_or_never(start: Start) -> None:
+    a = start("org/a")
+    a.fault("/sleep", "late", seconds=0.4)
+    with pytest.raises(requests.ReadTimeout):
+        post(a, "/sleep", timeout=0.1)
+    assert state(a)["asleep"] == []
+    until(lambda: bool(state(a)["asleep"]))
+    a.fault("/wake_up", "lost")
+    with pytest.raises(requests.ConnectionError):
+        post(a, "/wake_up")
+    assert state(a)["asleep"] == []
+
+
+def test_servers_that_live_but_do_not_answer(start: Start) -> None:
+    a, b = start("org/a"), start("org/b", vram_gb=1)
+    a.fault("/health", "deaf")
+    for _turn in range(2):
+        with pytest.raises(requests.ConnectionError):
+            a.call("GET", "/health")
+    with socket.socket() as client:
+        assert client.connect_ex(("127.0.0.1", a.port)) != 0
+    assert a.alive
+    b.fault("/health", "freeze")
+    for _turn in range(2):
+        with pytest.raises(requests.ReadTimeout):
+            b.call("GET", "/health", timeout=0.3)
+    assert b.alive
+    b.kill()
+
+
+def test_faults_in_a_file_outlive_the_server_until_the_file_is_removed(start: Start, tmp_path: Path) -> None:
+    file = tmp_path / "faults.json"
+    a = start("org/a", faults_file=file)
+    orders = [{"path": "/sleep", "fault": "empty_200", "skip": 1, "times": 2}, {"path": "load", "fault": "die"}]
+    file.write_text(json.dumps(orders))
+    assert [bool(post(a, "/sleep?level=0").content) for _turn in range(2)] == [True, False]
+    a.stop()
+    assert start("org/a", faults_file=file, wait=False).wait_end() == 1
+    a = start("org/a", faults_file=file)
+    assert [bool(post(a, "/sleep?level=0").content) for _turn in range(2)] == [False, True]
+    file.write_text(json.dumps([{"path": "*", "fault": "status_500", "times": 0}]))
+    calls = ("/health", "/is_sleeping", "/standin/state")
+    assert [a.call("GET", path).status_code for path in calls] == [500, 500, 200]
+    file.unlink()
+    assert a.call("GET", "/health").status_code == 200
+
+
+def test_a_server_that_ignores_sigterm(start: Start) -> None:
+    a = start("org/a", faults=json.dumps([{"path": "term", "fault": "hang"}]))
+    a.process.terminate()
+    time.sleep(0.2)
+    assert a.call("GET", "/health").status_code == 200
+    a.process.terminate()
+    assert a.wait_end() == 0
+
+
 # ---- start and end ------------------------------------------------------------------------------
 
 
