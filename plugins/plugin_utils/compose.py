@@ -65,8 +65,15 @@ def serve_words(model: typing.Mapping[str, typing.Any]) -> list[Word]:
     args = dict({"enable_sleep_mode": True, "tensor_parallel_size": len(model["gpus"])}, **model["args"])
     names = list(dict.fromkeys((model["id"], *model["aliases"], model["model"])))
     words = [Word(model["model"]), Word("--served-model-name"), *map(Word, names), Word("--port=%d" % model["port"])]
+    taken: set[str] = set()
     for key, value in args.items():
-        words.extend(_argument(model, key, value))
+        for word in _argument(model, key, value):
+            secret = word.secret
+            # `a.key` and `a__key` would be called alike, or the first of `api_key` and `api_key_1`.
+            while secret and secret in taken:
+                secret += "_"
+            taken.add(secret)
+            words.append(word._replace(secret=secret))
     return words
 
 
@@ -110,8 +117,11 @@ def environment_words(model: typing.Mapping[str, typing.Any], shared: typing.Any
     taken = {word.secret for word in serve_words(model)} - {""}
     words = {}
     for name, value in dict(_environment(shared), **model["env"]).items():
-        secret = _secret_name(model, name) if _is_secret(name, value) else ""
-        words[name] = Word("", value, _secret_name(model, "ENV_" + name) if secret in taken else secret)
+        key = name
+        while _secret_name(model, key) in taken:
+            key = "ENV_" + key
+        words[name] = Word("", value, _secret_name(model, key) if _is_secret(name, value) else "")
+        taken.add(words[name].secret)
     return words
 
 
@@ -166,9 +176,11 @@ def service(
 def _api_key(model: typing.Mapping[str, typing.Any]) -> Word:
     """The key that clients of the model need; `dummy` where it wants none."""
     # In vLLM the option wins over the variable.
-    if model["args"].get("api_key"):
-        pattern = re.compile(_secret_name(model, r"API_KEY(_1)?\Z"))
-        return next(word._replace(text="") for word in serve_words(model) if pattern.match(word.secret))
+    key = model["args"].get("api_key")
+    if key:
+        first = key[0] if isinstance(key, (list, tuple)) else key
+        # Under whatever name: the value is what counts.
+        return next(word._replace(text="") for word in serve_words(model) if word.secret and word.value == first)
     return environment_words(model).get("VLLM_API_KEY", Word("", "dummy"))
 
 

@@ -438,8 +438,21 @@ def _arguments(value: typing.Any) -> dict[str, typing.Any]:
             raise _Wrong(f"has {name} twice")
         if name in _DERIVED_ARGUMENTS:
             raise _Wrong(f"must not have {name}: use the model's {_DERIVED_ARGUMENTS[name]}")
-        normalised[name] = _at(f".{key}", _json, item)
+        normalised[name] = _at(f".{key}", _keys if name == "api_key" else _json, item)
     return normalised
+
+
+def _keys(value: typing.Any) -> typing.Any:
+    """What vLLM takes for C(api_key): one or several, of which clients are given the first."""
+    if value is None or value == "":
+        return value
+    return list(_list_of(_key, "keys")(value)) if isinstance(value, (list, tuple)) else _key(value)
+
+
+def _key(value: typing.Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        raise _Wrong(f"must be text, is {_describe(value)}")
+    return _text(str(value))
 
 
 def _json(value: typing.Any) -> typing.Any:

@@ -146,6 +146,16 @@ def test_an_argument_and_a_variable_of_one_name_stay_apart() -> None:
     }
 
 
+def test_secrets_of_nearly_the_same_name_stay_apart() -> None:
+    args = {"a.key": "dotted", "a__key": "plain", "api_key_1": "one", "api_key": ["two", "three"]}
+    env = {"API_KEY_1": "four", "ENV_API_KEY_1": "five"}
+    values = ["dotted", "plain", "one", "two", "three", "four", "five"]
+    assert sorted(stack_secrets(models({"args": args, "env": env})).values()) == sorted(values)
+    said = service({"args": args, "env": env})
+    assert len({*re.findall(r"\$\{\w+\}", str((said["command"], said["environment"])))}) == len(values)
+    assert stack_secrets(models({"args": args}))[said["api_key"][2:-1]] == "two"
+
+
 @pytest.mark.parametrize(
     ("model", "expected"),
     [

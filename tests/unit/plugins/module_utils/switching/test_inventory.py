@@ -164,6 +164,9 @@ def test_a_key_that_is_null_counts_as_absent() -> None:
             {"max-model-len": 10, "json": {"a": [1]}, "flag": None},
             {"max_model_len": 10, "json": {"a": [1]}, "flag": None},
         ),
+        ("args", {"api_key": 0}, {"api_key": "0"}),
+        ("args", {"api_key": ["a", 1.5]}, {"api_key": ["a", "1.5"]}),
+        ("args", {"api_key": ""}, {"api_key": ""}),
         ("start_command", ["run", "it"], ("run", "it")),
         ("aliases", ["gpt", "GPT 4"], ("gpt", "GPT 4")),
     ],
@@ -258,6 +261,10 @@ ONE_MISTAKE = [
     ),
     ("args", {"port": 1}, "args must not have port: use the model's port"),
     ("args", {"served-model-name": "x"}, "args must not have served_model_name: use the model's aliases"),
+    ("args", {"api-key": True}, "args.api-key must be text, is a boolean (True)"),
+    ("args", {"api_key": {"a": 1}}, "args.api_key must be text, is a dictionary"),
+    ("args", {"api_key": ["a", ""]}, "args.api_key[1] must not be empty"),
+    ("args", {"api_key": [None]}, "args.api_key[0] must be text, is nothing"),
     ("env", "A=1", "env must be a dictionary, is text (A=1)"),
     ("env", {"A-B": 1}, "env has the key A-B, which is no name of an environment variable"),
     ("env", {"A": ["x"]}, "env.A must be text or a number, is a list"),
@@ -1041,7 +1048,7 @@ half_right_entries = st.builds(
     ),
     st.dictionaries(keys_of_a_model, json_values | words, max_size=2),
 )
-PATH = re.compile(r"(vllm_models\[\d+\]( \(.+?\))?: \S|vllm_models (is empty|must be)|vllm_switching: \S)", re.DOTALL)
+PATH = re.compile(r"(vllm_models\[\d+\]( \(.+?\))?: .|vllm_models (is empty|must be)|vllm_switching: .)", re.DOTALL)
 
 
 @settings(max_examples=400, deadline=None)
