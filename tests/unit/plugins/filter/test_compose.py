@@ -104,6 +104,14 @@ def test_gpus_in_the_file() -> None:
     assert "devices" not in described("none")
 
 
+@pytest.mark.parametrize("name", ["12", "null", "1e3", "No"])
+def test_names_that_yaml_takes_for_something_else(name: str) -> None:
+    text = render(models({"container_name": name, "env": {"null": "a", "NO": "b"}}))
+    ((service_name, said),) = yaml.safe_load(text)["services"].items()
+    assert (service_name, said["container_name"]) == (name, name)
+    assert (said["environment"]["null"], said["environment"]["NO"]) == ("a", "b")
+
+
 def test_an_unknown_access_is_refused() -> None:
     with pytest.raises(AnsibleFilterError, match="vllm_gpu_access must be one of nvidia, cdi, amd, none, is cuda"):
         service({}, "cuda")
