@@ -25,12 +25,6 @@ options:
       - The host's settings for switching, as in C(vllm_switching) of the model inventory.
     type: dict
     default: {}
-  stack_dir:
-    description:
-      - The folder of the host's compose project. The lock, and the logs of servers that a C(start_command) starts, are
-        in its C(run) folder.
-    type: path
-    default: /opt/homegpt
 attributes:
   check_mode:
     description: Tells in check mode what would change, without changing anything.
@@ -42,6 +36,13 @@ attributes:
 
     # Of those that talk to servers.
     SERVERS = r"""
+options:
+  stack_dir:
+    description:
+      - The folder of the host's compose project. The lock, and the logs of servers that a C(start_command) starts, are
+        in its C(run) folder.
+    type: path
+    default: /opt/homegpt
 requirements:
   - requests (Python library, on the managed host)
 notes:

@@ -15,6 +15,12 @@ description:
     it can be used before there is any.
   - It does not fail because something does not fit; that is what it reports.
   - What a sleeping server keeps on its GPUs is not known beforehand; about 1 GB for each server is reckoned with.
+options:
+  stack_dir:
+    description:
+      - Not used. It is an option so that C(module_defaults) of C(group/homegpt.vllm.switching) may set it.
+    type: path
+    default: /opt/homegpt
 extends_documentation_fragment:
   - homegpt.vllm.switching
 attributes:
@@ -59,7 +65,7 @@ gpus:
   elements: dict
   contains:
     index:
-      description: Its number on the host, as in O(models[].gpus).
+      description: Its number on the host, as in C(gpus) of O(models).
       type: int
       returned: always
       sample: 0
