@@ -788,6 +788,12 @@ def test_variables_make_up_no_other(word: str) -> None:
     ]
 
 
+def test_a_word_of_nothing_but_an_empty_variable() -> None:
+    assert mistakes_of([entry(start_command=["run", "${nothing}"], macros={"nothing": ""})]) == [
+        "vllm_models[0] (a): start_command[1] must not be empty, and its variables are"
+    ]
+
+
 def test_a_regular_expression_too_deep_for_python() -> None:
     assert len(mistakes_of([entry(state_request={"endpoint": "/", "sleeping": "(" * 5000 + ")" * 5000})])) == 1
 
