@@ -22,7 +22,7 @@ demo: setup ## bootstrap and switch four stand-in models on this machine
 
 .PHONY: test
 test: setup ## every test that needs no container engine and no real vLLM
-	$(PYTEST) -n 2 --dist loadfile tests --ignore tests/real --ignore tests/e2e
+	$(PYTEST) -n 2 --dist loadfile tests --ignore tests/real --ignore tests/e2e --ignore tests/fuzz
 
 .PHONY: lint
 lint: setup ## style of Python, YAML, Ansible, shell and the changelog
