@@ -17,12 +17,17 @@ description:
   - The model counts as active when its server is healthy, awake and, unless C(ready_completion) is off, has answered a
     completion.
   - States are read from the running servers, never from a file. One switch runs on a host at a time.
-  - When a step fails, the model that was active before is put back, and the module fails with what happened.
+  - Its answer to a fixed prompt, the canary, is compared with the one it gave when its server was started.
+  - When a step fails, what C(escalation) allows is tried, then the model that was active before is put back, and the
+    module fails with what happened, what the host is left with, and what to do.
 options:
   model:
     description:
       - The model, by its C(id), one of its C(aliases), or its C(model) where that names only one.
-    type: str
+      - Several models are brought to O(state) side by side. They must have no GPU to do with each other, also not by
+        way of a third model that shares one with each.
+    type: list
+    elements: str
     required: true
   state:
     description:
@@ -33,6 +38,13 @@ options:
     type: str
     choices: [active, sleeping, stopped]
     default: active
+  record_canary:
+    description:
+      - Whether the model is known to answer rightly once it is active, so that its answer to the canary's prompt is
+        recorded, in place of one recorded before. Without this an answer is recorded when a server has been started.
+      - Goes with O(state=active).
+    type: bool
+    default: false
 extends_documentation_fragment:
   - homegpt.vllm.switching
   - homegpt.vllm.switching.servers
@@ -72,6 +84,11 @@ EXAMPLES = r"""
         model: qwen3-vl-32b
         state: sleeping
 
+    - name: Take the answer that it gives now for the right one
+      homegpt.vllm.vllm_sleep_state:
+        model: gpt-oss-20b
+        record_canary: true
+
     - name: End a server
       homegpt.vllm.vllm_sleep_state:
         model: qwen3-next-80b-a3b-thinking
@@ -101,7 +118,7 @@ steps:
   elements: dict
   contains:
     action:
-      description: One of drain, sleep, wake, start, stop, verify.
+      description: One of drain, sleep, wake, start, stop, verify, reload (of weights), record (a canary), wait.
       type: str
       returned: always
       sample: sleep
@@ -122,6 +139,17 @@ steps:
       type: float
       returned: always
       sample: 0.412
+    escalation:
+      description:
+        - The rung of C(escalation) that it belongs to, V(stop), V(retry), V(restart) or V(roll_back).
+      type: str
+      returned: when an earlier step failed
+      sample: retry
+    requests:
+      description: How many requests of the server were C(drained), C(parked) until its next wake, or C(cut).
+      type: dict
+      returned: for a drain that found some
+      sample: {drained: 2, parked: 0, cut: 1}
     note:
       description: What is worth knowing about it.
       type: str
@@ -132,6 +160,16 @@ steps:
       type: str
       returned: when it did
       sample: "gpt-oss-20b: POST http://127.0.0.1:8004/wake_up: answered 500"
+requests:
+  description: How many requests the switch drained, parked until the next wake of their model, and cut.
+  returned: when the switch was tried
+  type: dict
+  sample: {drained: 3, parked: 0, cut: 0}
+warnings:
+  description: What a person should see to, such as a canary that answers otherwise where that is only warned of.
+  returned: when the switch was tried
+  type: list
+  elements: str
 elapsed_seconds:
   description: How long the whole switch took, the wait for the lock included.
   returned: when the switch was tried
@@ -152,14 +190,23 @@ def main():
     module = Module(
         argument_spec=dict(
             COMMON_ARGUMENTS,
-            model={"type": "str", "required": True},
+            model={"type": "list", "elements": "str", "required": True},
             state={"type": "str", "choices": ["active", "sleeping", "stopped"], "default": "active"},
+            record_canary={"type": "bool", "default": False},
         ),
         supports_check_mode=True,
     )
 
+    if module.params["record_canary"] and module.params["state"] != "active":
+        module.fail_json(msg="record_canary needs state=active: only an active model answers")
+
     def work(switcher):
-        result = switcher.switch(module.params["model"], module.params["state"], check=module.check_mode)
+        result = switcher.switch(
+            module.params["model"],
+            module.params["state"],
+            check=module.check_mode,
+            record_canary=module.params["record_canary"],
+        )
         return dict(result.as_dict(), diff=result.diff())
 
     run(module, work)

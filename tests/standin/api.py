@@ -42,6 +42,7 @@ class Api:
         # Of whoever listens; set when the server does.
         self.stop_listening: Callable[[], Awaitable[None]] | None = None
         self.load = 0
+        self.started = time.time()
         # Count, seconds and how many in flight, of each operation that there has been.
         self.operations: dict[str, list[float]] = {}
         self.fingerprint = f"vllm-{settings.version}-{hashlib.sha256(settings.model.encode()).hexdigest()[:8]}"
@@ -463,6 +464,8 @@ class Api:
             name = "vllm:sleep_mode_operations_in_flight"
             lines += family(name, "gauge", "Sleep-mode operations currently awaited.")
             lines += [f'{name}{{operation="{op}"}} {float(counts[2])}' for op, counts in self.operations.items()]
+        lines += family("process_start_time_seconds", "gauge", "Start time of the process since unix epoch in seconds.")
+        lines.append(f"process_start_time_seconds {self.started:.2f}")
         text = "\n".join(lines) + "\n"
         return web.Response(body=text.encode(), headers={"Content-Type": "text/plain; version=1.0.0; charset=utf-8"})
 

@@ -18,9 +18,9 @@ import typing
 from . import capacity
 from .errors import InventoryError, SwitchFailed, SwitchingError, UnknownModel
 from .inventory import Inventory, parse
-from .plan import ACTIVE, SLEEPING, STOPPED, Step
+from .plan import ACTIVE, SLEEPING, STOPPED
 from .server import REQUESTS_IMPORT_ERROR
-from .switch import Result, Switcher, describe
+from .switch import Result, Switcher, describe, say_step
 from .table import status_lines
 from .wanted import recorded
 
@@ -34,7 +34,7 @@ def main(argv: typing.Sequence[str] | None = None) -> int:
         inventory = _read_inventory(options.stack_dir)
         if not options.run:  # nothing that asks servers
             return _lint(inventory)
-        with Switcher(inventory, options.stack_dir) as switcher:
+        with Switcher(inventory, options.stack_dir, tell=lambda text: _say(text, sys.stderr)) as switcher:
             status: int = options.run(switcher, options)
             return status
     except (InventoryError, UnknownModel) as error:
@@ -57,6 +57,8 @@ def _parser() -> argparse.ArgumentParser:
     switch.add_argument("model", metavar="MODEL", help="its id or one of its aliases")
     switch.add_argument("--state", choices=(ACTIVE, SLEEPING, STOPPED), default=ACTIVE, help="default: %(default)s")
     switch.add_argument("--check", action="store_true", help="only show what would be done")
+    switch.add_argument("--record-canary", action="store_true", help="record its answer as the right one")
+    switch.add_argument("--json", action="store_true", help="for machines")
     switch.add_argument("--for-now", action="store_true", help="a boot brings back what it was meant to be before")
     switch.set_defaults(run=_switch)
     restore = commands.add_parser("restore", help="bring the host back to the models it is meant to have, as at boot")
@@ -92,12 +94,14 @@ def _status(switcher: Switcher, options: argparse.Namespace) -> int:
 
 def _switch(switcher: Switcher, options: argparse.Namespace) -> int:
     try:
-        result = switcher.switch(options.model, options.state, options.check, options.for_now)
+        result = switcher.switch(options.model, options.state, options.check, options.for_now, options.record_canary)
     except SwitchFailed as error:
-        _show_steps(error.result)
+        _show_steps(error.result, options.json)
         raise
     model = switcher.inventory.find(options.model).id
-    _show_steps(result)
+    _show_steps(result, options.json)
+    if options.json:
+        return 0
     would = "would be " if options.check and result.changed else ""
     _say(f"{model}: {would}{describe(result.models[model])}{'' if result.changed else ', as it was'}")
     return 0
@@ -126,11 +130,16 @@ def _lint(inventory: Inventory) -> int:
     return 1 if problems else 0
 
 
-def _show_steps(result: Result) -> None:
+def _show_steps(result: Result, as_json: bool) -> None:
+    if as_json:
+        _say(json.dumps(result.as_dict()))
+        return
     for step in result.steps:
         seconds = "" if step["seconds"] is None else f"  {step['seconds']:.2f} s"
         note = f"  ({step['note']})" if "note" in step else "  FAILED" if "failed" in step else ""
-        _say(f"{Step(step['action'], step['model'], step['level'])}{seconds}{note}")
+        _say(f"{say_step(step)}{seconds}{note}")
+    for warning in result.warnings:
+        _say(f"warning: {warning}", sys.stderr)
 
 
 def _fail(message: str, status: int) -> int:

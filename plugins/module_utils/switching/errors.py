@@ -9,7 +9,12 @@ import typing
 
 
 class SwitchingError(Exception):
-    """Base of everything the engine raises on purpose; its text is written for the person who runs it."""
+    """Base of everything the engine raises on purpose; its text is written for the person who runs it.
+
+    C(remedy) says what to do about it where the text does not; C({log}) in it stands for how to see the server's log.
+    """
+
+    remedy = ""
 
 
 class InventoryError(SwitchingError):
@@ -33,6 +38,8 @@ class Blocked(SwitchingError):
 class ServerError(SwitchingError):
     """A server did not do what was asked of it."""
 
+    remedy = "look into its log ({log}) for the cause, then switch again"
+
 
 class Unreachable(ServerError):
     """Nothing accepts connections on the server's port."""
@@ -44,6 +51,8 @@ class Unresponsive(ServerError):
 
 class BadAnswer(ServerError):
     """The answer is not one that vLLM gives: something else listens there, or something stands in between."""
+
+    remedy = "see what listens on its port and end that, then switch again"
 
 
 class Refused(ServerError):
@@ -57,9 +66,33 @@ class Refused(ServerError):
 class DevModeOff(ServerError):
     """The server runs without its sleep endpoints."""
 
+    remedy = ""  # the text says it
+
+
+class DrainTimeout(ServerError):
+    """Requests still ran at the deadline and may not be cut. The server has them still."""
+
+    remedy = "switch when it has less to do, raise drain_timeout_seconds, or set drain_timeout_action to abort"
+
+
+class WrongAnswer(ServerError):
+    """The canary: a server that was woken answers otherwise than when it was known good."""
+
+    remedy = (
+        "see that the model's files are those it was loaded from; if the new answer is right, record it (record_canary)"
+    )
+
+
+class NoMemory(ServerError):
+    """Somebody else holds the GPU memory that a server needs. Nothing was asked of the server."""
+
+    remedy = ""  # the text says it
+
 
 class LifecycleError(SwitchingError):
     """A server could not be started or stopped."""
+
+    remedy = "look into its log ({log}) for the cause, then switch again"
 
 
 class ServerDied(LifecycleError):

@@ -39,6 +39,9 @@ _SECRET_NAME = re.compile(r"token(?!s|iz)|key|secret|passw|credential", re.IGNOR
 # What requests and commands can use beside macros and, in requests that sleep or wake, level.
 _BUILTIN_VARIABLES = ("id", "name", "model", "container_name", "port", "host_port")
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
+# What may be done about a step that fails, in the order in which it is tried.
+ESCALATION = ("stop", "retry", "restart", "roll_back")
+CANARY = ("auto", "off", "warn", "enforce")
 # vllm serve's arguments that the inventory derives from other keys, and the key to use instead.
 _DERIVED_ARGUMENTS = {
     "model": "model",
@@ -95,6 +98,7 @@ class Model:
     image: str = ""
     aliases: tuple[str, ...] = ()
     ready_completion: bool | None = None
+    canary: str = "auto"
     sleep_requests: tuple[Request, ...] = ()
     wake_requests: tuple[Request, ...] = ()
     state_request: StateRequest | None = None
@@ -134,9 +138,16 @@ class Switching:
     health_check_interval_seconds: float = 2.0
     request_timeout_seconds: float = 120.0
     connect_timeout_seconds: float = 0.5
+    probe_timeout_seconds: float = 5.0
     drain_timeout_seconds: float = 30.0
+    drain_timeout_action: str = "abort"
+    stop_timeout_seconds: float = 20.0
+    command_timeout_seconds: float = 120.0
     lock_timeout_seconds: float = 600.0
     min_active_seconds: float = 0.0
+    failure_backoff_seconds: float = 2.0
+    escalation: tuple[str, ...] = ESCALATION
+    canary: str = "auto"
     ready_completion: bool = True
     macros: typing.Mapping[str, str] = dataclasses.field(default_factory=dict)
 
@@ -175,6 +186,23 @@ class Inventory:
     def conflicting(self, model: Model) -> tuple[Model, ...]:
         """The models that can't be awake together with this one."""
         return tuple(m for m in self.models if m.conflicts_with(model))
+
+    def group(self, model: Model) -> tuple[Model, ...]:
+        """The model and all that it has to do with: those it conflicts with, those these conflict with, and so on."""
+        found = {model.id: model}
+        new = [model]
+        while new:
+            new = [m for one in new for m in self.conflicting(one) if m.id not in found]
+            found.update((m.id, m) for m in new)
+        return tuple(m for m in self.models if m.id in found)
+
+    def rounds(self, models: typing.Iterable[Model]) -> list[tuple[Model, ...]]:
+        """The models, in an order in which they may be loaded: those of one round have no GPU to do with each other."""
+        queues: dict[str, list[Model]] = {}
+        for model in models:
+            queues.setdefault(self.group(model)[0].id, []).append(model)
+        longest = max(map(len, queues.values()), default=0)
+        return [tuple(queue[i] for queue in queues.values() if i < len(queue)) for i in range(longest)]
 
     @property
     def enabled(self) -> tuple[Model, ...]:
@@ -217,7 +245,7 @@ def parse(models: typing.Any, switching: typing.Any = None) -> Inventory:
     settings = Switching(**shared)
     return Inventory(
         tuple(
-            Model(**{**fields, "ready_completion": fields.get("ready_completion", settings.ready_completion)})
+            Model(**{**{key: getattr(settings, key) for key in ("ready_completion", "canary")}, **fields})
             for _path, fields in parsed
         ),
         settings,
@@ -371,6 +399,17 @@ def _choice(*choices: str) -> Check:
         return text
 
     return check
+
+
+def _canary(value: typing.Any) -> str:
+    # YAML reads a bare off as false.
+    text: str = _choice(*CANARY)("off" if value is False else value)
+    return text
+
+
+def _escalation(value: typing.Any) -> tuple[str, ...]:
+    rungs = _list_of(_choice(*ESCALATION), "rungs")(value)
+    return tuple(rung for rung in ESCALATION if rung in rungs)
 
 
 def _list_of(check: Check, what: str) -> Check:
@@ -527,6 +566,7 @@ _MODEL_FIELDS = {
     "image": _Field(_optional_text),
     "aliases": _Field(_names),
     "ready_completion": _Field(_boolean),
+    "canary": _Field(_canary),
     "sleep_requests": _Field(_list_of(_request(Request), "requests")),
     "wake_requests": _Field(_list_of(_request(Request), "requests")),
     "state_request": _Field(_request(StateRequest)),
@@ -541,9 +581,16 @@ _SWITCHING_FIELDS = {
     "health_check_interval_seconds": _Field(_number(above=0)),
     "request_timeout_seconds": _Field(_number(above=0)),
     "connect_timeout_seconds": _Field(_number(above=0)),
+    "probe_timeout_seconds": _Field(_number(above=0)),
     "drain_timeout_seconds": _Field(_number(minimum=0)),
+    "drain_timeout_action": _Field(_choice("abort", "keep", "fail")),
+    "stop_timeout_seconds": _Field(_number(above=0)),
+    "command_timeout_seconds": _Field(_number(above=0)),
     "lock_timeout_seconds": _Field(_number(minimum=0)),
     "min_active_seconds": _Field(_number(minimum=0)),
+    "failure_backoff_seconds": _Field(_number(minimum=0)),
+    "escalation": _Field(_escalation),
+    "canary": _Field(_canary),
     "ready_completion": _Field(_boolean),
     "macros": _MODEL_FIELDS["macros"],
 }

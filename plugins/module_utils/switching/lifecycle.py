@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import re
 import signal
@@ -18,12 +19,11 @@ import time
 import typing
 
 from .errors import LifecycleError
-from .inventory import Model
+from .inventory import Model, Switching
 
 LAST_LINES = 20
-# How long a start or stop command, or a process asked to end, may take before it is killed.
-COMMAND_TIMEOUT_SECONDS = 120.0
-STOP_GRACE_SECONDS = 20.0
+# To look at a container is quick, or Docker hangs.
+LOOK_TIMEOUT_SECONDS = 10.0
 
 
 class Process(typing.NamedTuple):
@@ -37,13 +37,16 @@ class Process(typing.NamedTuple):
     remains: bool = False
 
 
-def for_model(model: Model, stack_dir: str) -> Lifecycle:
+def for_model(model: Model, stack_dir: str, switching: Switching) -> Lifecycle:
     """The lifecycle of a model's server: its own C(start_command) where it has one, else its compose service."""
-    return Command(model, stack_dir) if model.start_command else ComposeService(model, stack_dir)
+    kind = Command if model.start_command else ComposeService
+    return kind(model, stack_dir, switching)
 
 
 class Lifecycle(typing.Protocol):
-    """What can be done to a server's process."""
+    """What can be done to a server's process. C(log_command) is how a person sees its log."""
+
+    log_command: str
 
     def start(self) -> None:
         """Start the server without waiting for it to be ready. Raises LifecycleError."""
@@ -61,14 +64,17 @@ class Lifecycle(typing.Protocol):
 class ComposeService:
     """A service of the stack's compose project. The container carries the name of the service."""
 
-    def __init__(self, model: Model, stack_dir: str) -> None:
+    def __init__(self, model: Model, stack_dir: str, switching: Switching) -> None:
         self.name = model.container_name
         self.file = os.path.join(stack_dir, "docker-compose.yml")
         self.compose = ("docker", "compose", "--file", self.file)
+        self.switching = switching
+        self.log_command = f"docker logs {self.name}"
 
     def start(self) -> None:
         """Create and start the container. Its image has to be there: pulling gigabytes is no part of a switch."""
-        answer = _run((*self.compose, "up", "--detach", "--no-deps", "--pull", "never", self.name), check=False)
+        command = (*self.compose, "up", "--detach", "--no-deps", "--pull", "never", self.name)
+        answer = _run(command, self.switching.command_timeout_seconds, check=False)
         if answer.returncode != 0 and "no such image" in answer.stderr.lower():
             said = answer.stderr.strip().splitlines()[-1]
             raise LifecycleError(
@@ -84,13 +90,16 @@ class ComposeService:
 
     def stop(self) -> None:
         """Stop the container and keep it."""
-        _run((*self.compose, "stop", self.name))
+        # Docker takes whole seconds. Beyond them it kills the container itself, which takes a moment more.
+        grace = math.ceil(self.switching.stop_timeout_seconds)
+        command = (*self.compose, "stop", "--timeout", str(grace), self.name)
+        _run(command, self.switching.command_timeout_seconds + grace)
 
     def process(self) -> Process:
         """Whether the container runs; unknown where there is no Docker to ask."""
         command = ("docker", "inspect", "--format", "{{.State.Running}} {{.State.ExitCode}}", self.name)
         try:
-            answer = _run(command, check=False)
+            answer = _run(command, LOOK_TIMEOUT_SECONDS, check=False)
         except LifecycleError:
             return Process(None)
         if answer.returncode != 0:
@@ -104,9 +113,10 @@ class ComposeService:
         """The last lines that the container has logged since its last start."""
         try:
             # A container that is started again keeps the log of its former runs.
-            started = _run(("docker", "inspect", "--format", "{{.State.StartedAt}}", self.name)).stdout.strip()
+            inspect = ("docker", "inspect", "--format", "{{.State.StartedAt}}", self.name)
+            started = _run(inspect, LOOK_TIMEOUT_SECONDS).stdout.strip()
             logs = ("docker", "logs", "--since", started, "--tail", str(LAST_LINES), self.name)
-            return _run(logs, merge=True).stdout.splitlines()
+            return _run(logs, LOOK_TIMEOUT_SECONDS, merge=True).stdout.splitlines()
         except LifecycleError:
             return []
 
@@ -117,11 +127,13 @@ class Command:
     Its output goes to C(run/ID.log) of the stack, its process id to C(run/ID.pid).
     """
 
-    def __init__(self, model: Model, stack_dir: str) -> None:
+    def __init__(self, model: Model, stack_dir: str, switching: Switching) -> None:
         self.model = model
+        self.switching = switching
         self.folder = os.path.join(stack_dir, "run")
         self.log = os.path.join(self.folder, model.id + ".log")
         self.pid_file = os.path.join(self.folder, model.id + ".pid")
+        self.log_command = f"cat {self.log}"
         self.child: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -164,12 +176,12 @@ class Command:
     def stop(self) -> None:
         """Stop the server by C(stop_command), or end the process that was started here."""
         if self.model.stop_command:
-            _run(self.model.stop_command)
+            _run(self.model.stop_command, self.switching.command_timeout_seconds)
         pid = self._group()
         if pid is not None:
             for number in (signal.SIGTERM, signal.SIGKILL):
                 _signal_group(pid, number)
-                if self._ends_within(STOP_GRACE_SECONDS, pid):
+                if self._ends_within(self.switching.stop_timeout_seconds, pid):
                     break
             else:
                 raise LifecycleError(f"{self.model.id}: process {pid} does not end, even when killed")
@@ -242,7 +254,9 @@ class Command:
         return False
 
 
-def _run(command: typing.Sequence[str], check: bool = True, merge: bool = False) -> subprocess.CompletedProcess[str]:
+def _run(
+    command: typing.Sequence[str], seconds: float, check: bool = True, merge: bool = False
+) -> subprocess.CompletedProcess[str]:
     """Run a command to its end; C(merge) puts what it writes to both outputs into one, in its order."""
     # The engine knows no AnsibleModule whose run_command it could use.
     # pylint: disable=ansible-bad-function
@@ -254,14 +268,14 @@ def _run(command: typing.Sequence[str], check: bool = True, merge: bool = False)
             stderr=subprocess.STDOUT if merge else subprocess.PIPE,
             encoding="utf-8",
             errors="replace",
-            timeout=COMMAND_TIMEOUT_SECONDS,
+            timeout=seconds,
             check=False,
         )
     except FileNotFoundError:
         remedy = "install it, or give the model a start_command" if command[0] == "docker" else "install it"
         raise LifecycleError(f"{command[0]} is not installed: {remedy}") from None
     except subprocess.TimeoutExpired:
-        raise LifecycleError(f"{' '.join(command)} did not end within {COMMAND_TIMEOUT_SECONDS:g} s") from None
+        raise LifecycleError(f"{' '.join(command)} did not end within {seconds:g} s") from None
     except OSError as error:
         raise LifecycleError(f"{command[0]} can't be run: {error}") from None
     if check:

@@ -17,6 +17,10 @@ import typing
 from .errors import Blocked
 from .inventory import LEVEL_1_MINIMUM_RAM_GB, Inventory, Model
 
+# What the copy of the weights into host RAM takes beside their size, while it is made: the memory is pinned in whole
+# blocks and the pages of the copy so far are not all given back at once. Users met hosts that a sleep ran out of RAM.
+LEVEL_1_TRANSIENT_SHARE = 0.1
+
 ACTIVE = "active"
 SLEEPING = "sleeping"
 LOADING = "loading"
@@ -30,6 +34,10 @@ WAKE = "wake"
 START = "start"
 STOP = "stop"
 VERIFY = "verify"
+# Not planned, but done: weights that are loaded once more, an answer that is recorded, a wait before all else.
+RELOAD = "reload"
+RECORD = "record"
+WAIT = "wait"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +48,9 @@ class Observation:
     finish requests before it sleeps: it keeps its GPU memory. C(running) and C(waiting) count requests,
     None where they were not asked for or the server doesn't tell. C(problem) says what is wrong when C(state) is
     error; C(dead) says that the server is beyond answering, so that stopping it loses nothing. C(process) says whether
-    the server's own process or container runs, None where nobody looked or can tell.
+    the server's own process or container runs, None where nobody looked or can tell. C(started) is when it began, in
+    seconds since 1970, where that was told. C(doubtful) says that a wake of the server was cut off: asleep it may
+    hold part of its GPU memory, awake it may have wrong weights.
     """
 
     state: str
@@ -50,6 +60,8 @@ class Observation:
     problem: str = ""
     dead: bool = False
     process: bool | None = None
+    started: float | None = dataclasses.field(default=None, compare=False)
+    doubtful: bool = False
 
     @property
     def paused(self) -> bool:
@@ -134,7 +146,7 @@ class _Planner:
         self._check_usable(model)
         dead, displaced = self._bury(model), self._displace(model)
         if seen.state == ACTIVE:
-            return [dead, displaced]
+            return [dead, displaced, *([((Step(VERIFY, model.id),),)] if seen.doubtful else [])]
         return [dead, displaced, *self._bring_up(model)]
 
     def put_to_sleep(self, model: Model) -> list[Stage]:
@@ -142,7 +154,7 @@ class _Planner:
         self._check_usable(model)
         if seen.state == ACTIVE or seen.paused:
             return [(self._rest(model),)]
-        if seen.state == SLEEPING:
+        if seen.state == SLEEPING and not seen.doubtful:
             return []
         if model.sleep_level == "stop":
             return self.stop(model)
@@ -196,8 +208,8 @@ class _Planner:
                 lanes.append(self._rest(other))
             elif seen.state == ERROR and seen.process is False:
                 pass  # whatever answers on its port is not the server, and holds no GPU of ours
-            elif seen.state == LOADING:
-                # It serves nobody and can't sleep, but soon holds the GPU.
+            elif seen.state == LOADING or (seen.state == SLEEPING and seen.doubtful):
+                # It serves nobody and can't sleep, but soon holds the GPU, or holds a part of it.
                 lanes.append((Step(STOP, other.id),))
             elif seen.state == ERROR and not seen.dead:
                 raise Blocked(
@@ -216,7 +228,8 @@ class _Planner:
             up = Step(START, model.id) if rest[-1].action == STOP else Step(WAKE, model.id)
             return [((*rest, up, verify),)]
         if seen.state == SLEEPING:
-            return [((Step(WAKE, model.id, seen.level), verify),)]
+            # The wake for an unknown level is right from any state, also half awake.
+            return [((Step(WAKE, model.id, None if seen.doubtful else seen.level), verify),)]
         if seen.state == LOADING:
             return [((verify,),)]
         return [((Step(START, model.id), verify),)]
@@ -226,7 +239,10 @@ class _Planner:
         for other in self.inventory.conflicting(model):
             seen = self.observed[other.id]
             holds = (
-                seen.state in (ACTIVE, LOADING) or seen.paused or (seen.state == ERROR and seen.process is not False)
+                seen.state in (ACTIVE, LOADING)
+                or seen.paused
+                or seen.doubtful
+                or (seen.state == ERROR and seen.process is not False)
             )
             if holds and other.id != target.id and not other.conflicts_with(target):
                 return True
@@ -248,11 +264,12 @@ class _Planner:
         """Level 1 where the RAM budget and the host's free RAM hold the weights, else 2; books what it grants."""
         weights = model.weights_gb or 0.0
         free = self.mem_available_gb
-        fits_host = free is None or weights <= free
+        transient = weights * LEVEL_1_TRANSIENT_SHARE
+        fits_host = free is None or weights + transient <= free
         if model.sleep_level == "1" and free is not None and not fits_host:
             raise Blocked(
-                f"{model.id} can't sleep at level 1: that takes {weights:.1f} GB of host RAM and {free:.1f} GB are "
-                "available; set its sleep_level to auto or 2"
+                f"{model.id} can't sleep at level 1: that takes {weights:.1f} GB of host RAM, {transient:.1f} GB more "
+                f"while they are copied, and {free:.1f} GB are available; set its sleep_level to auto or 2"
             )
         if model.sleep_level == "auto":
             budget = self.inventory.switching.available_ram_gb
@@ -262,5 +279,5 @@ class _Planner:
             return 2
         self.sleeping_gb += weights
         if free is not None:
-            self.mem_available_gb = free - weights
+            self.mem_available_gb = free - weights - transient
         return 1

@@ -4,13 +4,17 @@
 """One vLLM server's HTTP API. Every peculiarity of it is handled here and nowhere else.
 
 Facts about vLLM were read from the wheels of 0.11.0, 0.16.0, 0.32.0 and 0.33.0 and seen on a running 0.32.0; the
-contract suite of this project checks them against a real server. What to do is decided by what a server answers,
-never by a list of versions.
+contract suite of this project checks them against a real server. What to do is decided by what a server answers; only
+whether it can drain is told by its version, since an old one that is asked dies of it.
 """
 
 from __future__ import annotations
 
+import math
 import re
+import socket
+import threading
+import time
 import traceback
 import typing
 
@@ -20,30 +24,79 @@ from .plan import ACTIVE, ERROR, LOADING, SLEEPING, STOPPED, Observation
 
 try:
     import requests
+    import requests.adapters
 
     REQUESTS_IMPORT_ERROR = None
+    _BaseAdapter: typing.Any = requests.adapters.HTTPAdapter
+    _BasePool: typing.Any = _BaseAdapter().poolmanager.pool_classes_by_scheme["http"]
+    _BaseConnection: typing.Any = _BasePool.ConnectionCls
 except ImportError:  # reported by whoever calls, in its own way
     REQUESTS_IMPORT_ERROR = traceback.format_exc()
+    _BaseAdapter = _BasePool = _BaseConnection = object
 
-# A healthy server answers its cheap calls within milliseconds; this long without an answer means that it hangs.
-PROBE_TIMEOUT_SECONDS = 5.0
+# No answer of vLLM's is nearly as long; one that never ends must not fill the memory.
+_LONGEST_ANSWER_BYTES = 64 * 1024 * 1024
 
-_GAUGES = {"vllm:num_requests_running": "running", "vllm:num_requests_waiting": "waiting"}
-_GAUGE_LINE = re.compile(r"^(vllm:[a-z_]+)(?:\{([^}]*)\})? ([0-9.eE+-]+)$", re.MULTILINE)
+_GAUGES = {
+    "vllm:num_requests_running": "running",
+    "vllm:num_requests_waiting": "waiting",
+    "process_start_time_seconds": "started",
+}
+_GAUGE_LINE = re.compile(r"^(vllm:[a-z_]+|process_start_time_seconds)(?:\{([^}]*)\})? ([0-9.eE+-]+)$", re.MULTILINE)
+
+# The fixed prompt of the canary: long enough to run through all of the weights, short enough to cost little.
+_CANARY = {"prompt": "The capital of France is Paris, and the capital of Italy is", "max_tokens": 16, "temperature": 0}
+_HELLO = {"prompt": "Hello", "max_tokens": 1, "temperature": 0}
 
 # The order that brings a server back from level 2: a bare wake_up leaves the weights as garbage (vLLM issues 16564,
 # 29341). It is right from level 1 and after a partial wake too, only slower, so it also serves an unknown level.
-_RELOADING_WAKE = (
-    Request("/wake_up?tags=weights"),
-    Request("/collective_rpc", body={"method": "reload_weights"}),
-    Request("/wake_up?tags=kv_cache"),
-    Request("/reset_prefix_cache"),
-)
+_RELOAD = (Request("/collective_rpc", body={"method": "reload_weights"}), Request("/reset_prefix_cache"))
+_RELOADING_WAKE = (Request("/wake_up?tags=weights"), _RELOAD[0], Request("/wake_up?tags=kv_cache"), _RELOAD[1])
 _PLAIN_WAKE = (Request("/wake_up"),)
 
 
 class _HungUp(Unresponsive):
     """C(/health) was not answered: the connection was taken and dropped without a word."""
+
+
+class _Limit(threading.local):
+    """What the call that a thread is making may still take; requests itself bounds only each wait for a few bytes."""
+
+    until: float = 0.0
+    left_bytes: int = 0
+
+
+_limit = _Limit()
+
+
+class _BoundedSocket(socket.socket):
+    """A socket that ends an answer that drips or never ends."""
+
+    def recv_into(self, *args: typing.Any, **kwargs: typing.Any) -> int:
+        left = _limit.until - time.monotonic()
+        if left <= 0 or _limit.left_bytes <= 0:
+            raise socket.timeout("the answer did not end")
+        self.settimeout(left)
+        count = super().recv_into(*args, **kwargs)
+        _limit.left_bytes -= count
+        return count
+
+
+class _Connection(_BaseConnection):  # type: ignore[misc]
+    def connect(self) -> None:
+        super().connect()
+        plain: socket.socket = self.sock
+        self.sock: socket.socket = _BoundedSocket(plain.family, plain.type, plain.proto, fileno=plain.detach())
+
+
+class _Pool(_BasePool):  # type: ignore[misc]
+    ConnectionCls = _Connection
+
+
+class _Adapter(_BaseAdapter):  # type: ignore[misc]
+    def init_poolmanager(self, *args: typing.Any, **kwargs: typing.Any) -> None:
+        super().init_poolmanager(*args, **kwargs)
+        self.poolmanager.pool_classes_by_scheme = {"http": _Pool}
 
 
 class Server:
@@ -59,7 +112,9 @@ class Server:
         self.session = requests.Session()
         # A proxy or a .netrc of the environment has no business between a host and its own servers.
         self.session.trust_env = False
+        self.session.mount("http://", _Adapter())
         self._served_name: str | None = None
+        self._look_until: float | None = None
 
     def close(self) -> None:
         """Close the connection."""
@@ -78,6 +133,8 @@ class Server:
                 return self._look(count_requests)
             except Unresponsive:
                 return self._look(count_requests)  # once more, before a server that is only busy is called dead
+            finally:
+                self._look_until = None
         except Unreachable:
             return Observation(STOPPED)
         except _HungUp as error:
@@ -88,6 +145,7 @@ class Server:
             return Observation(ERROR, problem=str(error), dead=isinstance(error, Unresponsive), process=known)
 
     def _look(self, count_requests: bool) -> Observation:
+        self._look_until = time.monotonic() + self.switching.probe_timeout_seconds
         if not self.is_healthy():
             return Observation(ERROR, problem=f"{self.model.id}'s engine is dead (/health answers 503)", dead=True)
         self._check_identity()
@@ -98,6 +156,7 @@ class Server:
             level=metrics.get("level") if asleep else None,
             running=metrics.get("running"),
             waiting=metrics.get("waiting"),
+            started=metrics.get("started"),
         )
 
     def is_healthy(self) -> bool:
@@ -138,35 +197,93 @@ class Server:
             raise self._bad_answer("GET", "/is_sleeping", answer)
         return sleeping
 
-    def count_requests(self) -> int | None:
-        """How many requests run or wait; None where the server has no such gauges."""
+    def count_requests(self) -> tuple[int, int] | None:
+        """How many requests run and how many wait; None where the server has no such gauges.
+
+        A paused server does not count what has come since its last request ended.
+        """
         metrics = self._metrics()
         if metrics["running"] is None:
             return None
-        return int(metrics["running"] + (metrics["waiting"] or 0))
+        return metrics["running"], metrics["waiting"] or 0
 
-    def sleep(self, level: int, abort: bool = False) -> None:
+    def started(self) -> float | None:
+        """When the server's process began, in seconds since 1970; it tells one start from another. None if unknown."""
+        started = self._metrics()["started"]
+        return None if started is None else float(started)
+
+    def version(self) -> str:
+        """What the server says that its version is; empty where it says nothing."""
+        try:
+            version = self._json("GET", "/version", self._call("GET", "/version")).get("version")
+        except (Refused, BadAnswer):
+            return ""
+        return version if isinstance(version, str) else ""
+
+    def can_drain(self) -> bool:
+        """Whether the server knows how to finish or park its requests (C(mode), vLLM 0.17 and later)."""
+        if self.model.sleep_requests:
+            return False
+        numbers = re.match(r"(\d+)\.(\d+)", self.version())
+        return numbers is not None and (int(numbers.group(1)), int(numbers.group(2))) >= (0, 17)
+
+    def drain(self, seconds: float) -> bool:
+        """Take no more requests and wait for the running ones; whether they ended in time.
+
+        The memory stays as it is (level 0), so that C(resume) takes it back. At level 1 or 2 nothing could: a server
+        that still waits goes to sleep whenever its last request ends, even when it has been woken meanwhile.
+        """
+        try:
+            self._call("POST", "/sleep?level=0&mode=wait", timeout=max(seconds, 0.01))
+        except Unresponsive:
+            return False
+        return True
+
+    def resume(self) -> None:
+        """Take requests again after C(drain)."""
+        self._call("POST", "/wake_up?tags=scheduling", timeout=self.switching.request_timeout_seconds)
+
+    def sleep(self, level: int, mode: str = "wait") -> None:
         """Ask the server to sleep; see that it does with is_sleeping, since old servers answer before they are done.
 
-        Running requests are finished first where the server can do that (C(mode=wait), vLLM 0.17 and later; older
-        servers ignore the parameter), or cut when C(abort).
+        C(mode) says what becomes of running requests: wait for their end, abort them, or keep them until the wake
+        (vLLM 0.17 and later; older servers ignore the parameter).
         """
         # Level and mode are query parameters: in a body they are ignored, and the server sleeps at level 1.
-        default = Request(f"/sleep?level={level}&mode={'abort' if abort else 'wait'}")
+        default = Request(f"/sleep?level={level}&mode={mode}")
         for request in self.model.sleep_requests or (default,):
             self._send(request, level)
 
-    def wake(self, level: int | None) -> None:
-        """Wake the server from the level it sleeps at, None for an unknown one; see that it is with is_sleeping."""
+    def wake(self, level: int | None) -> str:
+        """Wake the server from the level it sleeps at, None for an unknown one; see that it is with is_sleeping.
+
+        Returns what is worth knowing about it.
+        """
         plain = level in (0, 1)
-        for request in self.model.wake_requests or (_PLAIN_WAKE if plain else _RELOADING_WAKE):
-            self._send(request, 2 if level is None else level)
+        requests_made = self.model.wake_requests or (_PLAIN_WAKE if plain else _RELOADING_WAKE)
+        return "".join([self._send(request, 2 if level is None else level) for request in requests_made])
+
+    @property
+    def can_reload(self) -> bool:
+        """Whether the weights of the awake server can be loaded once more."""
+        return not self.model.wake_requests
+
+    def reload(self) -> str:
+        """Load the weights of the awake server once more. Returns what is worth knowing about it."""
+        return "".join([self._send(request, 2) for request in _RELOAD])
 
     def complete(self) -> str:
         """The text of a one-token completion: the last proof that the server can answer."""
+        return self._complete(_HELLO)
+
+    def canary(self) -> str:
+        """The answer to the canary's fixed greedy prompt."""
+        return self._complete(_CANARY)
+
+    def _complete(self, asked: typing.Mapping[str, typing.Any]) -> str:
         name = self._served_name or self._check_identity()
-        body = {"model": name, "prompt": "Hello", "max_tokens": 1, "temperature": 0}
-        answer = self._call("POST", "/v1/completions", body, self.switching.request_timeout_seconds)
+        timeout = self.switching.request_timeout_seconds
+        answer = self._call("POST", "/v1/completions", {"model": name, **asked}, timeout)
         choices = self._json("POST", "/v1/completions", answer).get("choices")
         first = choices[0] if isinstance(choices, list) and choices else None
         if not isinstance(first, dict) or not isinstance(first.get("text"), str):
@@ -200,8 +317,8 @@ class Server:
         )
 
     def _metrics(self) -> dict[str, typing.Any]:
-        """running, waiting and sleep level, each None where the server has no gauge for it."""
-        found: dict[str, typing.Any] = {"running": None, "waiting": None, "level": None}
+        """running, waiting, started and sleep level, each None where the server has no gauge for it."""
+        found: dict[str, typing.Any] = {"running": None, "waiting": None, "started": None, "level": None}
         try:
             text = self._call("GET", "/metrics").text
         except (Refused, BadAnswer):
@@ -209,7 +326,8 @@ class Server:
         states: dict[str, float] = {}
         for name, labels, value in _GAUGE_LINE.findall(text):
             if name in _GAUGES:  # one line for each engine of the server
-                found[_GAUGES[name]] = (found[_GAUGES[name]] or 0) + int(float(value))
+                known, number = _GAUGES[name], float(value)
+                found[known] = (found[known] or 0) + (number if known == "started" else int(number))
             elif name == "vllm:engine_sleep_state":
                 label = re.search(r'sleep_state="([a-z_]+)"', labels)
                 states[label.group(1) if label else ""] = float(value)
@@ -219,7 +337,7 @@ class Server:
             found["level"] = 1 if states.get("weights_offloaded") else 2 if states.get("discard_all") else 0
         return found
 
-    def _send(self, request: Request, level: int) -> None:
+    def _send(self, request: Request, level: int) -> str:
         request = request.at_level(level)
         # vLLM's prefix cache can't be reset while blocks are held: it answers success false, so ask again.
         for _attempt in range(3):
@@ -234,11 +352,14 @@ class Server:
                 and answer.text
                 and '"success":false' in answer.text.replace(" ", "")
             ):
-                return
+                return ""
+        return "its prefix cache could not be reset, since requests that it kept hold it"
 
     def _call(self, method: str, path: str, body: typing.Any = None, timeout: float | None = None) -> requests.Response:
         """One HTTP call; the answer when its status is 200, else an error that says what went wrong."""
-        timeout = timeout or PROBE_TIMEOUT_SECONDS
+        timeout = timeout or self.switching.probe_timeout_seconds
+        _limit.until = min(time.monotonic() + timeout, self._look_until or math.inf)
+        _limit.left_bytes = _LONGEST_ANSWER_BYTES
         headers = {}
         if self.model.api_key and path.startswith("/v1"):
             headers["Authorization"] = f"Bearer {self.model.api_key}"
@@ -261,6 +382,8 @@ class Server:
             raise Unresponsive(f"{what}: no answer within {timeout:g} s") from None
         except requests.exceptions.RequestException as error:
             causes = tuple(_causes(error))
+            if any(isinstance(cause, socket.timeout) for cause in causes):
+                raise Unresponsive(f"{what}: the answer did not end within {timeout:g} s") from None
             if any(isinstance(cause, ConnectionRefusedError) for cause in causes):
                 raise Unreachable(f"{what}: nothing listens there") from None
             within_answer = isinstance(error, requests.exceptions.ChunkedEncodingError)

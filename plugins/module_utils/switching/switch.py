@@ -8,36 +8,42 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import dataclasses
-import fcntl
-import os
+import functools
 import time
 import typing
 
+from . import canary, capacity
 from . import wanted as record
 from .errors import (
+    DrainTimeout,
     LifecycleError,
-    LockTimeout,
+    NoMemory,
     ServerDied,
     ServerError,
     SwitchFailed,
     SwitchingError,
     Unreachable,
     Unresponsive,
+    WrongAnswer,
 )
-from .inventory import Inventory, Model, Switching, secret_texts
+from .inventory import LEVEL_1_MINIMUM_RAM_GB, Inventory, Model, Switching, secret_texts
 from .lifecycle import Lifecycle, for_model
+from .lock import HostLock
 from .plan import (
     ACTIVE,
     DISABLED,
     DRAIN,
     ERROR,
     LOADING,
+    RECORD,
+    RELOAD,
     SLEEP,
     SLEEPING,
     START,
     STOP,
     STOPPED,
     VERIFY,
+    WAIT,
     WAKE,
     Lane,
     Observation,
@@ -62,13 +68,17 @@ _POLL_SHARE = 0.01
 _POLL_LAST_SECONDS = 2.0
 # Looking whether a process lives may cost a docker command, so it is done less often.
 _PROCESS_LOOK_SECONDS = 0.5
-# The holder's line in the lock has a fixed width, so that it covers the one before: to truncate a file takes longer.
-_HOLDER_WIDTH = 120
+# What a drain may do with the requests that it finds.
+_FATES = ("drained", "parked", "cut")
 
 
 @dataclasses.dataclass
 class Result:
-    """What a switch found, did and left. C(steps) are dicts with action, model, level, seconds and, if any, note."""
+    """What a switch found, did and left.
+
+    C(steps) are dicts with action, model, level, seconds and, where there is such a thing, note, failed, escalation
+    (the rung that it belongs to) and requests (how many were drained, parked and cut).
+    """
 
     changed: bool
     active_model: str | None
@@ -77,6 +87,12 @@ class Result:
     models: typing.Mapping[str, Observation]
     steps: list[dict[str, typing.Any]]
     elapsed_seconds: float
+    warnings: list[str] = dataclasses.field(default_factory=list)
+
+    @property
+    def requests(self) -> dict[str, int]:
+        """How many requests were drained, parked and cut in all."""
+        return {fate: sum(step.get("requests", {}).get(fate, 0) for step in self.steps) for fate in _FATES}
 
     def as_dict(self) -> dict[str, typing.Any]:
         """Plain data for whoever asked."""
@@ -86,6 +102,8 @@ class Result:
             "previous_model": self.previous_model,
             "models": {name: summary(seen) for name, seen in self.models.items()},
             "steps": self.steps,
+            "requests": self.requests,
+            "warnings": self.warnings,
             "elapsed_seconds": round(self.elapsed_seconds, 3),
         }
 
@@ -95,8 +113,14 @@ class Result:
             "".join(f"{m}: {describe(s)}\n" for m, s in states.items()) for states in (self.before, self.models)
         )
         for number, step in enumerate(self.steps, 1):
-            after += f"step {number}: {Step(step['action'], step['model'], step['level'])}\n"
+            after += f"step {number}: {say_step(step)}\n"
         return {"before": before, "after": after}
+
+
+def say_step(step: typing.Mapping[str, typing.Any]) -> str:
+    """One of the steps of a result in a few words, with the rung that it belongs to."""
+    rung = f"{step['escalation']}: " if "escalation" in step else ""
+    return rung + str(Step(step["action"], step["model"], step["level"]))
 
 
 def summary(seen: Observation) -> dict[str, typing.Any]:
@@ -106,7 +130,11 @@ def summary(seen: Observation) -> dict[str, typing.Any]:
 
 def describe(seen: Observation) -> str:
     """The state of one model in a few words."""
-    return seen.state + (f" (level {seen.level})" if seen.level is not None else "")
+    return (
+        seen.state
+        + (f" (level {seen.level})" if seen.level is not None else "")
+        + (" in doubt" if seen.doubtful else "")
+    )
 
 
 def read_mem_available_gb() -> float | None:
@@ -128,22 +156,40 @@ class Switcher:
         *,
         clock: typing.Callable[[], float] = time.monotonic,
         sleep: typing.Callable[[float], None] = time.sleep,
+        now: typing.Callable[[], float] = time.time,
+        tell: typing.Callable[[str], None] | None = None,
         mem_available_gb: typing.Callable[[], float | None] = read_mem_available_gb,
         server: typing.Callable[[Model, Switching], Server] = Server,
-        lifecycle: typing.Callable[[Model, str], Lifecycle] = for_model,
+        lifecycle: typing.Callable[[Model, str, Switching], Lifecycle] = for_model,
+        lock: HostLock | None = None,
     ) -> None:
         self.inventory = inventory
         self.settings = inventory.switching
         self.stack_dir = stack_dir
         self.clock = clock
         self.sleep = sleep
+        self.now = now
+        self.tell = tell
         self.mem_available_gb = mem_available_gb
         self.models = {m.id: m for m in inventory.models}
         self.servers = {m.id: server(m, inventory.switching) for m in inventory.models}
-        self.lifecycles = {m.id: lifecycle(m, stack_dir) for m in inventory.models}
+        self.make_server, self.make_lifecycle = server, lifecycle
+        self.lifecycles = {m.id: lifecycle(m, stack_dir, inventory.switching) for m in inventory.models}
+        self.lock = lock or HostLock(stack_dir)
         self.pool = concurrent.futures.ThreadPoolExecutor(max_workers=len(inventory.models))
+        self._begin()
+
+    def _begin(self) -> None:
+        """Forget the switch before."""
         self.steps: list[dict[str, typing.Any]] = []
-        self.overdue: set[str] = set()
+        self.warnings: list[str] = []
+        # Of each model: what its sleep is to do with requests, what its server has been through, whether it is to end.
+        self.modes: dict[str, str] = {}
+        self.been: dict[str, str] = {}
+        self.ending: set[str] = set()
+        self.rung = ""
+        self.to_record: str | None = None
+        self.wrong: set[str] = set()
 
     def __enter__(self) -> Switcher:
         return self
@@ -155,6 +201,7 @@ class Switcher:
 
     def report(self) -> dict[str, typing.Any]:
         """What every model is and how many requests it has, as plain data. Changes nothing, and never fails."""
+        self.lock.peek()
         seen = self._observe(self.inventory.enabled, count_requests=True)
         return {
             "active_models": [name for name, state in seen.items() if state.state == ACTIVE],
@@ -171,71 +218,176 @@ class Switcher:
             },
         }
 
-    def switch(self, name: str, wanted: str = ACTIVE, check: bool = False, for_now: bool = False) -> Result:
+    def switch(
+        self,
+        name: str | typing.Sequence[str],
+        wanted: str = ACTIVE,
+        check: bool = False,
+        for_now: bool = False,
+        record_canary: bool = False,
+    ) -> Result:
         """Bring the model called C(name) to the state C(wanted) (active, sleeping or stopped).
 
-        With C(check) nothing is locked or changed, and the result tells what would be done. C(for_now): after a boot
-        the host is to come back to what it was meant to be before. Raises UnknownModel, Blocked or LockTimeout when
-        nothing has been touched, SwitchFailed when something has.
+        Several models are brought there side by side; no two of them may have a GPU to do with each other. With
+        C(check) nothing is locked or changed, and the result tells what would be done. C(for_now): after a boot the
+        host is to come back to what it was meant to be before. C(record_canary): the model, once active, is known good,
+        so its answer is recorded. Raises UnknownModel, Blocked or LockTimeout when nothing has been touched,
+        SwitchFailed when something has.
         """
-        model = self.inventory.find(name)
+        models = [self.inventory.find(one) for one in ([name] if isinstance(name, str) else name)]
+        self._check_apart(models)
         started = self.clock()
-        with contextlib.nullcontext() if check else self._lock(f"{model.id} {wanted}"):
-            result = self._switch(model, wanted, check, started)
+        with self._checking() if check else self._lock(f"{', '.join(m.id for m in models)} {wanted}"):
+            outcomes = self._side_by_side(models, wanted, check, started, record_canary)
             if not check and not for_now:
-                meant = record.after(self.inventory, record.read(self.inventory, self.stack_dir), model, wanted)
+                meant = record.read(self.inventory, self.stack_dir)
+                for model, outcome in zip(models, outcomes):
+                    if isinstance(outcome, Result):
+                        meant = record.after(self.inventory, meant, model, wanted)
                 record.write(self.stack_dir, meant)
-            return result
+            return _together(outcomes)
 
-    def _switch(self, model: Model, wanted: str, check: bool, started: float) -> Result:
+    def _check_apart(self, models: typing.Sequence[Model]) -> None:
+        if not models:
+            self.inventory.find("")
+        if len(self.inventory.rounds(models)) > 1:
+            raise SwitchingError(
+                f"{', '.join(m.id for m in models)} have GPUs to do with each other, so they can't be switched side by "
+                "side: switch them one after the other"
+            )
+
+    @contextlib.contextmanager
+    def _checking(self) -> typing.Iterator[None]:
+        self.lock.peek()
+        yield
+
+    def _side_by_side(
+        self, models: typing.Sequence[Model], wanted: str, check: bool, started: float, record_canary: bool = False
+    ) -> list[Result | SwitchingError]:
+        """How it went with each of the models. The caller holds the lock, unless this is a C(check)."""
+        if len(models) == 1:
+            return [self._outcome(models[0], wanted, check, started, record_canary)]
+        parts = [self._part(model) for model in models]
+
+        def work(item: tuple[Model, Switcher]) -> Result | SwitchingError:
+            model, part = item
+            with part:
+                return part._outcome(model, wanted, check, started, record_canary)
+
+        return self._each(work, list(zip(models, parts)))
+
+    def _part(self, model: Model) -> Switcher:
+        """A switcher of those models alone that have a GPU to do with this one, with its share of the host's RAM."""
+        group = self.inventory.group(model)
+        share = sum(m.weights_gb or 1.0 for m in group) / sum(m.weights_gb or 1.0 for m in self.inventory.models)
+        # The planner discards weights below a fixed budget, which is for the whole host.
+        budget = self.settings.available_ram_gb
+        settings = dataclasses.replace(
+            self.settings, available_ram_gb=max(budget * share, min(budget, LEVEL_1_MINIMUM_RAM_GB))
+        )
+
+        def mem_available_gb() -> float | None:
+            free = self.mem_available_gb()
+            return None if free is None else free * share
+
+        return Switcher(
+            Inventory(group, settings),
+            self.stack_dir,
+            clock=self.clock,
+            sleep=self.sleep,
+            now=self.now,
+            mem_available_gb=mem_available_gb,
+            server=self.make_server,
+            lifecycle=self.make_lifecycle,
+            lock=self.lock,
+        )
+
+    def _outcome(
+        self, model: Model, wanted: str, check: bool, started: float, record_canary: bool = False
+    ) -> Result | SwitchingError:
+        try:
+            return self._switch(model, wanted, check, started, record_canary)
+        except SwitchingError as error:
+            return error
+
+    def _switch(self, model: Model, wanted: str, check: bool, started: float, record_canary: bool = False) -> Result:
         """Switch under the lock, which was asked for when C(started)."""
-        self.steps = []
-        self.overdue = set()
+        self._begin()
         hidden = [other for other in self.inventory.conflicting(model) if other.disabled]
         before = self._observe((*self.inventory.enabled, *hidden))
         plan = make_plan(self.inventory, before, model, wanted, self.mem_available_gb())
+        last = Step(RECORD, model.id) if record_canary and canary.applies(model) else None
         if check:
-            steps = [_record(step) for step in plan.steps]
+            steps = [_record(step) for step in (*plan.steps, *([last] if last else []))]
             return self._result(model, before, predict(before, plan), steps, started)
+        self.to_record = model.id if last else None
         try:
+            self._let_stay(model, before, plan)
             self._execute(plan)
             after = self._after(before, plan)
             if after[model.id].state != predict(before, plan)[model.id].state:
                 failed = next(s["failed"] for s in self.steps if "failed" in s and s["model"] == model.id)
-                raise SwitchingError(f"{failed}, so it was stopped")
+                raise LifecycleError(f"{failed}, so it was stopped")
+            if last:
+                self._perform(last)
         except SwitchingError as error:
             after, message = self._put_back(model, wanted, before, error)
+            self._note_end(after, failed=True)
             raise SwitchFailed(message, self._result(model, before, after, self.steps, started)) from error
         except (Exception, KeyboardInterrupt) as error:
             self._put_back(model, wanted, before, error)
             raise
+        self._note_end(after, failed=False)
         return self._result(model, before, after, self.steps, started)
+
+    def _let_stay(self, model: Model, before: States, plan: Plan) -> None:
+        """Wait until those that have to make room have been active for as long as they may."""
+        least = self.settings.min_active_seconds
+        leaving = {step.model for step in plan.steps if step.action in (SLEEP, STOP)} - {model.id}
+        for name in sorted(leaving):
+            since = self.lock.active_since.get(name)
+            left = least - (self.now() - since) if since is not None and before[name].state == ACTIVE else 0.0
+            if 0 < left <= least:
+                self._perform(Step(WAIT, name), functools.partial(self._stay, left))
+
+    def _stay(self, seconds: float, step: Step) -> str:
+        self.sleep(seconds)
+        return f"{step.model} stays active for {self.settings.min_active_seconds:g} s at least (min_active_seconds)"
+
+    def _note_end(self, after: States, failed: bool) -> None:
+        touched = {step["model"] for step in self.steps if step["action"] != WAIT}
+        since: dict[str, float | None] = {}
+        for m in self.inventory.models:
+            known = self.lock.active_since.get(m.id) if m.id not in touched else None
+            since[m.id] = (known or self.now()) if after[m.id].state == ACTIVE else None
+        self.lock.note(since, self.now() if failed else 0.0)
 
     def restore(self) -> typing.Iterator[tuple[Model, str, Result | SwitchingError]]:
         """Bring the host back to what it is meant to be, as after a boot.
 
         Yields each model, its wanted state and how it went; one that fails does not keep the others from coming back.
-        The sleeping ones are loaded first, one at a time, and the active ones last. The record stays as it is on the
-        way: what is asked for is what it says. Should somebody switch meanwhile, then that is what counts.
+        The sleeping ones are loaded first, one at a time where they share GPUs, and the active ones last. The record
+        stays as it is on the way: what is asked for is what it says. Should somebody switch meanwhile, then that
+        counts.
         """
 
         def is_wanted(model: Model, state: str) -> bool:
             return record.read(self.inventory, self.stack_dir)[model.id] == state
 
         for wanted in (SLEEPING, ACTIVE):
-            for model in self.inventory.enabled:
-                if not is_wanted(model, wanted):
-                    continue
-                outcome: Result | SwitchingError
+            for round_ in self.inventory.rounds(m for m in self.inventory.enabled if is_wanted(m, wanted)):
+                models = round_
                 started = self.clock()
+                outcomes: list[Result | SwitchingError]
                 try:
-                    with self._lock(f"{model.id} {wanted}"):
-                        if not is_wanted(model, wanted):
-                            continue  # changed while this waited for the lock
-                        outcome = self._switch(model, wanted, False, started)
+                    with self._lock(f"{', '.join(m.id for m in models)} {wanted}"):
+                        # What somebody has changed while this waited for the lock is left out.
+                        models = tuple(m for m in round_ if is_wanted(m, wanted))
+                        outcomes = self._side_by_side(models, wanted, False, started) if models else []
                 except SwitchingError as error:
-                    outcome = error
-                yield model, wanted, outcome
+                    outcomes = [error for model in models]
+                for model, outcome in zip(models, outcomes):
+                    yield model, wanted, outcome
 
     def _result(
         self, model: Model, before: States, after: States, steps: list[dict[str, typing.Any]], started: float
@@ -252,6 +404,7 @@ class Switcher:
         ]
         return Result(
             changed=any("failed" not in step for step in steps),
+            warnings=self.warnings,
             active_model=active(after),
             previous_model=active(before),
             before=shown[0],
@@ -274,25 +427,12 @@ class Switcher:
 
     @contextlib.contextmanager
     def _lock(self, purpose: str) -> typing.Iterator[None]:
-        """Hold the one lock of the host: a file of the stack, so that module, command line and manager share it."""
-        path = os.path.join(self.stack_dir, "run", "switch.lock")
-        try:
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+", encoding="utf-8")
-        except OSError as error:
-            raise SwitchingError(
-                f"the lock {path} can't be opened ({error.strerror}): run as a user who may write there, or set "
-                "stack_dir (vllm_stack_dir in the playbooks)"
-            ) from None
-        with file:
-            if not self._wait(lambda: _try_lock(file), self.settings.lock_timeout_seconds):
-                holder = file.readline().strip() or "somebody unknown"
-                raise LockTimeout(
-                    f"another switch holds the host's lock ({holder}), and did for "
-                    f"{self.settings.lock_timeout_seconds:g} s (lock_timeout_seconds): try again later"
-                )
-            file.write(f"process {os.getpid()}: {purpose}"[:_HOLDER_WIDTH].ljust(_HOLDER_WIDTH) + "\n")
-            file.flush()
+        """Hold the host's lock, and let a host have its rest after a switch that failed."""
+        with self.lock.hold(purpose, self.settings.lock_timeout_seconds, self._wait, self.tell):
+            rest = self.settings.failure_backoff_seconds
+            left = rest - (self.now() - self.lock.last_failed_at)
+            if 0 < left <= rest:
+                self.sleep(left)
             yield
 
     def _observe(self, models: typing.Iterable[Model], count_requests: bool = False) -> dict[str, Observation]:
@@ -301,6 +441,8 @@ class Switcher:
         def look(model: Model) -> Observation:
             seen = self.servers[model.id].observe(count_requests)
             if seen.state in (ACTIVE, SLEEPING):
+                if model.id in self.lock.doubtful:
+                    return dataclasses.replace(seen, doubtful=True, problem="its last wake was not proved")
                 return seen
             process = self.lifecycles[model.id].process()
             running = process.running
@@ -332,18 +474,25 @@ class Switcher:
     def _lane(self, lane: Lane) -> None:
         sleeps = any(step.action == SLEEP for step in lane)
         wakes = any(step.action == WAKE for step in lane)
+        self.ending.update(step.model for step in lane if step.action == STOP)
         for step in lane:
             try:
                 self._perform(step)
+            except (DrainTimeout, NoMemory):
+                raise  # nothing was done to the server, and to do more to it would not help
             except (ServerError, LifecycleError) as error:
-                if step.action in (DRAIN, SLEEP) and sleeps:
+                if step.action in (DRAIN, SLEEP) and sleeps and "stop" in self.settings.escalation:
                     self._stop_sleepless(step, error)
                     if wakes:  # a paused target
-                        self._perform(Step(START, step.model))
-                        self._perform(Step(VERIFY, step.model))
-                elif wakes or (step == lane[0] and step.action == VERIFY and isinstance(error, ServerDied)):
+                        self._perform(Step(START, step.model), rung="restart")
+                        self._perform(Step(VERIFY, step.model), rung="restart")
+                elif step.action not in (DRAIN, SLEEP) and (
                     # What seemed to load may have been about to end: its port is closed, its process not yet gone.
-                    self._wake_again(step, error)
+                    wakes
+                    or isinstance(error, WrongAnswer)
+                    or (step == lane[0] and step.action == VERIFY and isinstance(error, ServerDied))
+                ):
+                    self._wake_again(lane, error)
                 else:
                     raise
                 return
@@ -351,65 +500,97 @@ class Switcher:
     def _stop_sleepless(self, step: Step, error: Exception) -> None:
         """A server that can't be put to sleep is stopped: the GPU has to be free."""
         try:
-            self._perform(Step(STOP, step.model))
+            self._perform(Step(STOP, step.model), rung="stop")
         except SwitchingError as second:
             raise LifecycleError(f"{error}; and it could not be stopped: {second}") from None
+        for done in self.steps:
+            if done["model"] == step.model and "requests" in done:
+                done["requests"] = {**done["requests"], "parked": 0, "cut": sum(done["requests"].values())}
+                done["requests"]["cut"] -= done["requests"]["drained"]
 
-    def _wake_again(self, step: Step, error: Exception) -> None:
-        """A wake that failed is tried once more if the server still sleeps, and then the server is started afresh."""
-        seen = self.servers[step.model].observe()
-        if seen.state == SLEEPING:
-            try:
-                self._perform(Step(WAKE, step.model, seen.level))
-                self._perform(Step(VERIFY, step.model))
+    def _wake_again(self, lane: Lane, error: Exception) -> None:
+        """What is done about a wake that failed: once more, then a restart."""
+        name = lane[-1].model
+        if "retry" in self.settings.escalation:
+            second = self._retry_wake(lane, error)
+            if second is None:
                 return
-            except (ServerError, LifecycleError) as second:
-                error = second
+            error = second
+        if "restart" not in self.settings.escalation:
+            raise error
+        self.been[name] = canary.RESTARTED
         try:
             for action in (STOP, START, VERIFY):
-                self._perform(Step(action, step.model))
+                self._perform(Step(action, name), rung="restart")
         except SwitchingError as second:
-            raise LifecycleError(f"{error}; and a restart failed: {second}") from None
+            kind = type(second) if isinstance(second, WrongAnswer) else LifecycleError
+            raise kind(f"{error}; and a restart failed: {second}") from None
+
+    def _retry_wake(self, lane: Lane, error: Exception) -> Exception | None:
+        """Try a wake that failed once more, if that can help. What went wrong; None when it is ready now."""
+        name = lane[-1].model
+        level = next((step.level for step in lane if step.action == WAKE), None)
+        steps = []
+        if isinstance(error, WrongAnswer):
+            # From level 1 the weights come back as they were, so there is nothing to load again.
+            if level != 1 and self.servers[name].can_reload:
+                steps = [Step(RELOAD, name), Step(VERIFY, name)]
+        else:
+            seen = self.servers[name].observe()
+            if seen.state == SLEEPING:
+                # What the gauge says of one that is half awake is the level it slept at.
+                steps = [Step(WAKE, name, seen.level), Step(VERIFY, name)]
+        if not steps:
+            return error
+        try:
+            for step in steps:
+                self._perform(step, rung="retry")
+        except (ServerError, LifecycleError) as second:
+            return second
+        return None
 
     def _put_back(
         self, model: Model, wanted: str, before: States, error: BaseException
     ) -> tuple[dict[str, Observation], str]:
         """After a failure: wake what was awake. Returns what is left and the message for the person."""
-        message = f"{model.id} could not be made {wanted}: {error}"
-        seen = self._observe_wary()
+        failed = ", ".join(map(say_step, (step for step in self.steps if "failed" in step)))
+        message = f"{model.id} could not be made {wanted}: {error}" + (f"\nFailed: {failed}" if failed else "")
+        self.rung = "roll_back"
+        seen = self._observe(self.inventory.enabled)
         for previous in self.inventory.enabled:
             if before[previous.id].state != ACTIVE or seen[previous.id].state == ACTIVE:
                 continue
             if previous.id == model.id and wanted != ACTIVE:
+                continue
+            if "roll_back" not in self.settings.escalation:
+                message += f"\n{previous.id}, active before, was not put back (escalation is without roll_back)"
                 continue
             # Where two that conflict were found awake, one of them is enough.
             if any(seen[m.id].state == before[m.id].state == ACTIVE for m in self.inventory.conflicting(previous)):
                 continue
             try:
                 self._execute(make_plan(self.inventory, seen, previous, ACTIVE, self.mem_available_gb()))
-                message += f"; {previous.id} is active again"
+                message += f"\n{previous.id} is active again"
             except SwitchingError as second:
-                message += f"; {previous.id}, active before, could not be put back: {second}"
-            seen = self._observe_wary()
+                message += f"\n{previous.id}, active before, could not be put back: {second}"
+            seen = self._observe(self.inventory.enabled)
+        for name in sorted(self.wrong):
+            if seen[name].state == ACTIVE:
+                # Awake, it would go on giving wrong answers to whoever asks.
+                try:
+                    self._execute(make_plan(self.inventory, seen, self.models[name], SLEEPING, self.mem_available_gb()))
+                except SwitchingError as second:
+                    message += f"\n{name} answers wrongly and could not be put to sleep: {second}"
+                seen = self._observe(self.inventory.enabled)
         left = ", ".join(f"{name} {describe(state)}" for name, state in seen.items() if state.state != DISABLED)
-        return seen, f"{message}. The host is left with: {left}"
+        message += f"\nThe host is left with: {left}"
+        remedy = error.remedy if isinstance(error, SwitchingError) else ""
+        if remedy:
+            at_fault = next((s["model"] for s in self.steps if "failed" in s), model.id)
+            message += "\nWhat to do: " + remedy.format(log=self.lifecycles[at_fault].log_command)
+        return seen, message
 
-    def _observe_wary(self) -> dict[str, Observation]:
-        """What the models are. One that says it sleeps after a wake that failed may hold its GPU: it counts as dead, so
-        that it is stopped before another one wakes."""
-        doubtful: dict[str, bool] = {}
-        for step in self.steps:
-            if step["action"] == WAKE:
-                doubtful[step["model"]] = True
-            elif step["action"] in (STOP, SLEEP, VERIFY) and "failed" not in step:
-                doubtful[step["model"]] = False
-        seen = self._observe(self.inventory.enabled)
-        for name, state in seen.items():
-            if state.state == SLEEPING and doubtful.get(name):
-                seen[name] = Observation(ERROR, problem=f"{name} may be half awake", dead=True, process=True)
-        return seen
-
-    def _perform(self, step: Step) -> None:
+    def _perform(self, step: Step, act: typing.Callable[[Step], str | None] | None = None, rung: str = "") -> None:
         """Do one step, confirm it and write it down."""
         actions: dict[str, typing.Callable[[Step], str | None]] = {
             DRAIN: self._drain,
@@ -418,12 +599,16 @@ class Switcher:
             START: self._start,
             STOP: self._stop,
             VERIFY: self._verify,
+            RELOAD: self._reload,
+            RECORD: self._record_canary,
         }
         started = self.clock()
         record = _record(step)
+        if rung or self.rung:
+            record["escalation"] = rung or self.rung
         self.steps.append(record)
         try:
-            note = actions[step.action](step)
+            note = (act or actions[step.action])(step)
             if note:
                 record["note"] = note
         except BaseException as error:
@@ -431,40 +616,116 @@ class Switcher:
             raise
         finally:
             record["seconds"] = round(self.clock() - started, 3)
+        if step.action in (STOP, SLEEP, VERIFY):
+            self.lock.settle(step.model)
 
     def _drain(self, step: Step) -> str:
-        count: list[int | None] = []
+        """Wait for the running requests, up to the deadline, and settle what becomes of the rest."""
+        server, deadline = self.servers[step.model], self.settings.drain_timeout_seconds
+        counts: list[tuple[int, int] | None] = []
 
         def idle() -> bool:
             try:
-                count.append(self.servers[step.model].count_requests())
+                counts.append(server.count_requests())
             except Unreachable:
-                count.append(0)  # a server that is gone runs nothing
+                counts.append((0, 0))  # a server that is gone runs nothing
             except Unresponsive:
                 return False  # a busy server is no reason to stop it
-            return not count[-1]
+            return not any(counts[-1] or ())
 
-        if not self._wait(idle, self.settings.drain_timeout_seconds):
-            self.overdue.add(step.model)
-            left = f"{count[-1]} requests still ran" if count else "the server did not say which requests still ran"
-            return f"{left} after {self.settings.drain_timeout_seconds:g} s and were cut"
-        if count[-1] is None:
-            return "the server does not count its requests"
-        return ""
+        if idle():
+            return "the server does not count its requests" if counts[-1] is None else ""
+        started = self.clock()
+        able, in_time = False, False
+        with contextlib.suppress(ServerError):
+            able = server.can_drain()
+            in_time = able and server.drain(deadline)
+        held = in_time
+        if in_time:
+            idle()  # what came meanwhile waits in the server
+        else:
+            # By looking: the server can't drain, or broke that off before its time, or it is over.
+            in_time = self._wait(idle, max(0.0, deadline - (self.clock() - started)))
+        first, last = (counts[0] or (0, 0), counts[-1] or (0, 0)) if counts else ((0, 0), (0, 0))
+        left = sum(last)
+        drained = first[0] if held else max(0, sum(first) - left)
+        fate, note = "cut" if step.model in self.ending else "parked", ""
+        if not in_time:
+            fate, note = self._overdue(step, able, f"{left} requests" if counts else "an unknown number of requests")
+        record = next(done for done in reversed(self.steps) if done["model"] == step.model)
+        record["requests"] = {**dict.fromkeys(_FATES, 0), "drained": drained, fate: left}
+        return note
+
+    def _overdue(self, step: Step, can_drain: bool, which: str) -> tuple[str, str]:
+        """What becomes of requests that still run at the deadline: (fate, note). Raises DrainTimeout."""
+        action, seconds = self.settings.drain_timeout_action, f"{self.settings.drain_timeout_seconds:g} s"
+        still = f"{which} still ran after {seconds}"
+        can_keep = can_drain and step.model not in self.ending
+        if action == "abort":
+            self.modes[step.model] = "abort"
+            return "cut", f"{still} and were cut"
+        if action == "keep" and can_keep:
+            self.modes[step.model] = "keep"
+            return "parked", f"{still} and are parked until the next wake"
+        if can_drain:
+            self.servers[step.model].resume()
+        why = "" if action == "fail" else ", and a server of this vLLM or one that is to be stopped can't park them"
+        raise DrainTimeout(f"{step.model}: {still} (drain_timeout_seconds; drain_timeout_action is {action}){why}")
 
     def _sleep(self, step: Step) -> None:
         server = self.servers[step.model]
-        server.sleep(step.level or 1, abort=step.model in self.overdue)
+        held = self._free_memory(step.model)
+        server.sleep(step.level or 1, self.modes.get(step.model, "wait"))
         if not self._wait(server.is_sleeping, self.settings.request_timeout_seconds):
             raise ServerError(
                 f"{step.model} took the call to sleep but is still awake after "
                 f"{self.settings.request_timeout_seconds:g} s (request_timeout_seconds)"
             )
+        self._remember_freed(step.model, held)
 
-    def _wake(self, step: Step) -> None:
-        self.servers[step.model].wake(step.level)
+    def _free_memory(self, name: str) -> dict[int, float] | None:
+        """The free memory of a model's GPUs, if it is worth knowing before a sleep."""
+        if capacity.remembered(self.stack_dir).get(name):
+            return None
+        gpus = capacity.read_gpus()
+        return {i: gpus[i].free_gb for i in self.models[name].gpus if i in gpus} if gpus else None
+
+    def _remember_freed(self, name: str, before: typing.Mapping[int, float] | None) -> None:
+        """What a sleep has freed is what the wake will need."""
+        gpus = capacity.read_gpus() if before else None
+        if not before or not gpus:
+            return
+        freed = {i: max(0.0, gpus[i].free_gb - free) for i, free in before.items() if i in gpus}
+        with contextlib.suppress(OSError), self.lock.writing:
+            capacity.remember(self.stack_dir, name, freed)
+
+    def _check_memory(
+        self, name: str, need: typing.Mapping[int, float], gpus: typing.Mapping[int, capacity.Gpu] | None
+    ) -> None:
+        """Raise NoMemory where the GPUs have less free than the model will take."""
+        short = capacity.shortage(self.models[name], need, gpus) if gpus else ""
+        if short:
+            raise NoMemory(short)
+
+    def _wake(self, step: Step) -> str | None:
+        need = capacity.remembered(self.stack_dir).get(step.model)
+        if need:
+            self._check_memory(step.model, need, capacity.read_gpus())
+        self.lock.doubt(step.model)
+        self.been[step.model] = canary.WOKEN
+        return self.servers[step.model].wake(step.level)
+
+    def _reload(self, step: Step) -> str | None:
+        return self.servers[step.model].reload()
 
     def _start(self, step: Step) -> None:
+        model = self.models[step.model]
+        gpus = capacity.read_gpus()
+        self._check_memory(step.model, capacity.load_need(model, gpus), gpus)
+        if gpus:
+            with contextlib.suppress(OSError), self.lock.writing:
+                capacity.remember(self.stack_dir, step.model, {})
+        self.been.setdefault(step.model, canary.STARTED)
         self.lifecycles[step.model].start()
 
     def _stop(self, step: Step) -> None:
@@ -483,8 +744,8 @@ class Switcher:
                 "not started by this stack, so end it by hand"
             )
 
-    def _verify(self, step: Step) -> None:
-        """Wait until the server is ready: healthy, awake and, unless turned off, able to answer a completion."""
+    def _verify(self, step: Step) -> str | None:
+        """Wait until the server is ready: healthy, awake and, unless turned off, able to answer, and as it should."""
         model, server = self.models[step.model], self.servers[step.model]
         listens = False
 
@@ -514,8 +775,30 @@ class Switcher:
                 f"{model.id} is not ready after {self.settings.ready_timeout_seconds:g} s "
                 f"(max_retries x health_check_interval_seconds){self._last_lines(model)}"
             )
-        if model.ready_completion:
+        if step.model == self.to_record or not model.ready_completion:
+            return None
+        if not canary.applies(model):
             server.complete()
+            return None
+        try:
+            been = canary.WOKEN if step.model in self.lock.doubtful else canary.STARTED
+            verdict = canary.prove(server, model, self.stack_dir, self.been.get(step.model, been))
+            self.wrong.discard(step.model)
+        except WrongAnswer:
+            self.wrong.add(step.model)
+            raise
+        except OSError as error:
+            verdict = canary.Verdict("", f"the canary's answer of {model.id} could not be recorded: {error}")
+        if verdict.warning:
+            self.warnings.append(verdict.warning)
+        return verdict.note
+
+    def _record_canary(self, step: Step) -> str | None:
+        model = self.models[step.model]
+        try:
+            return canary.record(self.servers[step.model], model, self.stack_dir).note
+        except OSError as error:
+            raise SwitchingError(f"the canary's answer of {model.id} could not be recorded: {error}") from None
 
     def _last_lines(self, model: Model) -> str:
         # vLLM writes its arguments into its log, and this goes to terminals and other logs.
@@ -548,9 +831,28 @@ def _record(step: Step) -> dict[str, typing.Any]:
     return {"action": step.action, "model": step.model, "level": step.level, "seconds": None}
 
 
-def _try_lock(file: typing.IO[str]) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+def _together(outcomes: typing.Sequence[Result | SwitchingError]) -> Result:
+    """The one result of several. Raises the error of a single one as it is, else SwitchFailed with all of them."""
+    if len(outcomes) == 1:
+        if isinstance(outcomes[0], SwitchingError):
+            raise outcomes[0]
+        return outcomes[0]
+    errors = [one for one in outcomes if isinstance(one, SwitchingError)]
+    results = [one.result if isinstance(one, SwitchFailed) else one for one in outcomes]
+    done = [one for one in results if isinstance(one, Result)]
+    message = "\n".join(str(error) for error in errors)
+    if not done:
+        raise SwitchingError(message)
+    joined = Result(
+        changed=any(one.changed for one in done),
+        active_model=done[0].active_model,
+        previous_model=done[0].previous_model,
+        before={name: seen for one in done for name, seen in one.before.items()},
+        models={name: seen for one in done for name, seen in one.models.items()},
+        steps=[step for one in done for step in one.steps],
+        elapsed_seconds=max(one.elapsed_seconds for one in done),
+        warnings=[warning for one in done for warning in one.warnings],
+    )
+    if errors:
+        raise SwitchFailed(message, joined)
+    return joined

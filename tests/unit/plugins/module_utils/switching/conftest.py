@@ -33,6 +33,8 @@ SETTINGS: dict[str, Any] = {
     "request_timeout_seconds": 10,
     "drain_timeout_seconds": 10,
     "lock_timeout_seconds": 10,
+    "failure_backoff_seconds": 0,
+    "canary": "off",
 }
 
 
@@ -152,7 +154,7 @@ class Host:
 
     def start(self, name: str) -> None:
         """Start one server without waiting for it."""
-        command = Command(self.model(name), str(self.stack_dir))
+        command = Command(self.model(name), str(self.stack_dir), self.inventory.switching)
         command.start()
         self.started.append(command)
 

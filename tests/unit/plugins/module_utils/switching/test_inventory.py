@@ -26,12 +26,14 @@ from hypothesis import strategies as st
 
 KEYS = (
     "id, model, host_port, name, container_name, port, gpus, gpu_memory_gb, weights_gb, startup_mode, sleep_level, "
-    "args, env, image, aliases, ready_completion, sleep_requests, wake_requests, state_request, start_command, "
+    "args, env, image, aliases, ready_completion, canary, sleep_requests, wake_requests, state_request, start_command, "
     "stop_command, macros"
 )
 SWITCHING_KEYS = (
     "available_ram_gb, max_retries, health_check_interval_seconds, request_timeout_seconds, connect_timeout_seconds, "
-    "drain_timeout_seconds, lock_timeout_seconds, min_active_seconds, ready_completion, macros"
+    "probe_timeout_seconds, drain_timeout_seconds, drain_timeout_action, stop_timeout_seconds, "
+    "command_timeout_seconds, lock_timeout_seconds, min_active_seconds, failure_backoff_seconds, escalation, canary, "
+    "ready_completion, macros"
 )
 REQUESTS = {"sleep_requests": [{"endpoint": "/down"}], "wake_requests": [{"endpoint": "/up"}]}
 
@@ -79,6 +81,7 @@ def test_the_defaults_of_a_model() -> None:
         image="",
         aliases=(),
         ready_completion=True,
+        canary="auto",
         sleep_requests=(),
         wake_requests=(),
         state_request=None,
@@ -96,9 +99,16 @@ def test_the_defaults_of_switching(switching: Any) -> None:
         health_check_interval_seconds=2.0,
         request_timeout_seconds=120.0,
         connect_timeout_seconds=0.5,
+        probe_timeout_seconds=5.0,
         drain_timeout_seconds=30.0,
+        drain_timeout_action="abort",
+        stop_timeout_seconds=20.0,
+        command_timeout_seconds=120.0,
         lock_timeout_seconds=600.0,
         min_active_seconds=0.0,
+        failure_backoff_seconds=2.0,
+        escalation=("stop", "retry", "restart", "roll_back"),
+        canary="auto",
         ready_completion=True,
         macros={},
     )
@@ -124,6 +134,31 @@ def test_ready_completion_is_for_the_host_unless_a_model_says_otherwise() -> Non
     models = [entry("a", 1), entry("b", 2, ready_completion=True), entry("c", 3, ready_completion=False)]
     assert [m.ready_completion for m in parse(models, {"ready_completion": False}).models] == [False, True, False]
     assert [m.ready_completion for m in parse(models).models] == [True, True, False]
+
+
+def test_the_canary_of_the_host_holds_for_models_that_say_nothing() -> None:
+    models = [entry("a", 1), entry("b", 2, canary=False), entry("c", 3, canary="enforce")]
+    assert [m.canary for m in parse(models, {"canary": "warn"}).models] == ["warn", "off", "enforce"]
+    assert [m.canary for m in parse(models).models] == ["auto", "off", "enforce"]
+
+
+def test_rungs_of_the_escalation_have_one_order() -> None:
+    assert parse([entry()], {"escalation": ["roll_back", "stop", "stop"]}).switching.escalation == ("stop", "roll_back")
+    assert parse([entry()], {"escalation": []}).switching.escalation == ()
+
+
+def test_what_may_be_loaded_side_by_side() -> None:
+    gpus = {"a": [0], "b": [1], "c": [0], "d": [2, 3], "e": [3], "f": [4]}
+    inventory = parse([entry(name, 8000 + number, gpus=use) for number, (name, use) in enumerate(gpus.items())])
+    rounds = [[m.id for m in models] for models in inventory.rounds(inventory.models)]
+    assert rounds == [["a", "b", "d", "f"], ["c", "e"]]
+    # By way of a third that shares a GPU with each, two have to do with each other.
+    gpus["g"] = [0, 1]
+    inventory = parse([entry(name, 8000 + number, gpus=use) for number, (name, use) in enumerate(gpus.items())])
+    rounds = [[m.id for m in models] for models in inventory.rounds(inventory.models)]
+    assert rounds == [["a", "d", "f"], ["b", "e"], ["c"], ["g"]]
+    assert [m.id for m in inventory.group(inventory.find("a"))] == ["a", "b", "c", "g"]
+    assert inventory.rounds([]) == []
 
 
 def test_a_key_that_is_null_counts_as_absent() -> None:
@@ -273,6 +308,7 @@ ONE_MISTAKE = [
     ("aliases", ["gpt", ""], "aliases[1] must not be empty"),
     ("ready_completion", 1, "ready_completion must be true or false, is a number (1)"),
     ("ready_completion", "maybe", "ready_completion must be true or false, is text (maybe)"),
+    ("canary", True, "canary must be one of auto, off, warn, enforce, is True"),
     ("start_command", "run it", "start_command must be a list of words, is text (run it)"),
     ("start_command", ["run", 5], "start_command[1] must be text, is a number (5)"),
     ("macros", ["a"], "macros must be a dictionary, is a list"),
@@ -418,6 +454,11 @@ def test_what_is_no_list_of_models(models: Any, mistakes: list[str]) -> None:
         ({"lock_timeout_seconds": -0.5}, "lock_timeout_seconds must be a number of at least 0, is -0.5"),
         ({"min_active_seconds": []}, "min_active_seconds must be a number, is a list"),
         ({"ready_completion": "on"}, "ready_completion must be true or false, is text (on)"),
+        (
+            {"escalation": ["stop", "pray"]},
+            "escalation[1] must be one of stop, retry, restart, roll_back, is pray",
+        ),
+        ({"drain_timeout_action": "hope"}, "drain_timeout_action must be one of abort, keep, fail, is hope"),
         ({"macros": {"a": []}}, "macros.a must be text or a number, is a list"),
         ({"max_retry": 3}, "unknown key max_retry; did you mean max_retries?"),
         ({"zzz": 3}, f"unknown key zzz; the keys are: {SWITCHING_KEYS}"),
@@ -771,7 +812,7 @@ JSON = "must be text, a number, true or false, a list or a dictionary of these, 
 def test_a_body_and_an_argument_are_json(value: Any) -> None:
     kind = "a list" if isinstance(value, list) else "a dictionary"
     assert mistakes_of([entry(args={"x": value})]) == [f"vllm_models[0] (a): args.x {JSON} {kind}"]
-    requests = {**REQUESTS, "sleep_requests": [{"endpoint": "/x", "body": value}]}
+    requests: Any = {**REQUESTS, "sleep_requests": [{"endpoint": "/x", "body": value}]}
     assert mistakes_of([entry(**requests)]) == [f"vllm_models[0] (a): sleep_requests[0]: body {JSON} {kind}"]
 
 
@@ -916,6 +957,7 @@ FULL = [
         image="vllm/vllm-openai:v0.11.0",
         aliases=["x", "y"],
         ready_completion=False,
+        canary="warn",
         sleep_requests=[{"endpoint": "/s/${id}/${level}", "body": {"l": "${level}"}, "method": "PUT", "timeout": 1}],
         wake_requests=[{"endpoint": "/w/${m}"}],
         state_request={"endpoint": "/q/${g}", "sleeping": "zz$", "body": "text"},
@@ -992,6 +1034,7 @@ VALID = {
     "env": st.dictionaries(st.sampled_from(["A", "B_1"]), st.integers() | st.booleans() | plain_texts),
     "image": st.sampled_from(["", "vllm/vllm-openai:v0.11.0"]),
     "ready_completion": st.booleans() | st.sampled_from(["yes", "no"]),
+    "canary": st.sampled_from(["auto", "off", "warn", "enforce", False]),
     "state_request": st.fixed_dictionaries({"endpoint": st.just("/${id}"), "sleeping": st.just("(?i)zz+$")}),
     "start_command": st.lists(plain_words | st.just("${model}"), max_size=3),
 }
@@ -1016,6 +1059,7 @@ def valid_inventories(draw: st.DrawFn) -> tuple[list[dict[str, Any]], dict[str, 
                 "max_retries": st.integers(1, 1000) | st.just("7"),
                 "health_check_interval_seconds": st.floats(0.01, 100),
                 "ready_completion": st.booleans(),
+                "escalation": st.lists(st.sampled_from(["stop", "retry", "restart", "roll_back"])),
             },
         )
     )

@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching import lifecycle
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors import LifecycleError
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import Model, parse
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import Model, Switching, parse
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.lifecycle import (
     Command,
     ComposeService,
@@ -44,6 +43,10 @@ ROOT = Path(__file__).parents[5]
 IGNORES_SIGTERM = "trap '' TERM; echo ready; while :; do sleep 0.05; done"
 
 
+# What a test may change before it makes a lifecycle.
+SETTINGS: dict[str, Any] = {}
+
+
 def model(**fields: Any) -> Model:
     """A model called m."""
     return parse([{"id": "m", "model": "org/m", "host_port": 8001, **fields}]).models[0]
@@ -51,7 +54,7 @@ def model(**fields: Any) -> Model:
 
 def command(stack_dir: Path, *start: str, **fields: Any) -> Command:
     """The lifecycle of a model with this start_command."""
-    found = for_model(model(start_command=list(start), **fields), str(stack_dir))
+    found = for_model(model(start_command=list(start), **fields), str(stack_dir), Switching(**SETTINGS))
     assert isinstance(found, Command)
     return found
 
@@ -83,7 +86,7 @@ def has_printed(server: Command, lines: int) -> bool:
 
 @pytest.fixture
 def short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lifecycle, "STOP_GRACE_SECONDS", 0.3)
+    monkeypatch.setitem(SETTINGS, "stop_timeout_seconds", 0.3)
 
 
 # ---- start ------------------------------------------------------------------------------------
@@ -111,10 +114,10 @@ def test_the_models_environment_wins(stack_dir: Path) -> None:
 def test_the_server_outlives_whoever_started_it_and_others_can_stop_it(stack_dir: Path, processes: Processes) -> None:
     program = textwrap.dedent(
         f"""
-        from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import parse
+        from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import Switching, parse
         from ansible_collections.homegpt.vllm.plugins.module_utils.switching.lifecycle import Command
         models = [{{"id": "m", "model": "m", "host_port": 8001, "start_command": ["sleep", "300"]}}]
-        Command(parse(models).models[0], {str(stack_dir)!r}).start()
+        Command(parse(models).models[0], {str(stack_dir)!r}, Switching()).start()
         """
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT / ".build")}
@@ -391,7 +394,7 @@ def test_a_stop_command_that_is_not_there(stack_dir: Path) -> None:
 
 
 def test_a_stop_command_that_never_ends_is_cut(stack_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lifecycle, "COMMAND_TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setitem(SETTINGS, "command_timeout_seconds", 0.2)
     text = raised(command(stack_dir, "true", stop_command=["sleep", "300"]).stop)
     assert "sleep" in text
     assert "did not end within 0.2 s" in text
@@ -444,7 +447,7 @@ def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Docker:
 
 @pytest.fixture
 def service() -> ComposeService:
-    found = for_model(model(), "/srv/stack")
+    found = for_model(model(), "/srv/stack", Switching())
     assert isinstance(found, ComposeService)
     return found
 
@@ -455,12 +458,12 @@ def test_compose_starts_and_stops_the_models_service(docker: Docker, service: Co
     compose = ["compose", "--file", "/srv/stack/docker-compose.yml"]
     assert docker.calls() == [
         [*compose, "up", "--detach", "--no-deps", "--pull", "never", "vllm-m"],
-        [*compose, "stop", "vllm-m"],
+        [*compose, "stop", "--timeout", "20", "vllm-m"],
     ]
 
 
 def test_the_container_carries_the_name_that_the_model_gives(docker: Docker) -> None:
-    for_model(model(container_name="qwen"), "/srv/stack").start()
+    for_model(model(container_name="qwen"), "/srv/stack", Switching()).start()
     assert docker.calls()[0][-1] == "qwen"
 
 

@@ -99,7 +99,7 @@ def test_a_switch_that_fails(stack: Stack) -> None:
     assert failed.returncode == 1
     assert failed.stderr.startswith("b could not be made active: b's server ended with exit code 1")
     assert [line.split("  ")[0] for line in failed.stdout.splitlines()] == [
-        "drain a", "sleep a (level 1)", "start b", "verify b", "wake a (level 1)", "verify a",
+        "drain a", "sleep a (level 1)", "start b", "verify b", "roll_back: wake a (level 1)", "roll_back: verify a",
     ]  # fmt: skip
     assert failed.stdout.splitlines()[3].endswith("  FAILED")
     assert "a is active again" in failed.stderr

@@ -282,9 +282,9 @@ def test_predict_says_how_a_plan_ends() -> None:
         (128, 57, [(60, ASLEEP), (36, ASLEEP)], None, 2),
         (128, 57, [(60, ASLEEP_1), (36, GONE)], None, 1),
         (128, 57, [(60, ASLEEP_1), (36, AWAKE)], None, 1),
-        (128, 57, [], 57, 1),
-        (128, 57, [], 56.9, 2),
-        (128, 57, [(60, ASLEEP_1)], 60, 1),
+        (128, 57, [], 62.8, 1),
+        (128, 57, [], 62.6, 2),
+        (128, 57, [(60, ASLEEP_1)], 63, 1),
         (63, 57, [], 1000, 2),
     ],
 )
@@ -310,7 +310,7 @@ def test_the_level_of_a_sleep(
     ("sleep_level", "budget", "mem", "step"),
     [
         (1, 0, None, "sleep a (level 1)"),
-        (1, 128, 50, "sleep a (level 1)"),
+        (1, 128, 55.1, "sleep a (level 1)"),
         (2, 1000, 1000, "sleep a (level 2)"),
         ("stop", 1000, 1000, "stop a"),
     ],
@@ -372,8 +372,8 @@ def test_a_woken_model_still_holds_its_ram_while_others_make_room() -> None:
             [{}, {"sleep_level": 1, "weights_gb": 50}],
             [ASLEEP_1, AWAKE],
             49.9,
-            "b can't sleep at level 1: that takes 50.0 GB of host RAM and 49.9 GB are available; set its sleep_level "
-            "to auto or 2",
+            "b can't sleep at level 1: that takes 50.0 GB of host RAM, 5.0 GB more while they are copied, and 49.9 GB "
+            "are available; set its sleep_level to auto or 2",
         ),
     ],
 )

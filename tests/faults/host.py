@@ -1,0 +1,357 @@
+# SPDX-License-Identifier: MIT
+"""A host of two stand-ins that share one GPU, run by the host's own command line as a user runs it.
+
+    with Run() as run:
+        host = run.host(Setup(b="2"))
+        host.up()
+        answer = host.switch("b")
+        assert host.look("b").state == "active"
+
+Everything that a run starts carries its folder in its environment, and is ended with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import requests
+
+from tests.serverlib import ROOT, STANDIN, two_awake
+
+MARK = "HOMEGPT_TEST"
+# b is the bigger one, so that another process can leave room for a and none for b.
+GPU_GB, VRAM_GB, ASLEEP_GB = 25.0, {"a": 20.0, "b": 22.0}, 1.0
+TOKENS_PER_SECOND = 50
+# A run that takes longer is no run with bounds.
+KILL_AFTER_SECONDS = 90.0
+SETTINGS: dict[str, Any] = {
+    "max_retries": 20,
+    "health_check_interval_seconds": 0.2,
+    "request_timeout_seconds": 1,
+    "probe_timeout_seconds": 0.5,
+    "stop_timeout_seconds": 1,
+    "command_timeout_seconds": 2,
+    "drain_timeout_seconds": 1,
+    "failure_backoff_seconds": 0,
+    "canary": "auto",
+}
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a host is like before the switch from a to b. A host that is well after a cell serves the next one."""
+
+    a: str = "1"  # how each of the two leaves the GPU: sleep_level
+    b: str = "1"
+    client_seconds: float = 0.0  # how long the generation takes that runs on a
+    drain_seconds: float = 1.0
+    drain_action: str = "abort"
+    gpus_tell: bool = False  # nvidia-smi answers
+    without: tuple[str, ...] = ()  # rungs that are turned off
+
+
+@dataclass
+class Seen:
+    """What one server is, asked from itself."""
+
+    state: str  # active, sleeping, stopped, or error: it lives and does not answer, or its engine is dead
+    level: int | None = None
+    text: str = ""
+
+
+@dataclass
+class Answer:
+    """One ended run of the command line."""
+
+    status: int | None  # None: it had to be killed
+    said: str
+    result: dict[str, Any] | None
+    seconds: float
+
+
+class Run:
+    """One run of tests: a folder, ports that nobody else has, and the end of all that was started."""
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="faults-"))
+        self._lock = threading.Lock()
+        # Below those that the kernel gives to clients; another run begins elsewhere.
+        self._port = 20000 + os.getpid() * 37 % 9000
+        self._hosts = 0
+        # The GPUs of this machine are not asked.
+        tool = self.folder / "bin" / "nvidia-smi"
+        tool.parent.mkdir()
+        tool.write_text("#!/bin/sh\nexit 9\n", encoding="ascii")
+        tool.chmod(0o755)
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        kill_marked(str(self.folder))
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def port(self) -> int:
+        """Return a port that no other host of this run gets."""
+        with self._lock:
+            while True:
+                self._port = 20000 + (self._port - 20000 + 1) % 12000
+                with socket.socket() as sock, contextlib.suppress(OSError):
+                    sock.bind(("127.0.0.1", self._port))
+                    return self._port
+
+    def host(self, setup: Setup) -> Host:
+        """Return a host that has nothing running yet."""
+        with self._lock:
+            self._hosts += 1
+            folder = self.folder / str(self._hosts)
+        folder.mkdir()
+        return Host(folder, setup, {"a": self.port(), "b": self.port()}, self.folder / "bin")
+
+
+def kill_marked(folder: str) -> None:
+    """End every process that carries a folder, or one within it, as its mark."""
+    while left := _marked(folder):
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.02)
+
+
+def _marked(folder: str) -> list[int]:
+    entries = (f"{MARK}={folder}\0".encode(), f"{MARK}={folder}/".encode())
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            # A zombie has an empty environment.
+            environment = (path / "environ").read_bytes() + b"\0"
+            if path.name != str(os.getpid()) and any(entry in environment for entry in entries):
+                found.append(int(path.name))
+    return found
+
+
+class Client:
+    """A client with one running generation."""
+
+    def __init__(self, host: Host, seconds: float) -> None:
+        self.tokens = int(seconds * TOKENS_PER_SECOND)
+        self.whole = False
+        self._url = host.url("a")
+        self._thread = threading.Thread(target=self._ask, daemon=True)
+        self._thread.start()
+        deadline = time.monotonic() + 10
+        while host.get("a", "/standin/state").json()["requests"] == 0:
+            if time.monotonic() > deadline:
+                raise TimeoutError("the client's generation did not begin")
+            time.sleep(0.01)
+
+    def _ask(self) -> None:
+        body = {"model": "a", "prompt": "Once upon a time", "max_tokens": self.tokens, "temperature": 0}
+        with contextlib.suppress(requests.RequestException, ValueError, KeyError):
+            choice = requests.post(self._url + "/v1/completions", json=body, timeout=120).json()["choices"][0]
+            self.whole = choice["finish_reason"] == "length" and len(choice["text"].split()) == self.tokens
+
+    def wait(self, seconds: float) -> None:
+        """Wait for its end."""
+        self._thread.join(seconds)
+
+
+@dataclass
+class Host:
+    """Two servers, their models.json, and what they do."""
+
+    folder: Path
+    setup: Setup
+    ports: dict[str, int]
+    tools: Path
+    right: dict[str, str] = field(default_factory=dict)
+    canaries: dict[str, str] = field(default_factory=dict)
+    used: int = 0
+
+    @property
+    def stack(self) -> Path:
+        """The stack folder."""
+        return self.folder / "stack"
+
+    @property
+    def gpus(self) -> Path:
+        """The folder of the GPU's ledger."""
+        return self.folder / "gpus"
+
+    def declaration(self) -> dict[str, Any]:
+        """Return what models.json says."""
+        rungs = [rung for rung in ("stop", "retry", "restart", "roll_back") if rung not in self.setup.without]
+        switching = {
+            **SETTINGS,
+            "drain_timeout_seconds": self.setup.drain_seconds,
+            "drain_timeout_action": self.setup.drain_action,
+            "escalation": rungs,
+        }
+        return {"vllm_models": [self._model("a"), self._model("b")], "vllm_switching": switching}
+
+    def _model(self, name: str) -> dict[str, Any]:
+        command = [sys.executable, str(STANDIN), "serve", "${model}", "--served-model-name", "${id}"]
+        standin = {
+            "gpu_dir": self.gpus,
+            "gpu_total_gb": GPU_GB,
+            "vram_gb": VRAM_GB[name],
+            "asleep_gb": ASLEEP_GB,
+            "faults_file": self.faults(name),
+            "tokens_per_second": TOKENS_PER_SECOND if self.setup.client_seconds else 0,
+        }
+        return {
+            "id": name,
+            "model": f"org/{name}",
+            "host_port": self.ports[name],
+            "weights_gb": 0.01,
+            "sleep_level": getattr(self.setup, name),
+            "args": {"gpu_memory_utilization": VRAM_GB[name] / GPU_GB},
+            "start_command": [*command, "--host", "127.0.0.1", "--port", "${host_port}", "--enable-sleep-mode"],
+            "env": {f"STANDIN_{key.upper()}": str(value) for key, value in standin.items()},
+        }
+
+    def write(self, declaration: dict[str, Any]) -> None:
+        """Write models.json."""
+        self.stack.mkdir(exist_ok=True)
+        (self.stack / "models.json").write_text(json.dumps(declaration), encoding="utf-8")
+
+    def faults(self, name: str) -> Path:
+        """Return the file in which a server finds its faults."""
+        return self.folder / f"{name}.faults"
+
+    def environment(self) -> dict[str, str]:
+        """Return the environment of the command line, and by it of the servers."""
+        env = {name: value for name, value in os.environ.items() if not name.startswith(("STANDIN_", "VLLM_", "CUDA_"))}
+        tools = ROOT / "tests" / "standin" / "bin" if self.setup.gpus_tell else self.tools
+        env["PATH"] = f"{tools}{os.pathsep}{env.get('PATH', os.defpath)}"
+        env["PYTHONPATH"] = str(ROOT / "plugins" / "module_utils")
+        env[MARK] = str(self.folder)
+        if self.setup.gpus_tell:
+            env |= {"STANDIN_GPU_DIR": str(self.gpus), "STANDIN_GPU_TOTAL_GB": str(GPU_GB)}
+        return env
+
+    def up(self) -> None:
+        """Bring a up and b beside it, as a user would. That records both canaries."""
+        self.write(self.declaration())
+        for name in ("b", "a"):
+            answer = self.switch(name)
+            if answer.status != 0:
+                raise RuntimeError(f"the host did not come up: {answer.said}")
+            self.right[name] = self.text(name)
+        self.canaries = {name: self._canary(name) for name in ("a", "b")}
+
+    def switch(self, name: str) -> Answer:
+        """Run the host's own command line."""
+        command = [sys.executable, "-m", "switching", "--stack-dir", str(self.stack), "switch", name, "--json"]
+        started = time.monotonic()
+        with subprocess.Popen(
+            command,
+            env=self.environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            try:
+                printed, said = process.communicate(timeout=KILL_AFTER_SECONDS)
+                status: int | None = process.returncode
+            except subprocess.TimeoutExpired:
+                process.kill()
+                printed, said = process.communicate()
+                status = None
+        lines = printed.strip().splitlines()
+        return Answer(status, said.strip(), json.loads(lines[-1]) if lines else None, time.monotonic() - started)
+
+    def url(self, name: str) -> str:
+        """Return where a server answers."""
+        return f"http://127.0.0.1:{self.ports[name]}"
+
+    def get(self, name: str, path: str) -> requests.Response:
+        """Ask a server, past the engine."""
+        return requests.get(self.url(name) + path, timeout=2)
+
+    def text(self, name: str) -> str:
+        """Return what a server answers to a client."""
+        body = {"model": name, "prompt": "Once upon a time", "max_tokens": 8, "temperature": 0}
+        answer = requests.post(self.url(name) + "/v1/completions", json=body, timeout=5)
+        answer.raise_for_status()
+        return str(answer.json()["choices"][0]["text"])
+
+    def look(self, name: str) -> Seen:
+        """What a server is, whatever anybody says."""
+        try:
+            if self.get(name, "/health").status_code != 200:
+                return Seen("error")
+            state = self.get(name, "/standin/state").json()
+            asleep = bool(state["asleep"] or state["paused"])
+            if self.get(name, "/is_sleeping").json()["is_sleeping"] != asleep:
+                return Seen("error")
+            return Seen("sleeping", state["level"]) if asleep else Seen("active", None, self.text(name))
+        except requests.ConnectionError:
+            return Seen("error" if self.lives(name) else "stopped")
+        except (requests.RequestException, ValueError, KeyError):
+            return Seen("error")
+
+    def lives(self, name: str) -> bool:
+        """Whether the process that was started last lives."""
+        try:
+            pid = json.loads((self.stack / "run" / f"{name}.pid").read_text(encoding="utf-8"))["pid"]
+            return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] not in "ZX"
+        except (OSError, ValueError, KeyError):
+            return False
+
+    def events(self) -> list[dict[str, Any]]:
+        """What the servers did, in order."""
+        file = self.gpus / "events.jsonl"
+        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
+
+    def two_awake(self, since: int = 0) -> list[str]:
+        """The moments at which both were on the GPU."""
+        return two_awake(self.events(), since)
+
+    def _canary(self, name: str) -> str:
+        try:
+            record = json.loads((self.stack / "run" / f"{name}.canary.json").read_text(encoding="utf-8"))
+            return f"{record['text']} {record['reproducible']} {record['suspect']}"
+        except (OSError, ValueError, KeyError):
+            return ""
+
+    def as_it_was(self) -> bool:
+        """Whether the host is as C(up) has left it, so that another cell can have it."""
+        b = Seen("stopped") if self.setup.b == "stop" else Seen("sleeping", int(self.setup.b))
+        fresh = {name: self._canary(name) for name in ("a", "b")} == self.canaries
+        return fresh and self.look("a") == Seen("active", None, self.right["a"]) and self.look("b") == b
+
+    def normal(self, text: str) -> str:
+        """Return a text of the engine without what differs from run to run."""
+        text = text.split("; its last log lines:")[0]
+        for name, port in self.ports.items():
+            text = text.replace(f"http://127.0.0.1:{port}", "").replace(f"port {port}", f"{name}'s port")
+        text = text.replace(str(self.stack), "DIR").replace(str(self.folder), "DIR")
+        text = re.sub(r"(the connection broke off): .*", r"\1", text)
+        text = re.sub(r"process \d+", "process PID", text)
+        text = re.sub(r" on \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC", "", text)
+        text = re.sub(r"with (['\"]).*?\1, not with (['\"]).*?\2", "otherwise than", text)
+        text = re.sub(r": (<!DOCTYPE|\{).*", "", text)
+        return text.replace("otherwise than as recorded", "otherwise than recorded")
+
+    def end(self) -> None:
+        """End all that runs here."""
+        kill_marked(str(self.folder))

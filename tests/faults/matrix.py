@@ -1,0 +1,416 @@
+# SPDX-License-Identifier: MIT
+"""The fault matrix: every step of a switch meets every fault, and what is left is asked from the servers themselves.
+
+    python -m tests.faults.matrix                        all cells; the last line is `N cells, M violations`
+    python -m tests.faults.matrix --only sleep/500       those of a step, or a fault of a step
+    python -m tests.faults.matrix --write docs/failure-modes.md
+
+A cell is a host of two stand-ins that share one GPU, a active and b not, brought there and switched to b by the host's
+own command line. The fault hits one call of one step. Then:
+
+I1  never, the healing included, were both on the GPU at one moment;
+I2  b is active and a is not (exit status 0), or a is active again and b is not (1), or the message names what is left
+    (1). Whoever is awake answers with the right text. The exit status and the result say what is so;
+I3  the switch and each of its steps took no longer than their settings say;
+I4  where it failed, the message names the model, the step, the cause and a remedy;
+I5  without the fault, the next switch to b succeeds, and then one to a.
+
+A client's request that ran on a ended whole, or the result says that it was cut.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import concurrent.futures
+import contextlib
+import re
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from tests.serverlib import ROOT
+from tests.standin.gpu import GpuHost, OutOfMemory
+
+from . import document
+from .cells import Cell, cells
+from .host import GPU_GB, SETTINGS, Answer, Client, Host, Run, Seen, Setup
+
+SIDE_BY_SIDE = 5
+# What a machine with two busy cores adds to a step, and to begin and end a process.
+SLACK_STEP, SLACK_PROCESS = 0.5, 2.0
+B_ACTIVE, A_ACTIVE, NAMED = "b active", "a active again", "error state"
+
+
+@dataclass
+class Outcome:
+    """What became of one cell."""
+
+    cell: Cell
+    left: str = ""
+    rungs: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    cause: str = ""
+    remedy: str = ""
+    steps: list[dict[str, Any]] = field(default_factory=list)
+    violations: list[str] = field(default_factory=list)
+    note: str = ""
+
+
+class Hosts:
+    """Hosts that are well and have nothing to do: to bring one up takes longer than most cells."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self._idle: dict[Setup, list[Host]] = collections.defaultdict(list)
+        self._lock = threading.Lock()
+
+    def take(self, setup: Setup) -> Host:
+        """Return a host with a active and b not."""
+        with self._lock:
+            if self._idle[setup]:
+                return self._idle[setup].pop()
+        host = self.run.host(setup)
+        host.up()
+        return host
+
+    def give_back(self, host: Host, well: bool) -> None:
+        """Keep it for the next cell, or end it."""
+        host.used += 1
+        if well and host.as_it_was():
+            with self._lock:
+                self._idle[host.setup].append(host)
+        else:
+            host.end()
+
+
+class Foreign:
+    """Another process's share of the GPU's memory."""
+
+    def __init__(self, host: Host, gigabytes: float, patient: bool) -> None:
+        self._holder = GpuHost(host.gpus, ("0",), GPU_GB, "python3")
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._grab, args=(gigabytes,), daemon=True)
+        if patient:
+            self._thread.start()
+        else:
+            self._holder.hold(gigabytes)
+
+    def _grab(self, gigabytes: float) -> None:
+        while not self._end.wait(0.01):
+            with contextlib.suppress(OutOfMemory):
+                self._holder.hold(gigabytes)
+                return
+
+    def release(self) -> None:
+        """Give it back."""
+        self._end.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        self._holder.end("gone")
+        self._holder.life.close()
+
+
+def run_cell(cell: Cell, hosts: Hosts) -> Outcome:
+    """Run one cell and tell what became of it."""
+    outcome = Outcome(cell)
+    host = hosts.take(cell.setup)
+    try:
+        _run_cell(cell, host, outcome)
+    except Exception as error:  # a cell that can't be judged must not hide
+        outcome.violations.append(f"the cell broke: {type(error).__name__}: {error}")
+    finally:
+        hosts.give_back(host, not outcome.violations)
+    return outcome
+
+
+def _run_cell(cell: Cell, host: Host, outcome: Outcome) -> None:
+    since = len(host.events())
+    client = Client(host, cell.setup.client_seconds) if cell.setup.client_seconds else None
+    with _fault(cell, host):
+        answer = host.switch("b")
+        if cell.fault == "late":
+            time.sleep(2)  # until it has come true
+    seen = {name: host.look(name) for name in ("a", "b")}
+    outcome.seconds = answer.seconds
+    outcome.steps = answer.result["steps"] if answer.result else []
+    outcome.rungs = sorted({step["escalation"] for step in outcome.steps if "escalation" in step})
+    outcome.cause, outcome.remedy = told(answer, host)
+    outcome.left = left(answer, seen, host)
+    outcome.note = ", ".join(f"{name} {one.state}" for name, one in seen.items())
+    wrong = outcome.violations
+    wrong += end_state(answer, seen, host, outcome.left)
+    wrong += truth(cell, answer, seen)
+    wrong += in_time(answer, cell.setup)
+    wrong += message(answer)
+    wrong += healing(host, client, answer)
+    wrong += [f"two awake: {text}" for text in host.two_awake(since)]
+
+
+@contextlib.contextmanager
+def _fault(cell: Cell, host: Host) -> Iterator[None]:
+    """Make the fault, and end it."""
+    for name, orders in cell.orders.items():
+        if cell.running:
+            requests.post(host.url(name) + "/standin/faults", json=orders, timeout=5).raise_for_status()
+        else:
+            host.faults(name).write_text(document.json_text(orders), encoding="utf-8")
+    if cell.change:
+        declaration = host.declaration()
+        cell.change(declaration)
+        host.write(declaration)
+    pid_file = host.stack / "run" / "a.pid"
+    if cell.orphan:
+        pid_file.rename(pid_file.with_suffix(".hidden"))
+    foreign = None
+    if cell.foreign_gb or cell.grabbed_gb:
+        foreign = Foreign(host, cell.foreign_gb or cell.grabbed_gb, patient=bool(cell.grabbed_gb))
+    try:
+        yield
+    finally:
+        if foreign:
+            foreign.release()
+        if cell.orphan and not pid_file.exists():
+            pid_file.with_suffix(".hidden").rename(pid_file)
+        if cell.change:
+            host.write(host.declaration())
+        for name in cell.orders:
+            host.faults(name).unlink(missing_ok=True)
+            if cell.running:
+                with contextlib.suppress(requests.RequestException):
+                    requests.delete(host.url(name) + "/standin/faults", timeout=2)
+
+
+def left(answer: Answer, seen: dict[str, Seen], host: Host) -> str:
+    """Which of the three allowed ends it was, "" for none of them."""
+    right = {name: one.state == "active" and one.text == host.right[name] for name, one in seen.items()}
+    if answer.status == 0 and right["b"] and seen["a"].state != "active":
+        return B_ACTIVE
+    if answer.status == 1 and right["a"] and seen["b"].state != "active":
+        return A_ACTIVE
+    named = re.search("could not be put back|was not put back|The host is left with: ", answer.said)
+    if answer.status == 1 and named and all(right[name] or one.state != "active" for name, one in seen.items()):
+        return NAMED
+    return ""
+
+
+def end_state(answer: Answer, seen: dict[str, Seen], host: Host, which: str) -> list[str]:
+    """I2: one of the three."""
+    if answer.status is None:
+        return ["it did not end and had to be killed"]
+    if which:
+        return []
+    is_ = ", ".join(
+        f"{name} is {one.state}" + (" with a wrong text" if one.state == "active" and one.text != host.right[name] else "")
+        for name, one in seen.items()
+    )
+    return [f"exit status {answer.status}, but {is_}: {answer.said or 'nothing was said'}"]
+
+
+def truth(cell: Cell, answer: Answer, seen: dict[str, Seen]) -> list[str]:
+    """I2: what the result says is so."""
+    wrong = []
+    if answer.result is None:
+        return ["exit status 0 without a result"] if answer.status == 0 else []
+    if (answer.status == 0) != (answer.result["active_model"] == "b" and answer.result["models"]["b"]["state"] == "active"):
+        wrong.append(f"exit status {answer.status} with active_model {answer.result['active_model']}")
+    for name, one in seen.items():
+        said = answer.result["models"][name]
+        # A server that still answers nonsense while it is looked at can't be known.
+        blind = name in cell.orders and cell.variant != "once"
+        if said["state"] in ("error", "loading"):
+            if one.state in ("active", "sleeping") and not blind:
+                wrong.append(f"the result says that {name} is {said['state']}, but it is {one.state}")
+        elif said["state"] != one.state or (one.state == "sleeping" and said["level"] != one.level):
+            says, is_ = f"{said['state']} {said['level'] or ''}".strip(), f"{one.state} {one.level or ''}".strip()
+            wrong.append(f"the result says that {name} is {says}, but it is {is_}")
+    active = [name for name, one in seen.items() if one.state == "active"]
+    if answer.result["active_model"] not in (active or [None]):
+        known = answer.result["models"].get((active or ["b"])[0], {}).get("state")
+        if known not in ("error", "loading"):
+            wrong.append(f"the result says that {answer.result['active_model']} is active, but {active} is")
+    return wrong
+
+
+def bound(action: str, setup: Setup) -> float:
+    """How long a step may take at most, as its settings say."""
+    call, probe, stop = (SETTINGS[f"{key}_timeout_seconds"] for key in ("request", "probe", "stop"))
+    ready = SETTINGS["max_retries"] * SETTINGS["health_check_interval_seconds"]
+    return float(
+        {
+            # Counted before and after, asked for its version, and told to go on.
+            "drain": setup.drain_seconds + 3 * probe + call,
+            # The call, the wait until it is so, and the last look.
+            "sleep": 2 * call + probe,
+            # Two looks; SIGTERM and SIGKILL, or the command; the wait until its port is closed, and its last looks.
+            "stop": 2 * probe + max(2 * stop, SETTINGS["command_timeout_seconds"] + 2 * stop) + call + 2 * probe,
+            # Four calls, one of them up to three times.
+            "wake": 6 * call,
+            "reload": 4 * call,
+            "start": 2 * stop,
+            # The wait, the last two looks, the answer, and when the server was started.
+            "verify": ready + 2 * probe + call + probe,
+            "wait": 0,
+            "record": 2 * call + 2 * probe,
+        }[action]
+    )
+
+
+def in_time(answer: Answer, setup: Setup) -> list[str]:
+    """I3: the whole and each step."""
+    wrong = []
+    if answer.status is None:
+        return []
+    steps = answer.result["steps"] if answer.result else []
+    for step in steps:
+        most = bound(step["action"], setup) + SLACK_STEP
+        if step["seconds"] is None or step["seconds"] > most:
+            wrong.append(f"{step['action']} {step['model']} took {step['seconds']} s, {most:g} s at most were stated")
+    # Before all; before a retry; and on the way back before and after each of two.
+    observations = 1 + any("failed" in step for step in steps) + (4 if answer.status else 0)
+    most = sum(bound(step["action"], setup) for step in steps) + SLACK_PROCESS
+    most += observations * 2 * SETTINGS["probe_timeout_seconds"]
+    if answer.seconds > most:
+        wrong.append(f"the switch took {answer.seconds:.1f} s, {most:g} s at most were stated")
+    return wrong
+
+
+def message(answer: Answer) -> list[str]:
+    """I4: what the person is told."""
+    wrong = []
+    if "Traceback" in answer.said:
+        wrong.append(f"a traceback: {answer.said.splitlines()[-1]}")
+    if answer.status == 0:
+        return wrong
+    if answer.status != 1:
+        return [*wrong, f"exit status {answer.status}: {answer.said}"]
+    wanted = {"the model": r"\b[ab]\b", "a remedy": r"What to do: \S"}
+    if answer.result is not None:
+        # Where there is none, nothing was done that could fail.
+        wanted |= {"what was asked for": r"^b could not be made active: \S", "the step": r"Failed: \w+ [ab]\b"}
+        causes = [step["failed"] for step in answer.result["steps"] if "failed" in step]
+        if causes and not any(cause.split("\n")[0][:60] in answer.said for cause in causes):
+            wrong.append(f"the message does not name the cause ({causes[0]}): {answer.said}")
+    for what, pattern in wanted.items():
+        if not re.search(pattern, answer.said, re.MULTILINE):
+            wrong.append(f"the message does not name {what}: {answer.said}")
+    return wrong
+
+
+def healing(host: Host, client: Client | None, answer: Answer) -> list[str]:
+    """I5: without the fault all is well, and the client has its answer or is accounted for."""
+    results = [answer.result]
+    wrong = []
+    for name, other in (("b", "a"), ("a", "b")):
+        again = host.switch(name)
+        results.append(again.result)
+        if again.status != 0:
+            wrong.append(f"healing: switch {name} exits {again.status}: {again.said}")
+            break
+        seen = {one: host.look(one) for one in ("a", "b")}
+        if seen[name] != Seen("active", None, host.right[name]) or seen[other].state == "active":
+            wrong.append(f"healing: after switch {name} {name} is {seen[name]} and {other} is {seen[other]}")
+        if name == "b" and client and not _cut(results):
+            # What ran on is over by now; what was parked goes on with a.
+            client.wait(0 if _parked(results) else 1)
+    if client:
+        client.wait(10)
+        if not client.whole and not _cut(results):
+            counts = [result["requests"] for result in results if result]
+            wrong.append(f"the client's request was lost, and no result says that it was cut: {counts}")
+    return wrong
+
+
+def _cut(results: list[dict[str, Any] | None]) -> bool:
+    return any(result["requests"]["cut"] for result in results if result)
+
+
+def _parked(results: list[dict[str, Any] | None]) -> bool:
+    return any(result["requests"]["parked"] for result in results if result)
+
+
+def told(answer: Answer, host: Host) -> tuple[str, str]:
+    """The cause and the remedy, as the person is told them."""
+    failed = [step["failed"] for step in (answer.result or {"steps": []})["steps"] if "failed" in step]
+    warnings = answer.result["warnings"] if answer.result else []
+    said = host.normal(answer.said)
+    remedy = said.split("What to do: ")[1] if "What to do: " in said else ""
+    cause = host.normal(failed[0]) if failed else said if answer.status else "; ".join(map(host.normal, warnings))
+    return cause, remedy
+
+
+def line(outcome: Outcome) -> str:
+    """One cell for the terminal."""
+    cell = outcome.cell
+    rungs = "+".join(outcome.rungs) or "-"
+    text = f"{cell.step:26} {cell.fault:18} {cell.variant:26} {outcome.left or 'NONE':15} {rungs:28} {outcome.seconds:5.1f} s"
+    return "\n    VIOLATION: ".join([text, *(" ".join(one.split()) for one in outcome.violations)])
+
+
+def worst(outcomes: list[Outcome]) -> Iterator[str]:
+    """The worst time of each rung and of each step."""
+    rungs: dict[str, float] = collections.defaultdict(float)
+    steps: dict[str, float] = collections.defaultdict(float)
+    for outcome in outcomes:
+        spent: dict[str, float] = collections.defaultdict(float)
+        for step in outcome.steps:
+            steps[step["action"]] = max(steps[step["action"]], step["seconds"] or 0)
+            if "escalation" in step:
+                spent[step["escalation"]] += step["seconds"] or 0
+        for rung, seconds in spent.items():
+            rungs[rung] = max(rungs[rung], seconds)
+    yield "worst time of a rung: " + ", ".join(f"{rung} {rungs[rung]:.2f} s" for rung in sorted(rungs))
+    yield "worst time of a step: " + ", ".join(f"{step} {steps[step]:.2f} s" for step in sorted(steps))
+
+
+def chosen(only: str) -> list[Cell]:
+    """The cells of a step, a fault of it, or a variant of that."""
+    return [cell for cell in cells() if not only or f"{cell.name}/".startswith(only.rstrip("/") + "/")]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the matrix and return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m tests.faults.matrix", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--only", default="", metavar="STEP[/FAULT[/VARIANT]]", help="run a part")
+    parser.add_argument("--list", action="store_true", help="name the cells and run none")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="write what was found for readers")
+    options = parser.parse_args(argv)
+    wanted = chosen(options.only)
+    if options.list:
+        print("\n".join(cell.name for cell in wanted))
+        return 0
+    started = time.monotonic()
+    outcomes: list[Outcome] = []
+    with Run() as run, concurrent.futures.ThreadPoolExecutor(SIDE_BY_SIDE) as pool:
+        hosts = Hosts(run)
+        try:
+            for outcome in pool.map(lambda cell: run_cell(cell, hosts), wanted):
+                outcomes.append(outcome)
+                print(line(outcome), flush=True)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    violations = sum(len(outcome.violations) for outcome in outcomes)
+    counts = collections.Counter(outcome.left or "none of the three" for outcome in outcomes)
+    print("\n".join(worst(outcomes)))
+    print(", ".join(f"{count} {what}" for what, count in counts.most_common()), end="; ")
+    print(f"{time.monotonic() - started:.0f} s in all")
+    text = document.render([document.Row.of(outcome) for outcome in outcomes])
+    committed = ROOT / "docs" / "failure-modes.md"
+    if options.write:
+        options.write.write_text(text, encoding="utf-8")
+    elif not options.only and (not committed.exists() or committed.read_text(encoding="utf-8") != text):
+        print("VIOLATION: docs/failure-modes.md is out of date: python -m tests.faults.matrix --write docs/failure-modes.md")
+        violations += 1
+    print(f"{len(outcomes)} cells, {violations} violations", flush=True)
+    return 1 if violations else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: MIT
+"""The canary: a server that answers otherwise after a wake than when it was known good."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors import SwitchFailed
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.switch import Result
+
+from .conftest import Host
+
+ANSWER = "/v1/completions"
+
+
+@pytest.fixture
+def pair(host: Host) -> Host:
+    """The models a, which is active, and b, which sleeps at level 2; both were loaded by a switch."""
+    host.settings["canary"] = "auto"
+    for name in "ab":
+        host.declare(name, sleep_level=2)
+    host.switch("b")
+    host.switch("a")
+    return host
+
+
+def record(host: Host, name: str) -> Any:
+    return json.loads((host.stack_dir / "run" / f"{name}.canary.json").read_text(encoding="utf-8"))
+
+
+def notes(result: Result) -> list[str]:
+    return [step["note"] for step in result.steps if step["action"] in ("verify", "record") and "note" in step]
+
+
+def rungs(result: Result) -> list[str]:
+    return [f"{step.get('escalation', '-')} {step['action']} {step['model']}" for step in result.steps]
+
+
+def failed(host: Host, name: str) -> tuple[str, Result]:
+    with pytest.raises(SwitchFailed) as caught:
+        host.switch(name)
+    return str(caught.value), caught.value.result
+
+
+def test_the_answer_is_recorded_when_a_server_has_been_started(pair: Host) -> None:
+    path = pair.stack_dir / "run" / "b.canary.json"
+    assert path.stat().st_mode & 0o777 == 0o600
+    known = record(pair, "b")
+    assert known["reproducible"]
+    assert known["version"] == "0.32.0"
+    assert known["served"]["model"] == "org/b"
+    assert abs(known["start"] - path.stat().st_mtime) < 60
+    assert not known["suspect"]
+    # Twice, and once after the wake.
+    assert pair.changing_calls("b").count("POST " + ANSWER) == 2
+    assert notes(pair.switch("b")) == ["answers as recorded"]
+    assert pair.changing_calls("b").count("POST " + ANSWER) == 3
+    assert record(pair, "b") == known
+
+
+def test_weights_that_were_not_loaded_again_are_loaded_again(pair: Host) -> None:
+    # It says that it has reloaded the weights, and has not.
+    pair.fault("b", "/collective_rpc", "not_done")
+    result = pair.switch("b")
+    assert rungs(result) == [
+        "- drain a", "- sleep a", "- wake b", "- verify b", "retry reload b", "retry verify b",
+    ]  # fmt: skip
+    assert "b answers the fixed prompt with " in result.steps[3]["failed"]
+    assert result.active_model == "b"
+
+
+def test_a_wake_that_keeps_going_wrong_ends_in_a_restart(pair: Host) -> None:
+    right = pair.completion("a")
+    known = record(pair, "a")
+    pair.switch("b")
+    pair.fault("a", "/collective_rpc", "not_done", times=0)
+    result = pair.switch("a")
+    assert rungs(result)[3:] == [
+        "- verify a", "retry reload a", "retry verify a", "restart stop a", "restart start a", "restart verify a",
+    ]  # fmt: skip
+    assert pair.completion("a") == right
+    again = record(pair, "a")
+    assert again["text"] == known["text"]
+    assert again["start"] > known["start"]
+
+
+def test_a_wrong_answer_brings_the_previous_model_back_and_does_not_stay_awake(pair: Host) -> None:
+    pair.settings["escalation"] = ["roll_back"]
+    pair.fault("b", "/collective_rpc", "not_done", times=0)
+    text, result = failed(pair, "b")
+    assert result.active_model == "a"
+    assert pair.states() == {"a": "active", "b": "sleeping"}
+    assert "as recorded on 20" in text
+    assert "(canary)\nFailed: verify b\na is active again" in text
+    assert "What to do: see that the model's files are those it was loaded from" in text
+    assert record(pair, "b")["suspect"]
+    # It is not taken on trust by a fresh start either, while it answers wrongly.
+    pair.fault("b", ANSWER, "wrong_text", times=0)
+    failed(pair, "b")
+    pair.call("b", "DELETE", "/standin/faults")
+    assert pair.switch("b").active_model == "b"
+    assert not record(pair, "b")["suspect"]
+
+
+def test_without_a_roll_back_a_server_with_wrong_weights_is_put_to_sleep(pair: Host) -> None:
+    pair.settings["escalation"] = []
+    pair.fault("b", "/collective_rpc", "not_done", times=0)
+    text, result = failed(pair, "b")
+    assert "a, active before, was not put back (escalation is without roll_back)" in text
+    assert result.active_model is None
+    assert pair.states() == {"a": "sleeping", "b": "sleeping"}
+
+
+@pytest.mark.parametrize("mode", ["warn", "off"])
+def test_a_wrong_answer_that_is_only_warned_of(pair: Host, mode: str) -> None:
+    pair.models[1]["canary"] = mode
+    pair.fault("b", "/collective_rpc", "not_done", times=0)
+    result = pair.switch("b")
+    assert result.active_model == "b"
+    assert rungs(result)[2:] == ["- wake b", "- verify b"]
+    assert len(result.warnings) == (mode == "warn")
+    assert all("b answers the fixed prompt with" in warning for warning in result.warnings)
+
+
+def test_an_answer_that_was_not_reproducible_is_only_warned_of(host: Host) -> None:
+    host.settings["canary"] = "auto"
+    host.declare("a", env={"STANDIN_FAULTS": json.dumps([{"path": ANSWER, "fault": "wrong_text"}])})
+    host.declare("b")
+    assert notes(host.switch("a")) == ["answer recorded, but a second one was another"]
+    host.switch("b")
+    result = host.switch("a")
+    assert notes(result) == ["answers otherwise than recorded"]
+    assert len(result.warnings) == 1
+
+
+def test_a_fresh_start_may_answer_otherwise(pair: Host) -> None:
+    pair.switch("b", "stopped")
+    # Its weights have been changed: another model answers under the same name.
+    pair.models[1]["start_command"][3] = "org/other"
+    result = pair.switch("b")
+    assert "it was started since, so that was recorded anew" in result.warnings[0]
+    pair.switch("a")
+    assert pair.switch("b").warnings == []
+
+
+def test_another_command_line_is_another_record(pair: Host) -> None:
+    before = record(pair, "b")
+    pair.switch("b", "stopped")
+    pair.models[1]["args"] = {"max_model_len": 100, "api_key": "s3cret"}
+    assert notes(pair.switch("b")) == ["answer recorded"]
+    after = record(pair, "b")
+    assert (before["served"]["args"], after["served"]["args"]) == ({}, {"max_model_len": 100})
+
+
+def test_an_answer_is_recorded_on_request(pair: Host) -> None:
+    pair.fault("b", ANSWER, "wrong_text", times=0)
+    with pair.switcher() as switcher:
+        assert [step["action"] for step in switcher.switch("b", check=True, record_canary=True).steps][-1] == "record"
+        result = switcher.switch("b", record_canary=True)
+    assert notes(result) == ["answer recorded"]
+    assert result.changed
+    pair.switch("a")
+    assert pair.switch("b").warnings == []
+    with pair.switcher() as switcher:
+        again = switcher.switch("b", record_canary=True)
+    assert [step["action"] for step in again.steps] == ["record"]
+
+
+def test_a_record_that_cannot_be_read_or_written(pair: Host, tmp_path: Path) -> None:
+    path = pair.stack_dir / "run" / "b.canary.json"
+    path.write_text("{", encoding="utf-8")
+    assert notes(pair.switch("b")) == ["answer recorded"]
+    pair.switch("a")
+    path.unlink()
+    (pair.stack_dir / "run" / "b.canary.json.new").mkdir()
+    result = pair.switch("b")
+    assert result.active_model == "b"
+    assert "the canary's answer of b could not be recorded" in result.warnings[0]
+
+
+def test_a_model_that_completes_no_text_has_no_canary(host: Host) -> None:
+    host.settings["canary"] = "enforce"
+    host.declare("a", ready_completion=False)
+    host.switch("a")
+    assert host.changing_calls("a") == []
+    assert not (host.stack_dir / "run" / "a.canary.json").exists()

@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: MIT
+"""What outlives a switch: the lock's notes, by which the next one heals a host, waits, and lets a model stay."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors import SwitchFailed, SwitchingError
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.lock import HostLock
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.switch import Result
+
+from .conftest import Host
+
+
+@pytest.fixture
+def pair(host: Host) -> Host:
+    """The models a and b, which share a GPU and sleep at level 2."""
+    for name in "ab":
+        host.declare(name, sleep_level=2)
+    return host
+
+
+def cut_off(host: Host, name: str, before: str) -> None:
+    """A switch to a model that is killed at a call to its server; this thread takes the place of a process."""
+
+    class Killed(BaseException):
+        pass
+
+    def put_back(*_arguments: Any) -> None:
+        raise Killed
+
+    with host.switcher() as switcher:
+        server, send = switcher.servers[name], switcher.servers[name]._send
+
+        def last(request: Any, level: int) -> str:
+            if before in request.endpoint:
+                raise Killed
+            return send(request, level)
+
+        server._send = last  # type: ignore[method-assign]
+        switcher._put_back = put_back  # type: ignore[method-assign, assignment]
+        with pytest.raises(Killed):
+            switcher.switch(name)
+
+
+def taken(result: Result) -> list[str]:
+    return [f"{step['action']} {step['model']}" for step in result.steps]
+
+
+@pytest.mark.parametrize("wanted", ["active", "sleeping"])
+def test_the_target_of_a_wake_that_was_cut_off_is_woken_from_wherever_it_is(pair: Host, wanted: str) -> None:
+    pair.up(a="active", b=2)
+    cut_off(pair, "b", "kv_cache")
+    with pair.switcher() as switcher:
+        assert switcher.report()["models"]["b"]["problem"] == "its last wake was not proved"
+    result = pair.switch("b", wanted)
+    assert pair.states() == {"a": "sleeping", "b": wanted}
+    assert taken(result)[:2] == ["wake b", "verify b"]
+    assert pair.call("b", "GET", "/standin/state").json()["weights_right"] is (wanted == "active")
+
+
+def test_the_half_awake_make_room_for_another(pair: Host) -> None:
+    pair.up(a="active", b=2)
+    cut_off(pair, "b", "kv_cache")
+    assert taken(pair.switch("a")) == ["stop b", "wake a", "verify a"]
+    assert pair.states() == {"a": "active", "b": "stopped"}
+
+
+def test_a_wake_that_was_cut_off_before_it_was_proved_is_proved(pair: Host) -> None:
+    pair.settings["canary"] = "auto"
+    pair.switch("b")
+    pair.switch("a")
+    # All awake, and the weights not loaded: the last call that makes it right never came.
+    pair.models[1].update(
+        sleep_requests=[{"endpoint": "/sleep?level=${level}"}],
+        wake_requests=[{"endpoint": "/wake_up"}, {"endpoint": "/collective_rpc", "body": {"method": "reload_weights"}}],
+    )
+    cut_off(pair, "b", "collective_rpc")
+    assert pair.states() == {"a": "sleeping", "b": "active"}
+    result = pair.switch("b")
+    assert taken(result) == ["verify b", "stop b", "start b", "verify b"]
+    assert result.steps[0]["failed"].endswith("(canary)")
+    assert pair.switch("b").steps == []
+
+
+def test_a_damaged_note_is_none(pair: Host) -> None:
+    pair.up(a="active", b=2)
+    cut_off(pair, "b", "kv_cache")
+    lock = pair.stack_dir / "run" / "switch.lock"
+    for text in ("", "[]", "{", '{"doubtful": 5}', "process 42: b active"):
+        lock.write_text(text, encoding="utf-8")
+        lock_read = HostLock(str(pair.stack_dir))
+        lock_read.peek()
+        assert (lock_read.doubtful, lock_read.active_since, lock_read.failed_at) == (set(), {}, 0.0)
+    pair.switch("b", "stopped")
+
+
+def test_notes_are_not_read_while_a_switch_goes_on(tmp_path: Path) -> None:
+    lock = HostLock(str(tmp_path))
+    with lock.hold("b active", 1, lambda _done, _seconds: False):
+        lock.doubt("b")
+        other = HostLock(str(tmp_path))
+        other.peek()
+        assert other.doubtful == set()
+    other.peek()
+    assert other.doubtful == {"b"}
+    # A note that is shorter than the one before covers it.
+    with lock.hold("b active", 1, lambda _done, _seconds: False):
+        for name in [f"{number:0200d}" for number in range(10)]:
+            lock.doubt(name)
+        for name in list(lock.doubtful):
+            lock.settle(name)
+    other.peek()
+    assert other.doubtful == set()
+
+
+def test_who_waits_is_told_for_whom(tmp_path: Path) -> None:
+    holder = HostLock(str(tmp_path))
+    told: list[str] = []
+    with holder.hold("a active", 1, lambda _done, _seconds: False):
+        waiting = HostLock(str(tmp_path))
+        with (
+            pytest.raises(SwitchingError, match=r"process .*: a active, since 20.*did for 3 s"),
+            waiting.hold("b active", 3, lambda done, _seconds: done(), told.append),
+        ):
+            pass
+    assert len(told) == 1
+    assert told[0].startswith("waiting for another switch of this host (process ")
+    with open(holder.path, encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # free again
+
+
+class Clocks:
+    """Time that passes when somebody sleeps, and only then."""
+
+    def __init__(self) -> None:
+        self.seconds = 1000.0
+        self.slept: list[float] = []
+
+    def now(self) -> float:
+        return self.seconds
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(round(seconds, 3))
+        self.seconds += seconds
+
+
+def test_a_model_stays_active_for_as_long_as_it_may(pair: Host) -> None:
+    pair.settings["min_active_seconds"] = 60
+    pair.up(a="active", b=2)
+    clocks = Clocks()
+    pair.switch("b", now=clocks.now)  # nobody knows since when a is active
+    clocks.seconds += 10
+    result = pair.switch("a", now=clocks.now, sleep=clocks.sleep)
+    assert clocks.slept[0] == 50
+    assert taken(result)[0] == "wait b"
+    assert result.steps[0]["note"] == "b stays active for 60 s at least (min_active_seconds)"
+    assert pair.switch("b", check=True, now=clocks.now).steps[0]["action"] == "drain"
+    clocks.seconds += 100
+    assert taken(pair.switch("b", now=clocks.now))[0] == "drain a"
+    # The model that is asked for by name does not wait.
+    assert taken(pair.switch("b", "stopped", now=clocks.now))[0] == "drain b"
+
+
+def test_after_a_failure_the_host_rests(pair: Host) -> None:
+    pair.settings["failure_backoff_seconds"] = 2
+    pair.up(a="active", b=2)
+    pair.models[1]["start_command"] = ["no-such-vllm"]
+    pair.fault("b", "/wake_up", "kill")
+    clocks = Clocks()
+    with pytest.raises(SwitchFailed):
+        pair.switch("b", now=clocks.now)
+    clocks.seconds += 0.5
+    pair.switch("a", now=clocks.now, sleep=clocks.sleep)
+    assert clocks.slept[0] == 1.5
+    clocks.slept.clear()
+    pair.switch("a", now=clocks.now, sleep=clocks.sleep)
+    assert clocks.slept == []
+
+
+def two_groups(host: Host, **standin: object) -> None:
+    for number, name in enumerate("abcd"):
+        settings = {"gpus": str(number // 2), "load_seconds": 0.6, **standin}
+        host.declare(name, gpus=[number // 2], standin=settings)
+
+
+def test_models_of_other_gpus_are_switched_side_by_side(host: Host) -> None:
+    two_groups(host)
+    result = host.switcher().switch(["a", "c"])
+    assert result.changed
+    assert host.states() == {"a": "active", "b": "stopped", "c": "active", "d": "stopped"}
+    loads = [event["event"] for event in host.events() if event["event"] in ("loading", "awake")]
+    assert loads == ["loading", "loading", "awake", "awake"]
+    assert set(result.as_dict()["models"]) == set("abcd")
+    lock = json.loads((host.stack_dir / "run" / "switch.lock").read_text(encoding="utf-8"))
+    assert set(lock["active_since"]) == {"a", "c"}
+    wanted = json.loads((host.stack_dir / "run" / "wanted.json").read_text(encoding="utf-8"))
+    assert wanted["models"] == {"a": "active", "b": "sleeping", "c": "active", "d": "sleeping"}
+
+
+def test_one_of_several_that_fails_keeps_no_other_from_its_state(host: Host) -> None:
+    two_groups(host)
+    host.models[0]["start_command"] = ["no-such-vllm"]
+    with pytest.raises(SwitchFailed) as caught:
+        host.switcher().switch(["a", "c"])
+    assert str(caught.value).startswith("a could not be made active")
+    assert host.states()["c"] == "active"
+    assert caught.value.result.models["c"].state == "active"
+    wanted = json.loads((host.stack_dir / "run" / "wanted.json").read_text(encoding="utf-8"))
+    assert (wanted["models"]["a"], wanted["models"]["c"]) == ("sleeping", "active")
+
+
+def test_models_that_share_a_gpu_are_not_switched_side_by_side(host: Host) -> None:
+    two_groups(host)
+    with pytest.raises(SwitchingError, match="a, b have GPUs to do with each other"):
+        host.switcher().switch(["a", "b"])
+    assert host.events() == []
+
+
+def test_a_restore_brings_groups_back_side_by_side(host: Host) -> None:
+    two_groups(host)
+    host.models[0]["startup_mode"] = host.models[2]["startup_mode"] = "active"
+    with host.switcher() as switcher:
+        assert [(m.id, wanted) for m, wanted, _outcome in switcher.restore()] == [
+            ("b", "sleeping"), ("d", "sleeping"), ("a", "active"), ("c", "active"),
+        ]  # fmt: skip
+    assert host.states() == {"a": "active", "b": "sleeping", "c": "active", "d": "sleeping"}
+    loads = [event["event"] for event in host.events() if event["event"] in ("loading", "sleeping")]
+    assert loads == ["loading", "loading", "sleeping", "sleeping", "loading", "loading"]

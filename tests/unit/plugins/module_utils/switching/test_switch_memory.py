@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: MIT
+"""GPU memory that somebody else holds is seen before a wake or a load, with nvidia-smi's stand-in."""
+
+from __future__ import annotations
+
+import json
+import os
+import pytest
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors import SwitchFailed
+
+from tests.standin.gpu import GpuHost
+
+from .conftest import Host
+
+
+@pytest.fixture
+def pair(host: Host, monkeypatch: pytest.MonkeyPatch) -> Host:
+    """The models a and b, of 20 GB each, on a GPU of 24 GB, and its nvidia-smi."""
+    monkeypatch.setenv("STANDIN_GPU_DIR", str(host.gpu_dir))
+    monkeypatch.setenv("STANDIN_GPU_TOTAL_GB", "24")
+    for name in "ab":
+        host.declare(name, standin={"gpu_total_gb": 24}, args={"gpu_memory_utilization": 0.8})
+    host.switch("b")
+    host.switch("a")
+    return host
+
+
+def test_what_a_sleep_has_freed_is_remembered(pair: Host) -> None:
+    remembered = json.loads((pair.stack_dir / "run" / "memory.json").read_text(encoding="utf-8"))["models"]
+    assert remembered == {"a": {}, "b": {"0": pytest.approx(20, abs=0.01)}}  # a has not slept yet
+
+
+def test_a_wake_that_would_run_out_of_memory_is_not_tried(pair: Host) -> None:
+    thief = GpuHost(pair.gpu_dir, ("0",), 24, "python3")
+    pair.call("a", "POST", "/sleep?level=1")
+    thief.hold(10)
+    with pytest.raises(SwitchFailed) as caught:
+        pair.switch("b")
+    text = str(caught.value)
+    assert f"process {os.getpid()} (python3) holds " in text
+    assert "GPU 0 has " in text
+    assert "b needs " in text
+    assert "Failed: wake b (level 1)\n" in text
+    assert "POST /wake_up" not in pair.changing_calls("b")
+    assert pair.states()["b"] == "sleeping"
+    thief.life.close()
+    assert pair.switch("b").active_model == "b"
+
+
+def test_a_load_that_would_run_out_of_memory_is_not_tried(pair: Host) -> None:
+    pair.switch("b", "stopped")
+    pair.call("a", "POST", "/sleep?level=1")
+    thief = GpuHost(pair.gpu_dir, ("0",), 24, "python3")
+    thief.hold(10)
+    loads = len(pair.events())
+    with pytest.raises(SwitchFailed, match=rf"process {os.getpid()} \(python3\) holds"):
+        pair.switch("b")
+    assert len(pair.events()) == loads
+    thief.life.close()
+    assert pair.switch("b").active_model == "b"
