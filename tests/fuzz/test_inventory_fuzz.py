@@ -236,7 +236,7 @@ def half_right(draw: st.DrawFn) -> tuple[Any, Any]:
     models: list[Any] = []
     names = draw(st.lists(ids, min_size=1, max_size=4, unique=True))
     for number, name in enumerate(names):
-        entry = {"id": name, "model": draw(literals | st.just("org/model")), "host_port": 8001 + number}
+        entry: dict[str, Any] = {"id": name, "model": draw(literals | st.just("org/model")), "host_port": 8001 + number}
         entry.update(_some(draw, MODEL, 5))
         # Lone ones are mistakes, and those have their turn below.
         if "sleep_requests" in entry or "wake_requests" in entry:

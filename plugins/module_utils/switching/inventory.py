@@ -728,7 +728,8 @@ def _expand_variables(
     for key in ("start_command", "stop_command"):
         if key in fields:
             fields[key] = tuple(expand(word, f"{key}[{i}]", False) for i, word in enumerate(fields[key]))
-            empty = [i for i, word in enumerate(fields[key]) if not word.strip()]
+            # What is mistaken is empty here as well, and told already.
+            empty = [i for i, word in enumerate(fields[key]) if not mistakes and not word.strip()]
             mistakes += [f"{path}: {key}[{i}] must not be empty, and its variables are" for i in empty]
 
 
