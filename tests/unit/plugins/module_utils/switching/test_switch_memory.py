@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+
 import pytest
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors import SwitchFailed
 
