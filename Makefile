@@ -22,7 +22,7 @@ demo: setup ## bootstrap and switch four stand-in models on this machine
 
 .PHONY: test
 test: setup ## every test that needs no container engine and no real vLLM
-	$(PYTEST) -n 2 --dist loadfile tests --ignore tests/real --ignore tests/e2e --ignore tests/fuzz
+	$(PYTEST) -n 2 --dist loadfile tests --ignore tests/real --ignore tests/e2e --ignore tests/fuzz --ignore tests/faults
 
 .PHONY: lint
 lint: setup ## style of Python, YAML, Ansible, shell and the changelog
@@ -63,6 +63,11 @@ versions: setup ## playbooks and sanity under the lowest and the newest supporte
 real: setup ## the contract and the switch on two real vLLM servers (3 GB on first use)
 	bash tools/real_vllm.sh
 	REAL_VLLM=1 $(PYTEST) tests/contract tests/real --target real
+
+.PHONY: faults
+faults: setup ## every step of a switch with every fault, kills, races, and a fuzz of the inventory
+	$(PYTEST) -s tests/fuzz tests/faults
+	@.venv/bin/python -m tests.faults.matrix
 
 .PHONY: engine
 engine: setup ## make sure that a Docker engine runs (as root it is installed and started; tools/engine.sh stop ends it)

@@ -114,14 +114,25 @@ def bare(calls: list[Call]) -> None:
 
 def measure_core(folder: Path, rounds: int) -> list[Figure]:
     """Time the core's switch, from the raw inventory on, against the bare sequence of the calls that it makes."""
-    figure = Figure("core's switch / its HTTP calls alone", 1.3)
+    figures = []
+    for canary in ("off", "enforce"):
+        figures.append(Figure(f"core's switch / its HTTP calls alone, canary {canary}", 1.3))
+        measure_core_with(folder / canary, rounds, canary, figures[-1])
+    return figures
+
+
+def measure_core_with(folder: Path, rounds: int, canary: str, figure: Figure) -> None:
+    """Take the samples of one figure of the core."""
+    folder.mkdir()
     with pair(folder) as servers:
         models = [served(server, name) for server, name in zip(servers, "ab", strict=True)]
 
         def switch(model: str) -> None:
-            with Switcher(parse(models), str(folder / "stack")) as switcher:
+            with Switcher(parse(models, {"canary": canary}), str(folder / "stack")) as switcher:
                 assert switcher.switch(model).changed
 
+        for model in "ba":  # now answers are recorded
+            switch(model)
         calls = {model: recorded(lambda: switch(model), servers) for model in "ba"}  # noqa: B023
         for number in range(rounds):
             # Both go in both directions, and each comes first as often as the other.
@@ -131,7 +142,6 @@ def measure_core(folder: Path, rounds: int) -> list[Figure]:
                 alone, core = timed(lambda: bare(calls["b"])), timed(lambda: switch("a"))
             assert [is_sleeping(server.port) for server in servers] == [False, True]
             figure.samples.append(core / alone)
-    return [figure]
 
 
 # ---- switch.yml against a ping, and against uri ------------------------------------------------

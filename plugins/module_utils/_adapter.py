@@ -51,7 +51,14 @@ def look(module: Module, work: typing.Callable[[Inventory], dict[str, typing.Any
     except InventoryError as error:
         module.fail_json(msg=str(error), mistakes=error.mistakes)
     except SwitchFailed as error:
-        module.fail_json(msg=str(error), **error.result.as_dict())
+        module.fail_json(msg=str(error), **_warned(module, error.result.as_dict()))
     except SwitchingError as error:
         module.fail_json(msg=str(error))
-    module.exit_json(**result)
+    module.exit_json(**_warned(module, result))
+
+
+def _warned(module: Module, result: dict[str, typing.Any]) -> dict[str, typing.Any]:
+    """The result without its warnings, which go the way of Ansible's."""
+    for text in result.pop("warnings", ()):
+        module.warn(text)
+    return result

@@ -165,11 +165,6 @@ requests:
   returned: when the switch was tried
   type: dict
   sample: {drained: 3, parked: 0, cut: 0}
-warnings:
-  description: What a person should see to, such as a canary that answers otherwise where that is only warned of.
-  returned: when the switch was tried
-  type: list
-  elements: str
 elapsed_seconds:
   description: How long the whole switch took, the wait for the lock included.
   returned: when the switch was tried

@@ -19,6 +19,7 @@ DERIVED = {
     "container_name": "`vllm-ID`",
     "weights_gb": "`gpu_memory_gb`",
     "ready_completion": "that of `vllm_switching`",
+    "canary": "that of `vllm_switching`",
 }
 
 
