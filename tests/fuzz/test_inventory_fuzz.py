@@ -40,9 +40,9 @@ from hypothesis import strategies as st
 ROLES = Path(__file__).resolve().parents[2] / "roles"
 SEED = int(os.environ.get("FUZZ_SEED") or secrets.randbelow(2**32))
 # How many of either kind. The junk is nearly always refused.
-JUNK, HALF_RIGHT = 1000, 4500
+JUNK, HALF_RIGHT = 1000, 4100
 # At most so many models go through docker compose, in projects of so many services.
-COMPOSED, PROJECT = 700, 60
+COMPOSED, PROJECT = 400, 50
 
 pytestmark = pytest.mark.timeout(900)
 FUZZ = settings(
