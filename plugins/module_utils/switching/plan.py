@@ -103,13 +103,15 @@ def make_plan(
     model: Model,
     wanted: str,
     mem_available_gb: float | None = None,
+    reserved_gb: float = 0.0,
 ) -> Plan:
     """The Plan that brings C(model) to the state C(wanted): active, sleeping or stopped.
 
     C(observed) maps every model id to its Observation; C(mem_available_gb) is the host's MemAvailable, None where
-    it is not known. Raises Blocked, before anything is touched, when there is no safe way.
+    it is not known; C(reserved_gb) of available_ram_gb are for models that the inventory does not have. Raises Blocked,
+    before anything is touched, when there is no safe way.
     """
-    planner = _Planner(inventory, observed, mem_available_gb)
+    planner = _Planner(inventory, observed, mem_available_gb, reserved_gb)
     stages = {ACTIVE: planner.activate, SLEEPING: planner.put_to_sleep, STOPPED: planner.stop}[wanted](model)
     return Plan(tuple(stage for stage in (tuple(lane for lane in stage if lane) for stage in stages) if stage))
 
@@ -129,13 +131,17 @@ def predict(observed: typing.Mapping[str, Observation], plan: Plan) -> dict[str,
 
 class _Planner:
     def __init__(
-        self, inventory: Inventory, observed: typing.Mapping[str, Observation], mem_available_gb: float | None
+        self,
+        inventory: Inventory,
+        observed: typing.Mapping[str, Observation],
+        mem_available_gb: float | None,
+        reserved_gb: float,
     ) -> None:
         self.inventory = inventory
         self.observed = observed
         self.mem_available_gb = mem_available_gb
         # Host RAM held by servers that sleep at level 1. One whose level is not known is counted: better too careful.
-        self.sleeping_gb = sum(
+        self.sleeping_gb = reserved_gb + sum(
             m.weights_gb or 0.0
             for m in inventory.models
             if observed[m.id].state == SLEEPING and observed[m.id].level in (None, 1)

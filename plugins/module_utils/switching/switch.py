@@ -26,7 +26,7 @@ from .errors import (
     Unresponsive,
     WrongAnswer,
 )
-from .inventory import LEVEL_1_MINIMUM_RAM_GB, Inventory, Model, Switching, secret_texts
+from .inventory import Inventory, Model, Switching, secret_texts
 from .lifecycle import Lifecycle, for_model
 from .lock import HostLock
 from .plan import (
@@ -162,6 +162,7 @@ class Switcher:
         server: typing.Callable[[Model, Switching], Server] = Server,
         lifecycle: typing.Callable[[Model, str, Switching], Lifecycle] = for_model,
         lock: HostLock | None = None,
+        reserved_gb: float = 0.0,
     ) -> None:
         self.inventory = inventory
         self.settings = inventory.switching
@@ -176,6 +177,7 @@ class Switcher:
         self.make_server, self.make_lifecycle = server, lifecycle
         self.lifecycles = {m.id: lifecycle(m, stack_dir, inventory.switching) for m in inventory.models}
         self.lock = lock or HostLock(stack_dir)
+        self.reserved_gb = reserved_gb
         self.pool = concurrent.futures.ThreadPoolExecutor(max_workers=len(inventory.models))
         self._begin()
 
@@ -280,18 +282,13 @@ class Switcher:
         """A switcher of those models alone that have a GPU to do with this one, with its share of the host's RAM."""
         group = self.inventory.group(model)
         share = sum(m.weights_gb or 1.0 for m in group) / sum(m.weights_gb or 1.0 for m in self.inventory.models)
-        # The planner discards weights below a fixed budget, which is for the whole host.
-        budget = self.settings.available_ram_gb
-        settings = dataclasses.replace(
-            self.settings, available_ram_gb=max(budget * share, min(budget, LEVEL_1_MINIMUM_RAM_GB))
-        )
 
         def mem_available_gb() -> float | None:
             free = self.mem_available_gb()
             return None if free is None else free * share
 
         return Switcher(
-            Inventory(group, settings),
+            Inventory(group, self.settings),
             self.stack_dir,
             clock=self.clock,
             sleep=self.sleep,
@@ -300,6 +297,7 @@ class Switcher:
             server=self.make_server,
             lifecycle=self.make_lifecycle,
             lock=self.lock,
+            reserved_gb=self.settings.available_ram_gb * (1 - share),
         )
 
     def _outcome(
@@ -315,7 +313,7 @@ class Switcher:
         self._begin()
         hidden = [other for other in self.inventory.conflicting(model) if other.disabled]
         before = self._observe((*self.inventory.enabled, *hidden))
-        plan = make_plan(self.inventory, before, model, wanted, self.mem_available_gb())
+        plan = self._plan(before, model, wanted)
         last = Step(RECORD, model.id) if record_canary and canary.applies(model) else None
         if check:
             steps = [_record(step) for step in (*plan.steps, *([last] if last else []))]
@@ -339,6 +337,9 @@ class Switcher:
             raise
         self._note_end(after, failed=False)
         return self._result(model, before, after, self.steps, started)
+
+    def _plan(self, seen: States, model: Model, wanted: str) -> Plan:
+        return make_plan(self.inventory, seen, model, wanted, self.mem_available_gb(), self.reserved_gb)
 
     def _let_stay(self, model: Model, before: States, plan: Plan) -> None:
         """Wait until those that have to make room have been active for as long as they may."""
@@ -569,7 +570,7 @@ class Switcher:
             if any(seen[m.id].state == before[m.id].state == ACTIVE for m in self.inventory.conflicting(previous)):
                 continue
             try:
-                self._execute(make_plan(self.inventory, seen, previous, ACTIVE, self.mem_available_gb()))
+                self._execute(self._plan(seen, previous, ACTIVE))
                 message += f"\n{previous.id} is active again"
             except SwitchingError as second:
                 message += f"\n{previous.id}, active before, could not be put back: {second}"
@@ -578,7 +579,7 @@ class Switcher:
             if seen[name].state == ACTIVE:
                 # Awake, it would go on giving wrong answers to whoever asks.
                 try:
-                    self._execute(make_plan(self.inventory, seen, self.models[name], SLEEPING, self.mem_available_gb()))
+                    self._execute(self._plan(seen, self.models[name], SLEEPING))
                 except SwitchingError as second:
                     message += f"\n{name} answers wrongly and could not be put to sleep: {second}"
                 seen = self._observe(self.inventory.enabled)
