@@ -36,11 +36,13 @@ from tests.serverlib import ROOT, STANDIN, two_awake
 MARK = "HOMEGPT_TEST"
 # b is the bigger one, so that another process can leave room for a and none for b.
 GPU_GB, VRAM_GB, ASLEEP_GB = 25.0, {"a": 20.0, "b": 22.0}, 1.0
+# To bring a host up is no part of a cell, so a busy machine may take its time.
+PATIENT = {"max_retries": 300, "request_timeout_seconds": 20, "probe_timeout_seconds": 5, "stop_timeout_seconds": 10}
 TOKENS_PER_SECOND = 50
 # A run that takes longer is no run with bounds.
 KILL_AFTER_SECONDS = 90.0
 SETTINGS: dict[str, Any] = {
-    "max_retries": 20,
+    "max_retries": 40,
     "health_check_interval_seconds": 0.2,
     "request_timeout_seconds": 1,
     "probe_timeout_seconds": 0.5,
@@ -249,12 +251,15 @@ class Host:
 
     def up(self) -> None:
         """Bring a up and b beside it, as a user would. That records both canaries."""
-        self.write(self.declaration())
+        declaration = self.declaration()
+        declaration["vllm_switching"] |= PATIENT
+        self.write(declaration)
         for name in ("b", "a"):
             answer = self.switch(name)
             if answer.status != 0:
                 raise RuntimeError(f"the host did not come up: {answer.said}")
             self.right[name] = self.text(name)
+        self.write(self.declaration())
         self.canaries = {name: self._canary(name) for name in ("a", "b")}
 
     def switch(self, name: str) -> Answer:
