@@ -8,8 +8,10 @@ is proved with the stand-in is proved for vLLM. What only a GPU can show is in t
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -456,6 +458,62 @@ def test_keep_freezes_what_runs_until_the_wake(server: Client, level: int) -> No
 
 
 @new
+@pytest.mark.parametrize(("query", "tags"), [("?tags=scheduling", ["scheduling"]), ("", None)])
+def test_a_wake_takes_back_a_drain_at_level_0_for_good(server: Client, query: str, tags: list[str] | None) -> None:
+    future = server.long_completion()
+    sleep = server.pool.submit(server.post, "/sleep?level=0&mode=wait", timeout=60)
+    server.until(server.is_sleeping)
+    late = server.pool.submit(server.complete)
+    server.until(lambda: server.waiting() == 1)
+    assert not late.done(), "it waits for the wake"
+    says(server.post("/wake_up" + query), 200, {"status": "awake", "tags": tags})
+    assert not server.is_sleeping()
+    assert choice_of(late)["finish_reason"] == "length"
+    assert not future.done()
+    assert not sleep.done()
+    choice = choice_of(future)
+    assert (choice["finish_reason"], choice["tokens"]) == ("length", LONG)
+    # Unlike a sleep at level 1 (see below) it does not come true when the request has ended.
+    says(sleep.result(20), 200, {"status": "sleeping", "level": 0})
+    assert not server.is_sleeping()
+    assert server.complete().status_code == 200
+    assert server.sleep_gauge() == LEVEL_0, "it is set when the sleep's call ends, and that was after the wake"
+
+
+@new
+def test_an_abort_cuts_what_a_drain_at_level_0_waits_for(server: Client) -> None:
+    future = server.long_completion()
+    sleep = server.pool.submit(server.post, "/sleep?level=0&mode=wait", timeout=60)
+    server.until(server.is_sleeping)
+    says(server.post("/sleep?level=1&mode=abort"), 200, {"status": "sleeping", "level": 1})
+    assert choice_of(future)["finish_reason"] == "abort"
+    says(sleep.result(5), 200, {"status": "sleeping", "level": 0})
+    assert server.is_sleeping()
+    assert server.sleep_gauge() in (LEVEL_0, LEVEL_1), "it tells the level of the call that ended last"
+    # Its memory sleeps, so that a wake of the scheduler alone does not wake it.
+    says(server.post("/wake_up?tags=scheduling"), 200, {"status": "sleeping", "tags": ["scheduling"]})
+    server.awake()
+    assert server.complete().status_code == 200
+
+
+@new
+def test_keep_parks_what_a_drain_at_level_0_waits_for(server: Client) -> None:
+    future = server.long_completion()
+    sleep = server.pool.submit(server.post, "/sleep?level=0&mode=wait", timeout=60)
+    server.until(server.is_sleeping)
+    says(server.post("/sleep?level=1&mode=keep"), 200, {"status": "sleeping", "level": 1})
+    time.sleep(0.7)
+    assert not future.done()
+    assert server.running() == 1, "the gauge stands still"
+    assert server.sleep_gauge() in (LEVEL_0, LEVEL_1), "it tells the level of the call that ended last"
+    server.awake()
+    choice = choice_of(future)
+    assert (choice["finish_reason"], choice["tokens"]) == ("length", LONG)
+    says(sleep.result(20), 200, {"status": "sleeping", "level": 0})
+    assert not server.is_sleeping()
+
+
+@new
 def test_a_wake_does_not_take_back_a_sleep_that_drains(server: Client) -> None:
     future = server.long_completion()
     sleep = server.pool.submit(server.post, "/sleep?mode=wait", timeout=60)
@@ -503,6 +561,23 @@ def test_the_request_gauges(server: Client) -> None:
     assert (server.running(), server.waiting()) == (1, 0)
     choice_of(future)
     server.until(lambda: server.running() == 0)
+
+
+def test_the_start_time_of_the_process(server: Client) -> None:
+    def started() -> float:
+        (value,) = re.findall(r"^process_start_time_seconds (\S+)$", server.get("/metrics").text, re.MULTILINE)
+        return float(value)
+
+    first = started()
+    ticks = float(Path(f"/proc/{server.server.pid}/stat").read_text().rpartition(")")[2].split()[19])
+    uptime = float(Path("/proc/uptime").read_text().split()[0])
+    born = time.time() - uptime + ticks / os.sysconf("SC_CLK_TCK")
+    # The stand-in has been importing for a while when it looks at the clock.
+    assert -2 < first - born < 10
+    server.fall_asleep()
+    assert started() == first
+    server.awake()
+    assert started() == first
 
 
 @new

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: MIT
+"""Many switches between two real servers whose clients never stop: nobody gets less than the whole answer."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from .stack import A, B, Stack, running
+
+pytestmark = pytest.mark.timeout(900)  # vLLM has perhaps to be built first
+
+SWITCHES, OF_THEM_AT_LEVEL_1 = 50, 30
+TOKENS = 300  # a second or two: longer than the command line takes to get from its start to the drain
+
+
+@dataclass
+class Stream:
+    """One completion as a client saw it."""
+
+    text: str = ""
+    reasons: list[str] = field(default_factory=list)
+    tokens: int = 0
+    done: bool = False
+    problem: str = ""
+
+    @property
+    def whole(self) -> bool:
+        return (self.reasons, self.tokens, self.done, self.problem) == (["length"], TOKENS, True, "")
+
+
+class Client(threading.Thread):
+    """Asks for one streamed completion after the other, whether the model is awake or asleep."""
+
+    def __init__(self, port: int, model: str, over: threading.Event) -> None:
+        super().__init__(daemon=True)
+        self.port, self.model, self.over = port, model, over
+        self.streams: list[Stream] = []
+
+    def run(self) -> None:
+        with requests.Session() as session:
+            while not self.over.is_set():
+                stream = Stream()
+                self.streams.append(stream)
+                try:
+                    self._read(session, stream)
+                except (requests.RequestException, ValueError, LookupError) as error:
+                    stream.problem = repr(error)
+                    self.over.wait(0.5)
+
+    def _read(self, session: requests.Session, stream: Stream) -> None:
+        body: dict[str, Any] = {
+            "model": self.model,
+            "prompt": "Once upon a time",
+            "max_tokens": TOKENS,
+            "temperature": 0,
+            "ignore_eos": True,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        url = f"http://127.0.0.1:{self.port}/v1/completions"
+        with session.post(url, json=body, stream=True, timeout=300) as answer:
+            answer.raise_for_status()
+            for line in answer.iter_lines():
+                if line == b"data: [DONE]":
+                    stream.done = True
+                elif line:
+                    event = json.loads(line.removeprefix(b"data: "))
+                    for choice in event["choices"]:
+                        stream.text += choice["text"]
+                        stream.reasons += [choice["finish_reason"]] if choice["finish_reason"] else []
+                    if event.get("usage"):
+                        stream.tokens = event["usage"]["completion_tokens"]
+
+
+@pytest.fixture(scope="module")
+def stack(venv: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    with running(tmp_path_factory.mktemp("soak"), venv) as stack:
+        yield stack
+
+
+def test_no_switch_cuts_a_stream(stack: Stack, capsys: pytest.CaptureFixture[str]) -> None:
+    over = threading.Event()
+    clients = {name: Client(stack.port(name), name, over) for name in (A, B)}
+    for client in clients.values():
+        client.start()
+    drained: list[int] = []
+    began = time.monotonic()
+    for number in range(SWITCHES):
+        level = "1" if number < OF_THEM_AT_LEVEL_1 else "2"
+        stack.declare(sleep_level=level, drain_timeout_seconds=120)
+        name, other = (B, A) if number % 2 == 0 else (A, B)
+        if number == SWITCHES - 1:
+            # What runs now is the last of the one, and what waits for this wake is the last of the other.
+            over.set()
+        answer = stack.switch(name)
+        assert answer.status == 0, answer.errors
+        result = answer.result
+        assert (result["active_model"], result["previous_model"], result["warnings"]) == (name, other, [])
+        assert [(step["action"], step["model"], step["level"]) for step in result["steps"]] == [
+            ("drain", other, None),
+            ("sleep", other, int(level)),
+            ("wake", name, 1 if number <= OF_THEM_AT_LEVEL_1 else 2),
+            ("verify", name, None),
+        ]
+        assert result["requests"]["cut"] == 0
+        drained.append(result["requests"]["drained"])
+        if number >= 2:
+            assert result["steps"][-1]["note"] == "answers as recorded"
+    seconds = time.monotonic() - began
+    for client in clients.values():
+        client.join(120)
+        assert not client.is_alive(), f"the client of {client.model} still waits"
+
+    streams = [stream for client in clients.values() for stream in client.streams]
+    truncated = [stream for stream in streams if not stream.whole]
+    with capsys.disabled():
+        print(
+            f"\n{SWITCHES} switches, {len(streams)} completions, {len(truncated)} truncated"
+            f" ({sum(map(bool, drained))} switches met a running one; {seconds:.0f} s)"
+        )
+    assert truncated == []
+    for name, client in clients.items():
+        # Those that ran into a switch, and those that waited for one.
+        assert len(client.streams) > SWITCHES / 4
+        assert stack.aborted(name) == 0
+        # Greedy, so every wake has brought back the same weights, also from level 2.
+        assert len({stream.text for stream in client.streams}) == 1
+    # One may just have ended and the next not begun when the engine looks, but that is rare.
+    assert sum(map(bool, drained)) > SWITCHES * 0.8
