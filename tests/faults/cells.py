@@ -50,6 +50,12 @@ ANSWERS = ("500", "hang", "dropped", "reset", "drip", "empty", "html", "json")
 ASKED = (*ANSWERS, "dies-after", "killed", "frozen", "oom", "refused")
 DONE = (*ANSWERS, "late", "lost", "not-done", *ENDS)
 
+LEVEL_1 = Setup()
+LEVEL_2 = Setup(b="2")
+STOPPED = Setup(b="stop")
+STOPS = Setup(a="stop")
+BUSY = Setup(client_seconds=4, drain_seconds=6)
+
 Change = Callable[[dict[str, Any]], None]
 
 
@@ -61,7 +67,7 @@ class Cell:
     fault: str
     variant: str
     what: str  # for a reader
-    setup: Setup = Setup()
+    setup: Setup = LEVEL_1
     orders: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # faults, by server
     running: bool = False  # order them of the process, so that a restart ends them
     change: Change | None = None  # of models.json, for this switch alone
@@ -84,7 +90,7 @@ class Step:
     path: str
     match: str = ""
     skip: int = 0
-    setup: Setup = Setup()
+    setup: Setup = LEVEL_1
 
     def cell(self, fault: str, variant: str = ONCE, what: str = "", **more: Any) -> Cell:
         """A fault of this call."""
@@ -98,12 +104,6 @@ class Step:
         """A cell for each fault."""
         for fault in faults:
             yield self.cell(fault, variant)
-
-
-BUSY = Setup(client_seconds=4, drain_seconds=6)
-LEVEL_2 = Setup(b="2")
-STOPPED = Setup(b="stop")
-STOPS = Setup(a="stop")
 
 
 def cells() -> list[Cell]:
@@ -172,7 +172,7 @@ def _stop() -> Iterator[Cell]:
                      change=_set("a", "stop_command", ["false"]))  # fmt: skip
     yield sleep.cell("hang", "no sleep, command hangs", "its sleep hangs, and so does its stop_command",
                      change=_set("a", "stop_command", ["sleep", "60"]))  # fmt: skip
-    yield sleep.cell("500", "without stop", "its sleep fails, and the rung stop is turned off",
+    yield sleep.cell("500", "without stop", "its sleep fails; turned off: stop",
                      setup=Setup(without=("stop",)))  # fmt: skip
 
 
@@ -182,10 +182,9 @@ def _wake() -> Iterator[Cell]:
     yield from wake.cells(("500", "hang", "dropped", "html", "not-done", "late"), EVER)
     for rungs in (("retry",), ("retry", "restart"), ("retry", "restart", "roll_back")):
         off = ", ".join(rungs)
-        yield wake.cell("killed", f"without {off}", f"is killed, and {off} are turned off"
-                        if rungs[1:] else "is killed, and retry is turned off", setup=Setup(without=rungs))  # fmt: skip
-        yield wake.cell("500", f"without {off}", f"answers 500, and {off} are turned off"
-                        if rungs[1:] else "answers 500, and retry is turned off", setup=Setup(without=rungs))  # fmt: skip
+        for fault in ("killed", "500"):
+            what = f"{FAULTS[fault][1]}; turned off: {off}"
+            yield wake.cell(fault, f"without {off}", what, setup=Setup(without=rungs))
     for tag in ("weights", "kv_cache"):
         half = Step(f"wake (level 2, {tag})", "b", "/wake_up", f"tags={tag}", setup=LEVEL_2)
         yield from half.cells(("500", "hang", "late", "lost", "reset", "html", "not-done", "dies-after", "killed"))

@@ -64,6 +64,7 @@ class Setup:
     drain_seconds: float = 1.0
     drain_action: str = "abort"
     gpus_tell: bool = False  # nvidia-smi answers
+    move_seconds: float = 0.0  # how long a sleep and a wake take
     without: tuple[str, ...] = ()  # rungs that are turned off
 
 
@@ -91,6 +92,7 @@ class Run:
 
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="faults-"))
+        self.over = threading.Event()
         self._lock = threading.Lock()
         # Below those that the kernel gives to clients; another run begins elsewhere.
         self._port = 20000 + os.getpid() * 37 % 9000
@@ -107,8 +109,13 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        kill_marked(str(self.folder))
+        self.end()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def end(self) -> None:
+        """End all that runs, and let nothing begin."""
+        self.over.set()
+        kill_marked(str(self.folder))
 
     def port(self) -> int:
         """Return a port that no other host of this run gets."""
@@ -125,7 +132,7 @@ class Run:
             self._hosts += 1
             folder = self.folder / str(self._hosts)
         folder.mkdir()
-        return Host(folder, setup, {"a": self.port(), "b": self.port()}, self.folder / "bin")
+        return Host(folder, setup, {"a": self.port(), "b": self.port()}, self.folder / "bin", self.over)
 
 
 def kill_marked(folder: str) -> None:
@@ -183,6 +190,7 @@ class Host:
     setup: Setup
     ports: dict[str, int]
     tools: Path
+    over: threading.Event  # nothing is to begin any more
     right: dict[str, str] = field(default_factory=dict)
     canaries: dict[str, str] = field(default_factory=dict)
     used: int = 0
@@ -215,6 +223,8 @@ class Host:
             "gpu_total_gb": GPU_GB,
             "vram_gb": VRAM_GB[name],
             "asleep_gb": ASLEEP_GB,
+            "sleep_seconds": self.setup.move_seconds,
+            "wake_seconds": self.setup.move_seconds,
             "faults_file": self.faults(name),
             "tokens_per_second": TOKENS_PER_SECOND if self.setup.client_seconds else 0,
         }
@@ -237,6 +247,10 @@ class Host:
     def faults(self, name: str) -> Path:
         """Return the file in which a server finds its faults."""
         return self.folder / f"{name}.faults"
+
+    def order(self, name: str, orders: list[dict[str, Any]]) -> None:
+        """Order faults that outlive the server."""
+        self.faults(name).write_text(json.dumps(orders), encoding="utf-8")
 
     def environment(self) -> dict[str, str]:
         """Return the environment of the command line, and by it of the servers."""
@@ -262,9 +276,15 @@ class Host:
         self.write(self.declaration())
         self.canaries = {name: self._canary(name) for name in ("a", "b")}
 
+    def arguments(self, name: str) -> list[str]:
+        """Return what the command line is called with."""
+        return ["--stack-dir", str(self.stack), "switch", name, "--json"]
+
     def switch(self, name: str) -> Answer:
         """Run the host's own command line."""
-        command = [sys.executable, "-m", "switching", "--stack-dir", str(self.stack), "switch", name, "--json"]
+        if self.over.is_set():
+            raise RuntimeError("the run is over")
+        command = [sys.executable, "-m", "switching", *self.arguments(name)]
         started = time.monotonic()
         with subprocess.Popen(
             command,
@@ -346,7 +366,7 @@ class Host:
 
     def normal(self, text: str) -> str:
         """Return a text of the engine without what differs from run to run."""
-        text = text.split("; its last log lines:")[0]
+        text = text.split("; its last log lines:", maxsplit=1)[0]
         for name, port in self.ports.items():
             text = text.replace(f"http://127.0.0.1:{port}", "").replace(f"port {port}", f"{name}'s port")
         text = text.replace(str(self.stack), "DIR").replace(str(self.folder), "DIR")
