@@ -78,7 +78,7 @@ class Both:
     def at_once(self, *asked: tuple[Callable[[str], Ended], str], in_turn: bool = False) -> list[Ended]:
         """Do all of it, from the moment on at which all of them wait for the lock; C(in_turn): one came after another.
 
-        Who came last looks more often whether the lock is free, so he will have it first.
+        Who came last looks more often whether the lock is free, so mostly he has it first.
         """
         self.lock.parent.mkdir(parents=True, exist_ok=True)
         with ThreadPoolExecutor(len(asked)) as pool, self.lock.open("a") as lock:
@@ -160,7 +160,11 @@ def both(ansible_playbook: str, tmp_path: Path) -> Iterator[Both]:
     servers = {}
     try:
         for name in ("b", "a"):
-            settings = {"log": tmp_path / f"{name}.log", "gpu_dir": tmp_path / "gpus", "wake_seconds": 0.2}
+            settings: dict[str, Any] = {
+                "log": tmp_path / f"{name}.log",
+                "gpu_dir": tmp_path / "gpus",
+                "wake_seconds": 0.2,
+            }
             servers[name] = start_standin(f"org/{name}", names=[name], vram_gb=20, asleep_gb=1, **settings)
             if name == "b":
                 servers[name].call("POST", "/sleep?level=1").raise_for_status()
