@@ -13,12 +13,16 @@ import contextlib
 import dataclasses
 import json
 import os
+import threading
 import time
 import typing
 
 from .errors import WrongAnswer
 from .inventory import Model, is_secret_name
 from .server import Server
+
+# One process holds the host's lock, but its threads may write at once.
+_writing = threading.Lock()
 
 # What a server has just been through.
 WOKEN = "woken"
@@ -56,9 +60,10 @@ def applies(model: Model) -> bool:
 
 def read(model: Model, stack_dir: str) -> Record | None:
     """The record of a model; None where there is none, or one that can't be read."""
-    with contextlib.suppress(OSError, ValueError, TypeError), open(_path(model, stack_dir), encoding="utf-8") as file:
-        record = Record(**json.load(file))
-        return record if isinstance(record.text, str) else None
+    with contextlib.suppress(TypeError):
+        saved = _read_all(stack_dir).get(model.id)
+        known = Record(**saved) if saved else None
+        return known if known is None or isinstance(known.text, str) else None
     return None
 
 
@@ -113,16 +118,25 @@ def _served(model: Model) -> dict[str, typing.Any]:
     return typing.cast("dict[str, typing.Any]", json.loads(json.dumps(plain)))
 
 
+def _read_all(stack_dir: str) -> dict[str, typing.Any]:
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError), open(
+        _path(stack_dir), encoding="utf-8"
+    ) as file:
+        return dict(json.load(file)["models"])
+    return {}
+
+
 def _write(model: Model, stack_dir: str, made: Record) -> None:
-    path = _path(model, stack_dir)
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    with os.fdopen(os.open(path + ".new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        json.dump(dataclasses.asdict(made), file)
-    os.replace(path + ".new", path)
+    path = _path(stack_dir)
+    with _writing:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with os.fdopen(os.open(path + ".new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            json.dump({"models": {**_read_all(stack_dir), model.id: dataclasses.asdict(made)}}, file)
+        os.replace(path + ".new", path)
 
 
-def _path(model: Model, stack_dir: str) -> str:
-    return os.path.join(stack_dir, "run", f"{model.id}.canary.json")
+def _path(stack_dir: str) -> str:
+    return os.path.join(stack_dir, "run", "canary.json")
 
 
 def _short(text: str) -> str:

@@ -140,7 +140,7 @@ def shortage(
     gpus: typing.Mapping[int, Gpu] | None,
     holders: typing.Callable[[int], typing.Sequence[Holder]] = read_holders,
 ) -> str:
-    """What is wrong when a GPU has less free than the model needs, who holds it and what to do; "" when all is well.
+    """What is wrong when a GPU has less free than the model needs, and who holds it; "" when all is well.
 
     C(need) is in GB by the number of the GPU; a GPU that C(gpus) doesn't know is taken to have enough.
     """
@@ -154,10 +154,8 @@ def shortage(
             remedy = (
                 "nvidia-smi names no process that holds it; as root, `fuser -v /dev/nvidia*` names those that use a GPU"
             )
-        elif len(holding) == 1:
-            remedy = f"{who}; end it, or stop the model it serves"
         else:
-            remedy = f"{who}; end what is not needed, or stop the models they serve"
+            remedy = who
         told.append(f"GPU {index} has {gpus[index].free_gb:.1f} GB free and {model.id} needs {wanted:.1f} GB: {remedy}")
     return ". ".join(told)
 

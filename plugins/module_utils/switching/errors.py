@@ -86,7 +86,7 @@ class WrongAnswer(ServerError):
 class NoMemory(ServerError):
     """Somebody else holds the GPU memory that a server needs. Nothing was asked of the server."""
 
-    remedy = ""  # the text says it
+    remedy = "end what holds the GPU memory, or stop the model that it serves, then switch again"
 
 
 class LifecycleError(SwitchingError):

@@ -47,10 +47,10 @@ class Observation:
     C(level) is 0, 1 or 2 while it sleeps, None where the server doesn't tell. At level 0 it is only paused, or has to
     finish requests before it sleeps: it keeps its GPU memory. C(running) and C(waiting) count requests,
     None where they were not asked for or the server doesn't tell. C(problem) says what is wrong when C(state) is
-    error; C(dead) says that the server is beyond answering, so that stopping it loses nothing. C(process) says whether
-    the server's own process or container runs, None where nobody looked or can tell. C(started) is when it began, in
-    seconds since 1970, where that was told. C(doubtful) says that a wake of the server was cut off: asleep it may
-    hold part of its GPU memory, awake it may have wrong weights.
+    error, C(remedy) what to do about it; C(dead) says that the server is beyond answering, so that stopping it loses
+    nothing. C(process) says whether the server's own process or container runs, None where nobody looked or can tell.
+    C(started) is when it began, in seconds since 1970, where that was told. C(doubtful) says that a wake of the server
+    was cut off: asleep it may hold part of its GPU memory, awake it may have wrong weights.
     """
 
     state: str
@@ -61,7 +61,13 @@ class Observation:
     dead: bool = False
     process: bool | None = None
     started: float | None = dataclasses.field(default=None, compare=False)
+    remedy: str = dataclasses.field(default="", compare=False)
     doubtful: bool = False
+
+    @property
+    def asleep(self) -> bool:
+        """Whether it has given its GPU memory back."""
+        return self.state == SLEEPING and self.level != 0
 
     @property
     def paused(self) -> bool:
@@ -188,7 +194,7 @@ class _Planner:
     def _check_usable(self, model: Model) -> None:
         seen = self.observed[model.id]
         if seen.state == ERROR and (not seen.dead or seen.process is False):
-            raise Blocked(f"{model.id} can't be used: {seen.problem}")
+            raise Blocked(f"{model.id} can't be used: {seen.problem}{_remedy(seen)}")
 
     def _bury(self, model: Model) -> Stage:
         """The lanes that stop the dead: the first stage, so that who is awake has lost nothing if that fails."""
@@ -220,6 +226,7 @@ class _Planner:
             elif seen.state == ERROR and not seen.dead:
                 raise Blocked(
                     f"{other.id} shares a GPU with {model.id} and nobody can tell whether it is awake: {seen.problem}"
+                    + _remedy(seen)
                 )
         return tuple(lanes)
 
@@ -287,3 +294,7 @@ class _Planner:
         if free is not None:
             self.mem_available_gb = free - weights - transient
         return 1
+
+
+def _remedy(seen: Observation) -> str:
+    return "\nNothing was changed." + (f" What to do: {seen.remedy}" if seen.remedy else "")

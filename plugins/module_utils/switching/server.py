@@ -131,8 +131,11 @@ class Server:
         try:
             try:
                 return self._look(count_requests)
-            except Unresponsive:
-                return self._look(count_requests)  # once more, before a server that is only busy is called dead
+            except (Unreachable, DevModeOff):
+                raise
+            except ServerError:
+                # Once more: it may only be busy, or about to die, or have been misled once.
+                return self._look(count_requests)
             finally:
                 self._look_until = None
         except Unreachable:
@@ -142,7 +145,8 @@ class Server:
         except ServerError as error:
             # Once it has named its model it is the server and it runs, whoever started it.
             known = True if self._served_name else None
-            return Observation(ERROR, problem=str(error), dead=isinstance(error, Unresponsive), process=known)
+            dead = isinstance(error, Unresponsive)
+            return Observation(ERROR, problem=str(error), dead=dead, process=known, remedy=error.remedy)
 
     def _look(self, count_requests: bool) -> Observation:
         self._look_until = time.monotonic() + self.switching.probe_timeout_seconds

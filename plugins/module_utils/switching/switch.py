@@ -14,6 +14,7 @@ import typing
 
 from . import canary, capacity
 from . import wanted as record
+from .drain import CUT, FATES, PARKED, Drain
 from .errors import (
     DrainTimeout,
     LifecycleError,
@@ -68,8 +69,6 @@ _POLL_SHARE = 0.01
 _POLL_LAST_SECONDS = 2.0
 # Looking whether a process lives may cost a docker command, so it is done less often.
 _PROCESS_LOOK_SECONDS = 0.5
-# What a drain may do with the requests that it finds.
-_FATES = ("drained", "parked", "cut")
 
 
 @dataclasses.dataclass
@@ -90,9 +89,10 @@ class Result:
     warnings: list[str] = dataclasses.field(default_factory=list)
 
     @property
-    def requests(self) -> dict[str, int]:
-        """How many requests were drained, parked and cut in all."""
-        return {fate: sum(step.get("requests", {}).get(fate, 0) for step in self.steps) for fate in _FATES}
+    def requests(self) -> dict[str, int | None]:
+        """How many requests were drained, parked and cut in all; None where nobody knows."""
+        counts = {fate: [step.get("requests", {}).get(fate, 0) for step in self.steps] for fate in FATES}
+        return {fate: None if None in numbers else sum(numbers) for fate, numbers in counts.items()}
 
     def as_dict(self) -> dict[str, typing.Any]:
         """Plain data for whoever asked."""
@@ -189,6 +189,8 @@ class Switcher:
         self.modes: dict[str, str] = {}
         self.been: dict[str, str] = {}
         self.ending: set[str] = set()
+        # Those that a drain has paused, and that have not slept or ended since.
+        self.held: set[str] = set()
         self.rung = ""
         self.to_record: str | None = None
         self.wrong: set[str] = set()
@@ -247,7 +249,7 @@ class Switcher:
                     if isinstance(outcome, Result):
                         meant = record.after(self.inventory, meant, model, wanted)
                 record.write(self.stack_dir, meant)
-            return _together(outcomes)
+            return _together(models, outcomes)
 
     def _check_apart(self, models: typing.Sequence[Model]) -> None:
         if not models:
@@ -447,6 +449,8 @@ class Switcher:
                 return seen
             process = self.lifecycles[model.id].process()
             running = process.running
+            if seen.remedy:
+                seen = dataclasses.replace(seen, remedy=seen.remedy.format(log=self.lifecycles[model.id].log_command))
             if seen.state in (STOPPED, LOADING) and running:
                 return Observation(LOADING)
             if seen.state == STOPPED and process.remains:
@@ -493,7 +497,7 @@ class Switcher:
                     or isinstance(error, WrongAnswer)
                     or (step == lane[0] and step.action == VERIFY and isinstance(error, ServerDied))
                 ):
-                    self._wake_again(lane, error)
+                    self._wake_again(lane, step, error)
                 else:
                     raise
                 return
@@ -506,14 +510,14 @@ class Switcher:
             raise LifecycleError(f"{error}; and it could not be stopped: {second}") from None
         for done in self.steps:
             if done["model"] == step.model and "requests" in done:
-                done["requests"] = {**done["requests"], "parked": 0, "cut": sum(done["requests"].values())}
-                done["requests"]["cut"] -= done["requests"]["drained"]
+                lost = [done["requests"][fate] for fate in (PARKED, CUT)]
+                done["requests"] = {**done["requests"], PARKED: 0, CUT: None if None in lost else sum(lost)}
 
-    def _wake_again(self, lane: Lane, error: Exception) -> None:
+    def _wake_again(self, lane: Lane, step: Step, error: Exception) -> None:
         """What is done about a wake that failed: once more, then a restart."""
         name = lane[-1].model
         if "retry" in self.settings.escalation:
-            second = self._retry_wake(lane, error)
+            second = self._retry_wake(lane, step, error)
             if second is None:
                 return
             error = second
@@ -527,7 +531,7 @@ class Switcher:
             kind = type(second) if isinstance(second, WrongAnswer) else LifecycleError
             raise kind(f"{error}; and a restart failed: {second}") from None
 
-    def _retry_wake(self, lane: Lane, error: Exception) -> Exception | None:
+    def _retry_wake(self, lane: Lane, step: Step, error: Exception) -> Exception | None:
         """Try a wake that failed once more, if that can help. What went wrong; None when it is ready now."""
         name = lane[-1].model
         level = next((step.level for step in lane if step.action == WAKE), None)
@@ -541,6 +545,10 @@ class Switcher:
             if seen.state == SLEEPING:
                 # What the gauge says of one that is half awake is the level it slept at.
                 steps = [Step(WAKE, name, seen.level), Step(VERIFY, name)]
+            elif seen.state == ACTIVE and (step.action == VERIFY or level in (0, 1)):
+                steps = [Step(VERIFY, name)]  # only the answer was lost, or wrong
+            elif seen.state == ACTIVE and self.servers[name].can_reload:
+                steps = [Step(RELOAD, name), Step(VERIFY, name)]
         if not steps:
             return error
         try:
@@ -557,6 +565,10 @@ class Switcher:
         failed = ", ".join(map(say_step, (step for step in self.steps if "failed" in step)))
         message = f"{model.id} could not be made {wanted}: {error}" + (f"\nFailed: {failed}" if failed else "")
         self.rung = "roll_back"
+        for name in self.held:
+            # It has only been paused: nothing is to be made good but that.
+            with contextlib.suppress(ServerError):
+                self.servers[name].resume()
         seen = self._observe(self.inventory.enabled)
         for previous in self.inventory.enabled:
             if before[previous.id].state != ACTIVE or seen[previous.id].state == ACTIVE:
@@ -618,70 +630,41 @@ class Switcher:
         finally:
             record["seconds"] = round(self.clock() - started, 3)
         if step.action in (STOP, SLEEP, VERIFY):
+            self.held.discard(step.model)
             self.lock.settle(step.model)
 
     def _drain(self, step: Step) -> str:
-        """Wait for the running requests, up to the deadline, and settle what becomes of the rest."""
-        server, deadline = self.servers[step.model], self.settings.drain_timeout_seconds
-        counts: list[tuple[int, int] | None] = []
-
-        def idle() -> bool:
-            try:
-                counts.append(server.count_requests())
-            except Unreachable:
-                counts.append((0, 0))  # a server that is gone runs nothing
-            except Unresponsive:
-                return False  # a busy server is no reason to stop it
-            return not any(counts[-1] or ())
-
-        if idle():
-            return "the server does not count its requests" if counts[-1] is None else ""
-        started = self.clock()
-        able, in_time = False, False
-        with contextlib.suppress(ServerError):
-            able = server.can_drain()
-            in_time = able and server.drain(deadline)
-        held = in_time
-        if in_time:
-            idle()  # what came meanwhile waits in the server
-        else:
-            # By looking: the server can't drain, or broke that off before its time, or it is over.
-            in_time = self._wait(idle, max(0.0, deadline - (self.clock() - started)))
-        first, last = (counts[0] or (0, 0), counts[-1] or (0, 0)) if counts else ((0, 0), (0, 0))
-        left = sum(last)
-        drained = first[0] if held else max(0, sum(first) - left)
-        fate, note = "cut" if step.model in self.ending else "parked", ""
-        if not in_time:
-            fate, note = self._overdue(step, able, f"{left} requests" if counts else "an unknown number of requests")
-        record = next(done for done in reversed(self.steps) if done["model"] == step.model)
-        record["requests"] = {**dict.fromkeys(_FATES, 0), "drained": drained, fate: left}
-        return note
-
-    def _overdue(self, step: Step, can_drain: bool, which: str) -> tuple[str, str]:
-        """What becomes of requests that still run at the deadline: (fate, note). Raises DrainTimeout."""
-        action, seconds = self.settings.drain_timeout_action, f"{self.settings.drain_timeout_seconds:g} s"
-        still = f"{which} still ran after {seconds}"
-        can_keep = can_drain and step.model not in self.ending
-        if action == "abort":
-            self.modes[step.model] = "abort"
-            return "cut", f"{still} and were cut"
-        if action == "keep" and can_keep:
-            self.modes[step.model] = "keep"
-            return "parked", f"{still} and are parked until the next wake"
-        if can_drain:
-            self.servers[step.model].resume()
-        why = "" if action == "fail" else ", and a server of this vLLM or one that is to be stopped can't park them"
-        raise DrainTimeout(f"{step.model}: {still} (drain_timeout_seconds; drain_timeout_action is {action}){why}")
+        server = self.servers[step.model]
+        drain = Drain(server, self.settings, self._wait, step.model in self.ending, self.clock)
+        try:
+            outcome = drain.run()
+        finally:
+            if drain.held:
+                self.held.add(step.model)
+        self.modes[step.model] = outcome.mode
+        if outcome.requests:
+            next(done for done in reversed(self.steps) if done["model"] == step.model)["requests"] = outcome.requests
+        return outcome.note
 
     def _sleep(self, step: Step) -> None:
         server = self.servers[step.model]
         held = self._free_memory(step.model)
-        server.sleep(step.level or 1, self.modes.get(step.model, "wait"))
+        try:
+            server.sleep(step.level or 1, self.modes.get(step.model, "wait"))
+        except Unresponsive:
+            # The answer may be all that is lost. One that still waits for requests is not asleep, whatever it says.
+            if not self._wait(lambda: server.observe().asleep, self.settings.probe_timeout_seconds):
+                raise
         if not self._wait(server.is_sleeping, self.settings.request_timeout_seconds):
             raise ServerError(
                 f"{step.model} took the call to sleep but is still awake after "
                 f"{self.settings.request_timeout_seconds:g} s (request_timeout_seconds)"
             )
+        mode = self.modes.get(step.model, "wait")
+        if step.model in self.held and mode != "wait":
+            # The drain that was broken off ends now too, and leaves the gauge at its own level 0. To ask a sleeping
+            # server again does nothing but put that right; not by abort, which would cut what has come since.
+            server.sleep(step.level or 1, "keep" if mode == "keep" else "wait")
         self._remember_freed(step.model, held)
 
     def _free_memory(self, name: str) -> dict[int, float] | None:
@@ -832,7 +815,7 @@ def _record(step: Step) -> dict[str, typing.Any]:
     return {"action": step.action, "model": step.model, "level": step.level, "seconds": None}
 
 
-def _together(outcomes: typing.Sequence[Result | SwitchingError]) -> Result:
+def _together(models: typing.Sequence[Model], outcomes: typing.Sequence[Result | SwitchingError]) -> Result:
     """The one result of several. Raises the error of a single one as it is, else SwitchFailed with all of them."""
     if len(outcomes) == 1:
         if isinstance(outcomes[0], SwitchingError):
@@ -841,7 +824,7 @@ def _together(outcomes: typing.Sequence[Result | SwitchingError]) -> Result:
     errors = [one for one in outcomes if isinstance(one, SwitchingError)]
     results = [one.result if isinstance(one, SwitchFailed) else one for one in outcomes]
     done = [one for one in results if isinstance(one, Result)]
-    message = "\n".join(str(error) for error in errors)
+    message = "\n".join(f"{m.id}: {one}" for m, one in zip(models, outcomes) if isinstance(one, SwitchingError))
     if not done:
         raise SwitchingError(message)
     joined = Result(

@@ -28,7 +28,7 @@ def pair(host: Host) -> Host:
 
 
 def record(host: Host, name: str) -> Any:
-    return json.loads((host.stack_dir / "run" / f"{name}.canary.json").read_text(encoding="utf-8"))
+    return json.loads((host.stack_dir / "run" / "canary.json").read_text(encoding="utf-8"))["models"][name]
 
 
 def notes(result: Result) -> list[str]:
@@ -46,7 +46,7 @@ def failed(host: Host, name: str) -> tuple[str, Result]:
 
 
 def test_the_answer_is_recorded_when_a_server_has_been_started(pair: Host) -> None:
-    path = pair.stack_dir / "run" / "b.canary.json"
+    path = pair.stack_dir / "run" / "canary.json"
     assert path.stat().st_mode & 0o777 == 0o600
     known = record(pair, "b")
     assert known["reproducible"]
@@ -170,12 +170,13 @@ def test_an_answer_is_recorded_on_request(pair: Host) -> None:
 
 
 def test_a_record_that_cannot_be_read_or_written(pair: Host, tmp_path: Path) -> None:
-    path = pair.stack_dir / "run" / "b.canary.json"
-    path.write_text("{", encoding="utf-8")
-    assert notes(pair.switch("b")) == ["answer recorded"]
-    pair.switch("a")
+    path = pair.stack_dir / "run" / "canary.json"
+    for damaged in ("{", "[]", '{"models": {"b": {}}}', '{"models": {"b": {"text": 5}}}'):
+        path.write_text(damaged, encoding="utf-8")
+        assert notes(pair.switch("b")) == ["answer recorded"]
+        pair.switch("a")
     path.unlink()
-    (pair.stack_dir / "run" / "b.canary.json.new").mkdir()
+    (pair.stack_dir / "run" / "canary.json.new").mkdir()
     result = pair.switch("b")
     assert result.active_model == "b"
     assert "the canary's answer of b could not be recorded" in result.warnings[0]
@@ -186,4 +187,4 @@ def test_a_model_that_completes_no_text_has_no_canary(host: Host) -> None:
     host.declare("a", ready_completion=False)
     host.switch("a")
     assert host.changing_calls("a") == []
-    assert not (host.stack_dir / "run" / "a.canary.json").exists()
+    assert not (host.stack_dir / "run" / "canary.json").exists()

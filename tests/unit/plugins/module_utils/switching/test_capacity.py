@@ -253,14 +253,11 @@ def test_who_holds_what_is_short() -> None:
         0: [Holder(4711, "python3", 20.95), Holder(12, "Xorg", 0.2)],
         2: [Holder(1, "a", 15.0), Holder(2, "b", 5.0), Holder(3, "c", 1.0)],
     }
-    first = (
-        "GPU 0 has 3.1 GB free and qwen needs 20.0 GB: process 4711 (python3) holds 20.9 GB; end it, or stop the model "
-        "it serves"
-    )
+    first = "GPU 0 has 3.1 GB free and qwen needs 20.0 GB: process 4711 (python3) holds 20.9 GB"
     assert capacity.shortage(model, {0: 20.0}, gpus, holders.__getitem__) == first
     assert capacity.shortage(model, {0: 20.0, 1: 20.0, 2: 20.0}, gpus, holders.__getitem__) == (
         f"{first}. GPU 2 has 2.0 GB free and qwen needs 20.0 GB: process 1 (a) holds 15.0 GB, process 2 (b) holds 5.0 "
-        "GB and process 3 (c) holds 1.0 GB; end what is not needed, or stop the models they serve"
+        "GB and process 3 (c) holds 1.0 GB"
     )
     nobody = capacity.shortage(model, {0: 20.0}, gpus, lambda index: [])
     assert nobody.startswith(
@@ -274,10 +271,7 @@ def test_a_shortage_seen_by_nvidia_smi(gpu_dir: Path) -> None:
     model = declared(a={"gpus": [0, 1]}).find("a")
     gpus = capacity.read_gpus()
     message = capacity.shortage(model, capacity.load_need(model, gpus), gpus)
-    assert message == (
-        f"GPU 1 has 3.0 GB free and a needs 22.1 GB: process {os.getpid()} (python3) holds 21.0 GB; end it, or stop "
-        "the model it serves"
-    )
+    assert message == (f"GPU 1 has 3.0 GB free and a needs 22.1 GB: process {os.getpid()} (python3) holds 21.0 GB")
 
 
 # The whole inventory

@@ -78,6 +78,9 @@ def test_at_the_deadline_what_runs_is_cut(host: Host, ask: Ask) -> None:
     assert requests_of(result) == [0, 0, 1]
     assert result.steps[0]["note"] == "1 requests still ran after 0.3 s and were cut"
     assert "POST /sleep?level=1&mode=abort" in host.changing_calls("a")
+    with host.switcher() as switcher:
+        assert switcher.report()["models"]["a"]["level"] == 1
+    assert [step["action"] for step in host.switch("a").steps] == ["drain", "sleep", "wake", "verify"]
 
 
 @pytest.mark.parametrize("level", [1, 2])
@@ -89,6 +92,9 @@ def test_at_the_deadline_what_runs_is_parked_and_goes_on_after_the_wake(host: Ho
     assert requests_of(result) == [0, 1, 0]
     assert result.steps[0]["note"] == "1 requests still ran after 0.3 s and are parked until the next wake"
     assert not answer.done()
+    assert host.call("a", "GET", "/metrics").text.count('sleep_state="awake"} 0.0') == 1
+    with host.switcher() as switcher:
+        assert switcher.report()["models"]["a"]["level"] == level
     host.switch("a")
     assert len(answer.result(timeout=10)["text"].split()) == 200
     # The drain that was given up does not come true when the request has ended.

@@ -207,7 +207,7 @@ def test_one_of_several_that_fails_keeps_no_other_from_its_state(host: Host) -> 
     host.models[0]["start_command"] = ["no-such-vllm"]
     with pytest.raises(SwitchFailed) as caught:
         host.switcher().switch(["a", "c"])
-    assert str(caught.value).startswith("a could not be made active")
+    assert str(caught.value).startswith("a: a could not be made active")
     assert host.states()["c"] == "active"
     assert caught.value.result.models["c"].state == "active"
     wanted = json.loads((host.stack_dir / "run" / "wanted.json").read_text(encoding="utf-8"))

@@ -325,6 +325,8 @@ def test_a_wrong_answer_is_an_error_that_says_so(
     standin: serverlib.Server, server: Server, fault: str, path: str, gist: str
 ) -> None:
     standin.fault(path, fault)
+    assert server.observe() == Observation(ACTIVE)  # once is not enough
+    standin.fault(path, fault, times=0)
     seen = server.observe()
     expected = f"m: GET {standin.url}{path}: " + gist.format(port=standin.port)
     assert (seen.state, seen.dead) == (ERROR, False)
@@ -369,7 +371,7 @@ def test_the_api_key_is_sent_to_v1_only(not_vllm: NotVllm) -> None:
 
     with listener(meet) as port, server_for(port, args={"api_key": "sesame"}) as server:
         server.observe()
-    assert heard == [("/health", None), ("/v1/models", "sesame")]
+    assert heard == [("/health", None), ("/v1/models", "sesame")] * 2  # it looks twice before it calls it an error
 
 
 def test_another_models_server_on_the_port(standin: serverlib.Server) -> None:
