@@ -89,14 +89,14 @@ class Step:
     server: str
     path: str
     match: str = ""
-    skip: int = 0
+    after: str = ""  # the call that comes before
     setup: Setup = LEVEL_1
 
     def cell(self, fault: str, variant: str = ONCE, what: str = "", **more: Any) -> Cell:
         """A fault of this call."""
         seconds = {"late": 1.5, "drip": 30}.get(fault)
         order: dict[str, Any] = {"path": self.path, "fault": FAULTS[fault][0], "times": 1 if variant == ONCE else 0}
-        order |= {"match": self.match, "skip": self.skip, "seconds": seconds}
+        order |= {"match": self.match, "after": self.after, "seconds": seconds}
         cell: dict[str, Any] = {"setup": self.setup, "orders": {self.server: [order]}, "running": variant == RUNNING}
         return Cell(self.name, fault, variant, what or FAULTS[fault][1], **{**cell, **more})
 
@@ -141,7 +141,7 @@ def _drain() -> Iterator[Cell]:
 
 def _sleep() -> Iterator[Cell]:
     yield from Step("sleep", "a", "/sleep", "level=1").cells(DONE)
-    asked = Step("confirm sleep", "a", "/is_sleeping", skip=1)
+    asked = Step("confirm sleep", "a", "/is_sleeping", after="/sleep")
     yield from asked.cells(ASKED)
     yield from asked.cells(("500", "hang", "html", "json"), EVER)
 
@@ -189,7 +189,7 @@ def _wake() -> Iterator[Cell]:
         half = Step(f"wake (level 2, {tag})", "b", "/wake_up", f"tags={tag}", setup=LEVEL_2)
         yield from half.cells(("500", "hang", "late", "lost", "reset", "html", "not-done", "dies-after", "killed"))
     # a is slow to say that it sleeps, so that there is time to take what it left.
-    slow = {"path": "/is_sleeping", "fault": "hang", "skip": 1, "seconds": 0.3}
+    slow = {"path": "/is_sleeping", "fault": "hang", "after": "/sleep", "seconds": 0.3}
     for tell, what in ((False, ""), (True, ", and nvidia-smi tells")):
         setup, variant = Setup(gpus_tell=tell), "told" if tell else "not told"
         yield Cell("wake", "memory-taken", variant, f"another process has taken memory that it needs{what}", setup,
@@ -229,7 +229,7 @@ def _start() -> Iterator[Cell]:
         yield Cell("start", fault, EVER, what, STOPPED, change=_set("b", "start_command", command))
     yield from Step("start", "b", "/health", setup=STOPPED).cells(("killed", "oom"))
     yield from Step("start", "b", "/v1/completions", setup=STOPPED).cells(("wrong-text",))
-    slow = {"path": "/is_sleeping", "fault": "hang", "skip": 1, "seconds": 0.3}
+    slow = {"path": "/is_sleeping", "fault": "hang", "after": "/sleep", "seconds": 0.3}
     for tell, more in ((False, ""), (True, ", and nvidia-smi tells")):
         setup, variant = Setup(b="stop", gpus_tell=tell), "told" if tell else "not told"
         yield Cell("start", "memory-taken", variant, f"another process has taken memory that it needs{more}", setup,
@@ -239,11 +239,11 @@ def _start() -> Iterator[Cell]:
 
 
 def _verify() -> Iterator[Cell]:
-    asked = Step("confirm wake", "b", "/is_sleeping", skip=1)
+    asked = Step("confirm wake", "b", "/is_sleeping", after="/wake_up")
     yield from asked.cells(ASKED)
     yield from asked.cells(("500", "hang"), RUNNING)
     yield from asked.cells(("500", "hang", "html", "json"), EVER)
-    ready = Step("ready", "b", "/health", skip=1)
+    ready = Step("ready", "b", "/health", after="/wake_up")
     yield from ready.cells(tuple(fault for fault in ASKED if fault not in ("empty", "json")))
     yield from ready.cells(("500", "dropped"), RUNNING)
     yield from ready.cells(("500", "hang", "html"), EVER)

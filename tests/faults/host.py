@@ -36,13 +36,13 @@ from tests.serverlib import ROOT, STANDIN, two_awake
 MARK = "HOMEGPT_TEST"
 # b is the bigger one, so that another process can leave room for a and none for b.
 GPU_GB, VRAM_GB, ASLEEP_GB = 25.0, {"a": 20.0, "b": 22.0}, 1.0
-# To bring a host up is no part of a cell, so a busy machine may take its time.
+# To bring a host up, and to heal it, may take a busy machine its time.
 PATIENT = {"max_retries": 300, "request_timeout_seconds": 20, "probe_timeout_seconds": 5, "stop_timeout_seconds": 10}
 TOKENS_PER_SECOND = 50
 # A run that takes longer is no run with bounds.
 KILL_AFTER_SECONDS = 90.0
 SETTINGS: dict[str, Any] = {
-    "max_retries": 40,
+    "max_retries": 50,
     "health_check_interval_seconds": 0.2,
     "request_timeout_seconds": 1,
     "probe_timeout_seconds": 0.5,
@@ -97,6 +97,8 @@ class Run:
         # Below those that the kernel gives to clients; another run begins elsewhere.
         self._port = 20000 + os.getpid() * 37 % 9000
         self._hosts = 0
+        # Of one moment, so that whoever edits the engine meanwhile does not have it tried half.
+        shutil.copytree(ROOT / "plugins" / "module_utils" / "switching", self.folder / "engine" / "switching")
         # The GPUs of this machine are not asked.
         tool = self.folder / "bin" / "nvidia-smi"
         tool.parent.mkdir()
@@ -132,7 +134,7 @@ class Run:
             self._hosts += 1
             folder = self.folder / str(self._hosts)
         folder.mkdir()
-        return Host(folder, setup, {"a": self.port(), "b": self.port()}, self.folder / "bin", self.over)
+        return Host(folder, setup, {"a": self.port(), "b": self.port()}, self.folder, self.over)
 
 
 def kill_marked(folder: str) -> None:
@@ -189,7 +191,7 @@ class Host:
     folder: Path
     setup: Setup
     ports: dict[str, int]
-    tools: Path
+    run: Path  # the folder of the run
     over: threading.Event  # nothing is to begin any more
     right: dict[str, str] = field(default_factory=dict)
     canaries: dict[str, str] = field(default_factory=dict)
@@ -255,9 +257,9 @@ class Host:
     def environment(self) -> dict[str, str]:
         """Return the environment of the command line, and by it of the servers."""
         env = {name: value for name, value in os.environ.items() if not name.startswith(("STANDIN_", "VLLM_", "CUDA_"))}
-        tools = ROOT / "tests" / "standin" / "bin" if self.setup.gpus_tell else self.tools
+        tools = ROOT / "tests" / "standin" / "bin" if self.setup.gpus_tell else self.run / "bin"
         env["PATH"] = f"{tools}{os.pathsep}{env.get('PATH', os.defpath)}"
-        env["PYTHONPATH"] = str(ROOT / "plugins" / "module_utils")
+        env["PYTHONPATH"] = str(self.run / "engine")
         env[MARK] = str(self.folder)
         if self.setup.gpus_tell:
             env |= {"STANDIN_GPU_DIR": str(self.gpus), "STANDIN_GPU_TOTAL_GB": str(GPU_GB)}
@@ -265,20 +267,26 @@ class Host:
 
     def up(self) -> None:
         """Bring a up and b beside it, as a user would. That records both canaries."""
-        declaration = self.declaration()
-        declaration["vllm_switching"] |= PATIENT
-        self.write(declaration)
         for name in ("b", "a"):
-            answer = self.switch(name)
+            answer = self.patiently(name)
             if answer.status != 0:
                 raise RuntimeError(f"the host did not come up: {answer.said}")
             self.right[name] = self.text(name)
-        self.write(self.declaration())
         self.canaries = {name: self._canary(name) for name in ("a", "b")}
 
     def arguments(self, name: str) -> list[str]:
         """Return what the command line is called with."""
         return ["--stack-dir", str(self.stack), "switch", name, "--json"]
+
+    def patiently(self, name: str) -> Answer:
+        """Run the host's own command line with time enough."""
+        declaration = self.declaration()
+        declaration["vllm_switching"] |= PATIENT
+        self.write(declaration)
+        try:
+            return self.switch(name)
+        finally:
+            self.write(self.declaration())
 
     def switch(self, name: str) -> Answer:
         """Run the host's own command line."""

@@ -318,7 +318,7 @@ def healing(host: Host, client: Client | None, answer: Answer) -> list[str]:
     results = [answer.result]
     wrong = []
     for name, other in (("b", "a"), ("a", "b")):
-        again = host.switch(name)
+        again = host.patiently(name)
         results.append(again.result)
         if again.status != 0:
             wrong.append(f"healing: switch {name} exits {again.status}: {again.said}")

@@ -81,7 +81,7 @@ def cut_off(hosts: Hosts, kind: str, number: int, when: str, then: str) -> None:
     assert ended.returncode == -signal.SIGKILL, ended.stderr
     host.faults("b").unlink(missing_ok=True)
     for name in (then, "a"):
-        answer = host.switch(name)
+        answer = host.patiently(name)
         assert answer.status == 0, f"then to {name}: {answer.said}"
         check(host, name, since)
     hosts.give_back(host, well=True)
@@ -167,7 +167,7 @@ def test_at_any_moment_of_a_switch_under_load(run: Run, capsys: pytest.CaptureFi
                     process.wait(moment)
                 cut += process.poll() is None
                 process.kill()
-            answer = host.switch(name)
+            answer = host.patiently(name)
             try:
                 assert answer.status == 0, answer.said
                 check(host, name, since)

@@ -6,7 +6,8 @@
     DELETE /standin/faults   forget them all
 
 Optional keys: `times` (default 1; 0 = until deleted), `seconds` (for hang and slow_drip),
-`match` (only when the query string contains this), `skip` (let so many matching calls pass first).
+`match` (only when the query string contains this), `skip` (let so many matching calls pass first),
+`after` (only once this path has been called).
 STANDIN_FAULTS holds such a list from the start. `path` "*" is any path; `path` "load" concerns
 loading, with the faults die, kill, oom and hang; `path` "term" concerns SIGTERM, with the fault hang: it is ignored.
 
@@ -61,6 +62,7 @@ class Fault:
     seconds: float | None = None
     match: str = ""
     skip: int = 0
+    after: str = ""
 
     def __post_init__(self) -> None:
         known = OTHER_NAMES.get(self.path, NAMES)
@@ -105,6 +107,10 @@ class Faults:
 
 def _take(left: list[Fault], path: str, query: str) -> Fault | None:
     for fault in left:
+        if fault.after:
+            # It counts from the next call on.
+            fault.after = "" if fault.after == path else fault.after
+            continue
         whatever = fault.path == "*" and path not in OTHER_NAMES and not path.startswith("/standin/")
         if not (whatever or fault.path == path) or fault.match not in query:
             continue

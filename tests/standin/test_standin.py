@@ -331,6 +331,14 @@ def test_a_fault_may_be_for_one_call_only(start: Start) -> None:
     assert post(a, "/standin/faults", json={"path": "/sleep", "fault": "nope"}).status_code == 400
 
 
+def test_a_fault_may_wait_for_another_call(start: Start) -> None:
+    a = start("org/a")
+    a.fault("/health", "status_500", after="/sleep")
+    assert a.call("GET", "/health").status_code == 200
+    post(a, "/sleep?level=0")
+    assert [a.call("GET", "/health").status_code for _turn in range(2)] == [500, 200]
+
+
 def test_wrong_text(start: Start) -> None:
     a = start("org/a")
     right = text(a)
