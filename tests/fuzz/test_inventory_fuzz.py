@@ -248,7 +248,7 @@ def half_right(draw: st.DrawFn) -> tuple[Any, Any]:
             entry.setdefault("args", {}).pop("tensor_parallel_size", None)
         models.append(entry)
     switching = _some(draw, SWITCHING, 3)
-    for _ in range(draw(st.sampled_from([0, 0, 0, 1, 1, 2, 3]))):
+    for _turn in range(draw(st.sampled_from([0, 0, 0, 1, 1, 2, 3]))):
         place = draw(st.sampled_from([*models, switching]))
         if draw(st.integers(0, 9)):
             known = draw(st.sampled_from(sorted({*(core._MODEL_FIELDS if "id" in place else core._SWITCHING_FIELDS)})))

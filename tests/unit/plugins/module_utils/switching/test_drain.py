@@ -38,7 +38,7 @@ def declare(host: Host, *, version: str = "0.32.0", **fields: Any) -> None:
     host.up(a="active", b=1)
 
 
-def requests_of(result: Result) -> list[int]:
+def requests_of(result: Result) -> list[int | None]:
     return list(result.requests.values())
 
 
