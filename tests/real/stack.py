@@ -8,6 +8,7 @@ once: one after the other they take a minute.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
@@ -15,11 +16,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import requests
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching import canary
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors import LifecycleError
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import parse
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.lifecycle import for_model
@@ -31,7 +32,7 @@ A, B = "tiny-a", "tiny-b"
 SWITCHING: dict[str, Any] = {"canary": "auto", "failure_backoff_seconds": 0}
 
 
-@dataclass
+@dataclasses.dataclass
 class Answer:
     """One ended run of the command line."""
 
@@ -40,13 +41,13 @@ class Answer:
     result: dict[str, Any]  # empty where none was printed
 
 
-@dataclass
+@dataclasses.dataclass
 class Stack:
     """The stack folder, with models.json, and the folder of each model's weights, which is its own."""
 
     folder: Path
     weights: dict[str, Path]
-    models: dict[str, dict[str, Any]] = field(default_factory=dict)
+    models: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
     def declare(self, sleep_level: str = "1", **switching: object) -> None:
         """Write models.json."""
@@ -81,14 +82,24 @@ class Stack:
 
     def record(self, name: str) -> dict[str, Any]:
         """Return what is recorded of a model's canary."""
-        record: dict[str, Any] = json.loads((self.folder / "run" / f"{name}.canary.json").read_text(encoding="utf-8"))
-        return record
+        record = canary.read(parse([self.models[name]], SWITCHING).find(name), str(self.folder))
+        assert record is not None
+        return dataclasses.asdict(record)
 
     def aborted(self, name: str) -> float:
         """Return how many requests the server has cut since it was started."""
-        metrics = requests.get(f"http://127.0.0.1:{self.port(name)}/metrics", timeout=10).text
-        lines = [line for line in metrics.splitlines() if line.startswith("vllm:request_success_total{")]
-        (line,) = [line for line in lines if 'finished_reason="abort"' in line]
+        return self._metric(name, "vllm:request_success_total", 'finished_reason="abort"')
+
+    def wait_until_running(self, name: str) -> None:
+        """Wait until the server has a running request."""
+        deadline = time.monotonic() + 30
+        while not self._metric(name, "vllm:num_requests_running"):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+    def _metric(self, name: str, metric: str, label: str = "") -> float:
+        text = requests.get(f"http://127.0.0.1:{self.port(name)}/metrics", timeout=10).text
+        (line,) = [line for line in text.splitlines() if line.startswith(metric + "{") and label in line]
         return float(line.split()[-1])
 
 

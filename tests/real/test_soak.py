@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Many switches between two real servers whose clients never stop: nobody gets less than the whole answer."""
+"""Switches between two real servers under clients that never stop: nobody gets less than the whole answer."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
+
+from tests.playbooklib import complete
 
 from .stack import A, B, Stack, running
 
@@ -136,3 +139,36 @@ def test_no_switch_cuts_a_stream(stack: Stack, capsys: pytest.CaptureFixture[str
         assert len({stream.text for stream in client.streams}) == 1
     # One may just have ended and the next not begun when the engine looks, but that is rare.
     assert sum(map(bool, drained)) > SWITCHES * 0.8
+
+
+@pytest.mark.parametrize(("action", "fate"), [("abort", "cut"), ("keep", "parked")])
+def test_a_deadline_leaves_a_server_that_tells_its_level(stack: Stack, action: str, fate: str) -> None:
+    stack.declare(drain_timeout_seconds=120)
+    assert stack.switch(A).status == 0
+    stack.declare(drain_timeout_seconds=0.5, drain_timeout_action=action)
+    cut_before = stack.aborted(A)
+    tokens = 1900
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(complete, stack.port(A), A, tokens)
+        stack.wait_until_running(A)
+        answer = stack.switch(B)
+        assert answer.status == 0, answer.errors
+        assert answer.result["requests"] == {"drained": 0, "parked": 0, "cut": 0, fate: 1}
+        assert not asked.done() or action == "abort"
+        # Two sleeps were on their way, and the one of level 0 ended last. The wake is the quick one all the same.
+        stack.declare(drain_timeout_seconds=120)
+        answer = stack.switch(A)
+        assert answer.status == 0, answer.errors
+        assert [(step["action"], step["model"], step["level"]) for step in answer.result["steps"]] == [
+            ("drain", B, None),
+            ("sleep", B, 1),
+            ("wake", A, 1),
+            ("verify", A, None),
+        ]
+        choice = asked.result()
+    if action == "abort":
+        assert choice["finish_reason"] == "abort"
+        assert 0 < choice["tokens"] < tokens
+    else:
+        assert (choice["finish_reason"], choice["tokens"]) == ("length", tokens)
+    assert stack.aborted(A) - cut_before == (action == "abort")
