@@ -569,7 +569,7 @@ class Switcher:
             # It has only been paused: nothing is to be made good but that.
             with contextlib.suppress(ServerError):
                 self.servers[name].resume()
-        seen = self._observe(self.inventory.enabled)
+        seen = self._observe_failed()
         for previous in self.inventory.enabled:
             if before[previous.id].state != ACTIVE or seen[previous.id].state == ACTIVE:
                 continue
@@ -586,7 +586,7 @@ class Switcher:
                 message += f"\n{previous.id} is active again"
             except SwitchingError as second:
                 message += f"\n{previous.id}, active before, could not be put back: {second}"
-            seen = self._observe(self.inventory.enabled)
+            seen = self._observe_failed()
         for name in sorted(self.wrong):
             if seen[name].state == ACTIVE:
                 # Awake, it would go on giving wrong answers to whoever asks.
@@ -594,7 +594,13 @@ class Switcher:
                     self._execute(self._plan(seen, self.models[name], SLEEPING))
                 except SwitchingError as second:
                     message += f"\n{name} answers wrongly and could not be put to sleep: {second}"
-                seen = self._observe(self.inventory.enabled)
+                seen = self._observe_failed()
+        for name, state in seen.items():
+            if state.state == ERROR and state.dead and name in self.been:
+                # Left alone it would stand in the way of every later switch.
+                with contextlib.suppress(SwitchingError):
+                    self._perform(Step(STOP, name))
+                    seen[name] = Observation(STOPPED)
         left = ", ".join(f"{name} {describe(state)}" for name, state in seen.items() if state.state != DISABLED)
         message += f"\nThe host is left with: {left}"
         remedy = error.remedy if isinstance(error, SwitchingError) else ""
@@ -602,6 +608,14 @@ class Switcher:
             at_fault = next((s["model"] for s in self.steps if "failed" in s), model.id)
             message += "\nWhat to do: " + remedy.format(log=self.lifecycles[at_fault].log_command)
         return seen, message
+
+    def _observe_failed(self) -> dict[str, Observation]:
+        """What the models are. One that this switch has woken or started and that makes no sense counts as dead."""
+        seen = self._observe(self.inventory.enabled)
+        for name in self.been:
+            if seen[name].state == ERROR and seen[name].process is not False:
+                seen[name] = dataclasses.replace(seen[name], dead=True, process=True)
+        return seen
 
     def _perform(self, step: Step, act: typing.Callable[[Step], str | None] | None = None, rung: str = "") -> None:
         """Do one step, confirm it and write it down."""

@@ -554,8 +554,11 @@ def test_an_engine_that_dies_of_the_wake_is_restarted(pair: Host) -> None:
 def test_a_server_that_wakes_but_cannot_complete_is_restarted(pair: Host, fault: str) -> None:
     pair.up(a="active", b=1)
     pair.fault("b", "/v1/completions", fault)
+    assert steps(pair.switch("b"))[2:] == ["wake b 1", "verify b", "verify b"]
+    pair.switch("a")
+    pair.fault("b", "/v1/completions", fault, times=0)
     result = pair.switch("b")
-    assert steps(result)[2:] == ["wake b 1", "verify b", "stop b", "start b", "verify b"]
+    assert steps(result)[2:] == ["wake b 1", "verify b", "verify b", "stop b", "start b", "verify b"]
     assert pair.completion("b")["text"]
 
 
