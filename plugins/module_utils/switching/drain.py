@@ -50,6 +50,7 @@ class Drain:
         self.clock = clock
         self.held = False
         self._gone = False
+        self._uncounted = False
         self._last: Counts | None = None
 
     def run(self) -> Outcome:
@@ -65,10 +66,11 @@ class Drain:
             self.held = able
             in_time = able and self.server.drain(deadline)
         if not in_time:
-            if first is None and not able:
+            if self._uncounted and not able:
                 return Outcome({}, note="the server does not count its requests")
             # By looking: the server can't drain, or broke that off before its time, or it is over.
             in_time = self._wait_idle(max(0.0, deadline - (self.clock() - started)))
+            self._gone = self._gone or (in_time and self._died())
         else:
             self._idle()  # what came meanwhile waits in the server
         if self._gone:
@@ -87,17 +89,26 @@ class Drain:
         """Whether the server is known to have no requests, or is gone."""
         try:
             self._last = self.server.count_requests()
+            self._uncounted = self._last is None
         except Unreachable:
             self._gone = True
         except Unresponsive:
             return False  # a busy server is no reason to stop it
         return self._gone or self._last == (0, 0)
 
+    def _died(self) -> bool:
+        """Whether it has no requests because its engine is dead."""
+        try:
+            return not self.server.is_healthy()
+        except ServerError:
+            return True
+
     def _outcome(self, drained: int | None, fate: str, left: int | None, mode: str = "wait", note: str = "") -> Outcome:
         return Outcome({**dict.fromkeys(FATES, 0), DRAINED: drained, fate: left}, mode, note)
 
     def _lost(self) -> Outcome:
-        known = sum(self._last) if self._last else None
+        # What it said last may have been said when it was dead already.
+        known = sum(self._last) or None if self._last else None
         return self._outcome(0, CUT, known, note="the server ended, and what it had to do was lost")
 
     def _overdue(self, able: bool, first: Counts | None, left: int | None) -> Outcome:
