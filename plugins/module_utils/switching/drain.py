@@ -62,17 +62,18 @@ class Drain:
         started, deadline = self.clock(), self.settings.drain_timeout_seconds
         with contextlib.suppress(ServerError):
             able = self.server.can_drain()
-            # Level 0 waits without a way back only for as long as the call takes: it frees nothing.
+            # From the call on, also if its answer never comes.
             self.held = able
             in_time = able and self.server.drain(deadline)
+        if in_time:
+            self._idle()  # what came meanwhile waits in the server; what runs on has not been drained, whatever it said
+            in_time = self._last is None or self._last[0] == 0
         if not in_time:
             if self._uncounted and not able:
                 return Outcome({}, note="the server does not count its requests")
             # By looking: the server can't drain, or broke that off before its time, or it is over.
             in_time = self._wait_idle(max(0.0, deadline - (self.clock() - started)))
             self._gone = self._gone or (in_time and self._died())
-        else:
-            self._idle()  # what came meanwhile waits in the server
         if self._gone:
             return self._lost()
         left = None if self._last is None else sum(self._last)
