@@ -172,7 +172,7 @@ def _stop() -> Iterator[Cell]:
                      change=_set("a", "stop_command", ["false"]))  # fmt: skip
     yield sleep.cell("hang", "no sleep, command hangs", "its sleep hangs, and so does its stop_command",
                      change=_set("a", "stop_command", ["sleep", "60"]))  # fmt: skip
-    yield sleep.cell("500", "without stop", "its sleep fails; turned off: stop",
+    yield sleep.cell("500", "without stop", "its sleep fails, with stop turned off",
                      setup=Setup(without=("stop",)))  # fmt: skip
 
 
@@ -181,9 +181,9 @@ def _wake() -> Iterator[Cell]:
     yield from wake.cells(DONE)
     yield from wake.cells(("500", "hang", "dropped", "html", "not-done", "late"), EVER)
     for rungs in (("retry",), ("retry", "restart"), ("retry", "restart", "roll_back")):
-        off = ", ".join(rungs)
+        off = " and ".join(rungs)
         for fault in ("killed", "500"):
-            what = f"{FAULTS[fault][1]}; turned off: {off}"
+            what = f"{FAULTS[fault][1]}, with {off} turned off"
             yield wake.cell(fault, f"without {off}", what, setup=Setup(without=rungs))
     for tag in ("weights", "kv_cache"):
         half = Step(f"wake (level 2, {tag})", "b", "/wake_up", f"tags={tag}", setup=LEVEL_2)

@@ -374,11 +374,12 @@ class Host:
 
     def normal(self, text: str) -> str:
         """Return a text of the engine without what differs from run to run."""
-        text = text.split("; its last log lines:", maxsplit=1)[0]
+        text = re.sub(r"; its last log lines:(\n  .*)*", "", text)
         for name, port in self.ports.items():
             text = text.replace(f"http://127.0.0.1:{port}", "").replace(f"port {port}", f"{name}'s port")
         text = text.replace(str(self.stack), "DIR").replace(str(self.folder), "DIR")
-        text = re.sub(r"(the connection broke off): .*", r"\1", text)
+        # Which of them it is, is a matter of moments.
+        text = re.sub(r"the connection broke off: .*|nothing listens there", "the connection broke off", text)
         text = re.sub(r"process \d+", "process PID", text)
         text = re.sub(r" on \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC", "", text)
         text = re.sub(r"with (['\"]).*?\1, not with (['\"]).*?\2", "otherwise than", text)

@@ -338,7 +338,8 @@ def healing(host: Host, client: Client | None, answer: Answer) -> list[str]:
 
 
 def _cut(results: list[dict[str, Any] | None]) -> bool:
-    return any(result["requests"]["cut"] for result in results if result)
+    # None: some were, and nobody knows how many.
+    return any(result["requests"]["cut"] != 0 for result in results if result)
 
 
 def _parked(results: list[dict[str, Any] | None]) -> bool:
@@ -350,9 +351,9 @@ def told(answer: Answer, host: Host) -> tuple[str, str]:
     failed = [step["failed"] for step in (answer.result or {"steps": []})["steps"] if "failed" in step]
     warnings = answer.result["warnings"] if answer.result else []
     said = host.normal(answer.said)
-    remedy = said.split("What to do: ")[1] if "What to do: " in said else ""
+    found = re.search(r"What to do: (.*)", said)
     cause = host.normal(failed[0]) if failed else said if answer.status else "; ".join(map(host.normal, warnings))
-    return cause, remedy
+    return cause.split("\n", maxsplit=1)[0], found.group(1) if found else ""
 
 
 def line(outcome: Outcome) -> str:
