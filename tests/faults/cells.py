@@ -181,7 +181,7 @@ def _wake() -> Iterator[Cell]:
     yield from wake.cells(DONE)
     yield from wake.cells(("500", "hang", "dropped", "html", "not-done", "late"), EVER)
     for rungs in (("retry",), ("retry", "restart"), ("retry", "restart", "roll_back")):
-        off = " and ".join(rungs)
+        off = " and ".join(filter(None, (", ".join(rungs[:-1]), rungs[-1])))
         for fault in ("killed", "500"):
             what = f"{FAULTS[fault][1]}, with {off} turned off"
             yield wake.cell(fault, f"without {off}", what, setup=Setup(without=rungs))
