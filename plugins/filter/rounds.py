@@ -14,7 +14,7 @@ author:
 description:
   - Sorts ids of models into rounds. Models of one round have no GPU to do with each other, so that
     M(homegpt.vllm.vllm_sleep_state) can bring them to a state together.
-positional: _input, models
+positional: models, switching
 options:
   _input:
     description: The ids of models, in the order in which they are to be switched.
@@ -26,6 +26,10 @@ options:
     type: list
     elements: dict
     required: true
+  switching:
+    description: The dictionary C(vllm_switching).
+    type: dict
+    default: {}
 """
 
 EXAMPLES = r"""
@@ -34,7 +38,7 @@ EXAMPLES = r"""
     model: "{{ item }}"
     state: sleeping
     models: "{{ vllm_models }}"
-  loop: "{{ ['a', 'b', 'c'] | homegpt.vllm.rounds(vllm_models) }}"
+  loop: "{{ ['a', 'b', 'c'] | homegpt.vllm.rounds(vllm_models, vllm_switching) }}"
 """
 
 RETURN = r"""
@@ -50,10 +54,10 @@ from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory i
 from ansible_collections.homegpt.vllm.plugins.plugin_utils.plain import plain
 
 
-def rounds(ids, models):
+def rounds(ids, models, switching=None):
     """The ids in rounds; raises AnsibleFilterError for an inventory with mistakes and for an unknown id."""
     try:
-        inventory = parse(plain(models))
+        inventory = parse(plain(models), plain(switching))
         return [[m.id for m in one] for one in inventory.rounds(inventory.find(name) for name in plain(ids))]
     except SwitchingError as error:
         raise AnsibleFilterError(str(error)) from error

@@ -25,7 +25,7 @@ servers are then, so it needs no clean-up by hand unless the message says so.
 This page is what `python -m tests.faults.matrix` (a part of `make faults`) found: it switches from a model `a`, active,
 to a model `b`, asleep at level 1 unless the heading says otherwise, on stand-in servers that share one GPU, and lets
 one thing go wrong in each of {count} cells. After every one of them the next switch, without the fault, succeeded. A
-run whose findings differ from this page fails.
+run prints where its findings differ from this page.
 
 ## What is tried
 

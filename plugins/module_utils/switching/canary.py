@@ -112,10 +112,18 @@ def _served(model: Model) -> dict[str, typing.Any]:
     plain = {
         "model": model.model,
         "image": model.image,
-        "args": {key: value for key, value in model.args.items() if not is_secret_name(key)},
-        "env": {key: value for key, value in model.env.items() if not is_secret_name(key)},
+        "args": _without_secrets(model.args),
+        "env": _without_secrets(model.env),
     }
     return typing.cast("dict[str, typing.Any]", json.loads(json.dumps(plain)))
+
+
+def _without_secrets(value: typing.Any) -> typing.Any:
+    if isinstance(value, dict):
+        return {key: _without_secrets(item) for key, item in value.items() if not is_secret_name(key)}
+    if isinstance(value, (list, tuple)):
+        return [_without_secrets(item) for item in value]
+    return value
 
 
 def _read_all(stack_dir: str) -> dict[str, typing.Any]:

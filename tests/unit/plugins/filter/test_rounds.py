@@ -13,6 +13,8 @@ MODELS = [{"id": m, "model": "m", "host_port": 8000 + i, "gpus": g} for i, (m, g
 def test_models_that_share_a_gpu_are_in_different_rounds() -> None:
     assert rounds(["c", "a", "b", "d"], MODELS) == [["c", "b", "d"], ["a"]]
     assert rounds([], MODELS) == []
+    with_macro = [{**MODELS[0], "start_command": ["${run}"]}]
+    assert rounds(["a"], with_macro, {"macros": {"run": "vllm"}}) == [["a"]]
 
 
 def test_a_wrong_id_or_inventory() -> None:

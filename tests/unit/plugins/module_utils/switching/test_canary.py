@@ -149,10 +149,13 @@ def test_a_fresh_start_may_answer_otherwise(pair: Host) -> None:
 def test_another_command_line_is_another_record(pair: Host) -> None:
     before = record(pair, "b")
     pair.switch("b", "stopped")
-    pair.models[1]["args"] = {"max_model_len": 100, "api_key": "s3cret"}
+    pair.models[1]["args"] = {"max_model_len": 100, "api_key": "s3cret", "deep": [{"token": "s3cret", "n": 1}]}
     assert notes(pair.switch("b")) == ["answer recorded"]
     after = record(pair, "b")
-    assert (before["served"]["args"], after["served"]["args"]) == ({}, {"max_model_len": 100})
+    assert (before["served"]["args"], after["served"]["args"]) == (
+        {},
+        {"max_model_len": 100, "deep": [{"n": 1}]},
+    )
 
 
 def test_an_answer_is_recorded_on_request(pair: Host) -> None:
