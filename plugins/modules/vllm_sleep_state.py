@@ -97,7 +97,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 active_model:
-  description: The id of the model that is active on the GPUs of O(model) afterwards, null if none is.
+  description: The id of the model that is active on the GPUs of (the first) O(model) afterwards, null if none is.
   returned: when the switch was tried
   type: str
   sample: gpt-oss-20b
@@ -107,7 +107,7 @@ previous_model:
   type: str
   sample: qwen3-vl-30b-a3b
 models:
-  description: The state of every model by its id.
+  description: The state of every model by its id; of several O(model), of those on their GPUs.
   returned: when the switch was tried
   type: dict
   sample: {gpt-oss-20b: {state: active, level: null}, qwen3-vl-30b-a3b: {state: sleeping, level: 1}}
@@ -146,7 +146,8 @@ steps:
       returned: when an earlier step failed
       sample: retry
     requests:
-      description: How many requests of the server were C(drained), C(parked) until its next wake, or C(cut).
+      description:
+        - How many requests of the server were C(drained), C(parked) until its next wake, or C(cut). Null if unknown.
       type: dict
       returned: for a drain that found some
       sample: {drained: 2, parked: 0, cut: 1}
@@ -161,7 +162,7 @@ steps:
       returned: when it did
       sample: "gpt-oss-20b: POST http://127.0.0.1:8004/wake_up: answered 500"
 requests:
-  description: How many requests the switch drained, parked until the next wake of their model, and cut.
+  description: How many requests were drained, parked until the next wake of their model, and cut; null if unknown.
   returned: when the switch was tried
   type: dict
   sample: {drained: 3, parked: 0, cut: 0}
@@ -191,9 +192,6 @@ def main():
         ),
         supports_check_mode=True,
     )
-
-    if module.params["record_canary"] and module.params["state"] != "active":
-        module.fail_json(msg="record_canary needs state=active: only an active model answers")
 
     def work(switcher):
         result = switcher.switch(

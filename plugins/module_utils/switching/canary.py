@@ -24,11 +24,6 @@ from .server import Server
 # One process holds the host's lock, but its threads may write at once.
 _writing = threading.Lock()
 
-# What a server has just been through.
-WOKEN = "woken"
-STARTED = "started"
-RESTARTED = "restarted"  # because its wake failed
-
 
 @dataclasses.dataclass(frozen=True)
 class Record:
@@ -72,11 +67,11 @@ def record(server: Server, model: Model, stack_dir: str) -> Verdict:
     return _record(server, model, stack_dir, server.canary())
 
 
-def prove(server: Server, model: Model, stack_dir: str, how: str) -> Verdict:
+def prove(server: Server, model: Model, stack_dir: str, restarted: bool) -> Verdict:
     """Compare the answer of a server that is ready with the recorded one; record it where there is none.
 
-    C(how) says what the server has been through. Raises WrongAnswer where the answer is another and must not be, and
-    OSError where the record can't be written.
+    C(restarted): the server has been started because something failed, not by intent. Raises WrongAnswer where the
+    answer is another and must not be, and OSError where the record can't be written.
     """
     text = server.canary()
     known = read(model, stack_dir)
@@ -88,7 +83,7 @@ def prove(server: Server, model: Model, stack_dir: str, how: str) -> Verdict:
             _write(model, stack_dir, dataclasses.replace(known, start=start, suspect=False))
         return Verdict("answers as recorded")
     differs = f"{model.id} answers the fixed prompt with {_short(text)}, not with {_short(known.text)} as recorded"
-    known_start = known.start == start or how == RESTARTED or known.suspect
+    known_start = known.start == start or restarted or known.suspect
     if not known_start:
         # Started by intent, so its weights or vLLM may have been changed by intent.
         verdict = _record(server, model, stack_dir, text)
@@ -138,7 +133,9 @@ def _write(model: Model, stack_dir: str, made: Record) -> None:
     path = _path(stack_dir)
     with _writing:
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        with os.fdopen(os.open(path + ".new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path + ".new")  # an interrupted one, maybe with another mode
+        with os.fdopen(os.open(path + ".new", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             json.dump({"models": {**_read_all(stack_dir), model.id: dataclasses.asdict(made)}}, file)
         os.replace(path + ".new", path)
 

@@ -70,7 +70,7 @@ class Drain:
             in_time = self._last is None or self._last[0] == 0
         if not in_time:
             if self._uncounted and not able:
-                return Outcome({}, note="the server does not count its requests")
+                return Outcome(dict.fromkeys(FATES), note="the server does not count its requests")
             # By looking: the server can't drain, or broke that off before its time, or it is over.
             in_time = self._wait_idle(max(0.0, deadline - (self.clock() - started)))
             self._gone = self._gone or (in_time and self._died())
@@ -121,8 +121,10 @@ class Drain:
         if action == "keep" and able and not self.ending:
             return self._outcome(drained, PARKED, left, "keep", f"{still} and are parked until the next wake")
         if self.held:
-            self.server.resume()
-            self.held = False
+            # Where that fails it stays held, and is resumed once more when all is put back.
+            with contextlib.suppress(ServerError):
+                self.server.resume()
+                self.held = False
         why = "" if action == "fail" else ", and a server of this vLLM or one that is to be stopped can't park them"
         raise DrainTimeout(
             f"{self.server.model.id}: {still} (drain_timeout_seconds; drain_timeout_action is {action}){why}"

@@ -94,7 +94,8 @@ class HostLock:
         with self.writing:
             if name in self.doubtful:
                 self.doubtful.discard(name)
-                self._write()
+                with contextlib.suppress(SwitchingError):  # too careful then
+                    self._write()
 
     def note(self, active_since: typing.Mapping[str, float | None], failed_at: float) -> None:
         """Write down how a switch ended: since when models are active, if they are, and when it failed, 0 if not."""
@@ -102,7 +103,8 @@ class HostLock:
             since = {**self.active_since, **active_since}
             self.active_since = {name: when for name, when in since.items() if when is not None}
             self.failed_at = max(self.failed_at, failed_at)
-            self._write()
+            with contextlib.suppress(SwitchingError):
+                self._write()
 
     def _read(self, descriptor: int) -> str:
         """Take over what the file says and return the holder that it names."""
@@ -127,7 +129,10 @@ class HostLock:
                 "failed_at": self.failed_at,
             }
         )
-        os.pwrite(self._descriptor, text.ljust(_WIDTH).encode() + b"\n", 0)
+        try:
+            os.pwrite(self._descriptor, text.ljust(_WIDTH).encode() + b"\n", 0)
+        except OSError as error:
+            raise SwitchingError(f"the notes in the lock {self.path} can't be written: {error.strerror}") from None
 
 
 def _try(descriptor: int, kind: int) -> bool:

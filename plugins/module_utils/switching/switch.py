@@ -185,12 +185,14 @@ class Switcher:
         """Forget the switch before."""
         self.steps: list[dict[str, typing.Any]] = []
         self.warnings: list[str] = []
-        # Of each model: what its sleep is to do with requests, what its server has been through, whether it is to end.
+        # What the sleep of a model is to do with requests; whether its server, woken or started here, was restarted
+        # because something failed; who is to end.
         self.modes: dict[str, str] = {}
-        self.been: dict[str, str] = {}
+        self.begun: dict[str, bool] = {}
         self.ending: set[str] = set()
         # Those that a drain has paused, and that have not slept or ended since.
         self.held: set[str] = set()
+        self.free_before: dict[str, dict[int, float] | None] = {}
         self.rung = ""
         self.to_record: str | None = None
         self.wrong: set[str] = set()
@@ -240,10 +242,16 @@ class Switcher:
         """
         models = [self.inventory.find(one) for one in ([name] if isinstance(name, str) else name)]
         self._check_apart(models)
+        for model in models if record_canary else ():
+            if wanted != ACTIVE or not canary.applies(model):
+                raise SwitchingError(
+                    f"record_canary: {model.id} can't give an answer to record: that takes the state active, a canary "
+                    "that is not off, and ready_completion"
+                )
         started = self.clock()
         with self._checking() if check else self._lock(f"{', '.join(m.id for m in models)} {wanted}"):
             outcomes = self._side_by_side(models, wanted, check, started, record_canary)
-            if not check and not for_now:
+            if not check and not for_now and any(isinstance(outcome, Result) for outcome in outcomes):
                 meant = record.read(self.inventory, self.stack_dir)
                 for model, outcome in zip(models, outcomes):
                     if isinstance(outcome, Result):
@@ -316,17 +324,21 @@ class Switcher:
         hidden = [other for other in self.inventory.conflicting(model) if other.disabled]
         before = self._observe((*self.inventory.enabled, *hidden))
         plan = self._plan(before, model, wanted)
-        last = Step(RECORD, model.id) if record_canary and canary.applies(model) else None
+        last = Step(RECORD, model.id) if record_canary else None
         if check:
-            steps = [_record(step) for step in (*plan.steps, *([last] if last else []))]
+            waits = [Step(WAIT, name) for name, _left in self._stays(model, before, plan)]
+            steps = [_record(step) for step in (*waits, *plan.steps, *([last] if last else []))]
             return self._result(model, before, predict(before, plan), steps, started)
         self.to_record = model.id if last else None
         try:
-            self._let_stay(model, before, plan)
+            if self._let_stay(model, before, plan):
+                before = self._observe((*self.inventory.enabled, *hidden))
+                plan = self._plan(before, model, wanted)
             self._execute(plan)
             after = self._after(before, plan)
             if after[model.id].state != predict(before, plan)[model.id].state:
-                failed = next(s["failed"] for s in self.steps if "failed" in s and s["model"] == model.id)
+                failures = (s["failed"] for s in self.steps if "failed" in s and s["model"] == model.id)
+                failed = next(failures, f"{model.id} did not become {wanted}")
                 raise LifecycleError(f"{failed}, so it was stopped")
             if last:
                 self._perform(last)
@@ -343,18 +355,24 @@ class Switcher:
     def _plan(self, seen: States, model: Model, wanted: str) -> Plan:
         return make_plan(self.inventory, seen, model, wanted, self.mem_available_gb(), self.reserved_gb)
 
-    def _let_stay(self, model: Model, before: States, plan: Plan) -> None:
-        """Wait until those that have to make room have been active for as long as they may."""
+    def _stays(self, model: Model, before: States, plan: Plan) -> list[tuple[str, float]]:
+        """Those that have to make room and have not been active for as long as they may, with the seconds left."""
         least = self.settings.min_active_seconds
         leaving = {step.model for step in plan.steps if step.action in (SLEEP, STOP)} - {model.id}
-        for name in sorted(leaving):
-            since = self.lock.active_since.get(name)
-            left = least - (self.now() - since) if since is not None and before[name].state == ACTIVE else 0.0
-            if 0 < left <= least:
-                self._perform(Step(WAIT, name), functools.partial(self._stay, left))
+        known = {name: self.lock.active_since[name] for name in leaving if name in self.lock.active_since}
+        left = {name: least - (self.now() - since) for name, since in known.items() if before[name].state == ACTIVE}
+        return [(name, seconds) for name, seconds in sorted(left.items()) if 0 < seconds <= least]
+
+    def _let_stay(self, model: Model, before: States, plan: Plan) -> bool:
+        """Wait for those that may stay; whether that took time."""
+        started = self.now()
+        stays = self._stays(model, before, plan)
+        for name, left in stays:
+            self._perform(Step(WAIT, name), functools.partial(self._stay, left - (self.now() - started)))
+        return bool(stays)
 
     def _stay(self, seconds: float, step: Step) -> str:
-        self.sleep(seconds)
+        self.sleep(max(0.0, seconds))
         return f"{step.model} stays active for {self.settings.min_active_seconds:g} s at least (min_active_seconds)"
 
     def _note_end(self, after: States, failed: bool) -> None:
@@ -466,10 +484,18 @@ class Switcher:
     def _each(self, function: typing.Callable[[T], R], items: typing.Sequence[T]) -> list[R]:
         """The results of the function for all items, worked on side by side; all end before an error is raised."""
         others = [self.pool.submit(function, item) for item in items[1:]]
+        interrupted: KeyboardInterrupt | None = None
         try:
             first = [function(item) for item in items[:1]]  # here: a thread less to start
         finally:
-            concurrent.futures.wait(others)
+            # Whoever interrupts this: nothing may be rolled back, and the lock not be let go, while others work.
+            while not all(future.done() for future in others):
+                try:
+                    concurrent.futures.wait(others)
+                except KeyboardInterrupt as error:
+                    interrupted = error
+        if interrupted:
+            raise interrupted
         return first + [future.result() for future in others]
 
     def _execute(self, plan: Plan) -> None:
@@ -480,7 +506,10 @@ class Switcher:
         sleeps = any(step.action == SLEEP for step in lane)
         wakes = any(step.action == WAKE for step in lane)
         self.ending.update(step.model for step in lane if step.action == STOP)
-        for step in lane:
+        for planned in lane:
+            step = planned
+            if step.action == WAKE and self._stopped(step.model):
+                step = Step(START, step.model)  # it was to sleep until now, and could not
             try:
                 self._perform(step)
             except (DrainTimeout, NoMemory):
@@ -489,6 +518,8 @@ class Switcher:
                 if step.action in (DRAIN, SLEEP) and sleeps and "stop" in self.settings.escalation:
                     self._stop_sleepless(step, error)
                     if wakes:  # a paused target
+                        if "restart" not in self.settings.escalation:
+                            raise
                         self._perform(Step(START, step.model), rung="restart")
                         self._perform(Step(VERIFY, step.model), rung="restart")
                 elif step.action not in (DRAIN, SLEEP) and (
@@ -509,6 +540,9 @@ class Switcher:
         except SwitchingError as second:
             raise LifecycleError(f"{error}; and it could not be stopped: {second}") from None
         for done in self.steps:
+            if done["model"] == step.model and done["action"] == DRAIN and isinstance(error, Unresponsive):
+                # It waited for requests that came when there had been none, or for nothing.
+                done.setdefault("requests", {**dict.fromkeys(FATES, 0), CUT: None})
             if done["model"] == step.model and "requests" in done:
                 lost = [done["requests"][fate] for fate in (PARKED, CUT)]
                 done["requests"] = {**done["requests"], PARKED: 0, CUT: None if None in lost else sum(lost)}
@@ -523,12 +557,12 @@ class Switcher:
             error = second
         if "restart" not in self.settings.escalation:
             raise error
-        self.been[name] = canary.RESTARTED
+        self.begun[name] = True
         try:
             for action in (STOP, START, VERIFY):
                 self._perform(Step(action, name), rung="restart")
         except SwitchingError as second:
-            kind = type(second) if isinstance(second, WrongAnswer) else LifecycleError
+            kind = type(second) if isinstance(second, (WrongAnswer, NoMemory)) else LifecycleError
             raise kind(f"{error}; and a restart failed: {second}") from None
 
     def _retry_wake(self, lane: Lane, step: Step, error: Exception) -> Exception | None:
@@ -593,10 +627,14 @@ class Switcher:
                 try:
                     self._execute(self._plan(seen, self.models[name], SLEEPING))
                 except SwitchingError as second:
-                    message += f"\n{name} answers wrongly and could not be put to sleep: {second}"
+                    message += (
+                        f"\n{name} answers wrongly and could not be put to sleep ({second}), so it was to be stopped"
+                    )
+                    with contextlib.suppress(SwitchingError):
+                        self._perform(Step(STOP, name))
                 seen = self._observe_failed()
         for name, state in seen.items():
-            if state.state == ERROR and state.dead and name in self.been:
+            if state.state == ERROR and state.dead and name in self.begun:
                 # Left alone it would stand in the way of every later switch.
                 with contextlib.suppress(SwitchingError):
                     self._perform(Step(STOP, name))
@@ -612,7 +650,7 @@ class Switcher:
     def _observe_failed(self) -> dict[str, Observation]:
         """What the models are. One that this switch has woken or started and that makes no sense counts as dead."""
         seen = self._observe(self.inventory.enabled)
-        for name in self.been:
+        for name in self.begun:
             if seen[name].state == ERROR and seen[name].process is not False:
                 seen[name] = dataclasses.replace(seen[name], dead=True, process=True)
         return seen
@@ -649,6 +687,8 @@ class Switcher:
 
     def _drain(self, step: Step) -> str:
         server = self.servers[step.model]
+        # Before the drain: nvidia-smi may take its time, and nothing may come between the drain and the sleep.
+        self.free_before[step.model] = self._free_memory(step.model)
         drain = Drain(server, self.settings, self._wait, step.model in self.ending, self.clock)
         try:
             outcome = drain.run()
@@ -662,24 +702,26 @@ class Switcher:
 
     def _sleep(self, step: Step) -> None:
         server = self.servers[step.model]
-        held = self._free_memory(step.model)
+        free = self.free_before.pop(step.model) if step.model in self.free_before else self._free_memory(step.model)
         try:
             server.sleep(step.level or 1, self.modes.get(step.model, "wait"))
         except Unresponsive:
             # The answer may be all that is lost. One that still waits for requests is not asleep, whatever it says.
             if not self._wait(lambda: server.observe().asleep, self.settings.probe_timeout_seconds):
                 raise
-        if not self._wait(server.is_sleeping, self.settings.request_timeout_seconds):
+        mode, paused = self.modes.get(step.model, "wait"), step.model in self.held
+        if paused and mode != "wait":
+            # The drain that was broken off ends now too, and leaves the gauge at its own level 0. To ask a sleeping
+            # server again does nothing but put that right; not by abort, which would cut what has come since.
+            server.sleep(step.level or 1, "keep" if mode == "keep" else "wait")
+        # A server that a drain has paused says that it sleeps, and has all its memory.
+        asleep = (lambda: server.observe().asleep) if paused else server.is_sleeping
+        if not self._wait(asleep, self.settings.request_timeout_seconds):
             raise ServerError(
                 f"{step.model} took the call to sleep but is still awake after "
                 f"{self.settings.request_timeout_seconds:g} s (request_timeout_seconds)"
             )
-        mode = self.modes.get(step.model, "wait")
-        if step.model in self.held and mode != "wait":
-            # The drain that was broken off ends now too, and leaves the gauge at its own level 0. To ask a sleeping
-            # server again does nothing but put that right; not by abort, which would cut what has come since.
-            server.sleep(step.level or 1, "keep" if mode == "keep" else "wait")
-        self._remember_freed(step.model, held)
+        self._remember_freed(step.model, free)
 
     def _free_memory(self, name: str) -> dict[int, float] | None:
         """The free memory of a model's GPUs, if it is worth knowing before a sleep."""
@@ -697,20 +739,35 @@ class Switcher:
         with contextlib.suppress(OSError), self.lock.writing:
             capacity.remember(self.stack_dir, name, freed)
 
+    def _stopped(self, name: str) -> bool:
+        """Whether this switch has stopped the model."""
+        return any(done["action"] == STOP and done["model"] == name and "failed" not in done for done in self.steps)
+
     def _check_memory(
         self, name: str, need: typing.Mapping[int, float], gpus: typing.Mapping[int, capacity.Gpu] | None
     ) -> None:
-        """Raise NoMemory where the GPUs have less free than the model will take."""
-        short = capacity.shortage(self.models[name], need, gpus) if gpus else ""
-        if short:
+        """Raise NoMemory where the GPUs have less free than the model will take, also after a moment."""
+        if not gpus:
+            return
+        short = ""
+
+        def enough() -> bool:
+            nonlocal short, gpus
+            short = capacity.shortage(self.models[name], need, gpus or {})
+            gpus = capacity.read_gpus() if short else gpus
+            return not short
+
+        # Who has just been stopped may still be giving its memory back.
+        if not self._wait(enough, self.settings.probe_timeout_seconds):
             raise NoMemory(short)
 
     def _wake(self, step: Step) -> str | None:
         need = capacity.remembered(self.stack_dir).get(step.model)
-        if need:
+        # One that is half awake holds a part of that itself.
+        if need and step.model not in self.lock.doubtful:
             self._check_memory(step.model, need, capacity.read_gpus())
         self.lock.doubt(step.model)
-        self.been[step.model] = canary.WOKEN
+        self.begun.setdefault(step.model, False)
         return self.servers[step.model].wake(step.level)
 
     def _reload(self, step: Step) -> str | None:
@@ -723,7 +780,8 @@ class Switcher:
         if gpus:
             with contextlib.suppress(OSError), self.lock.writing:
                 capacity.remember(self.stack_dir, step.model, {})
-        self.been.setdefault(step.model, canary.STARTED)
+        # Not by intent but in the course of this switch: then its answer has to be the one known.
+        self.begun[step.model] = bool(self.rung) or self._stopped(step.model)
         self.lifecycles[step.model].start()
 
     def _stop(self, step: Step) -> None:
@@ -779,8 +837,7 @@ class Switcher:
             server.complete()
             return None
         try:
-            been = canary.WOKEN if step.model in self.lock.doubtful else canary.STARTED
-            verdict = canary.prove(server, model, self.stack_dir, self.been.get(step.model, been))
+            verdict = canary.prove(server, model, self.stack_dir, self.begun.get(step.model, False))
             self.wrong.discard(step.model)
         except WrongAnswer:
             self.wrong.add(step.model)
@@ -800,7 +857,11 @@ class Switcher:
 
     def _last_lines(self, model: Model) -> str:
         # vLLM writes its arguments into its log, and this goes to terminals and other logs.
-        secrets = sorted(set(secret_texts({"args": model.args, "env": model.env})), key=len, reverse=True)
+        secrets = sorted(
+            set(secret_texts([dataclasses.asdict(model), {"macros": dict(self.settings.macros)}])),
+            key=len,
+            reverse=True,
+        )
         lines = self.lifecycles[model.id].last_lines()
         for secret in secrets:
             lines = [line.replace(secret, "********") for line in lines]

@@ -147,3 +147,25 @@ def test_a_server_that_does_not_answer_a_drain_is_drained_by_looking(host: Host,
     host.fault("a", "/sleep", "status_500", match="level=0")
     assert requests_of(host.switch("b")) == [1, 0, 0]
     assert len(answer.result()["text"].split()) == 60
+
+
+def test_a_drained_server_that_only_says_that_it_sleeps_is_stopped(host: Host, ask: Ask) -> None:
+    host.settings["request_timeout_seconds"] = 1
+    declare(host)
+    answer = ask("a", 60)
+    host.fault("a", "/sleep", "not_done", match="level=1", times=0)
+    result = host.switch("b")
+    assert [step.get("escalation") for step in result.steps][:3] == [None, None, "stop"]
+    assert len(answer.result()["text"].split()) == 60
+    assert host.states() == {"a": "stopped", "b": "active"}
+
+
+def test_a_resume_that_fails_is_no_reason_to_cut(host: Host, ask: Ask) -> None:
+    host.settings.update(drain_timeout_seconds=0.3, drain_timeout_action="fail")
+    declare(host)
+    answer = ask("a", 150)
+    host.fault("a", "/wake_up", "status_500")
+    with pytest.raises(SwitchFailed, match="drain_timeout_action is fail"):
+        host.switch("b")
+    assert len(answer.result(timeout=10)["text"].split()) == 150
+    assert host.states() == {"a": "active", "b": "sleeping"}

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors import SwitchFailed, SwitchingError
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.lock import HostLock
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching.switch import Result
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.switch import Result, Switcher
 
 from .conftest import Host
 
@@ -159,8 +159,9 @@ def test_a_model_stays_active_for_as_long_as_it_may(pair: Host) -> None:
     assert clocks.slept[0] == 50
     assert taken(result)[0] == "wait b"
     assert result.steps[0]["note"] == "b stays active for 60 s at least (min_active_seconds)"
-    assert pair.switch("b", check=True, now=clocks.now).steps[0]["action"] == "drain"
+    assert taken(pair.switch("b", check=True, now=clocks.now))[:2] == ["wait a", "drain a"]
     clocks.seconds += 100
+    assert taken(pair.switch("b", check=True, now=clocks.now))[0] == "drain a"
     assert taken(pair.switch("b", now=clocks.now))[0] == "drain a"
     # The model that is asked for by name does not wait.
     assert taken(pair.switch("b", "stopped", now=clocks.now))[0] == "drain b"
@@ -231,3 +232,22 @@ def test_a_restore_brings_groups_back_side_by_side(host: Host) -> None:
     assert host.states() == {"a": "active", "b": "sleeping", "c": "active", "d": "sleeping"}
     loads = [event["event"] for event in host.events() if event["event"] in ("loading", "sleeping")]
     assert loads == ["loading", "loading", "sleeping", "sleeping", "loading", "loading"]
+
+
+def test_an_interrupt_waits_for_the_other_lanes(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    host.declare("a", gpus=[0])
+    host.declare("b", gpus=[1], standin={"gpus": "1", "sleep_seconds": 0.7})
+    host.declare("c", gpus=[0, 1], standin={"gpus": "0,1"})
+    host.up(c=1)
+    host.up(a="active", b="active")
+
+    def interrupted(self: Switcher, step: Any) -> str:
+        raise KeyboardInterrupt
+
+    drain = Switcher._drain
+    monkeypatch.setattr(
+        Switcher, "_drain", lambda self, step: (interrupted if step.model == "a" else drain)(self, step)
+    )
+    with pytest.raises(KeyboardInterrupt):
+        host.switch("c")
+    assert host.states() == {"a": "active", "b": "active", "c": "sleeping"}

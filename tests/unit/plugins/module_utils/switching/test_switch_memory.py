@@ -8,6 +8,7 @@ import os
 
 import pytest
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors import SwitchFailed
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.lock import HostLock
 
 from tests.standin.gpu import GpuHost
 
@@ -58,4 +59,13 @@ def test_a_load_that_would_run_out_of_memory_is_not_tried(pair: Host) -> None:
         pair.switch("b")
     assert len(pair.events()) == loads
     thief.life.close()
+    assert pair.switch("b").active_model == "b"
+
+
+def test_the_memory_of_a_half_awake_target_is_its_own(pair: Host) -> None:
+    pair.call("a", "POST", "/sleep?level=1")
+    lock = HostLock(str(pair.stack_dir))
+    with lock.hold("b active", 1, lambda _done, _seconds: False):
+        lock.doubt("b")
+    pair.call("b", "POST", "/wake_up?tags=weights")
     assert pair.switch("b").active_model == "b"
