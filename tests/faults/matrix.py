@@ -318,6 +318,8 @@ def healing(host: Host, client: Client | None, answer: Answer) -> list[str]:
     """I5: without the fault all is well, and the client has its answer or is accounted for."""
     results = [answer.result]
     wrong = []
+    if client and host.setup.drain_action == "fail":
+        client.wait(10)  # the request is the fault
     for name, other in (("b", "a"), ("a", "b")):
         again = host.patiently(name)
         results.append(again.result)
