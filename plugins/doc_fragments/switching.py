@@ -39,8 +39,8 @@ attributes:
 options:
   stack_dir:
     description:
-      - The folder of the host's compose project. The lock, and the logs of servers that a C(start_command) starts, are
-        in its C(run) folder.
+      - The folder of the host's compose project. Its C(run) folder has the lock, what the host is meant to be, the
+        recorded answers and memory needs of the models, and the logs of servers that a C(start_command) starts.
     type: path
     default: /opt/homegpt
 requirements:
