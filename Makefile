@@ -65,7 +65,7 @@ real: setup ## the contract and the switch on two real vLLM servers (3 GB on fir
 	REAL_VLLM=1 $(PYTEST) tests/contract tests/real --target real
 
 .PHONY: faults
-faults: setup ## every step of a switch with every fault, kills, races, and a fuzz of the inventory
+faults: engine ## every step of a switch with every fault, kills, races, and a fuzz of the inventory
 	$(PYTEST) -s tests/fuzz tests/faults
 	@.venv/bin/python -m tests.faults.matrix
 
