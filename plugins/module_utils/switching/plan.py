@@ -297,4 +297,4 @@ class _Planner:
 
 
 def _remedy(seen: Observation) -> str:
-    return "\nNothing was changed." + (f" What to do: {seen.remedy}" if seen.remedy else "")
+    return f"\nNothing was changed. What to do: {seen.remedy}" if seen.remedy else ""

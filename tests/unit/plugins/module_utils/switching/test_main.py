@@ -109,6 +109,7 @@ def test_a_switch_that_fails(stack: Stack) -> None:
 
 def test_a_switch_that_is_interrupted_puts_back_what_was_active(stack: Stack) -> None:
     stack.host.models[1]["env"]["STANDIN_LOAD_SECONDS"] = "60"
+    stack.host.settings["max_retries"] = 300
     stack.write()
     stack.host.up(a="active")
     with subprocess.Popen(
