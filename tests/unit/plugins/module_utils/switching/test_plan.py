@@ -7,6 +7,7 @@ The rules are checked on a little host of our own (class Host), which carries pl
 from __future__ import annotations
 
 import itertools
+import math
 import random
 import typing
 
@@ -18,6 +19,7 @@ from ansible_collections.homegpt.vllm.plugins.module_utils.switching.plan import
     DISABLED,
     DRAIN,
     ERROR,
+    LEVEL_1_TRANSIENT_SHARE,
     LOADING,
     SLEEP,
     SLEEPING,
@@ -580,7 +582,12 @@ def check_ram_is_short(
         to_sleep += [m for m in inventory.conflicting(model) if observed[m.id] in (AWAKE, PAUSED) and not m.disabled]
     assert culprit in {m.id for m in to_sleep if m.sleep_level == "1"}
     assert mem is not None
-    assert sum(m.weights_gb or 0 for m in to_sleep if m.sleep_level in ("1", "auto")) > mem
+    assert sum(copied(m) for m in to_sleep if m.sleep_level in ("1", "auto")) > mem
+
+
+def copied(model: Model) -> float:
+    """The RAM that the copy of a model's weights needs while it is made."""
+    return (model.weights_gb or 0) * (1 + LEVEL_1_TRANSIENT_SHARE)
 
 
 def check_shape(inventory: Inventory, model: Model, plan: Plan) -> None:
@@ -624,16 +631,20 @@ def check_levels(inventory: Inventory, observed: dict[str, Observation], mem: fl
         if observed[m.id].state == SLEEPING and observed[m.id].level in (1, None)
     )
     taken: float = 0
+    left = math.inf if mem is None else mem
     for step in plan.steps:
         if step.action == SLEEP:
             model = models[step.model]
             weights = model.weights_gb or 0
-            in_ram = mem is None or taken + weights <= mem
+            # Where both are the same it is a matter of rounding.
+            same = math.isclose(copied(model), left)
+            in_ram = step.level == 1 if same else copied(model) <= left
             fits = budget >= 64 and asleep + taken + weights <= budget and in_ram
             assert str(step.level) == (("1" if fits else "2") if model.sleep_level == "auto" else model.sleep_level)
             if step.level == 1:
                 assert in_ram
                 taken += weights
+                left -= copied(model)
 
 
 def check_end(
