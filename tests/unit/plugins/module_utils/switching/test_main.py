@@ -112,9 +112,13 @@ def test_a_switch_that_is_interrupted_puts_back_what_was_active(stack: Stack) ->
     stack.host.settings["max_retries"] = 300
     stack.write()
     stack.host.up(a="active")
-    with subprocess.Popen(
-        stack.command("switch", "b"), cwd=stack.folder, stderr=subprocess.PIPE, text=True
-    ) as interrupted:
+    # A test run in the background ignores SIGINT, and so would whatever it starts.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(stack.command("switch", "b"), cwd=stack.folder, stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with process as interrupted:
         stack.host.wait_until(lambda: stack.host.states()["b"] == "loading", "b loads")
         interrupted.send_signal(signal.SIGINT)
         assert interrupted.communicate(timeout=60)[1] == "interrupted\n"
