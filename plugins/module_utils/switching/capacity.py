@@ -86,9 +86,18 @@ def read_holders(index: int) -> list[Holder]:
 
 def read_ram_total_gb() -> float | None:
     """The RAM of this host; None where the kernel doesn't tell."""
+    return _meminfo_gb("MemTotal:")
+
+
+def read_mem_available_gb() -> float | None:
+    """The RAM of this host that is free for use; None where the kernel doesn't tell."""
+    return _meminfo_gb("MemAvailable:")
+
+
+def _meminfo_gb(name: str) -> float | None:
     with contextlib.suppress(OSError, ValueError, IndexError), open("/proc/meminfo", encoding="ascii") as file:
         for line in file:
-            if line.startswith("MemTotal:"):
+            if line.startswith(name):
                 return int(line.split()[1]) * 1024 / 1e9
     return None
 

@@ -137,15 +137,6 @@ def describe(seen: Observation) -> str:
     )
 
 
-def read_mem_available_gb() -> float | None:
-    """The RAM of this host that is free for use, in GB; None where the kernel doesn't tell."""
-    with contextlib.suppress(OSError, ValueError), open("/proc/meminfo", encoding="ascii") as file:
-        for line in file:
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024 / 1e9
-    return None
-
-
 class Switcher:
     """Switches the models of the host it runs on. Time and the outside world are parameters, for tests to own."""
 
@@ -158,7 +149,7 @@ class Switcher:
         sleep: typing.Callable[[float], None] = time.sleep,
         now: typing.Callable[[], float] = time.time,
         tell: typing.Callable[[str], None] | None = None,
-        mem_available_gb: typing.Callable[[], float | None] = read_mem_available_gb,
+        mem_available_gb: typing.Callable[[], float | None] = capacity.read_mem_available_gb,
         server: typing.Callable[[Model, Switching], Server] = Server,
         lifecycle: typing.Callable[[Model, str, Switching], Lifecycle] = for_model,
         lock: HostLock | None = None,
