@@ -22,7 +22,8 @@ demo: setup ## bootstrap and switch four stand-in models on this machine
 
 .PHONY: test
 test: setup ## every test that needs no container engine and no real vLLM
-	$(PYTEST) -n 2 --dist loadfile tests --ignore tests/real --ignore tests/e2e --ignore tests/fuzz --ignore tests/faults
+	$(PYTEST) -n 2 --dist loadfile tests --ignore tests/real --ignore tests/e2e --ignore tests/fuzz --ignore tests/faults \
+		--ignore tests/fleet
 
 .PHONY: lint
 lint: setup ## style of Python, YAML, Ansible, shell and the changelog
@@ -51,9 +52,9 @@ sanity: setup ## ansible-test sanity on a clean copy, nothing ignored
 docs: setup ## render the documentation of modules, filters and roles and lint it
 	bash tools/docs.sh
 
-.PHONY: build
-build: setup ## build the package into dist/, install it elsewhere, call its playbooks by name
-	bash tools/build.sh
+.PHONY: dist
+dist: setup ## build the package into dist/, install it elsewhere, play its playbooks by name from an empty folder
+	bash tools/dist.sh
 
 .PHONY: versions
 versions: setup ## playbooks and sanity under the lowest and the newest supported ansible-core
@@ -79,7 +80,16 @@ images: engine ## build the container images for tests, those whose inputs chang
 
 .PHONY: e2e
 e2e: images ## the stack on a real Docker engine, with stand-ins and with real vLLM
-	$(PYTEST) tests/e2e
+	$(PYTEST) -n 2 --dist loadfile tests/e2e $(foreach name,$(ALONE),--ignore tests/e2e/$(name))
+	$(PYTEST) $(addprefix tests/e2e/,$(ALONE))
+
+# One counts seconds of downloads, the other restarts the engine.
+ALONE := test_prefetch.py test_engine_restart.py
+
+.PHONY: fleet
+fleet: engine ## twenty SSH hosts are provisioned, loaded, and switched by waves, with some that fail and hang
+	@bash tools/images.sh fleet
+	$(PYTEST) -s tests/fleet
 
 .PHONY: molecule
 molecule: engine ## every role's molecule scenarios
@@ -87,8 +97,8 @@ molecule: engine ## every role's molecule scenarios
 	molecule test --all
 
 .PHONY: bench
-bench: images ## the ratios that the README states
-	.venv/bin/python bench/run.py
+bench: images ## the ratios that the README states; QUICK=1: few repetitions, and not those that take minutes
+	.venv/bin/python bench/run.py $(if $(QUICK),--quick)
 
 .PHONY: lock
 lock: ## pin requirements.in anew for every supported Python (needs uv)

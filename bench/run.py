@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The figures that the README states, each a ratio or a delay measured in one run on this machine.
 
-    .venv/bin/python bench/run.py [--only core|playbook|ready|bootstrap] [--quick]
+    .venv/bin/python bench/run.py [--only core|playbook|ready|fleet|bootstrap] [--quick]
 
 `bootstrap` needs a Docker engine and the images for tests (`make images`), and takes eight minutes.
 
@@ -14,26 +14,34 @@ from __future__ import annotations
 import argparse
 import contextlib
 import random
+import signal
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / ".build"))
 
 import requests
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.connection import Answer, Connection
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import parse
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.switch import Switcher
 
 from tests.e2e.stack import PLAY, Stack, contained
+from tests.fleet.fleet import FORKS, NEW, OLD, Fleet
 from tests.playbooklib import Ansible, Host, is_sleeping, launched, served
 from tests.serverlib import ROOT, Server, start_standin
 
-Call = tuple[str, str, Any, Any]  # method, URL, JSON body, timeout
+# With few samples the status tells of figures that are over their limit by more than a quarter; the table tells of all.
+QUICK_SLACK = 1.25
+# The least of which a median leaves out one that something else has disturbed. So few are not taken of fifty hosts.
+FEW_ON_A_FLEET = 3
+
+Call = tuple[int, str, str, dict[str, str], bytes | None]  # port, method, path, headers, body
 
 
 class Figure:
@@ -48,7 +56,11 @@ class Figure:
     @property
     def good(self) -> bool:
         """Whether the median is within the limit."""
-        return statistics.median(self.samples) <= self.limit
+        return self.within(1.0)
+
+    def within(self, slack: float) -> bool:
+        """Whether the median is within so many times the limit."""
+        return statistics.median(self.samples) <= self.limit * slack
 
     def cells(self) -> list[str]:
         """Return what the table says of it."""
@@ -81,33 +93,35 @@ def timed(work: Callable[[], object]) -> float:
 def recorded(work: Callable[[], object], servers: tuple[Server, ...]) -> list[Call]:
     """Return the calls that the work makes, in order; the servers' access logs must hold the same."""
     calls: list[Call] = []
-    real = requests.Session.request
+    real = Connection.call
 
-    def request(self: requests.Session, method: str, url: str, **kwargs: Any) -> requests.Response:
-        calls.append((method, url, kwargs.get("json"), kwargs.get("timeout")))
-        return real(self, method, url, **kwargs)
+    def call(
+        self: Connection, method: str, path: str, headers: Mapping[str, str], body: bytes | None, until: float
+    ) -> Answer:
+        calls.append((self.port, method, path, dict(headers), body))
+        return real(self, method, path, headers, body, until)
 
     marks = [server.mark() for server in servers]
-    requests.Session.request = request  # type: ignore[assignment, method-assign]
+    Connection.call = call  # type: ignore[method-assign]
     try:
         work()
     finally:
-        requests.Session.request = real  # type: ignore[method-assign]
+        Connection.call = real  # type: ignore[method-assign]
     for server, mark in zip(servers, marks, strict=True):
-        made = [f"{call[0]} {call[1].removeprefix(server.url)}" for call in calls if call[1].startswith(server.url)]
+        made = [f"{method} {path}" for port, method, path, *_more in calls if port == server.port]
         assert made == server.accesses(since=mark), (made, server.accesses(since=mark))
     return calls
 
 
 def bare(calls: list[Call]) -> None:
-    """Make the calls, on one connection for each server."""
-    sessions: dict[str, requests.Session] = {}
-    for method, url, body, timeout in calls:
-        server = url[: url.index("/", len("http://"))]
-        if server not in sessions:
-            sessions[server] = requests.Session()
-            sessions[server].trust_env = False
-        sessions[server].request(method, url, json=body, timeout=timeout).raise_for_status()
+    """Make the calls as a script would, with the library requests: one session for each server."""
+    sessions: dict[int, requests.Session] = {}
+    for port, method, path, headers, body in calls:
+        if port not in sessions:
+            sessions[port] = requests.Session()
+            sessions[port].trust_env = False
+        url = f"http://127.0.0.1:{port}{path}"
+        sessions[port].request(method, url, headers=headers, data=body, timeout=120).raise_for_status()
     for session in sessions.values():
         session.close()
 
@@ -226,6 +240,57 @@ def measure_ready(folder: Path, rounds: int) -> list[Figure]:
     return [*figures, both]
 
 
+# ---- switch.yml on a fleet ---------------------------------------------------------------------
+
+
+def measure_fleet(folder: Path, rounds: int) -> list[Figure]:
+    """Time switch.yml on 10, 20 and 50 SSH hosts against a play that only pings them, and against uri tasks.
+
+    The hosts are containers on this machine, whose cores do the hosts' part as well as the controller's. The number of
+    rounds is odd, so that all hosts have the same model again before more of them are switched.
+    """
+    assert rounds % 2
+    figures = []
+    sizes = (10, 20, 50) if rounds > FEW_ON_A_FLEET else (10, 20)
+    if len(sizes) == 2:
+        print("left out: 50 hosts (ten minutes; make bench)", file=sys.stderr, flush=True)
+    with Fleet(folder, sizes[-1]) as fleet:
+        # One after the other: they share a GPU.
+        for model in (NEW, OLD):
+            for host in fleet.hosts:
+                host.serve(model)
+            for host in fleet.hosts:
+                host.await_ready(model, sleep=model == NEW)
+        there, back = NEW, OLD
+        for size in sizes:
+            to_ping = Figure(f"switch.yml / a play with one ping, {size} hosts", 1.5)
+            to_uri = Figure(f"switch.yml / the same by uri tasks, {size} hosts", 0.35)
+            figures += [to_ping, to_uri]
+            (folder / str(size)).mkdir()
+            ansible = Ansible(str(ROOT / ".venv/bin/ansible-playbook"), folder / str(size), fleet.hosts[:size])
+            ansible.play(ROOT / "bench/ping.yml", *FORKS)  # opens the connections
+            for number in range(rounds):
+                seconds = {}
+                plays: list[tuple[str, str | Path, str]] = [
+                    ("ping", ROOT / "bench/ping.yml", ""),
+                    ("switch", "switch", there),
+                ]
+                if number == 0:
+                    # Once: it takes minutes, and is far from its limit.
+                    plays.append(("uri", ROOT / "bench/uri_switch.yml", back))
+                else:
+                    there, back = back, there
+                for name, playbook, target in plays:
+                    run = ansible.play(playbook, *FORKS, "-e", f"model={target}", timeout=600)
+                    assert run.status == 0, run.output
+                    assert not target or all(run.count("changed", host.name) > 0 for host in ansible.hosts)
+                    seconds[name] = run.seconds
+                to_ping.samples.append(seconds["switch"] / seconds["ping"])
+                if "uri" in seconds:
+                    to_uri.samples.append(seconds["switch"] / seconds["uri"])
+    return figures
+
+
 # ---- bootstrap.yml against the servers' own loading ---------------------------------------------
 
 
@@ -252,30 +317,55 @@ def measure_bootstrap(folder: Path, rounds: int) -> list[Figure]:
     return [figure]
 
 
-def main() -> int:
-    """Measure, print the table, and say by the status whether every median is within its limit."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    measures = {
-        "core": (measure_core, 100),
-        "playbook": (measure_playbook, 9),
-        "ready": (measure_ready, 36),
-        "bootstrap": (measure_bootstrap, 1),
-    }
-    parser.add_argument("--only", choices=measures, help="measure only this")
-    parser.add_argument("--quick", action="store_true", help="few repetitions, to see that it works")
-    args = parser.parse_args()
-    figures: list[Figure] = []
-    for name, (measure, rounds) in measures.items():
-        if args.only in (None, name):
-            print(f"measuring: {name} ...", file=sys.stderr, flush=True)
-            with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-                figures += measure(Path(folder), min(6, rounds) if args.quick else rounds)
+def show(figures: list[Figure], file: TextIO) -> None:
+    """Print the table."""
     rows = [["", "min", "median", "max", "limit", "n", ""], *(figure.cells() for figure in figures)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for first, *rest in rows:
         numbers = (cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True))
-        print("  ".join([first.ljust(widths[0]), *numbers]).rstrip())
-    return 0 if all(figure.good for figure in figures) else 1
+        print("  ".join([first.ljust(widths[0]), *numbers]).rstrip(), file=file, flush=True)
+
+
+def measured(measure: Callable[[Path, int], list[Figure]], rounds: int, slack: float) -> list[Figure]:
+    """Measure; where a median is over its limit once more, and both count: something else may have been at work."""
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        figures = measure(Path(folder), rounds)
+    if not all(figure.within(slack) for figure in figures):
+        print("over a limit, so it is measured again:", file=sys.stderr)
+        show(figures, sys.stderr)
+        with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+            for figure, again in zip(figures, measure(Path(folder), rounds), strict=True):
+                figure.samples += again.samples
+    return figures
+
+
+def main() -> int:
+    """Measure, print the table, and say by the status whether every median is within its limit."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    measures = {
+        "core": (measure_core, 100, 20),
+        "playbook": (measure_playbook, 9, 5),
+        "ready": (measure_ready, 36, 6),
+        "fleet": (measure_fleet, 5, FEW_ON_A_FLEET),
+        "bootstrap": (measure_bootstrap, 1, 1),
+    }
+    parser.add_argument("--only", choices=measures, help="measure only this")
+    parser.add_argument("--quick", action="store_true", help="few repetitions, and not what takes minutes for one")
+    args = parser.parse_args()
+    # Containers and servers are to be removed, also where the shell has told a job of its own to ignore an interrupt.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_args: sys.exit(1))
+    # Few samples on a machine that others use too say little of a figure that is close to its limit.
+    slack = QUICK_SLACK if args.quick else 1.0
+    figures: list[Figure] = []
+    for name, (measure, all_rounds, few) in measures.items():
+        if name == "bootstrap" and args.quick and not args.only:
+            print("left out: bootstrap (eight minutes; make bench)", file=sys.stderr, flush=True)
+        elif args.only in (None, name):
+            print(f"measuring: {name} ...", file=sys.stderr, flush=True)
+            figures += measured(measure, few if args.quick else all_rounds, slack)
+    show(figures, sys.stdout)
+    return 0 if all(figure.within(slack) for figure in figures) else 1
 
 
 if __name__ == "__main__":

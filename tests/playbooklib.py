@@ -18,7 +18,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -133,10 +133,29 @@ class Run:
         """The lines of the recap by host."""
         return dict(RECAP.findall(self.output))
 
-    def results(self, *outcomes: str) -> list[dict[str, Any]]:
+    def results(self, *outcomes: str, ignored: bool = True) -> list[dict[str, Any]]:
         """Return what is shown of the tasks' results: all at -v, else those of `debug` and of failed tasks."""
         head = re.compile(rf"^(?:{'|'.join(outcomes)}): \[.*?=> (?={{)", re.MULTILINE)
-        return [json.JSONDecoder().raw_decode(self.output, match.end())[0] for match in head.finditer(self.output)]
+        found = []
+        for match in head.finditer(self.output):
+            result, end = json.JSONDecoder().raw_decode(self.output, match.end())
+            if ignored or not self.output.startswith("\n...ignoring", end):
+                found.append(result)
+        return found
+
+    @property
+    def switched(self) -> dict[str, Any]:
+        """What the one host's switch returned; all of it is shown at -v only."""
+        (result,) = [shown for shown in self.results("ok", "changed", "fatal") if "elapsed_seconds" in shown]
+        return result
+
+    @property
+    def report(self) -> list[list[str]]:
+        """The cells of the switch's report: host, from, to, seconds, result, reason."""
+        header = ["host", "from", "to", "seconds", "result", "reason"]
+        shown = [result["msg"] for result in self.results("ok") if isinstance(result.get("msg"), list)]
+        ((_header, *lines),) = [lines for lines in shown if lines[0].split() == header]
+        return [re.split(r" {2,}", line, maxsplit=5) for line in lines]
 
     @property
     def table(self) -> list[list[str]]:
@@ -155,14 +174,14 @@ class Run:
         """Return the message of the one failed task; the run must have failed, and without a traceback."""
         assert self.status == 2, self.output
         assert "Traceback" not in self.output, self.output
-        (result,) = self.results("fatal", "failed")
+        (result,) = self.results("fatal", "failed", ignored=False)
         return str(result["msg"])
 
 
 class Ansible:
     """An ansible-playbook with an inventory, untouched by the settings of whoever runs the tests."""
 
-    def __init__(self, command: str, folder: Path, hosts: list[Host]) -> None:
+    def __init__(self, command: str, folder: Path, hosts: Sequence[Host]) -> None:
         self.command = command
         self.hosts = hosts
         self.inventory = folder / "inventory.yml"

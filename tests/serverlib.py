@@ -34,13 +34,19 @@ STANDIN = ROOT / "tests" / "standin" / "vllm_standin.py"
 ACCESS = re.compile(r'^INFO:     \S+:\d+ - "(?P<call>\S+ \S+) HTTP/1\.[01]" (?P<status>\d{3})', re.MULTILINE)
 
 _running: set[Server] = set()
+_given_ports: set[int] = set()
 
 
 def free_port() -> int:
-    """Return a port of the loopback interface that nothing listens on."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
+    """Return a port of the loopback interface that nothing listens on, another one each time."""
+    while True:
+        with socket.socket() as sock:
+            sock.bind(("127.0.0.1", 0))
+            port: int = sock.getsockname()[1]
+        # The kernel may well give one again that nobody has taken yet.
+        if port not in _given_ports:
+            _given_ports.add(port)
+            return port
 
 
 class Server:

@@ -11,7 +11,17 @@ PATH=$PWD/.venv/bin:$PWD/tests/standin/bin:$PATH
 for name in ${!ANSIBLE_*}; do
     case $name in ANSIBLE_NOCOLOR | ANSIBLE_FORCE_COLOR) ;; *) unset "$name" ;; esac
 done
-export ANSIBLE_CONFIG=$PWD/ansible.cfg
+inventory=$PWD/inventory/demo
+if [ -n "${DEMO_COLLECTIONS:-}" ]; then
+    # The collection as it was installed there, from a folder with nothing in it.
+    export ANSIBLE_COLLECTIONS_PATH=$DEMO_COLLECTIONS
+    cd "$(mktemp -d)"
+    playbook() { echo "homegpt.vllm.$1"; }
+else
+    export ANSIBLE_CONFIG=$PWD/ansible.cfg
+    inventory=inventory/demo
+    playbook() { echo "playbooks/$1.yml"; }
+fi
 # Ansible starts in a UTF-8 locale only.
 if [ "$(locale charmap 2>/dev/null)" != UTF-8 ]; then export LC_ALL=C.UTF-8; fi
 # Prints a table's lines as lines.
@@ -43,7 +53,7 @@ cleanup() {
     trap '' INT TERM HUP # once is enough; a second Ctrl-C must not leave servers behind
     if [ "$status" -ne 0 ]; then printf '\nEnding the demo: stopping its servers ...\n'; fi
     # In a session of its own, where Ctrl-C does not reach it.
-    if ! said=$(setsid --wait ansible-playbook -i inventory/demo playbooks/teardown.yml 2>&1); then
+    if ! said=$(setsid --wait ansible-playbook -i "$inventory" "$(playbook teardown)" 2>&1); then
         printf '%s\n' "$said" "The servers could not all be stopped; their logs are in $DEMO_STACK_DIR/run" >&2
         exit 1
     fi
@@ -81,27 +91,27 @@ printf 'Four models on a pretended host with two GPUs, of which only one fits at
 echo "To type such a command yourself, begin with: . .venv/bin/activate"
 
 show "Load the models, one at a time, and put all but the default one to sleep:" \
-    ansible-playbook -i inventory/demo playbooks/bootstrap.yml
+    ansible-playbook -i "$inventory" "$(playbook bootstrap)"
 expect "bootstrap should load the models" 1 'changed=2.* failed=0'
 
 show "What is every model doing?" \
-    ansible-playbook -i inventory/demo playbooks/status.yml
+    ansible-playbook -i "$inventory" "$(playbook status)"
 expect_states qwen3-vl-30b-a3b
 
 show "Another model, please. The active one finishes its requests and sleeps before the other wakes:" \
-    ansible-playbook -i inventory/demo playbooks/switch.yml -e model=gpt-oss-20b
+    ansible-playbook -i "$inventory" "$(playbook switch)" -e model=gpt-oss-20b
 expect "the switch should change something" 1 'changed=1.* failed=0'
 
 show "The same again. It is already so, and nothing is touched (changed=0):" \
-    ansible-playbook -i inventory/demo playbooks/switch.yml -e model=gpt-oss-20b
+    ansible-playbook -i "$inventory" "$(playbook switch)" -e model=gpt-oss-20b
 expect "the second switch should change nothing" 1 'changed=0.* failed=0'
 
 show "What would a switch back do? Check mode shows the very steps and does none of them:" \
-    ansible-playbook -i inventory/demo playbooks/switch.yml -e model=qwen3-vl-30b-a3b --check --diff
+    ansible-playbook -i "$inventory" "$(playbook switch)" -e model=qwen3-vl-30b-a3b --check --diff
 expect "check mode should show sleep, then wake" 2 'step 2: sleep gpt-oss-20b|step 3: wake qwen3-vl-30b-a3b'
 
 show "So gpt-oss-20b is still the active one:" \
-    ansible-playbook -i inventory/demo playbooks/status.yml
+    ansible-playbook -i "$inventory" "$(playbook status)"
 expect_states gpt-oss-20b
 
 printf '\nShown: four models loaded one at a time, one switch, one that changed nothing, one only planned;\n'

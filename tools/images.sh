@@ -2,12 +2,13 @@
 # SPDX-License-Identifier: MIT
 # Builds the container images that the tests use, from Debian packages alone; needs a Docker engine.
 #
-#   tools/images.sh [NAME ...]     base standin webui cpu; all of them unless told otherwise
+#   tools/images.sh [NAME ...]     base standin webui cpu fleet; all of them unless told otherwise
 #
 #   homegpt-base:bookworm   Debian with Python and little more
 #   vllm-standin:local      the stand-in (tests/standin) behind the entry point of vllm/vllm-openai
 #   webui-standin:local     a stand-in for Open WebUI
 #   vllm-cpu:local          real vLLM for CPUs, with the models /models/tiny-a and /models/tiny-b
+#   fleet-host:SUITE        a host with sshd and the stand-in, for Debian bookworm and trixie
 #
 # An image carries a digest of what it was made of, and is made again only when that has changed.
 set -euo pipefail
@@ -74,34 +75,49 @@ base() { # SUITE: of Debian
     rm -rf "$root"
 }
 
-build() { # IMAGE DIGEST FOLDER: the context, with its Dockerfile
+build() { # IMAGE DIGEST FOLDER [BASE]: the context, with its Dockerfile
     say "building $1"
     # The builder that every engine has, unless there is the newer one.
     docker buildx version >/dev/null 2>&1 || export DOCKER_BUILDKIT=0
-    docker build --force-rm --tag "$1" --build-arg BASE=homegpt-base:bookworm --label "$label=$2" "$3" >"$work/log" 2>&1 || {
+    docker build --force-rm --tag "$1" --build-arg BASE="${4:-homegpt-base:bookworm}" --label "$label=$2" "$3" >"$work/log" 2>&1 || {
         tail -n 20 "$work/log" >&2
         exit 1
     }
 }
 
-standin() {
-    local image=vllm-standin:local context=$work/standin aiohttp inputs
-    base bookworm
-    # Debian's is too old. The one that the tests run with, for the Python of the image.
-    aiohttp=$(python -c 'import aiohttp; print(aiohttp.__version__)')
-    inputs=$({ id_of homegpt-base:bookworm; echo "$aiohttp"; digest_of tests/images/standin tests/standin/*.py; } | digest)
-    if is_there "$image" "$inputs"; then return; fi
-    cp -r tests/images/standin "$context"
-    mkdir "$context/standin"
-    cp tests/standin/*.py "$context/standin"
-    rm "$context"/standin/test_*.py
+# Puts the stand-in, with the aiohttp that the tests run with (Debian's is too old), into a context for an image.
+standin_context() { # FOLDER PYTHON_VERSION
     local machine
     machine=$(uname -m)
-    python -m pip install --quiet --quiet --disable-pip-version-check --no-input --no-compile --target "$context/site-packages" \
-        --implementation cp --python-version 3.11 --only-binary :all: \
+    mkdir -p "$1/standin"
+    cp tests/images/standin/* "$1"
+    cp tests/standin/*.py "$1/standin"
+    rm "$1"/standin/test_*.py
+    python -m pip install --quiet --quiet --disable-pip-version-check --no-input --no-compile --target "$1/site-packages" \
+        --implementation cp --python-version "$2" --only-binary :all: \
         --platform "manylinux2014_$machine" --platform "manylinux_2_17_$machine" --platform "manylinux_2_28_$machine" \
-        "aiohttp==$aiohttp"
+        "aiohttp==$(aiohttp)"
+}
+
+aiohttp() { python -c 'import aiohttp; print(aiohttp.__version__)'; }
+
+standin() {
+    local image=vllm-standin:local context=$work/standin inputs
+    base bookworm
+    inputs=$({ id_of homegpt-base:bookworm; aiohttp; digest_of tests/images/standin tests/standin/*.py; } | digest)
+    if is_there "$image" "$inputs"; then return; fi
+    standin_context "$context" 3.11
     build "$image" "$inputs" "$context"
+}
+
+fleet() { # SUITE PYTHON_VERSION
+    local image=fleet-host:$1 context=$work/fleet-$1 inputs
+    base "$1"
+    inputs=$({ id_of "homegpt-base:$1"; aiohttp; digest_of tests/images/standin tests/images/fleet tests/standin/*.py; } | digest)
+    if is_there "$image" "$inputs"; then return; fi
+    standin_context "$context" "$2"
+    cp tests/images/fleet/* "$context"
+    build "$image" "$inputs" "$context" "homegpt-base:$1"
 }
 
 webui() {
@@ -151,13 +167,17 @@ cpu() {
 }
 
 names=("$@")
-[ $# -gt 0 ] || names=(base standin webui cpu)
+[ $# -gt 0 ] || names=(base standin webui cpu fleet)
 for name in "${names[@]}"; do
     case $name in
     base) base bookworm ;;
     standin | webui | cpu) "$name" ;;
+    fleet)
+        fleet bookworm 3.11
+        fleet trixie 3.13
+        ;;
     *)
-        say "there is no image $name: base, standin, webui or cpu"
+        say "there is no image $name: base, standin, webui, cpu or fleet"
         exit 1
         ;;
     esac

@@ -16,9 +16,9 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-# Brings community.docker 4.8.5.
+# Brings awx.awx 24.6.1 and community.docker 4.8.5.
 PACKAGE = "ansible==12.3.0"
-COLLECTIONS = ("community.docker", "community.library_inventory_filtering_v1")
+COLLECTIONS = ("awx.awx", "community.docker", "community.library_inventory_filtering_v1")
 
 
 def download(folder: Path) -> Path:

@@ -13,7 +13,8 @@ class ModuleDocFragment:
 options:
   models:
     description:
-      - The models of the host, as in C(vllm_models) of the model inventory. The collection's README describes the keys.
+      - The models of the host, as in C(vllm_models) of the model inventory. C(docs/inventory.md) of the collection
+        describes the keys.
       - All mistakes in it are reported at once, before anything is touched.
       - Values whose names contain token (not tokens or tokenizer), key, secret, password or credential are kept out of
         all logs, wherever in a model they stand. Words of commands are not, so put secrets into C(env).
@@ -43,8 +44,6 @@ options:
         recorded answers and memory needs of the models, and the logs of servers that a C(start_command) starts.
     type: path
     default: /opt/homegpt
-requirements:
-  - requests (Python library, on the managed host)
 notes:
   - The servers are reached on the loopback address of the managed host; no model port has to be open to anybody else.
 """

@@ -39,12 +39,14 @@ _value:
 """
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.homegpt.vllm.plugins.plugin_utils import compose
 from ansible_collections.homegpt.vllm.plugins.plugin_utils.plain import plain
 
 
 def compose_environment(env, prefix, inline=False):
     """The texts by name; raises AnsibleFilterError for what no environment can hold."""
+    # Not above: Ansible loads every filter of a collection for any of them.
+    from ansible_collections.homegpt.vllm.plugins.plugin_utils import compose
+
     try:
         words = compose.plain_environment_words(plain(env), prefix)
     except ValueError as error:

@@ -57,12 +57,14 @@ _value:
 """
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.homegpt.vllm.plugins.plugin_utils import compose
 from ansible_collections.homegpt.vllm.plugins.plugin_utils.plain import plain
 
 
 def compose_service(model, gpu_access, image, env=None, inline=False):
     """The parts of the service; raises AnsibleFilterError for what can't be said in a compose file."""
+    # Not above: Ansible loads every filter of a collection for any of them.
+    from ansible_collections.homegpt.vllm.plugins.plugin_utils import compose
+
     try:
         return compose.service(plain(model), gpu_access, image, plain(env), inline)
     except ValueError as error:

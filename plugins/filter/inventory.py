@@ -43,12 +43,14 @@ _value:
 
 from ansible.errors import AnsibleFilterError
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors import InventoryError
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import parse
 from ansible_collections.homegpt.vllm.plugins.plugin_utils.plain import plain
 
 
 def inventory(models, switching=None):
     """The normalised inventory as plain data; raises AnsibleFilterError with every mistake."""
+    # Not above: Ansible loads every filter of a collection for any of them.
+    from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import parse
+
     try:
         return parse(plain(models), plain(switching)).as_dict()
     except InventoryError as error:

@@ -50,12 +50,14 @@ _value:
 
 from ansible.errors import AnsibleFilterError
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors import SwitchingError
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import parse
 from ansible_collections.homegpt.vllm.plugins.plugin_utils.plain import plain
 
 
 def rounds(ids, models, switching=None):
     """The ids in rounds; raises AnsibleFilterError for an inventory with mistakes and for an unknown id."""
+    # Not above: Ansible loads every filter of a collection for any of them.
+    from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import parse
+
     try:
         inventory = parse(plain(models), plain(switching))
         return [[m.id for m in one] for one in inventory.rounds(inventory.find(name) for name in plain(ids))]

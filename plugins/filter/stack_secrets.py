@@ -45,12 +45,14 @@ _value:
 """
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.homegpt.vllm.plugins.plugin_utils import compose
 from ansible_collections.homegpt.vllm.plugins.plugin_utils.plain import plain
 
 
 def stack_secrets(models, env=None, others=None):
     """The values by name; raises AnsibleFilterError for what no compose file can say."""
+    # Not above: Ansible loads every filter of a collection for any of them.
+    from ansible_collections.homegpt.vllm.plugins.plugin_utils import compose
+
     try:
         found = compose.secrets(plain(models), plain(env))
         for prefix, environment in plain(others or {}).items():

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import typing
 
-from ansible.module_utils.basic import AnsibleModule, missing_required_lib
+from ansible.module_utils.basic import AnsibleModule
 
 from .switching.errors import InventoryError, SwitchFailed, SwitchingError
 from .switching.inventory import Inventory, parse, secret_texts
-from .switching.server import REQUESTS_IMPORT_ERROR
 from .switching.switch import DEFAULT_STACK_DIR, Switcher
 
 COMMON_ARGUMENTS: dict[str, dict[str, typing.Any]] = {
@@ -34,8 +33,6 @@ class Module(AnsibleModule):
 
 def run(module: Module, work: typing.Callable[[Switcher], dict[str, typing.Any]]) -> None:
     """Give the work a Switcher for the module's models and exit with what it returns; translate the engine's errors."""
-    if REQUESTS_IMPORT_ERROR:
-        module.fail_json(msg=missing_required_lib("requests"), exception=REQUESTS_IMPORT_ERROR)
 
     def switch(inventory: Inventory) -> dict[str, typing.Any]:
         with Switcher(inventory, module.params["stack_dir"]) as switcher:
@@ -45,16 +42,21 @@ def run(module: Module, work: typing.Callable[[Switcher], dict[str, typing.Any]]
 
 
 def look(module: Module, work: typing.Callable[[Inventory], dict[str, typing.Any]]) -> None:
-    """The same for work that asks no server, and so needs no C(requests): it gets the checked inventory."""
+    """The same for work that asks no server: it gets the checked inventory."""
     try:
         result = work(parse(module.params["models"], module.params["switching"]))
     except InventoryError as error:
-        module.fail_json(msg=str(error), mistakes=error.mistakes)
+        module.fail_json(msg=str(error), error=_kind(error), mistakes=error.mistakes)
     except SwitchFailed as error:
-        module.fail_json(msg=str(error), **_warned(module, error.result.as_dict()))
+        module.fail_json(msg=str(error), error=_kind(error), **_warned(module, error.result.as_dict()))
     except SwitchingError as error:
-        module.fail_json(msg=str(error))
+        module.fail_json(msg=str(error), error=_kind(error))
     module.exit_json(**_warned(module, result))
+
+
+def _kind(error: SwitchingError) -> str:
+    """What a playbook may tell errors apart by."""
+    return type(error).__name__
 
 
 def _warned(module: Module, result: dict[str, typing.Any]) -> dict[str, typing.Any]:

@@ -115,7 +115,7 @@ def told(inventory):
             for gpu in (gpus or {}).values()
         ],
         "problems": capacity.lint(inventory, ram, gpus),
-        "advice": capacity.advice(inventory, ram, gpus),
+        "advice": capacity.advice(inventory, ram),
     }
 
 

@@ -26,17 +26,19 @@ options:
       - The model, by its C(id), one of its C(aliases), or its C(model) where that names only one.
       - Several models are brought to O(state) side by side. They must have no GPU to do with each other, also not by
         way of a third model that shares one with each.
+      - Required unless O(state=previous), which has no use for it.
     type: list
     elements: str
-    required: true
   state:
     description:
       - V(active) makes it the one awake model of its GPUs.
       - V(sleeping) takes it off its GPUs as its C(sleep_level) says. A model that is not running is loaded first, and a
         model that had to make room for that is active again at the end.
       - V(stopped) ends its server.
+      - V(previous) makes active again what the last switch of the host has taken off its GPUs, without waiting for
+        C(min_active_seconds). It may be asked for again, and stays so.
     type: str
-    choices: [active, sleeping, stopped]
+    choices: [active, sleeping, stopped, previous]
     default: active
   record_canary:
     description:
@@ -89,6 +91,10 @@ EXAMPLES = r"""
         model: gpt-oss-20b
         record_canary: true
 
+    - name: Take the last switch back
+      homegpt.vllm.vllm_sleep_state:
+        state: previous
+
     - name: End a server
       homegpt.vllm.vllm_sleep_state:
         model: qwen3-next-80b-a3b-thinking
@@ -106,6 +112,18 @@ previous_model:
   returned: when the switch was tried
   type: str
   sample: qwen3-vl-30b-a3b
+displaced:
+  description: The ids of the models that were active before and are not afterwards.
+  returned: when the switch was tried
+  type: list
+  elements: str
+  sample: [qwen3-vl-30b-a3b]
+activated:
+  description: The ids of the models that are active afterwards and were not before.
+  returned: when the switch was tried
+  type: list
+  elements: str
+  sample: [gpt-oss-20b]
 models:
   description: The state of every model by its id; of several O(model), of those on their GPUs.
   returned: when the switch was tried
@@ -171,6 +189,13 @@ elapsed_seconds:
   returned: when the switch was tried
   type: float
   sample: 2.318
+error:
+  description:
+    - What kind of failure it was, for playbooks to tell apart. V(UnknownModel), V(InventoryError), V(Blocked),
+      V(LockTimeout), V(SwitchFailed), or V(SwitchingError) for the rest.
+  returned: failure
+  type: str
+  sample: UnknownModel
 mistakes:
   description: Every mistake of the model inventory, each with its path and what would be right.
   returned: when O(models) or O(switching) has mistakes
@@ -186,20 +211,24 @@ def main():
     module = Module(
         argument_spec=dict(
             COMMON_ARGUMENTS,
-            model={"type": "list", "elements": "str", "required": True},
-            state={"type": "str", "choices": ["active", "sleeping", "stopped"], "default": "active"},
+            model={"type": "list", "elements": "str"},
+            state={"type": "str", "choices": ["active", "sleeping", "stopped", "previous"], "default": "active"},
             record_canary={"type": "bool", "default": False},
         ),
+        required_if=[("state", state, ["model"]) for state in ("active", "sleeping", "stopped")],
         supports_check_mode=True,
     )
 
     def work(switcher):
-        result = switcher.switch(
-            module.params["model"],
-            module.params["state"],
-            check=module.check_mode,
-            record_canary=module.params["record_canary"],
-        )
+        if module.params["state"] == "previous":
+            result = switcher.roll_back(check=module.check_mode)
+        else:
+            result = switcher.switch(
+                module.params["model"],
+                module.params["state"],
+                check=module.check_mode,
+                record_canary=module.params["record_canary"],
+            )
         return dict(result.as_dict(), diff=result.diff())
 
     run(module, work)

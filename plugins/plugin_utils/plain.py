@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import typing
 
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.texts import map_text
+
 
 def plain(value: typing.Any) -> typing.Any:
     """Ordinary lists and dictionaries: since ansible-core 2.19 a filter is given ones that refuse to be copied."""
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    return value
+    return map_text(value, lambda text: text)

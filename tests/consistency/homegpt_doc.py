@@ -1,19 +1,15 @@
 # SPDX-License-Identifier: MIT
 """docs/homegpt.md: homeGPT's files beside those that the roles render for the same four models.
 
-    .venv/bin/python -m tests.consistency.homegpt_doc
-
-renders the shipped inventory and writes the marked blocks of the page anew. What homeGPT has, and why a rendered
-property differs, is said here; what is rendered is taken from the rendering.
+What homeGPT has, and why a rendered property differs, is said here; what is rendered is taken from the rendering of
+the shipped inventory.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -23,8 +19,6 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs/homegpt.md"
-COMMAND = ".venv/bin/python -m tests.consistency.homegpt_doc"
-BLOCK = re.compile(r"(<!-- rendered: (?P<name>\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 # The model whose files stand for all four.
 EXAMPLE = "qwen3-vl-32b"
@@ -307,19 +301,6 @@ BLOCKS: dict[str, Callable[[dict[str, str]], str]] = {
 }
 
 
-def written(page: str, files: dict[str, str]) -> str:
-    """Return the page with what is rendered now in its marked blocks."""
-    names = [match["name"] for match in BLOCK.finditer(page)]
-    if sorted(names) != sorted(BLOCKS):
-        raise ValueError(f"the page has the blocks {names}, and not {list(BLOCKS)}, each once")
-    return BLOCK.sub(lambda match: f"{match[1]}{BLOCKS[match['name']](files)}{match[3]}", page)
-
-
-def main() -> None:
-    """Write the page anew."""
-    playbook = str(Path(sys.executable).with_name("ansible-playbook"))
-    PAGE.write_text(written(PAGE.read_text(encoding="utf-8"), render(playbook)), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()
+def rendered(files: dict[str, str]) -> dict[str, str]:
+    """Return the blocks of the page."""
+    return {name: block(files) for name, block in BLOCKS.items()}

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from tests.consistency import homegpt_doc
+from tests.consistency import blocks, homegpt_doc
 
 
 @pytest.fixture(scope="module")
@@ -16,13 +16,15 @@ def rendered(ansible_playbook: str) -> dict[str, str]:
 
 def test_the_page_shows_what_is_rendered(rendered: dict[str, str]) -> None:
     page = homegpt_doc.PAGE.read_text(encoding="utf-8")
-    assert page == homegpt_doc.written(page, rendered), f"run {homegpt_doc.COMMAND} and look at the diff"
+    assert page == blocks.written(page, homegpt_doc.rendered(rendered)), f"run {blocks.COMMAND} and look at the diff"
 
 
 def test_a_changed_rendering_is_noticed(rendered: dict[str, str]) -> None:
     page = homegpt_doc.PAGE.read_text(encoding="utf-8")
     name = f"compose-vllm-{homegpt_doc.EXAMPLE}.yml"
-    assert page != homegpt_doc.written(page, {**rendered, name: rendered[name].replace("127.0.0.1:", "0.0.0.0:")})
+    assert page != blocks.written(
+        page, homegpt_doc.rendered({**rendered, name: rendered[name].replace("127.0.0.1:", "0.0.0.0:")})
+    )
 
 
 def test_every_property_of_a_models_file_is_in_its_table(rendered: dict[str, str]) -> None:

@@ -16,8 +16,11 @@ def load(name: str) -> Any:
     return yaml.safe_load((ROOT / name).read_text(encoding="utf-8"))
 
 
-def test_the_action_group_holds_every_module() -> None:
-    modules = sorted(path.stem for path in (ROOT / "plugins/modules").glob("*.py"))
+def test_the_action_group_holds_every_module_that_takes_the_models() -> None:
+    fragment = "  - homegpt.vllm.switching\n"
+    files = (ROOT / "plugins/modules").glob("*.py")
+    modules = sorted(path.stem for path in files if fragment in path.read_text(encoding="utf-8"))
+    assert len(modules) == 3
     assert sorted(load("meta/runtime.yml")["action_groups"]["switching"]) == modules
 
 
@@ -31,3 +34,10 @@ def test_the_newest_ansible_core_is_the_one_locked() -> None:
     tested = re.findall(r'"(\d+\.\d+\.\d+) \d', (ROOT / "tools/versions.sh").read_text(encoding="utf-8"))
     locked = re.findall(r"^ansible-core==(\S+)", (ROOT / "requirements.txt").read_text(encoding="utf-8"), re.MULTILINE)
     assert tested[-1] == locked[-1]
+
+
+def test_the_requirements_are_those_of_the_collection() -> None:
+    wanted = {entry["name"]: entry["version"] for entry in load("requirements.yml")["collections"]}
+    # What one playbook alone needs is no dependency of the collection.
+    del wanted["awx.awx"]
+    assert wanted == load("galaxy.yml")["dependencies"]

@@ -18,7 +18,7 @@ def read(role: str, file: str) -> dict[str, Any]:
 
 
 def test_every_role_is_looked_at() -> None:
-    assert ROLES == ["compose_stack", "docker_host", "open_webui", "vllm_servers"]
+    assert ROLES == ["awx", "compose_stack", "docker_host", "open_webui", "vllm_servers"]
 
 
 @pytest.mark.parametrize("role", ROLES)

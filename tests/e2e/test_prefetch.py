@@ -9,6 +9,7 @@ import random
 import re
 import signal
 import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -79,6 +80,12 @@ def provisioned(
     env = {"HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
     stack, ansible = provision(models, image=CPU_IMAGE, vllm_servers_prefetch_report_seconds=2, **more)
     stack.more["vllm_env"] = {**env, **more.get("vllm_env", {})}
+    # The images are pulled by asynchronous tasks, whose interpreter Ansible does not quote: a checkout's folder may have a
+    # space in its name.
+    interpreter = stack.stack.parent / "python"
+    interpreter.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n', encoding="utf-8")
+    interpreter.chmod(0o755)
+    stack.more["ansible_python_interpreter"] = str(interpreter)
     ansible = inventory_of(ansible, stack)
     ansible.play("site", timeout=PLAY).changed()
     return stack, ansible
@@ -136,7 +143,7 @@ def test_all_at_once_and_each_failure_told(
 
     run = ansible.play("prefetch", "-vvv", timeout=PLAY)
     told = dict(line.split(": ", 1) for line in lines(run))
-    assert set(told) == {"gated", "private", "old", "empty", "imageless"}
+    assert set(told) == {"gated", "private", "old", "empty", "imageless"}, run.output
     assert "is gated (403): accept its conditions" in told["gated"]
     assert "vllm_hf_token" in told["private"]
     assert "org/one has no revision v0 (404): correct args.revision" in told["old"]

@@ -56,7 +56,7 @@ class Both:
 
     def play(self, name: str) -> Ended:
         run = self.ansible.play("switch", "-e", f"model={name}", "-v")
-        (result,) = run.results("ok", "changed", "fatal")
+        result = run.switched
         assert run.count("changed") == result["changed"] or run.status != 0
         return Ended(run.status, result, run.output)
 

@@ -25,24 +25,25 @@ from tests.faults.matrix import Hosts
 KILLED = """
 import os, signal, sys
 from switching import __main__ as main
+from switching import switch
 
 number, when = int(sys.argv[1]), sys.argv[2]
 
-class Switcher(main.Switcher):
+class Performer(switch.Performer):
     count = 0
 
-    def _perform(self, *args, **kwargs):
+    def perform(self, *args, **kwargs):
         self.count += 1
         here = self.count == number
         if here and when == "before":
             os.kill(os.getpid(), signal.SIGKILL)
         try:
-            super()._perform(*args, **kwargs)
+            super().perform(*args, **kwargs)
         finally:
             if here and when == "after":
                 os.kill(os.getpid(), signal.SIGKILL)
 
-main.Switcher = Switcher
+switch.Performer = Performer
 sys.exit(main.main(sys.argv[3:]))
 """
 # With the number of steps that each takes, and the faults that make it so.

@@ -90,10 +90,10 @@ class Stack:
         """Return how many requests the server has cut since it was started."""
         return self._metric(name, "vllm:request_success_total", 'finished_reason="abort"')
 
-    def wait_until_running(self, name: str) -> None:
-        """Wait until the server has a running request."""
+    def wait_until_running(self, name: str, number: int = 1) -> None:
+        """Wait until the server has so many running requests."""
         deadline = time.monotonic() + 30
-        while not self._metric(name, "vllm:num_requests_running"):
+        while self._metric(name, "vllm:num_requests_running") != number:
             assert time.monotonic() < deadline
             time.sleep(0.02)
 

@@ -148,12 +148,13 @@ def test_a_deadline_leaves_a_server_that_tells_its_level(stack: Stack, action: s
     stack.declare(drain_timeout_seconds=0.5, drain_timeout_action=action)
     cut_before = stack.aborted(A)
     tokens = 1900
+    stack.wait_until_running(A, 0)
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(complete, stack.port(A), A, tokens)
         stack.wait_until_running(A)
         answer = stack.switch(B)
         assert answer.status == 0, answer.errors
-        assert answer.result["requests"] == {"drained": 0, "parked": 0, "cut": 0, fate: 1}
+        assert answer.result["requests"] == {"drained": 0, "parked": 0, "cut": 0, fate: 1}, (answer.result, asked)
         assert not asked.done() or action == "abort"
         # Two sleeps were on their way, and the one of level 0 ended last. The wake is the quick one all the same.
         stack.declare(drain_timeout_seconds=120)

@@ -1,7 +1,7 @@
 # -*- coding: utf-8 -*-
 # Copyright (c) HomeGPT
 # SPDX-License-Identifier: MIT
-"""The host's own command line: C(python3 -m switching status|switch|restore|lint), in the folder of the stack.
+"""The host's own command line: C(python3 -m switching status|switch|roll-back|restore|lint), in the stack's folder.
 
 The models are those of C(models.json) beside the package. Exit status: 0 done, 1 failed, 2 asked for wrongly.
 """
@@ -19,8 +19,8 @@ from . import capacity
 from .errors import InventoryError, SwitchFailed, SwitchingError, UnknownModel
 from .inventory import Inventory, parse
 from .plan import ACTIVE, SLEEPING, STOPPED
-from .server import REQUESTS_IMPORT_ERROR
-from .switch import Result, Switcher, describe, say_step
+from .result import Result, describe, say_step
+from .switch import Switcher
 from .table import status_lines
 from .wanted import recorded
 
@@ -28,8 +28,6 @@ from .wanted import recorded
 def main(argv: typing.Sequence[str] | None = None) -> int:
     """Do what the command line says and return the exit status."""
     options = _parser().parse_args(argv)
-    if REQUESTS_IMPORT_ERROR and options.run:
-        return _fail("the Python library requests is missing: install python3-requests", 2)
     try:
         inventory = _read_inventory(options.stack_dir)
         if not options.run:  # nothing that asks servers
@@ -61,6 +59,10 @@ def _parser() -> argparse.ArgumentParser:
     switch.add_argument("--json", action="store_true", help="for machines")
     switch.add_argument("--for-now", action="store_true", help="a boot brings back what it was meant to be before")
     switch.set_defaults(run=_switch)
+    back = commands.add_parser("roll-back", help="make the model active again that the last switch has replaced")
+    back.add_argument("--check", action="store_true", help="only show what would be done")
+    back.add_argument("--json", action="store_true", help="for machines")
+    back.set_defaults(run=_roll_back)
     restore = commands.add_parser("restore", help="bring the host back to the models it is meant to have, as at boot")
     restore.set_defaults(run=_restore)
     lint = commands.add_parser("lint", help="tell whether this host has the memory for its models; asks no server")
@@ -93,17 +95,27 @@ def _status(switcher: Switcher, options: argparse.Namespace) -> int:
 
 
 def _switch(switcher: Switcher, options: argparse.Namespace) -> int:
+    def work() -> Result:
+        return switcher.switch(options.model, options.state, options.check, options.for_now, options.record_canary)
+
+    return _show(work, options, lambda _result: switcher.inventory.find(options.model).id)
+
+
+def _roll_back(switcher: Switcher, options: argparse.Namespace) -> int:
+    return _show(lambda: switcher.roll_back(options.check), options, lambda result: result.active_model or "")
+
+
+def _show(work: typing.Callable[[], Result], options: argparse.Namespace, which: typing.Callable[[Result], str]) -> int:
     try:
-        result = switcher.switch(options.model, options.state, options.check, options.for_now, options.record_canary)
+        result = work()
     except SwitchFailed as error:
         _show_steps(error.result, options.json)
         raise
-    model = switcher.inventory.find(options.model).id
     _show_steps(result, options.json)
-    if options.json:
-        return 0
-    would = "would be " if options.check and result.changed else ""
-    _say(f"{model}: {would}{describe(result.models[model])}{'' if result.changed else ', as it was'}")
+    if not options.json:
+        name = which(result)
+        would = "would be " if options.check and result.changed else ""
+        _say(f"{name}: {would}{describe(result.models[name])}{'' if result.changed else ', as it was'}")
     return 0
 
 
@@ -125,7 +137,7 @@ def _lint(inventory: Inventory) -> int:
     problems = capacity.lint(inventory, ram, gpus)
     for line in problems:
         _say(f"problem: {line}")
-    for line in capacity.advice(inventory, ram, gpus):
+    for line in capacity.advice(inventory, ram):
         _say(f"advice: {line}")
     return 1 if problems else 0
 

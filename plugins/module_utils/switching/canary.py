@@ -12,17 +12,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
-import threading
 import time
 import typing
 
+from . import records
 from .errors import WrongAnswer
 from .inventory import Model, is_secret_name
 from .server import Server
 
-# One process holds the host's lock, but its threads may write at once.
-_writing = threading.Lock()
+_NAME = "canary"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +54,7 @@ def applies(model: Model) -> bool:
 def read(model: Model, stack_dir: str) -> Record | None:
     """The record of a model; None where there is none, or one that can't be read."""
     with contextlib.suppress(TypeError):
-        saved = _read_all(stack_dir).get(model.id)
+        saved = records.models(stack_dir, _NAME).get(model.id)
         known = Record(**saved) if saved else None
         return known if known is None or isinstance(known.text, str) else None
     return None
@@ -121,27 +119,10 @@ def _without_secrets(value: typing.Any) -> typing.Any:
     return value
 
 
-def _read_all(stack_dir: str) -> dict[str, typing.Any]:
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError), open(
-        _path(stack_dir), encoding="utf-8"
-    ) as file:
-        return dict(json.load(file)["models"])
-    return {}
-
-
 def _write(model: Model, stack_dir: str, made: Record) -> None:
-    path = _path(stack_dir)
-    with _writing:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path + ".new")  # an interrupted one, maybe with another mode
-        with os.fdopen(os.open(path + ".new", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            json.dump({"models": {**_read_all(stack_dir), model.id: dataclasses.asdict(made)}}, file)
-        os.replace(path + ".new", path)
-
-
-def _path(stack_dir: str) -> str:
-    return os.path.join(stack_dir, "run", "canary.json")
+    with records.changing:
+        known = records.models(stack_dir, _NAME)
+        records.write(stack_dir, _NAME, {"models": {**known, model.id: dataclasses.asdict(made)}})
 
 
 def _short(text: str) -> str:

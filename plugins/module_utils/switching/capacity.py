@@ -10,13 +10,12 @@ share) nothing is said about GPUs, and nothing is refused because of them.
 from __future__ import annotations
 
 import contextlib
-import json
 import math
-import os
 import re
 import subprocess
 import typing
 
+from . import records
 from .inventory import Inventory, Model
 
 # What a vLLM server that sleeps keeps on each of its GPUs: CUDA's context, NCCL, captured graphs. Nobody guarantees a
@@ -35,6 +34,8 @@ NVIDIA_SMI_TIMEOUT_SECONDS = 10.0
 _UTILIZATION_FLAG = re.compile(r"--gpu[-_]memory[-_]utilization[=\s]+(\S+)")
 # For sums of numbers such as 0.1, not for what was measured.
 _ROUNDING = 1e-6
+
+_NAME = "memory"
 
 Need = typing.Dict[int, float]
 
@@ -104,12 +105,10 @@ def _meminfo_gb(name: str) -> float | None:
 
 def remembered(stack_dir: str) -> dict[str, Need]:
     """What each model is known to need on each GPU when it wakes; nothing where no record can be read."""
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError), open(
-        _path(stack_dir), encoding="utf-8"
-    ) as file:
+    with contextlib.suppress(ValueError, TypeError, AttributeError, OverflowError):
         return {
-            str(model): {int(index): _finite(gb) for index, gb in need.items()}
-            for model, need in json.load(file)["models"].items()
+            model: {int(index): _finite(gb) for index, gb in need.items()}
+            for model, need in records.models(stack_dir, _NAME).items()
         }
     return {}
 
@@ -119,17 +118,10 @@ def remember(stack_dir: str, model_id: str, need: typing.Mapping[int, float]) ->
 
     Raises OSError when the record can't be written; what it said before is then still there.
     """
-    saved = remembered(stack_dir)
-    if saved.get(model_id) == need:
-        return
-    path = _path(stack_dir)
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path + ".new")  # an interrupted one, maybe with another mode
-    descriptor = os.open(path + ".new", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        json.dump({"models": {**saved, model_id: dict(need)}}, file)
-    os.replace(path + ".new", path)
+    with records.changing:
+        saved = remembered(stack_dir)
+        if saved.get(model_id) != need:
+            records.write(stack_dir, _NAME, {"models": {**saved, model_id: dict(need)}})
 
 
 def load_need(model: Model, gpus: typing.Mapping[int, Gpu] | None) -> Need:
@@ -191,9 +183,8 @@ def lint(inventory: Inventory, ram_total_gb: float | None, gpus: typing.Mapping[
     return problems + ([problem] if problem else [])
 
 
-def advice(inventory: Inventory, ram_total_gb: float | None, gpus: typing.Mapping[int, Gpu] | None) -> list[str]:
+def advice(inventory: Inventory, ram_total_gb: float | None) -> list[str]:
     """What of an inventory works on the host and is still not as meant, each with its remedy. Does no I/O."""
-    del gpus  # there is nothing to say about them yet
     budget = inventory.switching.available_ram_gb
     if ram_total_gb is None or budget <= ram_total_gb:
         return []
@@ -340,10 +331,6 @@ def _finite(value: typing.Any) -> float:
 def _and(words: typing.Sequence[str]) -> str:
     """The words as a list in a sentence."""
     return " and ".join(filter(None, (", ".join(words[:-1]), words[-1]))) if words else ""
-
-
-def _path(stack_dir: str) -> str:
-    return os.path.join(stack_dir, "run", "memory.json")
 
 
 def _gigabytes(mebibytes: str) -> float | None:

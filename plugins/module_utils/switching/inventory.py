@@ -16,12 +16,13 @@ import re
 import typing
 
 from .errors import InventoryError, UnknownModel
+from .texts import map_text
 
 # A model of which only this much RAM is free for sleepers is better discarded than offloaded (homeGPT's rule).
 LEVEL_1_MINIMUM_RAM_GB = 64.0
 
 # vllm serve's arguments whose product is the number of GPUs; the first is that number unless it is given.
-_PARALLEL_SIZES = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
+PARALLEL_SIZES = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
 
 # Turns a raw value into the checked one, or raises _Wrong.
 Check = typing.Callable[[typing.Any], typing.Any]
@@ -56,16 +57,20 @@ class Request:
     """One HTTP call of a custom sleep or wake sequence. C(timeout) is in seconds; None means the inventory's."""
 
     endpoint: str
+    """The path, such as `/sleep?level=${level}`."""
     method: str = "POST"
+    """The method."""
     body: typing.Any = None
+    """What is sent, as JSON."""
     timeout: float | None = None
+    """Seconds; without it `request_timeout_seconds`, for a `state_request` `probe_timeout_seconds`."""
 
     def at_level(self, level: int) -> Request:
         """The request with C(${level}) replaced."""
         return dataclasses.replace(
             self,
             endpoint=self.endpoint.replace("${level}", str(level)),
-            body=_map_text(self.body, lambda text: text.replace("${level}", str(level))),
+            body=map_text(self.body, lambda text: text.replace("${level}", str(level))),
         )
 
 
@@ -76,6 +81,7 @@ class StateRequest(Request):
 
     method: str = "GET"
     sleeping: str = ""
+    """A regular expression: found in the answer's body, the server sleeps."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,28 +89,56 @@ class Model:
     """One declared model and how its server is run. Sizes are in GB."""
 
     id: str
+    """Its name: lower-case letters, digits, dots, dashes, underscores."""
     model: str
+    """What `vllm serve` loads."""
     host_port: int
+    """The port of its server on the host."""
     name: str = ""
+    """Its name for people."""
     container_name: str = ""
+    """Its container and compose service."""
     port: int = 8000
+    """The port inside the container."""
     gpus: tuple[int, ...] = (0,)
+    """The GPUs it uses. Two models conflict when they share one; others can be active together."""
     gpu_memory_gb: float | None = None
+    """GPU memory it takes, of all its GPUs together."""
     weights_gb: float | None = None
+    """Host RAM that its weights take while it sleeps at level 1."""
     startup_mode: str = "sleep"
+    """`active`: loaded and left awake, at most one for each GPU; `sleep`: loaded and put to sleep; `disabled`: left
+    alone."""
     sleep_level: str = "auto"
+    """`1`: weights go to host RAM; `2`: weights are discarded and loaded again at the wake; `stop`: the server ends;
+    `auto`: 1 while the RAM budget holds it, else 2."""
     args: typing.Mapping[str, typing.Any] = dataclasses.field(default_factory=dict)
+    """Arguments of `vllm serve`, such as `max_model_len: 131072`. `true` is a flag, `false` its `--no-` form, lists
+    and dictionaries are what vLLM makes of them."""
     env: typing.Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Environment variables of the server."""
     image: str = ""
+    """Its container image, where it differs from the host's."""
     aliases: tuple[str, ...] = ()
+    """Other names that clients may use."""
     ready_completion: bool | None = None
+    """Whether it must answer a one-token completion to count as ready. Turn it off for models that don't complete
+    text."""
     canary: str = "auto"
+    """What an answer to the fixed prompt means that is not the recorded one, see the key of the same name below."""
     sleep_requests: tuple[Request, ...] = ()
+    """HTTP calls that put it to sleep instead of vLLM's. Give both lists or neither."""
     wake_requests: tuple[Request, ...] = ()
+    """HTTP calls that wake it."""
     state_request: StateRequest | None = None
+    """The HTTP call that tells whether it sleeps, for a server without vLLM's `/is_sleeping`."""
     start_command: tuple[str, ...] = ()
+    """The words of the command that runs its server, instead of docker compose."""
     stop_command: tuple[str, ...] = ()
+    """The words of the command that ends it; without one the process that `start_command` began is ended. A server
+    behind such a pair of commands is seen only once its port is open."""
     macros: typing.Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Variables for requests and commands."""
 
     @property
     def disabled(self) -> bool:
@@ -134,22 +168,41 @@ class Switching:
     """The host's settings for switching. Times are in seconds, sizes in GB."""
 
     available_ram_gb: float = 128.0
+    """Host RAM for the weights of models that sleep at level 1; below 64, `auto` means level 2."""
     max_retries: int = 450
+    """Together with the next: how long a server may take to become ready."""
     health_check_interval_seconds: float = 2.0
+    """The longest pause between two looks; the first ones are 10 ms apart."""
     request_timeout_seconds: float = 120.0
+    """One call that sleeps, wakes or completes."""
     connect_timeout_seconds: float = 0.5
+    """How long a connection may take."""
     probe_timeout_seconds: float = 5.0
+    """How long a look at a server may take; two looks without an answer mean that it hangs."""
     drain_timeout_seconds: float = 30.0
+    """How long running requests may go on before a sleep."""
     drain_timeout_action: str = "abort"
+    """What becomes of those that still run then: `abort`, `keep` (they go on after the next wake; vLLM 0.17 and
+    later) or `fail` (nothing changes)."""
     stop_timeout_seconds: float = 20.0
+    """How long a server that is asked to end may take before it is killed."""
     command_timeout_seconds: float = 120.0
+    """How long a `start_command`'s or `stop_command`'s program, or docker compose, may take."""
     lock_timeout_seconds: float = 600.0
+    """How long to wait for another switch of the same host."""
     min_active_seconds: float = 0.0
+    """How long a model stays active at least before it makes room for another; a switch waits for that."""
     failure_backoff_seconds: float = 2.0
+    """How long a host rests after a switch that failed, before the next."""
     escalation: tuple[str, ...] = ESCALATION
+    """What may be done when a step fails, see [When something goes wrong](switch.md#when-something-goes-wrong)."""
     canary: str = "auto"
+    """`enforce`: another answer than the recorded one is a failed wake; `warn`: it is told; `off`; `auto`: enforce
+    where the answer was the same twice in a row when it was recorded, else warn."""
     ready_completion: bool = True
+    """Whether a model must answer a one-token completion to count as ready."""
     macros: typing.Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Variables for requests and commands of all models; a model's own win."""
 
     @property
     def ready_timeout_seconds(self) -> float:
@@ -657,7 +710,7 @@ def _check_parallel_sizes(
     path: str, args: typing.Mapping[str, typing.Any], gpus: typing.Sequence[int], mistakes: list[str]
 ) -> None:
     """A server that is told to use more GPUs than it is given does not start; told to use fewer, it wastes them."""
-    sizes = {"tensor_parallel_size": len(gpus), **{key: args[key] for key in _PARALLEL_SIZES if key in args}}
+    sizes = {"tensor_parallel_size": len(gpus), **{key: args[key] for key in PARALLEL_SIZES if key in args}}
     product = 1
     for key, value in sizes.items():
         try:
@@ -717,7 +770,7 @@ def _expand_variables(
         return dataclasses.replace(
             request,
             endpoint=expand(request.endpoint, where + ".endpoint", level),
-            body=_map_text(request.body, lambda text: expand(text, where + ".body", level)),
+            body=map_text(request.body, lambda text: expand(text, where + ".body", level)),
         )
 
     for key in ("sleep_requests", "wake_requests"):
@@ -731,17 +784,6 @@ def _expand_variables(
             # What is mistaken is empty here as well, and told already.
             empty = [i for i, word in enumerate(fields[key]) if not mistakes and not word.strip()]
             mistakes += [f"{path}: {key}[{i}] must not be empty, and its variables are" for i in empty]
-
-
-def _map_text(value: typing.Any, change: typing.Callable[[str], str]) -> typing.Any:
-    """The value with every text in it changed, however deep."""
-    if isinstance(value, str):
-        return change(value)
-    if isinstance(value, dict):
-        return {key: _map_text(item, change) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_map_text(item, change) for item in value]
-    return value
 
 
 def _check_together(parsed: list[Entry], mistakes: list[str]) -> None:

@@ -195,13 +195,15 @@ class Command:
 
     def process(self) -> Process:
         """Whether the process started here runs. Unknown for one that a launcher has left behind."""
+        # First, or one that ends between the two looks would have no exit code.
+        lives = self._pid() is not None
         if self.child is not None:
             code = self.child.poll()
             if code is not None:
                 if code == 0 and self.model.stop_command:
                     return Process(None)
                 return Process(False, code, remains=self._group() is not None)
-        if self._pid() is not None:
+        if lives:
             return Process(True)
         if self.model.stop_command:
             return Process(None)

@@ -26,7 +26,7 @@ class HostLock:
 
     C(doubtful) names the models whose servers a wake was begun on and not proved: they may hold GPU memory although
     they say that they sleep. C(failed_at), C(last_failed_at) (of the switch before) and C(active_since) are in seconds
-    since 1970, 0 for never. C(writing) keeps the threads of one holder from writing to the stack's records at once.
+    since 1970, 0 for never.
     """
 
     def __init__(self, stack_dir: str) -> None:
@@ -37,7 +37,7 @@ class HostLock:
         self.last_failed_at = 0.0
         self._holder = ""
         self._descriptor: int | None = None
-        self.writing = threading.Lock()
+        self._writing = threading.Lock()
 
     @contextlib.contextmanager
     def hold(
@@ -85,13 +85,13 @@ class HostLock:
 
     def doubt(self, name: str) -> None:
         """Write down that a wake of this model begins."""
-        with self.writing:
+        with self._writing:
             self.doubtful.add(name)
             self._write()
 
     def settle(self, name: str) -> None:
         """Write down that this model is surely awake, asleep or stopped."""
-        with self.writing:
+        with self._writing:
             if name in self.doubtful:
                 self.doubtful.discard(name)
                 with contextlib.suppress(SwitchingError):  # too careful then
@@ -99,7 +99,7 @@ class HostLock:
 
     def note(self, active_since: typing.Mapping[str, float | None], failed_at: float) -> None:
         """Write down how a switch ended: since when models are active, if they are, and when it failed, 0 if not."""
-        with self.writing:
+        with self._writing:
             since = {**self.active_since, **active_since}
             self.active_since = {name: when for name, when in since.items() if when is not None}
             self.failed_at = max(self.failed_at, failed_at)

@@ -12,30 +12,14 @@ from __future__ import annotations
 
 import math
 import re
-import socket
-import threading
 import time
-import traceback
 import typing
+from json import dumps
 
+from .connection import Answer, BrokenOff, Connection, Late, NoConnection, NotHttp
 from .errors import BadAnswer, DevModeOff, Refused, ServerError, Unreachable, Unresponsive
 from .inventory import Model, Request, Switching
 from .plan import ACTIVE, ERROR, LOADING, SLEEPING, STOPPED, Observation
-
-try:
-    import requests
-    import requests.adapters
-
-    REQUESTS_IMPORT_ERROR = None
-    _BaseAdapter: typing.Any = requests.adapters.HTTPAdapter
-    _BasePool: typing.Any = _BaseAdapter().poolmanager.pool_classes_by_scheme["http"]
-    _BaseConnection: typing.Any = _BasePool.ConnectionCls
-except ImportError:  # reported by whoever calls, in its own way
-    REQUESTS_IMPORT_ERROR = traceback.format_exc()
-    _BaseAdapter = _BasePool = _BaseConnection = object
-
-# No answer of vLLM's is nearly as long; one that never ends must not fill the memory.
-_LONGEST_ANSWER_BYTES = 64 * 1024 * 1024
 
 _GAUGES = {
     "vllm:num_requests_running": "running",
@@ -58,45 +42,7 @@ _PLAIN_WAKE = (Request("/wake_up"),)
 class _HungUp(Unresponsive):
     """C(/health) was not answered: the connection was taken and dropped without a word."""
 
-
-class _Limit(threading.local):
-    """What the call that a thread is making may still take; requests itself bounds only each wait for a few bytes."""
-
-    until: float = 0.0
-    left_bytes: int = 0
-
-
-_limit = _Limit()
-
-
-class _BoundedSocket(socket.socket):
-    """A socket that ends an answer that drips or never ends."""
-
-    def recv_into(self, *args: typing.Any, **kwargs: typing.Any) -> int:
-        left = _limit.until - time.monotonic()
-        if left <= 0 or _limit.left_bytes <= 0:
-            raise socket.timeout("the answer did not end")
-        self.settimeout(left)
-        count = super().recv_into(*args, **kwargs)
-        _limit.left_bytes -= count
-        return count
-
-
-class _Connection(_BaseConnection):  # type: ignore[misc]
-    def connect(self) -> None:
-        super().connect()
-        plain: socket.socket = self.sock
-        self.sock: socket.socket = _BoundedSocket(plain.family, plain.type, plain.proto, fileno=plain.detach())
-
-
-class _Pool(_BasePool):  # type: ignore[misc]
-    ConnectionCls = _Connection
-
-
-class _Adapter(_BaseAdapter):  # type: ignore[misc]
-    def init_poolmanager(self, *args: typing.Any, **kwargs: typing.Any) -> None:
-        super().init_poolmanager(*args, **kwargs)
-        self.poolmanager.pool_classes_by_scheme = {"http": _Pool}
+    remedy = BadAnswer.remedy  # where the server's process does not run, it is somebody else
 
 
 class Server:
@@ -109,16 +55,13 @@ class Server:
         self.model = model
         self.switching = switching
         self.url = f"http://127.0.0.1:{model.host_port}"
-        self.session = requests.Session()
-        # A proxy or a .netrc of the environment has no business between a host and its own servers.
-        self.session.trust_env = False
-        self.session.mount("http://", _Adapter())
+        self.connection = Connection(model.host_port, switching.connect_timeout_seconds)
         self._served_name: str | None = None
         self._look_until: float | None = None
 
     def close(self) -> None:
         """Close the connection."""
-        self.session.close()
+        self.connection.close()
 
     def observe(self, count_requests: bool = False) -> Observation:
         """What the server is: active, sleeping, stopped (nothing listens) or error. Never raises a ServerError.
@@ -141,7 +84,7 @@ class Server:
         except Unreachable:
             return Observation(STOPPED)
         except _HungUp as error:
-            return Observation(LOADING, problem=str(error), dead=True)
+            return Observation(LOADING, problem=str(error), dead=True, remedy=error.remedy)
         except ServerError as error:
             # Once it has named its model it is the server and it runs, whoever started it.
             known = True if self._served_name else None
@@ -359,51 +302,38 @@ class Server:
                 return ""
         return "its prefix cache could not be reset, since requests that it kept hold it"
 
-    def _call(self, method: str, path: str, body: typing.Any = None, timeout: float | None = None) -> requests.Response:
+    def _call(self, method: str, path: str, body: typing.Any = None, timeout: float | None = None) -> Answer:
         """One HTTP call; the answer when its status is 200, else an error that says what went wrong."""
         timeout = timeout or self.switching.probe_timeout_seconds
-        _limit.until = min(time.monotonic() + timeout, self._look_until or math.inf)
-        _limit.left_bytes = _LONGEST_ANSWER_BYTES
+        until = min(time.monotonic() + timeout, self._look_until or math.inf)
         headers = {}
         if self.model.api_key and path.startswith("/v1"):
             headers["Authorization"] = f"Bearer {self.model.api_key}"
-        send: dict[str, typing.Any] = {"data": body.encode()} if isinstance(body, str) else {"json": body}
-        if isinstance(body, str):
+        if body is not None:
             headers["Content-Type"] = "application/json"
+        text = body if body is None or isinstance(body, str) else dumps(body)
         what = f"{self.model.id}: {method} {self.url}{path}"
         try:
-            answer = self.session.request(
-                method,
-                self.url + path,
-                headers=headers,
-                timeout=(self.switching.connect_timeout_seconds, timeout),
-                allow_redirects=False,
-                **send,
-            )
-        except requests.exceptions.ConnectTimeout:
+            answer = self.connection.call(method, path, headers, None if text is None else text.encode(), until)
+        except NoConnection:
             raise Unresponsive(f"{what}: no connection within {self.switching.connect_timeout_seconds:g} s") from None
-        except requests.exceptions.Timeout:
-            raise Unresponsive(f"{what}: no answer within {timeout:g} s") from None
-        except requests.exceptions.RequestException as error:
-            causes = tuple(_causes(error))
-            if any(isinstance(cause, socket.timeout) for cause in causes):
-                raise Unresponsive(f"{what}: the answer did not end within {timeout:g} s") from None
-            if any(isinstance(cause, ConnectionRefusedError) for cause in causes):
-                raise Unreachable(f"{what}: nothing listens there") from None
-            within_answer = isinstance(error, requests.exceptions.ChunkedEncodingError)
-            if within_answer or any(isinstance(cause, OSError) for cause in causes[1:]):
-                dropped = not within_answer and any(isinstance(cause, ConnectionError) for cause in causes)
-                kind = _HungUp if dropped and path == "/health" else Unresponsive
-                raise kind(f"{what}: the connection broke off: {causes[-1]}") from None
-            raise BadAnswer(f"{what}: not an answer of vLLM's: {self._something_else}: {causes[-1]}") from None
-        if answer.status_code in (301, 302, 303, 307, 308):
+        except Late as error:
+            raise Unresponsive(f"{what}: {error} within {timeout:g} s") from None
+        except ConnectionRefusedError:
+            raise Unreachable(f"{what}: nothing listens there") from None
+        except BrokenOff as error:
+            kind = _HungUp if error.dropped and path == "/health" else Unresponsive
+            raise kind(f"{what}: the connection broke off: {error}") from None
+        except NotHttp as error:
+            raise BadAnswer(f"{what}: not an answer of vLLM's: {self._something_else}: {error}") from None
+        if answer.status in (301, 302, 303, 307, 308):
             target = answer.headers.get("location")
             raise BadAnswer(f"{what}: redirected to {target}, which vLLM never does: {self._something_else}")
-        if answer.status_code != 200:
-            raise Refused(f"{what}: answered {answer.status_code}{_excerpt(answer)}", answer.status_code)
+        if answer.status != 200:
+            raise Refused(f"{what}: answered {answer.status}{_excerpt(answer)}", answer.status)
         return answer
 
-    def _json(self, method: str, path: str, answer: requests.Response) -> dict[str, typing.Any]:
+    def _json(self, method: str, path: str, answer: Answer) -> dict[str, typing.Any]:
         try:
             parsed = answer.json()
         except ValueError:
@@ -412,7 +342,7 @@ class Server:
             raise self._bad_answer(method, path, answer)
         return parsed
 
-    def _bad_answer(self, method: str, path: str, answer: requests.Response) -> BadAnswer:
+    def _bad_answer(self, method: str, path: str, answer: Answer) -> BadAnswer:
         what = f"{self.model.id}: {method} {self.url}{path}"
         return BadAnswer(f"{what}: not an answer of vLLM's: {self._something_else}{_excerpt(answer)}")
 
@@ -421,21 +351,6 @@ class Server:
         return f"something else listens on port {self.model.host_port}"
 
 
-def _causes(error: BaseException) -> typing.Iterator[BaseException]:
-    """The error and what it wraps, outermost first. requests and urllib3 keep the cause in args or as reason.
-
-    Debian 12's urllib3 (1.26) keeps the innermost one, such as a refused connection, only as context.
-    """
-    while True:
-        yield error
-        inner = [value for value in (getattr(error, "reason", None), *error.args) if isinstance(value, BaseException)]
-        context = error.__context__ if isinstance(error.__context__, OSError) else None
-        following = inner[-1] if inner else error.__cause__ or context
-        if following is None:
-            return
-        error = following
-
-
-def _excerpt(answer: requests.Response) -> str:
+def _excerpt(answer: Answer) -> str:
     text = " ".join(answer.text.split())
     return ": " + (text if len(text) <= 200 else text[:200] + "...") if text else ""

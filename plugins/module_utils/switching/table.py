@@ -1,7 +1,7 @@
 # -*- coding: utf-8 -*-
 # Copyright (c) HomeGPT
 # SPDX-License-Identifier: MIT
-"""The states of models as a table for people."""
+"""Tables for people."""
 
 from __future__ import annotations
 
@@ -20,5 +20,10 @@ def status_lines(reports: typing.Mapping[str, typing.Mapping[str, typing.Any]]) 
             rows.append((*("-" if cell is None else str(cell) for cell in cells), model.get("problem", "")))
     if not any(row[-1] for row in rows[1:]):
         rows = [row[:-1] for row in rows]
+    return lines(rows)
+
+
+def lines(rows: typing.Sequence[typing.Sequence[str]]) -> list[str]:
+    """The rows with their columns aligned."""
     widths = [max(map(len, column)) for column in zip(*rows)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]

@@ -3,21 +3,22 @@
 # SPDX-License-Identifier: MIT
 """What a host is meant to be, so that a boot can bring it back: which models are wanted active, sleeping or stopped.
 
-Never what they are: that is only ever read from the servers.
+Never what they are: that is only ever read from the servers. And which models the last switch has taken off their GPUs,
+so that it can be taken back.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
 import typing
 
+from . import records
 from .errors import SwitchingError
 from .inventory import Inventory, Model
 from .plan import ACTIVE, SLEEPING, STOPPED
 
 Wanted = typing.Dict[str, str]
+
+_NAME = "wanted"
 
 
 def read(inventory: Inventory, stack_dir: str) -> Wanted:
@@ -45,30 +46,29 @@ def after(inventory: Inventory, wanted: Wanted, model: Model, state: str) -> Wan
     return {**wanted, **made_room, model.id: state}
 
 
-def write(stack_dir: str, wanted: Wanted) -> None:
-    """Record it, unless the record says so already. The caller holds the host's lock. Raises SwitchingError."""
-    if recorded(stack_dir) == wanted:
+def write(stack_dir: str, wanted: Wanted, displaced: typing.Sequence[str] = ()) -> None:
+    """Record it, unless the record says so already. The caller holds the host's lock. Raises SwitchingError.
+
+    Where nothing was C(displaced), what was before still counts.
+    """
+    displaced = list(displaced) or last_displaced(stack_dir)
+    if recorded(stack_dir) == wanted and last_displaced(stack_dir) == displaced:
         return
-    path = _path(stack_dir)
     try:
-        with open(path + ".new", "w", encoding="utf-8") as file:
-            json.dump({"models": wanted}, file)
-        os.replace(path + ".new", path)
+        records.write(stack_dir, _NAME, {"models": wanted, "displaced": displaced})
     except OSError as error:
         raise SwitchingError(
-            f"the switch is done, but {path} can't be written ({error.strerror}): after a reboot the host would come "
-            "back to other models"
+            f"the switch is done, but {records.path(stack_dir, _NAME)} can't be written ({error.strerror}): after a "
+            "reboot the host would come back to other models"
         ) from None
-
-
-def _path(stack_dir: str) -> str:
-    return os.path.join(stack_dir, "run", "wanted.json")
 
 
 def recorded(stack_dir: str) -> Wanted:
     """What the record says; nothing where there is none, or one that can't be read."""
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError), open(
-        _path(stack_dir), encoding="utf-8"
-    ) as file:
-        return {str(name): str(state) for name, state in json.load(file)["models"].items()}
-    return {}
+    return {str(name): str(state) for name, state in records.models(stack_dir, _NAME).items()}
+
+
+def last_displaced(stack_dir: str) -> list[str]:
+    """The models that were active before the last switch and not after it."""
+    names = records.read(stack_dir, _NAME).get("displaced")
+    return [str(name) for name in names] if isinstance(names, list) else []

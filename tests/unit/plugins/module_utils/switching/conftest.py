@@ -21,7 +21,8 @@ import pytest
 import requests
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching import inventory as inventory_module
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.lifecycle import Command
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching.switch import Result, Switcher
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.result import Result
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.switch import Switcher
 
 from tests.serverlib import ACCESS, STANDIN, free_port, two_awake
 

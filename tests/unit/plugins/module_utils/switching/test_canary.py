@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors import SwitchFailed
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching.switch import Result
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.result import Result
 
 from .conftest import Host
 

@@ -286,8 +286,8 @@ def test_what_fits() -> None:
     inventory = declared(a={**small, "startup_mode": "active"}, b=at_1(60, **small), c=at_1(60, **small))
     assert capacity.lint(inventory, 128.0, GPU_24) == []
     assert capacity.lint(inventory, None, None) == []
-    assert capacity.advice(inventory, 128.0, GPU_24) == []
-    assert capacity.advice(inventory, None, None) == []
+    assert capacity.advice(inventory, 128.0) == []
+    assert capacity.advice(inventory, None) == []
 
 
 def test_weights_that_do_not_fit_the_ram() -> None:
@@ -333,7 +333,7 @@ def test_weights_that_do_not_fit_what_is_set_aside() -> None:
 
 
 def test_more_set_aside_than_there_is() -> None:
-    assert capacity.advice(declared({"available_ram_gb": 128}, a={}), 67.2, None) == [
+    assert capacity.advice(declared({"available_ram_gb": 128}, a={}), 67.2) == [
         "vllm_switching.available_ram_gb is 128.0 and the host has 67.2 GB of RAM: set it to what the host can spare "
         "for the weights of sleeping models"
     ]

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors import SwitchFailed, SwitchingError
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.lock import HostLock
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching.switch import Result, Switcher
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.mend import Mender
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.perform import Performer
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.result import Result
 
 from .conftest import Host
 
@@ -33,8 +35,8 @@ def cut_off(host: Host, name: str, before: str) -> None:
     def put_back(*_arguments: Any) -> None:
         raise Killed
 
-    with host.switcher() as switcher:
-        server, send = switcher.servers[name], switcher.servers[name]._send
+    with host.switcher() as switcher, pytest.MonkeyPatch.context() as patch:
+        server, send = switcher.host.servers[name], switcher.host.servers[name]._send
 
         def last(request: Any, level: int) -> str:
             if before in request.endpoint:
@@ -42,7 +44,7 @@ def cut_off(host: Host, name: str, before: str) -> None:
             return send(request, level)
 
         server._send = last  # type: ignore[method-assign]
-        switcher._put_back = put_back  # type: ignore[method-assign, assignment]
+        patch.setattr(Mender, "put_back", put_back)
         with pytest.raises(Killed):
             switcher.switch(name)
 
@@ -223,7 +225,7 @@ def test_models_that_share_a_gpu_are_not_switched_side_by_side(host: Host) -> No
 
 
 def test_a_restore_brings_groups_back_side_by_side(host: Host) -> None:
-    two_groups(host)
+    two_groups(host, load_seconds=1.5)  # on a busy machine one process may start that much later
     host.models[0]["startup_mode"] = host.models[2]["startup_mode"] = "active"
     with host.switcher() as switcher:
         assert [(m.id, wanted) for m, wanted, _outcome in switcher.restore()] == [
@@ -241,12 +243,12 @@ def test_an_interrupt_waits_for_the_other_lanes(host: Host, monkeypatch: pytest.
     host.up(c=1)
     host.up(a="active", b="active")
 
-    def interrupted(self: Switcher, step: Any) -> str:
+    def interrupted(self: Performer, step: Any) -> str:
         raise KeyboardInterrupt
 
-    drain = Switcher._drain
+    drain = Performer._drain
     monkeypatch.setattr(
-        Switcher, "_drain", lambda self, step: (interrupted if step.model == "a" else drain)(self, step)
+        Performer, "_drain", lambda self, step: (interrupted if step.model == "a" else drain)(self, step)
     )
     with pytest.raises(KeyboardInterrupt):
         host.switch("c")

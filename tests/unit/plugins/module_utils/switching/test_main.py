@@ -80,6 +80,29 @@ def test_switch(stack: Stack) -> None:
     assert stack.run("switch", "a", "--state", "stopped").stdout.endswith("a: stopped\n")
 
 
+def test_roll_back(stack: Stack) -> None:
+    none = stack.run("roll-back")
+    assert (none.returncode, none.stdout) == (1, "")
+    assert none.stderr.startswith("no switch of this host can be taken back since it was provisioned; ")
+    stack.host.up(a="active", b=1)
+    assert stack.run("switch", "b").returncode == 0
+    planned = stack.run("roll-back", "--check")
+    assert planned.stdout.splitlines() == [
+        "drain b",
+        "sleep b (level 1)",
+        "wake a (level 1)",
+        "verify a",
+        "a: would be active",
+    ]
+    assert stack.host.states() == {"a": "sleeping", "b": "active"}
+    done = stack.run("roll-back", "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    told = json.loads(done.stdout)
+    assert (told["changed"], told["previous_model"], told["active_model"]) == (True, "b", "a")
+    assert stack.host.states() == {"a": "active", "b": "sleeping"}
+    assert stack.run("roll-back").stdout == "a: active, as it was\n"
+
+
 def test_a_stop_for_now_is_undone_by_a_restore(stack: Stack) -> None:
     stack.host.up(a="active", b=1)
     assert stack.run("switch", "b", "--state", "stopped", "--for-now").returncode == 0

@@ -20,7 +20,6 @@ from typing import Any
 
 import pytest
 import requests
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching import server as server_module
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors import (
     BadAnswer,
     DevModeOff,
@@ -719,16 +718,3 @@ def test_the_request_timeout_is_its_own(standin: serverlib.Server) -> None:
     assert kind is Unresponsive
     assert text == f"m: POST {standin.url}/wake_up: no answer within 0.2 s"
     standin.call("POST", "/wake_up")
-
-
-def test_a_cause_that_is_kept_only_as_context_is_found() -> None:
-    # As in urllib3 1.26, which Debian 12 has: its own error is raised while the refusal is handled and holds only text.
-    try:
-        try:
-            raise ConnectionRefusedError(111, "Connection refused")
-        except OSError:
-            raise RuntimeError("Failed to establish a new connection")  # noqa: B904
-    except RuntimeError as inner:
-        outer = requests.exceptions.ConnectionError(inner)
-    kinds = [type(cause) for cause in server_module._causes(outer)]
-    assert kinds == [requests.exceptions.ConnectionError, RuntimeError, ConnectionRefusedError]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching import switch
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors import (
     Blocked,
     LockTimeout,
@@ -26,9 +28,11 @@ from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors impo
 )
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import Model, Switching
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.lifecycle import Process
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.perform import Performer
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.plan import STOPPED, Observation
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.result import Result
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.server import Server
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching.switch import Result, Switcher
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.switch import Switcher
 
 from tests import serverlib
 
@@ -385,6 +389,32 @@ def test_another_server_on_the_port_of_the_wanted_model_blocks(pair: Host) -> No
     assert pair.changing_calls("a") == []
 
 
+def drop(listening: socket.socket, times: int) -> None:
+    """Take so many connections, drop them, and end."""
+    with listening:
+        for _time in range(times):
+            listening.accept()[0].close()
+
+
+def test_a_server_that_ends_while_it_is_looked_at_is_started(pair: Host) -> None:
+    pair.up(a="active")
+    listening = socket.create_server(("127.0.0.1", pair.models[1]["host_port"]))
+    # One look asks twice.
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        pool.submit(drop, listening, 2)
+        assert steps(pair.switch("b"))[-2:] == ["start b", "verify b"]
+
+
+def test_somebody_else_who_drops_connections_to_the_wanted_model_blocks(pair: Host) -> None:
+    pair.up(a="active")
+    listening = socket.create_server(("127.0.0.1", pair.models[1]["host_port"]))
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        pool.submit(drop, listening, 4)
+        with pytest.raises(Blocked, match=r"(?s)b can't be used: .*broke off.*What to do: see what listens"):
+            pair.switch("b")
+    assert pair.changing_calls("a") == []
+
+
 def test_a_rival_that_others_started_and_that_can_not_tell_whether_it_is_awake_blocks(pair: Host) -> None:
     """No process of ours runs, but it has said which model it serves."""
     port = pair.models[1]["host_port"]
@@ -708,12 +738,19 @@ def test_after_an_error_of_the_engine_itself_the_previous_model_is_put_back(
 
     pair.up(a="active", b=1)
     monkeypatch.setattr(Server, "wake", broken)
+    performers: list[Performer] = []
+
+    def noted(*arguments: Any) -> Performer:
+        performers.append(Performer(*arguments))
+        return performers[-1]
+
+    monkeypatch.setattr(switch, "Performer", noted)
     with pytest.raises(error, match="a mistake in the program"), pair.switcher() as switcher:
         switcher.switch("b")
-    assert [f"{step['action']} {step['model']}" for step in switcher.steps] == [
+    assert [f"{step['action']} {step['model']}" for step in performers[0].steps] == [
         "drain a", "sleep a", "wake b", "stop b", "wake a", "verify a",
     ]  # fmt: skip
-    assert switcher.steps[2]["failed"] == "a mistake in the program"
+    assert performers[0].steps[2]["failed"] == "a mistake in the program"
     assert pair.states() == {"a": "active", "b": "stopped"}
 
 
@@ -888,7 +925,7 @@ def loading(host: Host) -> Iterator[Callable[..., tuple[Clock, Switcher, Loading
             lifecycle=Runs,
         )
         made.append(switcher)
-        server, process = switcher.servers["a"], switcher.lifecycles["a"]
+        server, process = switcher.host.servers["a"], switcher.host.lifecycles["a"]
         assert isinstance(server, Loading)
         assert isinstance(process, Runs)
         return clock, switcher, server, process

@@ -82,13 +82,21 @@ def test_a_record_is_written_only_when_it_changes(tmp_path: Path) -> None:
     wanted.write(str(tmp_path), {"a": "active"})
     assert path.stat().st_ino == written
     wanted.write(str(tmp_path), {"a": "sleeping"})
-    assert json.loads(path.read_text()) == {"models": {"a": "sleeping"}}
+    assert json.loads(path.read_text()) == {"models": {"a": "sleeping"}, "displaced": []}
+    wanted.write(str(tmp_path), {"a": "sleeping"}, ["b"])
+    assert json.loads(path.read_text()) == {"models": {"a": "sleeping"}, "displaced": ["b"]}
+    wanted.write(str(tmp_path), {"a": "active"})  # displaces nobody, so that what was before still counts
+    assert json.loads(path.read_text()) == {"models": {"a": "active"}, "displaced": ["b"]}
+    written = path.stat().st_ino
+    wanted.write(str(tmp_path), {"a": "active"}, ["b"])
+    assert path.stat().st_ino == written
     assert [entry.name for entry in path.parent.iterdir()] == ["wanted.json"]
 
 
 def test_a_record_that_cannot_be_written_says_what_that_means(tmp_path: Path) -> None:
+    (tmp_path / "run").touch()
     with pytest.raises(SwitchingError, match=r"but .*wanted.json can't be written .*after a reboot"):
-        wanted.write(str(tmp_path / "absent"), {"a": "active"})
+        wanted.write(str(tmp_path), {"a": "active"})
 
 
 # ---- by the engine --------------------------------------------------------------------------------

@@ -36,6 +36,7 @@ ln -s "$PWD/.build/ansible_collections/community" "$ANSIBLE_COLLECTIONS_PATH/ans
 # Not --no-deps: that galaxy.yml names what the collection needs is part of what is checked.
 ansible-galaxy collection install --offline --collections-path "$ANSIBLE_COLLECTIONS_PATH" "dist/$package"
 playbooks=(playbooks/*.yml)
+DEMO_COLLECTIONS=$ANSIBLE_COLLECTIONS_PATH bash tools/demo.sh
 cd "$work"
 ansible-galaxy collection verify --offline homegpt.vllm
 for playbook in "${playbooks[@]}"; do

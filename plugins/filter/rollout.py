@@ -1,0 +1,116 @@
+# -*- coding: utf-8 -*-
+# Copyright (c) HomeGPT
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+name: rollout
+short_description: What became of each host in a switch of many hosts
+version_added: 0.1.0
+author:
+  - HomeGPT (@homegpt)
+description:
+  - Turns what M(homegpt.vllm.vllm_sleep_state) has registered on each host into a report, and says whether so many
+    hosts have failed that the rollout is to stop.
+positional: hostvars, settings, check, tried, put_back, placement
+options:
+  _input:
+    description: The names of all hosts of the rollout, in order.
+    type: list
+    elements: str
+    required: true
+  hostvars:
+    description:
+      - The variables of the hosts. C(__vllm_switch) is the result of the switch, C(__vllm_put_back) and
+        C(__vllm_put_to_sleep) those of putting the host back; of a placement C(__vllm_drift) is what check mode would
+        change, and C(__vllm_placed) the result of doing it.
+    type: dict
+    required: true
+  settings:
+    description: What P(homegpt.vllm.rollout_settings#filter) returned.
+    type: dict
+    required: true
+  check:
+    description: Whether nothing was to be changed.
+    type: bool
+    default: false
+  tried:
+    description: The hosts that were tried; what others have registered is older. All of them unless it is given.
+    type: list
+    elements: str
+  put_back:
+    description: The hosts that were to be put back.
+    type: list
+    elements: str
+    default: []
+  placement:
+    description: Whether the report is about the declared placement.
+    type: bool
+    default: false
+"""
+
+EXAMPLES = r"""
+- name: Show what became of the hosts
+  ansible.builtin.debug:
+    msg: "{{ (ansible_play_hosts_all | homegpt.vllm.rollout(hostvars, settings)).table }}"
+"""
+
+RETURN = r"""
+_value:
+  description:
+    - A dictionary of C(hosts), all of them; C(tried); C(rows), a list of dictionaries with C(host), C(from), C(to),
+      C(seconds), C(result) and C(reason); C(table), the same as lines for people; C(declared), whether a placement is;
+      C(failed) and C(switched), names of hosts; C(reasons), by host, of those that failed; and C(stops).
+  type: dict
+"""
+
+from ansible_collections.homegpt.vllm.plugins.plugin_utils import rollout as rollouts
+from ansible_collections.homegpt.vllm.plugins.plugin_utils.plain import plain
+
+
+def rollout(hosts, hostvars, settings, check=False, tried=None, put_back=(), placement=False):
+    """The report as a dictionary."""
+    hosts, chosen = plain(hosts), rollouts.Settings(**plain(settings))
+    tried = hosts if tried is None else plain(tried)
+
+    def registered(name, among=tried):
+        # A task that was skipped registers that.
+        found = {h: rollouts.inert(plain(hostvars[h][name])) for h in among if name in hostvars[h]}
+        return found if placement else {host: one for host, one in found.items() if not one.get("skipped")}
+
+    undone = {}
+    if placement:
+        switched = registered("__vllm_placed")
+        rows = rollouts.places(hosts, registered("__vllm_drift"), switched)
+    else:
+        switched = registered("__vllm_switch")
+        slept, undone = (registered(name, plain(put_back)) for name in ("__vllm_put_to_sleep", "__vllm_put_back"))
+        undone = {**slept, **undone, **{host: one for host, one in slept.items() if rollouts.went_wrong(one)}}
+        rows = rollouts.rows(hosts, switched, chosen, check, undone)
+    failures = rollouts.failures(rows)
+    return {
+        "hosts": hosts,
+        "tried": tried,
+        "rows": rows,
+        "table": rollouts.table(rows),
+        "declared": any(row["result"] not in (rollouts.NOT_DECLARED, rollouts.FAILED) for row in rows),
+        "failed": [row["host"] for row in failures],
+        "reasons": {row["host"]: _message(row, undone, switched) for row in failures},
+        "switched": [row["host"] for row in rows if row["result"] == rollouts.SWITCHED],
+        "stops": rollouts.stops(rows, chosen),
+    }
+
+
+def _message(row, *results):
+    """All that the task said which failed, or the row's reason where none has."""
+    found = (each.get(row["host"], {}) for each in results)
+    return next((rollouts.message(one) for one in found if rollouts.went_wrong(one)), row["reason"])
+
+
+class FilterModule:
+    """The filter of this file."""
+
+    def filters(self):
+        return {"rollout": rollout}

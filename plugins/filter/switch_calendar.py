@@ -1,0 +1,188 @@
+# -*- coding: utf-8 -*-
+# Copyright (c) HomeGPT
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+name: switch_calendar
+short_description: A calendar of switches, checked, as schedules of AWX
+version_added: 0.1.0
+author:
+  - HomeGPT (@homegpt)
+description:
+  - Turns the variable C(awx_switch_calendar) of P(homegpt.vllm.awx#role) into what C(awx.awx.schedule) takes.
+  - Fails with all mistakes at once.
+positional: survey
+options:
+  _input:
+    description:
+      - The calendar. Each entry has a C(name), an answer for each question of the survey that has no default, and
+        either C(at) (a time of day, C(HH:MM)), and if wanted C(days) and C(timezone), or an C(rrule).
+      - C(enabled) is C(false) for an entry that is to rest, C(state) is C(absent) for one that is to be removed.
+    type: list
+    elements: dict
+    required: true
+  survey:
+    description: The questions of the job template, as AWX has them in C(survey_spec.spec).
+    type: list
+    elements: dict
+    required: true
+"""
+
+EXAMPLES = r"""
+- name: Show the schedules of a calendar
+  ansible.builtin.debug:
+    msg: "{{ calendar | homegpt.vllm.switch_calendar(survey) }}"
+  vars:
+    calendar:
+      - {name: coder by day, model: coder, at: "08:00", days: [mon, tue, wed, thu, fri], timezone: Europe/Berlin}
+      - {name: vision by night, model: vision, at: "20:00", timezone: Europe/Berlin}
+    survey:
+      - {variable: model, type: multiplechoice, choices: [coder, vision], required: true}
+"""
+
+RETURN = r"""
+_value:
+  description: A list of dictionaries with the keys C(name), C(rrule), C(extra_data), C(enabled) and C(state).
+  type: list
+  elements: dict
+"""
+
+import re
+
+from ansible.errors import AnsibleFilterError
+from ansible_collections.homegpt.vllm.plugins.plugin_utils.plain import plain
+
+DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+WHEN = ("at", "days", "timezone", "rrule")
+ITS_OWN = ("name", "enabled", "state", *WHEN)
+# A Monday that is long over. It is part of the rule that AWX stores, so it must be the same in every run.
+FIRST_DAY = "20240101"
+
+
+class _Entry:
+    """One entry of the calendar and what is wrong with it."""
+
+    def __init__(self, number, entry):
+        self.entry = entry if isinstance(entry, dict) else {}
+        self.name = self.entry.get("name")
+        self.where = "awx_switch_calendar[%d]" % number
+        self.mistakes = []
+        if not isinstance(entry, dict):
+            self.wrong("", "must be a dictionary")
+        elif not isinstance(self.name, str) or not self.name.strip():
+            self.wrong("name", "is missing: every entry needs one of its own")
+        else:
+            self.where += " (%s)" % self.name
+
+    def wrong(self, key, what):
+        self.mistakes.append(" ".join(part for part in (self.where + ":", key, what) if part))
+
+    def schedule(self, survey):
+        """What the module takes; not to be used when there are mistakes."""
+        state = self.entry.get("state", "present")
+        if state == "absent":
+            return {"name": self.name, "state": state}
+        if state != "present":
+            self.wrong("state", "must be present or absent, not %r" % (state,))
+        enabled = self.entry.get("enabled", True)
+        if not isinstance(enabled, bool):
+            self.wrong("enabled", "must be true or false, not %r" % (enabled,))
+        answers = self.answers({question["variable"]: question for question in survey})
+        return {"name": self.name, "state": state, "enabled": enabled, "rrule": self.rule(), "extra_data": answers}
+
+    def answers(self, questions):
+        for key in self.entry:
+            if key not in questions and key not in ITS_OWN:
+                self.wrong(key, "is not known; known are %s" % ", ".join(ITS_OWN + tuple(questions)))
+        given = {}
+        for key, question in questions.items():
+            if key in self.entry:
+                given[key] = self.answer(question, self.entry[key])
+            elif question.get("required") and "default" not in question:
+                hint = ": one of %s" % ", ".join(question["choices"]) if "choices" in question else ""
+                self.wrong(key, "is missing" + hint)
+        return given
+
+    def answer(self, question, value):
+        """What AWX would refuse, or only a run at night."""
+        key, lowest = question["variable"], question.get("min")
+        if question["type"] == "multiplechoice":
+            if value not in question["choices"]:
+                self.wrong(key, "must be one of %s, not %r" % (", ".join(question["choices"]), value))
+        elif question["type"] == "integer":
+            if not isinstance(value, int) or isinstance(value, bool) or (lowest is not None and value < lowest):
+                least = "" if lowest is None else ", at least %d" % lowest
+                self.wrong(key, "must be a whole number%s, not %r" % (least, value))
+        elif not isinstance(value, str):
+            return str(value)  # `switch_waves: 1` is meant as text
+        return value
+
+    def rule(self):
+        if "rrule" in self.entry:
+            beside = [key for key in WHEN if key in self.entry and key != "rrule"]
+            if beside:
+                self.wrong("rrule", "says when by itself: take away %s, or rrule" % ", ".join(beside))
+            rule = self.entry["rrule"]
+            if not isinstance(rule, str) or not re.match(r"DTSTART\S*:\S+ RRULE:\S*INTERVAL=", rule):
+                self.wrong(
+                    "rrule", "must be like DTSTART;TZID=Europe/Berlin:20240101T080000 RRULE:FREQ=DAILY;INTERVAL=1"
+                )
+            return rule
+        clock = self.clock()
+        days = self.days()
+        zone = self.entry.get("timezone", "UTC")
+        if not isinstance(zone, str) or not re.match(r"[A-Za-z]+(/[A-Za-z0-9_+-]+)*$", zone):
+            self.wrong("timezone", "must be a name such as Europe/Berlin, not %r" % (zone,))
+        start = "DTSTART;TZID=%s:%sT%s" % (zone, FIRST_DAY, clock)
+        if zone == "UTC":
+            start = "DTSTART:%sT%sZ" % (FIRST_DAY, clock)
+        often = "FREQ=WEEKLY;INTERVAL=1;BYDAY=%s" % ",".join(days) if days else "FREQ=DAILY;INTERVAL=1"
+        return "%s RRULE:%s" % (start, often)
+
+    def clock(self):
+        if "at" not in self.entry:
+            self.wrong("at", "is missing: the time of day, such as '08:00' (or give an rrule)")
+            return ""
+        at = self.entry["at"]
+        if isinstance(at, int) and not isinstance(at, bool):
+            # YAML reads 20:00 without quotes as a number to the base 60.
+            at = "%02d:%02d" % divmod(at, 60)
+        match = re.match(r"([01][0-9]|2[0-3]):([0-5][0-9])$", at) if isinstance(at, str) else None
+        if not match:
+            self.wrong("at", "must be a time of day in quotes, such as '08:00', not %r" % (self.entry["at"],))
+            return ""
+        return "%s%s00" % match.groups()
+
+    def days(self):
+        days = self.entry.get("days", [])
+        if not isinstance(days, list) or any(day not in DAYS for day in days):
+            self.wrong("days", "must be a list of %s, not %r" % (", ".join(DAYS), days))
+            return []
+        return [day[:2].upper() for day in DAYS if day in days]
+
+
+def switch_calendar(calendar, survey):
+    """The schedules; raises AnsibleFilterError with every mistake."""
+    calendar, survey = plain(calendar), plain(survey)
+    if not isinstance(calendar, list):
+        raise AnsibleFilterError("awx_switch_calendar must be a list")
+    entries = [_Entry(number, entry) for number, entry in enumerate(calendar)]
+    schedules = [entry.schedule(survey) for entry in entries if entry.entry]
+    names = [entry.name for entry in entries]
+    for number, entry in enumerate(entries):
+        if entry.name is not None and entry.name in names[:number]:
+            entry.wrong("name", "is that of another entry too: it would overwrite it")
+    mistakes = [mistake for entry in entries for mistake in entry.mistakes]
+    if mistakes:
+        raise AnsibleFilterError("\n".join(mistakes))
+    return schedules
+
+
+class FilterModule:
+    """The filter of this file."""
+
+    def filters(self):
+        return {"switch_calendar": switch_calendar}

@@ -1,0 +1,135 @@
+# -*- coding: utf-8 -*-
+# Copyright (c) HomeGPT
+# SPDX-License-Identifier: MIT
+"""The servers of a host and their processes: what they are, and waiting for what they become."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import typing
+
+from .inventory import Inventory, Model, Switching, secret_texts
+from .lifecycle import Lifecycle
+from .lock import HostLock
+from .plan import ACTIVE, DISABLED, ERROR, LOADING, SLEEPING, STOPPED, Observation
+from .server import Server
+
+T = typing.TypeVar("T")
+R = typing.TypeVar("R")
+
+# Waiting polls at once, and then never adds more than this share to the time already waited: a server that wakes within
+# a second is noticed after 10 ms at most, one that loads for a minute after 0.6 s at most.
+_POLL_FIRST_SECONDS = 0.01
+_POLL_SHARE = 0.01
+# However long it has been: a server that ends while it loads has to be noticed within seconds of that.
+_POLL_LAST_SECONDS = 2.0
+# Looking whether a process lives may cost a docker command, so it is done less often.
+_PROCESS_LOOK_SECONDS = 0.5
+
+
+class Host:
+    """The servers and processes of an inventory's models, with the lock and the clock that go with them."""
+
+    def __init__(
+        self,
+        inventory: Inventory,
+        stack_dir: str,
+        lock: HostLock,
+        clock: typing.Callable[[], float],
+        sleep: typing.Callable[[float], None],
+        server: typing.Callable[[Model, Switching], Server],
+        lifecycle: typing.Callable[[Model, str, Switching], Lifecycle],
+    ) -> None:
+        self.inventory = inventory
+        self.settings = inventory.switching
+        self.stack_dir = stack_dir
+        self.lock = lock
+        self.clock = clock
+        self.sleep = sleep
+        self.models = {m.id: m for m in inventory.models}
+        self.servers = {m.id: server(m, self.settings) for m in inventory.models}
+        self.lifecycles = {m.id: lifecycle(m, stack_dir, self.settings) for m in inventory.models}
+        self._pool = concurrent.futures.ThreadPoolExecutor(max_workers=len(inventory.models))
+
+    def close(self) -> None:
+        """End the threads and connections."""
+        self._pool.shutdown()
+        for server in self.servers.values():
+            server.close()
+
+    def observe(self, models: typing.Iterable[Model], count_requests: bool = False) -> dict[str, Observation]:
+        """What the given models are, asked all at once; the others count as disabled."""
+
+        def look(model: Model) -> Observation:
+            seen = self.servers[model.id].observe(count_requests)
+            if seen.state in (ACTIVE, SLEEPING):
+                if model.id in self.lock.doubtful:
+                    return dataclasses.replace(seen, doubtful=True, problem="its last wake was not proved")
+                return seen
+            process = self.lifecycles[model.id].process()
+            running = process.running
+            if seen.state == LOADING and running is False:
+                # Its process may just have ended, and its last connections with it: then nothing listens there now.
+                seen = self.servers[model.id].observe(count_requests)
+            if seen.remedy:
+                seen = dataclasses.replace(seen, remedy=seen.remedy.format(log=self.lifecycles[model.id].log_command))
+            if seen.state in (STOPPED, LOADING) and running:
+                return Observation(LOADING)
+            if seen.state == STOPPED and process.remains:
+                problem = f"{model.id}'s server ended, but processes that it started have not"
+                return Observation(ERROR, problem=problem, dead=True, process=True)
+            state = ERROR if seen.state == LOADING else seen.state
+            return dataclasses.replace(seen, state=state, process=seen.process or running)
+
+        models = tuple(models)
+        seen = dict(zip((m.id for m in models), self.each(look, models)))
+        return {m.id: seen.get(m.id, Observation(DISABLED)) for m in self.inventory.models}
+
+    def each(self, function: typing.Callable[[T], R], items: typing.Sequence[T]) -> list[R]:
+        """The results of the function for all items, worked on side by side; all end before an error is raised."""
+        others = [self._pool.submit(function, item) for item in items[1:]]
+        interrupted: KeyboardInterrupt | None = None
+        try:
+            first = [function(item) for item in items[:1]]  # here: a thread less to start
+        finally:
+            # Whoever interrupts this: nothing may be rolled back, and the lock not be let go, while others work.
+            while not all(future.done() for future in others):
+                try:
+                    concurrent.futures.wait(others)
+                except KeyboardInterrupt as error:
+                    interrupted = error
+        if interrupted:
+            raise interrupted
+        return first + [future.result() for future in others]
+
+    def wait(
+        self, done: typing.Callable[[], bool], seconds: float, look: typing.Callable[[], None] | None = None
+    ) -> bool:
+        """Poll until done() or the seconds are over; whether it is done. look() is called now and then."""
+        started = self.clock()
+        next_look = started
+        while not done():
+            now = self.clock()
+            waited = now - started
+            if waited >= seconds:
+                return False
+            if look and now >= next_look:
+                look()
+                next_look = now + _PROCESS_LOOK_SECONDS
+            pause = min(max(_POLL_FIRST_SECONDS, waited * _POLL_SHARE), _POLL_LAST_SECONDS)
+            self.sleep(min(pause, self.settings.health_check_interval_seconds, seconds - waited))
+        return True
+
+    def last_lines(self, model: Model) -> str:
+        """The end of the log of a model's server, for the end of a message; "" where there is none."""
+        # vLLM writes its arguments into its log, and this goes to terminals and other logs.
+        secrets = sorted(
+            set(secret_texts([dataclasses.asdict(model), {"macros": dict(self.settings.macros)}])),
+            key=len,
+            reverse=True,
+        )
+        lines = self.lifecycles[model.id].last_lines()
+        for secret in secrets:
+            lines = [line.replace(secret, "********") for line in lines]
+        return "; its last log lines:\n{}".format("\n".join("  " + line for line in lines)) if lines else ""

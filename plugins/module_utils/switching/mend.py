@@ -1,0 +1,214 @@
+# -*- coding: utf-8 -*-
+# Copyright (c) HomeGPT
+# SPDX-License-Identifier: MIT
+"""What is done about a step that fails, by the rungs of the escalation, and about a switch that fails."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import typing
+
+from .drain import CUT, FATES, PARKED
+from .errors import (
+    DrainTimeout,
+    LifecycleError,
+    NoMemory,
+    ServerDied,
+    ServerError,
+    SwitchingError,
+    Unresponsive,
+    WrongAnswer,
+)
+from .inventory import Model
+from .perform import Performer
+from .plan import (
+    ACTIVE,
+    DISABLED,
+    DRAIN,
+    ERROR,
+    RELOAD,
+    SLEEP,
+    SLEEPING,
+    START,
+    STOP,
+    STOPPED,
+    VERIFY,
+    WAKE,
+    Lane,
+    Observation,
+    Plan,
+    Step,
+)  # fmt: skip
+from .result import States, describe, say_step
+
+
+class Mender:
+    """Executes plans and mends what fails on the way; puts back what was there when that does not help.
+
+    C(plan) makes the plan that brings a model from what was observed to a state.
+    """
+
+    def __init__(self, performer: Performer, plan: typing.Callable[[States, Model, str], Plan]) -> None:
+        self.performer = performer
+        self.plan = plan
+        self.host = performer.host
+        self.settings = performer.host.settings
+
+    def execute(self, plan: Plan) -> None:
+        """Do what the plan says, stage by stage."""
+        for stage in plan.stages:
+            self.host.each(self._lane, stage)
+
+    def _lane(self, lane: Lane) -> None:
+        sleeps = any(step.action == SLEEP for step in lane)
+        wakes = any(step.action == WAKE for step in lane)
+        self.performer.ending.update(step.model for step in lane if step.action == STOP)
+        for planned in lane:
+            step = planned
+            if step.action == WAKE and self.performer.stopped(step.model):
+                step = Step(START, step.model)  # it was to sleep until now, and could not
+            try:
+                self.performer.perform(step)
+            except (DrainTimeout, NoMemory):
+                raise  # nothing was done to the server, and to do more to it would not help
+            except (ServerError, LifecycleError) as error:
+                if step.action in (DRAIN, SLEEP) and sleeps and "stop" in self.settings.escalation:
+                    self._stop_sleepless(step, error)
+                    if wakes:  # a paused target
+                        if "restart" not in self.settings.escalation:
+                            raise
+                        self.performer.perform(Step(START, step.model), rung="restart")
+                        self.performer.perform(Step(VERIFY, step.model), rung="restart")
+                elif step.action not in (DRAIN, SLEEP) and (
+                    # What seemed to load may have been about to end: its port is closed, its process not yet gone.
+                    wakes
+                    or isinstance(error, WrongAnswer)
+                    or (step == lane[0] and step.action == VERIFY and isinstance(error, ServerDied))
+                ):
+                    self._wake_again(lane, step, error)
+                else:
+                    raise
+                return
+
+    def _stop_sleepless(self, step: Step, error: Exception) -> None:
+        """A server that can't be put to sleep is stopped: the GPU has to be free."""
+        try:
+            self.performer.perform(Step(STOP, step.model), rung="stop")
+        except SwitchingError as second:
+            raise LifecycleError(f"{error}; and it could not be stopped: {second}") from None
+        for done in self.performer.steps:
+            if done["model"] == step.model and done["action"] == DRAIN and isinstance(error, Unresponsive):
+                # It waited for requests that came when there had been none, or for nothing.
+                done.setdefault("requests", {**dict.fromkeys(FATES, 0), CUT: None})
+            if done["model"] == step.model and "requests" in done:
+                lost = [done["requests"][fate] for fate in (PARKED, CUT)]
+                done["requests"] = {**done["requests"], PARKED: 0, CUT: None if None in lost else sum(lost)}
+
+    def _wake_again(self, lane: Lane, step: Step, error: Exception) -> None:
+        """What is done about a wake that failed: once more, then a restart."""
+        name = lane[-1].model
+        if "retry" in self.settings.escalation:
+            second = self._retry_wake(lane, step, error)
+            if second is None:
+                return
+            error = second
+        if "restart" not in self.settings.escalation:
+            raise error
+        self.performer.begun[name] = True
+        try:
+            for action in (STOP, START, VERIFY):
+                self.performer.perform(Step(action, name), rung="restart")
+        except SwitchingError as second:
+            kind = type(second) if isinstance(second, (WrongAnswer, NoMemory)) else LifecycleError
+            raise kind(f"{error}; and a restart failed: {second}") from None
+
+    def _retry_wake(self, lane: Lane, step: Step, error: Exception) -> Exception | None:
+        """Try a wake that failed once more, if that can help. What went wrong; None when it is ready now."""
+        name = lane[-1].model
+        level = next((step.level for step in lane if step.action == WAKE), None)
+        steps = []
+        if isinstance(error, WrongAnswer):
+            # From level 1 the weights come back as they were, so there is nothing to load again.
+            if level != 1 and self.host.servers[name].can_reload:
+                steps = [Step(RELOAD, name), Step(VERIFY, name)]
+        else:
+            seen = self.host.servers[name].observe()
+            if seen.state == SLEEPING:
+                # What the gauge says of one that is half awake is the level it slept at.
+                steps = [Step(WAKE, name, seen.level), Step(VERIFY, name)]
+            elif seen.state == ACTIVE and (step.action == VERIFY or level in (0, 1)):
+                steps = [Step(VERIFY, name)]  # only the answer was lost, or wrong
+            elif seen.state == ACTIVE and self.host.servers[name].can_reload:
+                steps = [Step(RELOAD, name), Step(VERIFY, name)]
+        if not steps:
+            return error
+        try:
+            for step in steps:
+                self.performer.perform(step, rung="retry")
+        except (ServerError, LifecycleError) as second:
+            return second
+        return None
+
+    def put_back(
+        self, model: Model, wanted: str, before: States, error: BaseException
+    ) -> tuple[dict[str, Observation], str]:
+        """After a failure: wake what was awake. Returns what is left and the message for the person."""
+        failed = ", ".join(map(say_step, (step for step in self.performer.steps if "failed" in step)))
+        message = f"{model.id} could not be made {wanted}: {error}" + (f"\nFailed: {failed}" if failed else "")
+        self.performer.rung = "roll_back"
+        for name in self.performer.held:
+            # It has only been paused: nothing is to be made good but that.
+            with contextlib.suppress(ServerError):
+                self.host.servers[name].resume()
+        seen = self._observe_failed()
+        for previous in self.host.inventory.enabled:
+            if before[previous.id].state != ACTIVE or seen[previous.id].state == ACTIVE:
+                continue
+            if previous.id == model.id and wanted != ACTIVE:
+                continue
+            if "roll_back" not in self.settings.escalation:
+                message += f"\n{previous.id}, active before, was not put back (escalation is without roll_back)"
+                continue
+            # Where two that conflict were found awake, one of them is enough.
+            if any(seen[m.id].state == before[m.id].state == ACTIVE for m in self.host.inventory.conflicting(previous)):
+                continue
+            try:
+                self.execute(self.plan(seen, previous, ACTIVE))
+                message += f"\n{previous.id} is active again"
+            except SwitchingError as second:
+                message += f"\n{previous.id}, active before, could not be put back: {second}"
+            seen = self._observe_failed()
+        for name in sorted(self.performer.wrong):
+            if seen[name].state == ACTIVE:
+                # Awake, it would go on giving wrong answers to whoever asks.
+                try:
+                    self.execute(self.plan(seen, self.host.models[name], SLEEPING))
+                except SwitchingError as second:
+                    message += (
+                        f"\n{name} answers wrongly and could not be put to sleep ({second}), so it was to be stopped"
+                    )
+                    with contextlib.suppress(SwitchingError):
+                        self.performer.perform(Step(STOP, name))
+                seen = self._observe_failed()
+        for name, state in seen.items():
+            if state.state == ERROR and state.dead and name in self.performer.begun:
+                # Left alone it would stand in the way of every later switch.
+                with contextlib.suppress(SwitchingError):
+                    self.performer.perform(Step(STOP, name))
+                    seen[name] = Observation(STOPPED)
+        left = ", ".join(f"{name} {describe(state)}" for name, state in seen.items() if state.state != DISABLED)
+        message += f"\nThe host is left with: {left}"
+        remedy = error.remedy if isinstance(error, SwitchingError) else ""
+        if remedy:
+            at_fault = next((s["model"] for s in self.performer.steps if "failed" in s), model.id)
+            message += "\nWhat to do: " + remedy.format(log=self.host.lifecycles[at_fault].log_command)
+        return seen, message
+
+    def _observe_failed(self) -> dict[str, Observation]:
+        """What the models are. One that this switch has woken or started and that makes no sense counts as dead."""
+        seen = self.host.observe(self.host.inventory.enabled)
+        for name in self.performer.begun:
+            if seen[name].state == ERROR and seen[name].process is not False:
+                seen[name] = dataclasses.replace(seen[name], dead=True, process=True)
+        return seen

@@ -1,0 +1,253 @@
+# -*- coding: utf-8 -*-
+# Copyright (c) HomeGPT
+# SPDX-License-Identifier: MIT
+"""How each step of a plan is done to a server, and what proves that it was."""
+
+from __future__ import annotations
+
+import contextlib
+import typing
+
+from . import canary, capacity
+from .drain import Drain
+from .errors import (
+    LifecycleError,
+    NoMemory,
+    ServerDied,
+    ServerError,
+    SwitchingError,
+    Unreachable,
+    Unresponsive,
+    WrongAnswer,
+)
+from .host import Host
+from .plan import DRAIN, RECORD, RELOAD, SLEEP, START, STOP, STOPPED, VERIFY, WAKE, Step
+from .result import Steps, step_record
+
+
+class Performer:
+    """Does the steps of one switch, confirms each and writes it down.
+
+    C(to_record) is the model whose answer is to be recorded, so that it is not compared. C(steps) and C(warnings) are
+    for the result. C(begun) are the models whose servers were woken or started, and whether that was because something
+    had failed; C(wrong) those that answer otherwise than recorded; C(held) those that a drain has paused, and that have
+    not slept or ended since. To be told: C(ending), who is to end and so can't keep requests; C(rung) of the escalation
+    that all further steps belong to.
+    """
+
+    def __init__(self, host: Host, to_record: str | None = None) -> None:
+        self.host = host
+        self.settings = host.settings
+        self.to_record = to_record
+        self.steps: Steps = []
+        self.warnings: list[str] = []
+        self.begun: dict[str, bool] = {}
+        self.wrong: set[str] = set()
+        self.held: set[str] = set()
+        self.ending: set[str] = set()
+        self.rung = ""
+        # What the sleep of a model is to do with requests.
+        self._modes: dict[str, str] = {}
+        self._free_before: dict[str, dict[int, float] | None] = {}
+
+    def perform(self, step: Step, act: typing.Callable[[Step], str | None] | None = None, rung: str = "") -> None:
+        """Do one step, confirm it and write it down."""
+        actions: dict[str, typing.Callable[[Step], str | None]] = {
+            DRAIN: self._drain,
+            SLEEP: self._sleep,
+            WAKE: self._wake,
+            START: self._start,
+            STOP: self._stop,
+            VERIFY: self._verify,
+            RELOAD: self._reload,
+            RECORD: self._record_canary,
+        }
+        started = self.host.clock()
+        record = step_record(step)
+        if rung or self.rung:
+            record["escalation"] = rung or self.rung
+        self.steps.append(record)
+        try:
+            note = (act or actions[step.action])(step)
+            if note:
+                record["note"] = note
+        except BaseException as error:
+            record["failed"] = str(error) or type(error).__name__
+            raise
+        finally:
+            record["seconds"] = round(self.host.clock() - started, 3)
+        if step.action in (STOP, SLEEP, VERIFY):
+            self.held.discard(step.model)
+            self.host.lock.settle(step.model)
+
+    def stopped(self, name: str) -> bool:
+        """Whether this switch has stopped the model."""
+        return any(done["action"] == STOP and done["model"] == name and "failed" not in done for done in self.steps)
+
+    def _drain(self, step: Step) -> str:
+        server = self.host.servers[step.model]
+        # Before the drain: nvidia-smi may take its time, and nothing may come between the drain and the sleep.
+        self._free_before[step.model] = self._free_memory(step.model)
+        drain = Drain(server, self.settings, self.host.wait, step.model in self.ending, self.host.clock)
+        try:
+            outcome = drain.run()
+        finally:
+            if drain.held:
+                self.held.add(step.model)
+        self._modes[step.model] = outcome.mode
+        if outcome.requests:
+            next(done for done in reversed(self.steps) if done["model"] == step.model)["requests"] = outcome.requests
+        return outcome.note
+
+    def _sleep(self, step: Step) -> None:
+        server = self.host.servers[step.model]
+        free = self._free_before.pop(step.model) if step.model in self._free_before else self._free_memory(step.model)
+        try:
+            server.sleep(step.level or 1, self._modes.get(step.model, "wait"))
+        except Unresponsive:
+            # The answer may be all that is lost. One that still waits for requests is not asleep, whatever it says.
+            if not self.host.wait(lambda: server.observe().asleep, self.settings.probe_timeout_seconds):
+                raise
+        mode, paused = self._modes.get(step.model, "wait"), step.model in self.held
+        if paused and mode != "wait":
+            # The drain that was broken off ends now too, and leaves the gauge at its own level 0. To ask a sleeping
+            # server again does nothing but put that right; not by abort, which would cut what has come since.
+            server.sleep(step.level or 1, "keep" if mode == "keep" else "wait")
+        # A server that a drain has paused says that it sleeps, and has all its memory.
+        asleep = (lambda: server.observe().asleep) if paused else server.is_sleeping
+        if not self.host.wait(asleep, self.settings.request_timeout_seconds):
+            raise ServerError(
+                f"{step.model} took the call to sleep but is still awake after "
+                f"{self.settings.request_timeout_seconds:g} s (request_timeout_seconds)"
+            )
+        self._remember_freed(step.model, free)
+
+    def _free_memory(self, name: str) -> dict[int, float] | None:
+        """The free memory of a model's GPUs, if it is worth knowing before a sleep."""
+        if capacity.remembered(self.host.stack_dir).get(name):
+            return None
+        gpus = capacity.read_gpus()
+        return {i: gpus[i].free_gb for i in self.host.models[name].gpus if i in gpus} if gpus else None
+
+    def _remember_freed(self, name: str, before: typing.Mapping[int, float] | None) -> None:
+        """What a sleep has freed is what the wake will need."""
+        gpus = capacity.read_gpus() if before else None
+        if not before or not gpus:
+            return
+        freed = {i: max(0.0, gpus[i].free_gb - free) for i, free in before.items() if i in gpus}
+        with contextlib.suppress(OSError):
+            capacity.remember(self.host.stack_dir, name, freed)
+
+    def _check_memory(
+        self, name: str, need: typing.Mapping[int, float], gpus: typing.Mapping[int, capacity.Gpu] | None
+    ) -> None:
+        """Raise NoMemory where the GPUs have less free than the model will take, also after a moment."""
+        if not gpus:
+            return
+        short = ""
+
+        def enough() -> bool:
+            nonlocal short, gpus
+            short = capacity.shortage(self.host.models[name], need, gpus or {})
+            gpus = capacity.read_gpus() if short else gpus
+            return not short
+
+        # Who has just been stopped may still be giving its memory back.
+        if not self.host.wait(enough, self.settings.probe_timeout_seconds):
+            raise NoMemory(short)
+
+    def _wake(self, step: Step) -> str | None:
+        need = capacity.remembered(self.host.stack_dir).get(step.model)
+        # One that is half awake holds a part of that itself.
+        if need and step.model not in self.host.lock.doubtful:
+            self._check_memory(step.model, need, capacity.read_gpus())
+        self.host.lock.doubt(step.model)
+        self.begun.setdefault(step.model, False)
+        return self.host.servers[step.model].wake(step.level)
+
+    def _reload(self, step: Step) -> str | None:
+        return self.host.servers[step.model].reload()
+
+    def _start(self, step: Step) -> None:
+        model = self.host.models[step.model]
+        gpus = capacity.read_gpus()
+        self._check_memory(step.model, capacity.load_need(model, gpus), gpus)
+        if gpus:
+            with contextlib.suppress(OSError):
+                capacity.remember(self.host.stack_dir, step.model, {})
+        # Not by intent but in the course of this switch: then its answer has to be the one known.
+        self.begun[step.model] = bool(self.rung) or self.stopped(step.model)
+        self.host.lifecycles[step.model].start()
+
+    def _stop(self, step: Step) -> None:
+        lifecycle = self.host.lifecycles[step.model]
+
+        def gone() -> bool:
+            return self.host.servers[step.model].observe().state == STOPPED
+
+        process = lifecycle.process()
+        # Where nothing of ours runs but the port answers, the lifecycle can tell why it can't stop that.
+        if process.running is not False or process.remains or not gone():
+            lifecycle.stop()
+        if not self.host.wait(gone, self.settings.request_timeout_seconds):
+            raise LifecycleError(
+                f"{step.model} was stopped, but port {self.host.models[step.model].host_port} still answers: its "
+                "server was not started by this stack, so end it by hand"
+            )
+
+    def _verify(self, step: Step) -> str | None:
+        """Wait until the server is ready: healthy, awake and, unless turned off, able to answer, and as it should."""
+        model, server = self.host.models[step.model], self.host.servers[step.model]
+        listens = False
+
+        def ready() -> bool:
+            nonlocal listens
+            listens = True
+            try:
+                if not server.is_healthy():
+                    raise ServerError(f"{model.id}'s engine died (/health answers 503){self.host.last_lines(model)}")
+                return not server.is_sleeping()
+            except Unreachable:
+                listens = False
+            except Unresponsive:
+                pass
+            return False
+
+        def check_alive() -> None:
+            if listens:
+                return  # so it lives, even if it was started by somebody else and its process is not known here
+            process = self.host.lifecycles[model.id].process()
+            if process.running is False:
+                code = "" if process.exit_code is None else f" with exit code {process.exit_code}"
+                raise ServerDied(
+                    f"{model.id}'s server ended{code} while it was waited for{self.host.last_lines(model)}"
+                )
+
+        if not self.host.wait(ready, self.settings.ready_timeout_seconds, check_alive):
+            raise ServerError(
+                f"{model.id} is not ready after {self.settings.ready_timeout_seconds:g} s "
+                f"(max_retries x health_check_interval_seconds){self.host.last_lines(model)}"
+            )
+        if step.model == self.to_record or not model.ready_completion:
+            return None
+        if not canary.applies(model):
+            server.complete()
+            return None
+        try:
+            verdict = canary.prove(server, model, self.host.stack_dir, self.begun.get(step.model, False))
+            self.wrong.discard(step.model)
+        except WrongAnswer:
+            self.wrong.add(step.model)
+            raise
+        except OSError as error:
+            verdict = canary.Verdict("", f"the canary's answer of {model.id} could not be recorded: {error}")
+        if verdict.warning:
+            self.warnings.append(verdict.warning)
+        return verdict.note
+
+    def _record_canary(self, step: Step) -> str | None:
+        model = self.host.models[step.model]
+        try:
+            return canary.record(self.host.servers[step.model], model, self.host.stack_dir).note
+        except OSError as error:
+            raise SwitchingError(f"the canary's answer of {model.id} could not be recorded: {error}") from None

@@ -1,0 +1,134 @@
+# -*- coding: utf-8 -*-
+# Copyright (c) HomeGPT
+# SPDX-License-Identifier: MIT
+"""What a switch found, did and left, as data for programs and in words for people."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+
+from .drain import FATES
+from .errors import SwitchFailed, SwitchingError
+from .inventory import Model
+from .plan import ACTIVE, Observation, Step
+
+States = typing.Mapping[str, Observation]
+Steps = typing.List[typing.Dict[str, typing.Any]]
+
+
+@dataclasses.dataclass
+class Result:
+    """What a switch found, did and left.
+
+    C(steps) are dicts with action, model, level, seconds and, where there is such a thing, note, failed, escalation
+    (the rung that it belongs to) and requests (how many were drained, parked and cut).
+    """
+
+    changed: bool
+    active_model: str | None
+    previous_model: str | None
+    before: States
+    models: States
+    steps: Steps
+    elapsed_seconds: float
+    warnings: list[str] = dataclasses.field(default_factory=list)
+
+    @property
+    def requests(self) -> dict[str, int | None]:
+        """How many requests were drained, parked and cut in all; None where nobody knows."""
+        counts = {fate: [step.get("requests", {}).get(fate, 0) for step in self.steps] for fate in FATES}
+        return {fate: None if None in numbers else sum(numbers) for fate, numbers in counts.items()}
+
+    @property
+    def displaced(self) -> list[str]:
+        """The models that were active before and are not any more."""
+        return [n for n, seen in self.before.items() if seen.state == ACTIVE and self.models[n].state != ACTIVE]
+
+    @property
+    def activated(self) -> list[str]:
+        """The models that are active and were not before."""
+        return [n for n, seen in self.models.items() if seen.state == ACTIVE and self.before[n].state != ACTIVE]
+
+    def as_dict(self) -> dict[str, typing.Any]:
+        """Plain data for whoever asked."""
+        return {
+            "changed": self.changed,
+            "active_model": self.active_model,
+            "previous_model": self.previous_model,
+            "displaced": self.displaced,
+            "activated": self.activated,
+            "models": {name: summary(seen) for name, seen in self.models.items()},
+            "steps": self.steps,
+            "requests": self.requests,
+            "warnings": self.warnings,
+            "elapsed_seconds": round(self.elapsed_seconds, 3),
+        }
+
+    def diff(self) -> dict[str, str]:
+        """C(before) and C(after) as text, a line for each model, and the steps between them."""
+        before, after = (
+            "".join(f"{m}: {describe(s)}\n" for m, s in states.items()) for states in (self.before, self.models)
+        )
+        for number, step in enumerate(self.steps, 1):
+            after += f"step {number}: {say_step(step)}\n"
+        return {"before": before, "after": after}
+
+
+def step_record(step: Step) -> dict[str, typing.Any]:
+    """A step as it is in a result, before it is done."""
+    return {"action": step.action, "model": step.model, "level": step.level, "seconds": None}
+
+
+def say_step(step: typing.Mapping[str, typing.Any]) -> str:
+    """One of the steps of a result in a few words, with the rung that it belongs to."""
+    rung = f"{step['escalation']}: " if "escalation" in step else ""
+    return rung + str(Step(step["action"], step["model"], step["level"]))
+
+
+def summary(seen: Observation) -> dict[str, typing.Any]:
+    """The state of one model as plain data."""
+    return {"state": seen.state, "level": seen.level, **({"problem": seen.problem} if seen.problem else {})}
+
+
+def describe(seen: Observation) -> str:
+    """The state of one model in a few words."""
+    return (
+        seen.state
+        + (f" (level {seen.level})" if seen.level is not None else "")
+        + (" in doubt" if seen.doubtful else "")
+    )
+
+
+def together(models: typing.Sequence[Model], outcomes: typing.Sequence[Result | SwitchingError]) -> Result:
+    """The one result of several. Raises the error of a single one as it is, else SwitchFailed with all of them."""
+    if len(outcomes) == 1:
+        if isinstance(outcomes[0], SwitchingError):
+            raise outcomes[0]
+        return outcomes[0]
+    errors = [one for one in outcomes if isinstance(one, SwitchingError)]
+    results = [one.result if isinstance(one, SwitchFailed) else one for one in outcomes]
+    done = [one for one in results if isinstance(one, Result)]
+    message = "\n".join(f"{m.id}: {one}" for m, one in zip(models, outcomes) if isinstance(one, SwitchingError))
+    if not done:
+        raise SwitchingError(message)
+    result = joined(done)
+    if errors:
+        raise SwitchFailed(message, result)
+    return result
+
+
+def joined(results: typing.Sequence[Result]) -> Result:
+    """The one result of several that were got side by side or one after the other."""
+    if len(results) == 1:
+        return results[0]
+    return Result(
+        changed=any(one.changed for one in results),
+        active_model=results[0].active_model,
+        previous_model=results[0].previous_model,
+        before={name: seen for one in reversed(results) for name, seen in one.before.items()},
+        models={name: seen for one in results for name, seen in one.models.items()},
+        steps=[step for one in results for step in one.steps],
+        elapsed_seconds=max(one.elapsed_seconds for one in results),
+        warnings=[warning for one in results for warning in one.warnings],
+    )

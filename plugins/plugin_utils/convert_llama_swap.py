@@ -1,0 +1,523 @@
+# -*- coding: utf-8 -*-
+# Copyright (c) HomeGPT
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""From llama-swap's configuration to a model inventory. Pure."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import posixpath
+import re
+import typing
+
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching import inventory
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.texts import map_text
+from ansible_collections.homegpt.vllm.plugins.plugin_utils import convert, serve_line
+
+_DOCKER_SWITCHES = frozenset(
+    [
+        "detach",
+        "disable-content-trust",
+        "help",
+        "init",
+        "interactive",
+        "no-healthcheck",
+        "oom-kill-disable",
+        "privileged",
+        "publish-all",
+        "quiet",
+        "read-only",
+        "replace",
+        "rm",
+        "sig-proxy",
+        "tls-verify",
+        "tty",
+        "d",
+        "i",
+        "t",
+        "q",
+        "P",
+    ]
+)
+_DOCKER_NAMES = {"e": "env", "p": "publish", "v": "volume"}
+# What becomes of llama-swap's settings that have no counterpart.
+_PROXY_SETTINGS = [
+    "logLevel",
+    "logTimeFormat",
+    "logToStdout",
+    "logRequests",
+    "metricsMaxInMemory",
+    "captureBuffer",
+    "sendLoadingState",
+    "includeAliasesInList",
+    "strictMode",
+    "performance",
+    "ui",
+]
+_UNTAKEN = {
+    "apiKeys": "not taken over: there is no proxy to guard. vLLM's own key is a model's args.api_key",
+    "groups": "not taken over: models that share a GPU conflict, others can be active together; check their gpus",
+    "matrix": "not taken over: models that share a GPU conflict, others can be active together; check their gpus",
+    "routing": "not taken over: models that share a GPU conflict, others can be active together; check their gpus",
+    "profiles": "not taken over: models that share a GPU conflict, others can be active together; check their gpus",
+    "peers": "not taken over: declare the models of another host in that host's variables",
+    "globalTTL": "not taken over: no model is stopped because it is idle; it sleeps when another one is switched to",
+    "ttl": "not taken over: no model is stopped because it is idle; it sleeps when another one is switched to",
+    "unloadTimeout": "not taken over: vllm_switching.drain_timeout_seconds is how long requests may go on",
+    "filters": "not taken over: requests are not changed on their way; set what clients send, or vLLM's args",
+    "concurrencyLimit": "not taken over: args.max_num_seqs is vLLM's own limit",
+    "checkEndpoint": "not taken over: vLLM's /health is asked",
+    "timeouts": "not taken over: requests do not go through a proxy",
+}
+_MACRO = re.compile(r"\$\{(?!PID\})([A-Za-z0-9_.-]+)\}")
+_SWAP_KEYS = frozenset(
+    ["models", "macros", "startPort", "sleepRequestTimeout", "wakeRequestTimeout", "healthCheckTimeout", "hooks"]
+)
+_SWAP_MODEL_KEYS = frozenset(
+    [
+        "cmd",
+        "cmdStop",
+        "name",
+        "env",
+        "proxy",
+        "aliases",
+        "macros",
+        "useModelName",
+        "sleepEndpoints",
+        "wakeEndpoints",
+        "sleepMode",
+    ]
+)
+
+
+def from_llama_swap(
+    config: typing.Any,
+    name: str = "config.yaml",
+    servers: str = "containers",
+    variables: typing.Mapping[str, typing.Any] | None = None,
+) -> convert.Converted:
+    """The inventory of a llama-swap configuration. C(servers) is V(containers), or V(processes) to keep its commands.
+
+    C(variables) are the values of environment variables in it. Raises ConvertError.
+    """
+    if servers not in ("containers", "processes"):
+        raise convert.ConvertError(["llama_swap_servers must be containers or processes, is %s" % servers])
+    listed = config.get("models") if isinstance(config, dict) else None
+    if isinstance(listed, list):
+        raise convert.ConvertError([name + ": models is a list, as homeGPT's is: give the file as homegpt_config"])
+    if not isinstance(listed, dict) or not listed:
+        raise convert.ConvertError([name + ": has no dictionary `models`: it must be a configuration of llama-swap"])
+    notes, mistakes = convert.Notes(), []
+    for key, value in listed.items():
+        if not isinstance(value, dict) or not isinstance(value.get("cmd"), str) or not value["cmd"].strip():
+            mistakes.append("%s: models.%s: must be a dictionary with a cmd" % (name, key))
+    for key in ("sleepRequestTimeout", "wakeRequestTimeout", "healthCheckTimeout", "startPort"):
+        value = config.get(key)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0):
+            mistakes.append("%s: %s must be a number greater than 0" % (name, key))
+    if mistakes:
+        raise convert.ConvertError(mistakes)
+    builder = convert.Builder(notes, variables)
+    ports = _Ports(config, name)
+    for key, entry in listed.items():
+        place = "%s: models.%s" % (name, key)
+        try:
+            model = _Swapped(config, str(key), entry, place, ports.of(str(key)), servers, builder).model()
+        except convert.ConvertError as error:
+            mistakes.extend(error.mistakes)
+            continue
+        if model:
+            builder.add(model, place)
+    if not builder.models and not mistakes:
+        mistakes = ["%s: no model of it can be taken over: %s" % (name, "; ".join(notes.texts()))]
+    if mistakes:
+        raise convert.ConvertError(mistakes)
+    _preload(config, name, builder)
+    switching = {}
+    if config.get("healthCheckTimeout") is not None:
+        # llama-swap itself takes nothing less than 15.
+        interval = inventory.Switching.health_check_interval_seconds
+        switching["max_retries"] = math.ceil(max(15, config["healthCheckTimeout"]) / interval)
+    others = []
+    for key in sorted(map(str, config)):
+        if key in _PROXY_SETTINGS:
+            others.append(key)
+        elif key in _UNTAKEN:
+            notes.add("%s: %s" % (name, key), _UNTAKEN[key])
+        elif key not in _SWAP_KEYS:
+            notes.add("%s: %s" % (name, key), "not taken over: nothing here is like it")
+    if others:
+        notes.add("%s: %s" % (name, ", ".join(others)), "not taken over: settings of llama-swap's own server")
+    return builder.finish(switching, name)
+
+
+class _Ports:
+    """The ports of llama-swap's models: each that uses C(${PORT}) has the next one, in the order of their names."""
+
+    def __init__(self, config: typing.Mapping[str, typing.Any], name: str) -> None:
+        self._ports: dict[str, int] = {}
+        port = int(config.get("startPort") or 5800)
+        fixed = {key: self._fixed(config, entry) for key, entry in config["models"].items()}
+        for key in sorted(map(str, config["models"])):
+            given = fixed.get(key)
+            if given:
+                self._ports[key] = given
+                continue
+            # A port that a model has by its proxy is nobody else's.
+            while port in fixed.values():
+                port += 1
+            self._ports[key] = port
+            port += 1
+
+    @staticmethod
+    def _fixed(config: typing.Mapping[str, typing.Any], entry: typing.Mapping[str, typing.Any]) -> int | None:
+        match = re.search(r":(\d{1,5})(?:/|\Z)", str(entry.get("proxy") or ""))
+        return int(match.group(1)) if match else None
+
+    def of(self, key: str) -> int:
+        """The port of a model."""
+        return self._ports[key]
+
+
+class _Swapped:
+    """One model of a llama-swap configuration."""
+
+    def __init__(
+        self,
+        config: typing.Mapping[str, typing.Any],
+        key: str,
+        entry: typing.Mapping[str, typing.Any],
+        place: str,
+        port: int,
+        servers: str,
+        builder: convert.Builder,
+    ) -> None:
+        self.config, self.key, self.entry, self.place, self.port = config, key, entry, place, port
+        self.builder, self.notes = builder, builder.notes
+        self.processes = servers == "processes"
+        self.macros: dict[str, str] = {}
+        for where, given in (("macros", config.get("macros")), (place + ": macros", entry.get("macros"))):
+            if given is not None and not isinstance(given, dict):
+                raise convert.ConvertError(["%s: must be a dictionary" % where])
+            for macro, value in (given or {}).items():
+                # Each may use those before it.
+                self.macros[str(macro)] = convert.scalar(value)
+
+    def model(self) -> dict[str, typing.Any] | None:
+        """Its entry of C(vllm_models); None where there can be none."""
+        entry, place, notes = self.entry, self.place, self.notes
+        for key in sorted(map(str, entry)):
+            if key in _UNTAKEN and not (key == "checkEndpoint" and entry[key] == "/health"):
+                notes.add("%s.%s" % (place, key), _UNTAKEN[key])
+            elif key not in _SWAP_MODEL_KEYS and key not in _UNTAKEN:
+                notes.add("%s.%s" % (place, key), "not taken over: nothing here is like it")
+        words = convert.split_words(_uncommented(self.expand(entry["cmd"], "cmd")), place + ".cmd")
+        env = convert.environment(self.expand(entry.get("env") or [], "env"), place + ".env", notes)
+        server = _command_server(words, env, place + ".cmd", notes)
+        sleeps, wakes = self._requests("sleep"), self._requests("wake")
+        if bool(sleeps) != bool(wakes):
+            raise convert.ConvertError(
+                ["%s: has one of sleepEndpoints and wakeEndpoints: give both or neither" % place]
+            )
+        if server is None and not sleeps:
+            notes.add(
+                place, "left out: its cmd is not `vllm serve`, and without sleepEndpoints nothing can put it to sleep"
+            )
+            return None
+        model: dict[str, typing.Any] = {"id": self.builder.new_id(self.key, place), "model": "", "host_port": self.port}
+        if entry.get("name"):
+            model["name"] = str(entry["name"])
+        aliases = [self.key] if self.key != model["id"] else []
+        for alias in convert.as_list(entry.get("aliases")):
+            aliases.append(str(alias.get("id")) if isinstance(alias, dict) else str(alias))
+        if entry.get("useModelName"):
+            aliases.append(str(self.expand(entry["useModelName"], "useModelName")))
+        model["aliases"] = aliases
+        notes.add(
+            place, "llama-swap does not know its memory: set gpu_memory_gb, and weights_gb where it sleeps at level 1"
+        )
+        if server is None or self.processes:
+            self._process(model, words, env, server)
+        else:
+            self.builder.serve(model, server, place + ".cmd")
+            if not model["model"]:
+                raise convert.ConvertError([self._unnamed()])
+            if entry.get("cmdStop"):
+                notes.add(place + ".cmdStop", "not taken over: docker compose stops its container")
+            if server.image == "":
+                notes.add(place + ".cmd", "was a process of llama-swap and becomes a container: stop llama-swap first")
+            if model["model"].startswith(("/", "./", "~")):
+                notes.add(
+                    place + ".cmd",
+                    "loads from a folder, which its container does not see: add the folder to vllm_volumes as "
+                    "SOURCE:TARGET:ro and name it as the container sees it",
+                )
+        self._sleep(model, sleeps, wakes, server is None)
+        self._proxy()
+        return model
+
+    def _unnamed(self) -> str:
+        return (
+            "%s.cmd: the model that it loads is not found: write it right behind `vllm serve`, or give the values of "
+            "its variables as convert_variables" % self.place
+        )
+
+    def expand(self, value: typing.Any, field: str) -> typing.Any:
+        """The value with macros and variables replaced, however deep; raises ConvertError for an unknown one."""
+        builtin = {"PORT": str(self.port), "MODEL_ID": self.key, "PID": "${PID}"}
+
+        def replace(match: re.Match[str]) -> str:
+            macro = match.group(1)
+            if macro.startswith("env."):
+                return self.builder.variable(macro[4:])
+            if macro in self.macros:
+                return self.macros[macro]
+            if macro in builtin:
+                return builtin[macro]
+            raise convert.ConvertError(
+                [
+                    "%s.%s: uses ${%s}, which no macro defines; there are: %s"
+                    % (self.place, field, macro, ", ".join(sorted([*self.macros, "PORT", "MODEL_ID", "env.NAME"])))
+                ]
+            )
+
+        def text(given: str) -> str:
+            # Macros may hold macros, but no more deeply than there are any.
+            for _dummy in range(len(self.macros) + 2):
+                expanded = _MACRO.sub(replace, given)
+                if expanded == given and not _MACRO.search(given):
+                    return given
+                given = expanded[:100000]
+            raise convert.ConvertError(["%s.%s: its macros hold each other without end" % (self.place, field)])
+
+        return map_text(value, text)
+
+    def _process(
+        self, model: dict[str, typing.Any], words: list[str], env: dict[str, str], server: convert.Server | None
+    ) -> None:
+        """The server stays a process, begun by its command."""
+        place, notes = self.place, self.notes
+        if any(convert.UNKNOWN_NAME.search(word) for word in words):
+            raise convert.ConvertError(
+                [
+                    "%s.cmd: give the values of its environment variables as convert_variables: %s"
+                    % (place, ", ".join(convert.unknown(words)))
+                ]
+            )
+        started = list(words)
+        if server is None:
+            model["model"] = str(self.expand(self.entry.get("useModelName") or self.key, "useModelName"))
+            notes.add(
+                place,
+                "its cmd is not `vllm serve`: it stays a process, and a state_request is needed that tells whether it "
+                "sleeps; see the README, `Other servers than vLLM`",
+            )
+        else:
+            line = serve_line.parse(server.words)
+            if not line.model:
+                raise convert.ConvertError([self._unnamed()])
+            model["model"] = line.model
+            if server.image:
+                notes.add(
+                    place + ".cmd", "its container is still started by docker itself: it must end with that command"
+                )
+            else:
+                started += [] if "enable_sleep_mode" in line.args else ["--enable-sleep-mode"]
+                started += [] if line.host else ["--host", "127.0.0.1"]
+                names = list(dict.fromkeys((model["id"], *model["aliases"], line.model)))
+                if not line.names:
+                    started += ["--served-model-name", *names]
+                elif set(names) - set(line.names):
+                    notes.add(place, "the server does not answer to all of its names: add them to --served-model-name")
+        model["gpus"] = self.builder.gpus(server or convert.Server([], env), {}, place, processes=True)
+        # A dollar and a brace would be a variable of the inventory.
+        if any("${" in word for word in started):
+            raise convert.ConvertError(["%s.cmd: has a ${...} that is no macro" % place])
+        model["start_command"] = started
+        stop = convert.split_words(self.expand(self.entry.get("cmdStop") or "", "cmdStop"), place + ".cmdStop")
+        if any("${PID}" in word for word in stop):
+            notes.add(place + ".cmdStop", "not taken over: without a stop_command the process is ended by a signal")
+        elif stop:
+            model["stop_command"] = stop
+        kept = {key: value for key, value in env.items() if not convert.UNKNOWN_NAME.search(value)}
+        for key in sorted(set(env) - set(kept)):
+            notes.add(
+                "%s.env.%s" % (place, key), "not taken over: its value is not in the file; set it in the model's env"
+            )
+        model["env"] = {**kept, **({"VLLM_SERVER_DEV_MODE": "1"} if server else {})}
+
+    def _requests(self, kind: str) -> list[dict[str, typing.Any]]:
+        """The calls of C(sleepEndpoints) or C(wakeEndpoints), as the inventory has them."""
+        given = self.entry.get(kind + "Endpoints") or []
+        default = self.config.get(kind + "RequestTimeout") or 10
+        found = []
+        for index, item in enumerate(convert.as_list(given)):
+            field = "%sEndpoints[%d]" % (kind, index)
+            if not isinstance(item, dict) or not isinstance(item.get("endpoint"), str):
+                raise convert.ConvertError(["%s.%s: must be a dictionary with an endpoint" % (self.place, field)])
+            timeout = item.get("timeout") or default
+            if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or timeout <= 0:
+                raise convert.ConvertError(["%s.%s: timeout must be a number greater than 0" % (self.place, field)])
+            call = {"endpoint": self.expand(item["endpoint"], field + ".endpoint")}
+            call["method"] = str(item.get("method") or "POST").upper()
+            if item.get("body") not in (None, ""):
+                call["body"] = self.expand(item["body"], field + ".body")
+                if isinstance(call["body"], str):
+                    # What is no JSON is sent as it stands.
+                    with contextlib.suppress(ValueError, RecursionError):
+                        call["body"] = json.loads(call["body"])
+            if convert.unknown(call):
+                raise convert.ConvertError(
+                    [
+                        "%s.%s: give the values of its environment variables as convert_variables: %s"
+                        % (self.place, field, ", ".join(convert.unknown(call)))
+                    ]
+                )
+            found.append({**call, "timeout": timeout})
+        return found
+
+    def _sleep(
+        self,
+        model: dict[str, typing.Any],
+        sleeps: list[dict[str, typing.Any]],
+        wakes: list[dict[str, typing.Any]],
+        foreign: bool,
+    ) -> None:
+        """Its sleep level, or the calls, where they are none of vLLM's own sequences."""
+        place, notes = self.place, self.notes
+        if not sleeps:
+            model["sleep_level"] = "stop"
+            notes.add(
+                place, "has no sleepEndpoints: it is stopped, as before; remove sleep_level to have it sleep instead"
+            )
+            return
+        level, reloads = _level(sleeps), _reloads(wakes)
+        if foreign or level is None or reloads is None:
+            model["sleep_requests"], model["wake_requests"] = sleeps, wakes
+            return
+        model["sleep_level"] = level
+        if level == 2 and not reloads:
+            notes.add(place + ".wakeEndpoints", "did not load the weights again after level 2; the collection does")
+        if level == 1 and reloads:
+            notes.add(
+                place + ".wakeEndpoints", "loaded the weights again after level 1; the collection does not need to"
+            )
+        limit = inventory.Switching.request_timeout_seconds
+        notes.add(
+            place,
+            "sleep_level stands for its sleepEndpoints and wakeEndpoints; their timeouts are not taken over: "
+            "vllm_switching.request_timeout_seconds is %d" % limit,
+        )
+
+    def _proxy(self) -> None:
+        proxy = str(self.entry.get("proxy") or "")
+        host = re.match(r"https?://(\[[^]]*\]|[^:/]*)", proxy)
+        if proxy and (not host or host.group(1) not in ("127.0.0.1", "localhost", "[::1]")):
+            self.notes.add(self.place + ".proxy", "is another host: declare the model in that host's variables")
+
+
+def _level(sleeps: typing.Sequence[typing.Mapping[str, typing.Any]]) -> int | None:
+    """The level of vLLM's own call that puts it to sleep, where nothing else is called."""
+    calls = [call for call in sleeps if call["endpoint"] != "/reset_prefix_cache"]
+    if len(calls) != 1 or any(call["method"] != "POST" or call.get("body") for call in sleeps):
+        return None
+    match = re.match(r"/sleep/?(?:\?level=([12]))?\Z", calls[0]["endpoint"])
+    return int(match.group(1) or 1) if match else None
+
+
+def _reloads(wakes: typing.Sequence[typing.Mapping[str, typing.Any]]) -> bool | None:
+    """Whether vLLM's own calls that wake it load the weights; None where they are others."""
+    woken = reloads = False
+    for call in wakes:
+        path = call["endpoint"]
+        if call["method"] != "POST":
+            return None
+        if re.match(r"/wake_up/?(\?tags=(weights|kv_cache)(&tags=(weights|kv_cache))?)?\Z", path) and not call.get(
+            "body"
+        ):
+            woken = True
+        elif path == "/collective_rpc" and call.get("body") == {"method": "reload_weights"}:
+            reloads = True
+        elif path != "/reset_prefix_cache" or call.get("body"):
+            return None
+    return reloads if woken else None
+
+
+def _preload(config: typing.Mapping[str, typing.Any], name: str, builder: convert.Builder) -> None:
+    """The models that llama-swap loads first are the active ones, one for each GPU."""
+    wanted: typing.Any = config.get("hooks")
+    for key in ("on_startup", "preload"):
+        wanted = wanted.get(key) if isinstance(wanted, dict) else None
+    used: set[int] = set()
+    for key in map(str, convert.as_list(wanted)):
+        found = [model for model in builder.models if key == model["id"] or key in model.get("aliases", ())]
+        if not found or used & set(found[0]["gpus"]):
+            builder.notes.add(
+                "%s: hooks.on_startup.preload" % name,
+                "%s is not made active: %s"
+                % (key, "there is no such model" if not found else "its GPU has an active one"),
+            )
+            continue
+        used |= set(found[0]["gpus"])
+        found[0]["startup_mode"] = "active"
+    if not used:
+        builder.notes.add(name, "no model is active at first: set startup_mode to active for the one that is to be")
+
+
+def _command_server(words: list[str], env: dict[str, str], place: str, notes: convert.Notes) -> convert.Server | None:
+    """The server of a command; None where it is not vLLM. C(NAME=value) before a command joins C(env)."""
+    words = list(words)
+    while words and (posixpath.basename(words[0]) in ("env", "exec") or re.match(r"[A-Za-z_]\w*=", words[0])):
+        name, equals, value = words.pop(0).partition("=")
+        if equals:
+            env[name] = value
+    if len(words) > 2 and posixpath.basename(words[0]) in ("docker", "podman") and words[1] == "run":
+        return _docker_server(words[2:], env, place, notes)
+    found = convert.serve_words(words)
+    if found is None:
+        return None
+    if found[0]:
+        notes.add(place, "what stands before vLLM's own command is not taken over: a container needs no such wrapper")
+    return convert.Server(found[1], env)
+
+
+def _uncommented(command: str) -> str:
+    """A command without its lines that are comments, and without the backslashes at the ends of its lines."""
+    lines = [line for line in command.splitlines() if not line.lstrip().startswith("#")]
+    return "\n".join(re.sub(r"\\\s*\Z", "", line) for line in lines)
+
+
+def _docker_server(words: list[str], env: dict[str, str], place: str, notes: convert.Notes) -> convert.Server | None:
+    """What `docker run` is told."""
+    options: dict[str, list[str]] = {}
+    while words and words[0].startswith("-"):
+        word = words.pop(0)
+        name, equals, value = word.lstrip("-").partition("=")
+        if not word.startswith("--") and len(name) > 1 and name not in _DOCKER_SWITCHES:
+            if all(letter in _DOCKER_SWITCHES for letter in name):
+                continue
+            name, equals, value = name[0], "=", name[1:] + equals + value
+        if name in _DOCKER_SWITCHES:
+            continue
+        if not equals:
+            value = words.pop(0) if words else ""
+        options.setdefault(_DOCKER_NAMES.get(name, name), []).append(value)
+    image = words.pop(0) if words else ""
+    found = convert.serve_words(words)
+    if found is None and ("vllm" not in image or "entrypoint" in options):
+        return None
+    for item in options.pop("env", []):
+        name, equals, value = item.partition("=")
+        env.setdefault(name, value if equals else convert.UNKNOWN % name)
+    reserved = None
+    for item in options.pop("gpus", []) + options.pop("device", []):
+        match = re.search(r"(?:device=|nvidia\.com/gpu=)([^\"']+)", item)
+        if match:
+            reserved = (reserved or []) + match.group(1).split(",")
+    volumes = options.pop("volume", [])
+    for name in sorted(set(options) - {"name", "publish", "ipc", "shm-size", "runtime", "network", "net"}):
+        notes.add("%s: --%s" % (place, name), "not taken over: the collection's containers have no such setting")
+    return convert.Server(found[1] if found else words, env, image, reserved, None, volumes)

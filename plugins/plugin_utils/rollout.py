@@ -1,0 +1,211 @@
+# -*- coding: utf-8 -*-
+# Copyright (c) HomeGPT
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A switch of many hosts by waves: what may be asked for, when it stops, and what is said of every host. Pure."""
+
+from __future__ import annotations
+
+import re
+import typing
+
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors import SwitchingError
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.table import lines
+
+ROLL_BACK, KEEP = "roll_back", "keep"
+
+# What became of a host. Those of BAD count towards switch_max_failures and make the play fail.
+SWITCHED, UNCHANGED, WOULD_SWITCH = "switched", "unchanged", "would switch"
+KEPT, NO_SUCH_MODEL, NOT_TRIED = "kept", "no such model", "not tried"
+FAILED, HUNG, UNREACHABLE, NOT_KEPT = "failed", "hung", "unreachable", "not kept"
+ROLLED_BACK, ROLL_BACK_FAILED = "rolled back", "roll back failed"
+# Of a declared placement.
+NOT_LOADED, NOT_DECLARED = "not loaded", "not declared"
+BAD = (FAILED, HUNG, UNREACHABLE, NOT_KEPT, ROLL_BACK_FAILED)
+
+# What a host says may not become a template on the controller: ansible-core 2.18 forgets that it is not to be trusted.
+_TEMPLATE = re.compile(r"\{(?=[{%#])")
+
+_WAVE = re.compile(r"([1-9]\d*)(%?)")
+_WIDEST = 120  # characters of a cell of the table; the rows have all of it
+_HEADER = ("host", "from", "to", "seconds", "result", "reason")
+
+Row = typing.Dict[str, typing.Any]
+Given = typing.Mapping[str, typing.Any]
+
+
+class Settings(typing.NamedTuple):
+    """What was asked of a rollout."""
+
+    waves: list[str]
+    max_failures: int | None  # None: any number
+    keep: int
+    on_stop: str
+
+
+def read(variables: Given) -> Settings:
+    """The settings by the names of their variables. Raises SwitchingError with every mistake."""
+    mistakes: list[str] = []
+
+    def given(name: str, default: typing.Any) -> str:
+        value = variables.get(name)
+        return str(default if value is None or value == "" else value).strip()
+
+    def number(name: str, default: str, least: int) -> int:
+        text = given(name, default)
+        if text.isdecimal() and int(text) >= least:
+            return int(text)
+        mistakes.append(f"{name}: {text!r} is not a whole number of {least} or more")
+        return least
+
+    text = given("switch_waves", "100%")
+    waves = [wave.strip() for wave in text.strip("[]").replace("'", "").replace('"', "").split(",")]
+    for wave in waves:
+        match = _WAVE.fullmatch(wave)
+        if not match or (match[2] and int(match[1]) > 100):
+            mistakes.append(
+                f"switch_waves: {wave!r} is neither a number of hosts nor a percentage of them: "
+                "give a list such as 1,25%,100%"
+            )
+    # One wave of all can't be stopped half way, so a host that is down does not undo the others.
+    unlimited = waves == ["100%"] and given("switch_max_failures", "") == ""
+    on_stop = given("switch_on_stop", ROLL_BACK)
+    if on_stop not in (ROLL_BACK, KEEP):
+        mistakes.append(f"switch_on_stop: {on_stop!r} is neither {ROLL_BACK} nor {KEEP}")
+    settings = Settings(
+        waves,
+        None if unlimited else number("switch_max_failures", "0", 0),
+        number("switch_keep", "0", 0),
+        on_stop,
+    )
+    # Only checked: the tasks have it from vars/rollout.yml.
+    number("switch_timeout", "1", 1)
+    if mistakes:
+        raise SwitchingError("\n".join(mistakes))
+    return settings
+
+
+def kept(hosts: typing.Sequence[str], settings: Settings) -> list[str]:
+    """The hosts that keep their model: the last ones."""
+    return list(hosts[-settings.keep :]) if settings.keep else []
+
+
+def rows(
+    hosts: typing.Sequence[str], results: Given, settings: Settings, check: bool, undone: Given | None = None
+) -> list[Row]:
+    """A row for each host, from what the switch and, of those put back, the roll back registered there."""
+    keeping = kept(hosts, settings)
+    found = [_row(host, results.get(host), host in keeping, check) for host in hosts]
+    if all(row["result"] in (NO_SUCH_MODEL, UNREACHABLE) for row in found):
+        # All were asked and none has it: then it is the name that is wrong, and not the hosts that differ.
+        for row in found:
+            if row["result"] == NO_SUCH_MODEL:
+                row["result"] = FAILED
+    for row in found:
+        back = (undone or {}).get(row["host"])
+        if back is None:
+            continue
+        if went_wrong(back):
+            row.update(result=ROLL_BACK_FAILED, reason=_reason(back), to=back.get("active_model", row["to"]))
+        else:
+            row.update(result=ROLLED_BACK, to=back["active_model"], reason="the rollout stopped")
+    return found
+
+
+def places(hosts: typing.Sequence[str], drifts: Given, results: Given) -> list[Row]:
+    """A row for each host: how its models differed from the declared placement, and what the switch after that did."""
+    found = []
+    for host in hosts:
+        drift, result = drifts.get(host), results.get(host)
+        if drift is None:
+            row = _row(host, None, False, True)
+            row.update(result=FAILED, reason="it went wrong before its models were looked at")
+        elif drift.get("skipped"):
+            row = {**_row(host, None, False, True), "result": NOT_DECLARED, "reason": "no vllm_active_model"}
+        elif result is not None and not result.get("skipped"):
+            # In check mode as well: whether something was to be changed is what the look before tells.
+            row = _row(host, result, False, all(step.get("seconds") is None for step in result.get("steps", ())))
+        else:
+            row = _row(host, drift, False, True)
+            if drift.get("steps") and row["result"] not in BAD:
+                row.update(result=NOT_LOADED, reason=f"bootstrap or a switch loads {row['to']}", to=row["from"])
+        found.append(row)
+    return found
+
+
+def stops(found: typing.Sequence[Row], settings: Settings) -> bool:
+    """Whether more hosts have failed than may."""
+    return settings.max_failures is not None and len(failures(found)) > settings.max_failures
+
+
+def failures(found: typing.Sequence[Row]) -> list[Row]:
+    """The rows of the hosts on which it went wrong."""
+    return [row for row in found if row["result"] in BAD]
+
+
+def table(found: typing.Sequence[Row]) -> list[str]:
+    """The rows as lines for people; a dash where there is nothing to say."""
+    cells = [[row[key] for key in _HEADER] for row in found]
+    return lines([_HEADER, *([_cell(cell) for cell in each] for each in cells)])
+
+
+def _row(host: str, result: Given | None, keeps: bool, check: bool) -> Row:
+    row: Row = {"host": host, "from": None, "to": None, "seconds": None, "result": NOT_TRIED, "reason": ""}
+    if result is None:
+        row["reason"] = "it keeps its model" if keeps else "the rollout stopped before"
+        return row
+    row["from"] = result.get("previous_model")
+    row["to"] = result.get("active_model")
+    row["seconds"] = result.get("elapsed_seconds")
+    if went_wrong(result):
+        row["result"] = _kind(result)
+        row["reason"] = _reason(result)
+    elif keeps:
+        # It was looked at in check mode: nothing has changed, whatever would have.
+        row["to"] = row["from"]
+        row["result"] = KEPT if row["from"] else NOT_KEPT
+        row["reason"] = "" if row["from"] else "no model is active there that could be kept"
+    elif result.get("changed") or result.get("steps"):
+        row["result"] = WOULD_SWITCH if check else SWITCHED
+    else:
+        row["result"] = UNCHANGED
+    return row
+
+
+def inert(value: typing.Any) -> typing.Any:
+    """The same with nothing in it that Jinja would take for a template."""
+    if isinstance(value, dict):
+        return {key: inert(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [inert(item) for item in value]
+    return _TEMPLATE.sub("{ ", value) if isinstance(value, str) else value
+
+
+def went_wrong(result: Given) -> bool:
+    """Whether a task failed, on the host or on the way there."""
+    return bool(result.get("failed") or result.get("unreachable"))
+
+
+def _kind(result: Given) -> str:
+    if result.get("unreachable"):
+        return UNREACHABLE
+    if "timedout" in result:
+        return HUNG
+    return NO_SUCH_MODEL if result.get("error") == "UnknownModel" else FAILED
+
+
+def message(result: Given) -> str:
+    """What went wrong, in the words of the task."""
+    return str(result.get("msg") or result.get("module_stderr") or "it is not known why")
+
+
+def _reason(result: Given) -> str:
+    """The same on one line."""
+    return " ".join(message(result).split())
+
+
+def _cell(value: typing.Any) -> str:
+    if value is None or value == "":
+        return "-"
+    text = f"{value:.1f}" if isinstance(value, float) else str(value)
+    return text if len(text) <= _WIDEST else text[: _WIDEST - 3] + "..."

@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: MIT
+"""Putting hosts back when a rollout stops, and what hosts say in the report. On real SSH hosts: tests/fleet."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.playbooklib import Ansible, Host, is_sleeping, served
+from tests.serverlib import Server, free_port, start_standin
+
+WAVES = ("-e", "switch_waves=1,100%")
+
+
+@pytest.fixture
+def servers(tmp_path: Path) -> Iterator[dict[str, Server]]:
+    """Four servers: a and b on GPU 0, c and d on GPU 1; b and c are awake."""
+    started: dict[str, Server] = {}
+    try:
+        for name in "abcd":
+            started[name] = start_standin(f"org/{name}", names=[name], log=tmp_path / f"{name}.log")
+            if name in "ad":
+                started[name].call("POST", "/sleep?level=1").raise_for_status()
+        yield started
+    finally:
+        for server in started.values():
+            server.kill()
+
+
+def gpus(name: str) -> list[int]:
+    return [1 if name in "cd" else 0]
+
+
+def fleet(ansible_playbook: str, folder: Path, servers: dict[str, Server]) -> Ansible:
+    """The host of the servers, and one on which nothing runs and nothing can be started."""
+    entries = [served(server, name, gpus=gpus(name)) for name, server in servers.items()]
+    model = {"weights_gb": 0.01, "start_command": ["/bin/false"], "env": {}}
+    others = [{**model, "id": n, "model": f"org/{n}", "host_port": free_port(), "gpus": gpus(n)} for n in "abcd"]
+    return Ansible(ansible_playbook, folder, [Host(folder, entries, name="one"), Host(folder, others, name="two")])
+
+
+def awake(servers: dict[str, Server]) -> str:
+    return "".join(name for name, server in servers.items() if not is_sleeping(server.port))
+
+
+@pytest.mark.parametrize(
+    ("before", "asked", "more"),
+    [
+        # The record is of an older switch: it has nothing to do with this one, which only records an answer.
+        ("bc", "b", ("-e", "record_canary=true")),
+        # Nothing was active on GPU 0, and c was on GPU 1.
+        ("c", "a,d", ()),
+        ("b", "a", ()),
+        ("", "a", ()),
+    ],
+    ids=["nothing_displaced", "two_groups", "swap", "from_nothing"],
+)
+def test_a_host_gets_back_just_what_it_had(
+    ansible_playbook: str, tmp_path: Path, servers: dict[str, Server], before: str, asked: str, more: tuple[str, ...]
+) -> None:
+    ansible = fleet(ansible_playbook, tmp_path, servers)
+    for older in ("a", "b"):
+        assert ansible.play("switch", "-e", f"model={older}", "-l", "one").status == 0
+    for name in "abcd":
+        if name not in before and not is_sleeping(servers[name].port):
+            servers[name].call("POST", "/sleep?level=1").raise_for_status()
+    assert awake(servers) == before
+    run = ansible.play("switch", "-e", f"model={asked}", *WAVES, *more)
+    assert run.status == 2
+    assert awake(servers) == before
+    rows = {row[0]: row for row in run.report}
+    assert rows["two"][4] == "failed"
+    assert rows["one"][4] == ("switched" if more else "rolled back")
+
+
+def test_what_an_earlier_play_of_the_run_found_is_not_told_again(
+    ansible_playbook: str, tmp_path: Path, servers: dict[str, Server]
+) -> None:
+    ansible = fleet(ansible_playbook, tmp_path, servers)
+    both = tmp_path / "both.yml"
+    both.write_text(
+        "- import_playbook: homegpt.vllm.switch\n  vars: {model: a}\n"
+        "- import_playbook: homegpt.vllm.switch\n  vars: {model: nowhere, switch_waves: '1,100%'}\n",
+        encoding="utf-8",
+    )
+    assert ansible.play("switch", "-e", "model=b", "-l", "one").status == 0
+    run = ansible.play(both, "-l", "one")
+    tables = [shown["msg"] for shown in run.results("ok") if isinstance(shown.get("msg"), list)]
+    assert [table[1].split()[4] for table in tables] == ["switched", "failed"]
+    assert awake(servers) == "ac"
+
+
+@pytest.mark.versions
+def test_what_a_host_answers_is_no_template_on_the_controller(ansible_playbook: str, tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+
+    class Hostile(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            text = f'{{{{ lookup("pipe", "touch {mark}") }}}}'.encode()
+            self.send_response(418)
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text)
+
+        def log_message(self, *_arguments: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hostile) as hostile:
+        threading.Thread(target=hostile.serve_forever, daemon=True).start()
+        model = {"id": "a", "model": "org/a", "host_port": hostile.server_address[1], "start_command": ["/bin/false"]}
+        run = Ansible(ansible_playbook, tmp_path, [Host(tmp_path, [{**model, "env": {}}])]).play(
+            "switch", "-e", "model=a", env={"ANSIBLE_SHOW_CUSTOM_STATS": "1"}
+        )
+        hostile.shutdown()
+    assert run.status == 2
+    assert "lookup(" in run.output
+    assert run.report[0][4] == "failed"
+    assert not mark.exists()
+
+
+def test_a_group_without_hosts_is_refused(ansible_playbook: str, tmp_path: Path) -> None:
+    ansible = Ansible(ansible_playbook, tmp_path, [Host(tmp_path, [])])
+    for playbook in ("switch", "roll_back"):
+        for more in ((), ("-e", "switch_keep=1")):
+            assert (
+                "no host matches typo" in ansible.play(playbook, "-e", "target=typo", "-e", "model=a", *more).failure()
+            )
+
+
+def test_options_of_ssh_are_kept(ansible_playbook: str, tmp_path: Path) -> None:
+    """Also those of the configuration and of the command line."""
+    host = Host(tmp_path, [{"id": "a", "model": "a", "host_port": 1}])
+    remote = {"ansible_connection": "ssh", "ansible_host": "127.0.0.1", "ansible_port": 1}
+    host.variables = lambda: {**Host.variables(host), **remote}  # type: ignore[method-assign]
+    ansible = Ansible(ansible_playbook, tmp_path, [host])
+    by_environment = ansible.play("switch", "-e", "model=a", "-vvv", env={"ANSIBLE_SSH_EXTRA_ARGS": "-o Tag=mine"})
+    by_option = ansible.play("switch", "-e", "model=a", "-vvv", "--ssh-extra-args=-o Tag=mine")
+    for run in (by_environment, by_option):
+        assert "Tag=mine" in run.output
+        assert "ServerAliveCountMax=3" in run.output
+
+
+def test_a_roll_back_by_waves_goes_on_where_some_fail(
+    ansible_playbook: str, tmp_path: Path, servers: dict[str, Server]
+) -> None:
+    one, two = fleet(ansible_playbook, tmp_path, servers).hosts
+    ansible = Ansible(ansible_playbook, tmp_path, [two, one])
+    assert ansible.play("switch", "-e", "model=a", "-l", "one").status == 0
+    refused = ansible.play("roll_back", "-e", "switch_timeout=soon")
+    assert refused.status != 0
+    assert "switch_timeout: 'soon' is not a whole number" in refused.output
+    assert awake(servers) == "ac"
+    run = ansible.play("roll_back", "-e", "switch_waves=1")
+    assert run.status == 2
+    assert [row[4] for row in run.report] == ["failed", "switched"]
+    assert awake(servers) == "bc"
+
+
+@pytest.mark.versions
+def test_the_last_hosts_keep_their_model(ansible_playbook: str, tmp_path: Path, servers: dict[str, Server]) -> None:
+    hosts = []
+    for name, pair, wanted in (("one", "ab", "a"), ("two", "cd", "d")):
+        host = Host(tmp_path, [served(servers[model], model) for model in pair], name=name)
+        host.variables = functools.partial(  # type: ignore[method-assign]
+            dict, host.variables(), vllm_active_model=wanted
+        )
+        hosts.append(host)
+    ansible = Ansible(ansible_playbook, tmp_path, hosts)
+    for keep in (2, 9):
+        run = ansible.play("switch", "-e", f"switch_keep={keep}", *WAVES)
+        assert (run.status, run.count("changed", "one"), run.count("changed", "two")) == (0, 0, 0), run.output
+        assert [(*row[:3], row[4]) for row in run.report] == [("one", "b", "b", "kept"), ("two", "c", "c", "kept")]
+    run = ansible.play("switch", "-e", "switch_keep=1", *WAVES)
+    assert (run.status, run.count("changed", "one"), run.count("changed", "two")) == (0, 1, 0), run.output
+    assert [(*row[:3], row[4]) for row in run.report] == [("one", "b", "a", "switched"), ("two", "c", "c", "kept")]
+    assert awake(servers) == "ac"
+    # The limit says which hosts there are, and so which is the last.
+    run = ansible.play("switch", "-e", "switch_keep=1", "-l", "one")
+    assert [(*row[:3], row[4]) for row in run.report] == [("one", "a", "a", "kept")]
+    # One of the inventory would come too late to leave a host out.
+    hosts[0].variables = functools.partial(dict, hosts[0].variables(), switch_keep=1)  # type: ignore[method-assign]
+    run = Ansible(ansible_playbook, tmp_path, hosts).play("switch", "-e", "model=b", "-l", "one")
+    assert "give it as an extra variable" in run.failure()
+    assert awake(servers) == "ac"
+
+
+@pytest.mark.versions
+def test_nothing_begins_where_a_host_has_no_model_to_keep(
+    ansible_playbook: str, tmp_path: Path, servers: dict[str, Server]
+) -> None:
+    run = fleet(ansible_playbook, tmp_path, servers).play("switch", "-e", "model=a", "-e", "switch_keep=1", *WAVES)
+    assert run.status == 2
+    assert [(row[0], row[4]) for row in run.report] == [("one", "not tried"), ("two", "not kept")]
+    assert awake(servers) == "bc"

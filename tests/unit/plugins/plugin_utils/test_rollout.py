@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: MIT
+"""A switch of many hosts: what may be asked for, when it stops, and what is said of every host."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors import SwitchingError
+from ansible_collections.homegpt.vllm.plugins.plugin_utils import rollout
+
+SWITCHED = {"changed": True, "previous_model": "old", "active_model": "new", "elapsed_seconds": 1.25}
+SAME = {"changed": False, "previous_model": "new", "active_model": "new", "elapsed_seconds": 0.1}
+FAILED = {"failed": True, "msg": "new could not\nbe made active", "previous_model": "old", "active_model": "old"}
+GONE = {"unreachable": True, "msg": "no route"}
+HUNG = {"failed": True, "msg": "not done in time", "timedout": {"period": 3}}
+UNKNOWN = {"failed": True, "msg": "model new is not declared", "error": "UnknownModel"}
+
+
+def settings(**given: object) -> rollout.Settings:
+    return rollout.read({f"switch_{name}": value for name, value in given.items()})
+
+
+def results(found: list[dict[str, Any]]) -> list[str]:
+    return [row["result"] for row in found]
+
+
+@pytest.mark.parametrize("nothing", ["", None])
+def test_defaults(nothing: object) -> None:
+    names = ("waves", "max_failures", "keep", "on_stop", "timeout")
+    assert rollout.read(dict.fromkeys([f"switch_{name}" for name in names], nothing)) == rollout.read({})
+    assert rollout.read({}) == rollout.Settings(["100%"], None, 0, "roll_back")
+
+
+@pytest.mark.parametrize("waves", ["1, 25%,100%", ["1", "25%", "100%"], [1, "25%", "100%"]])
+def test_waves(waves: object) -> None:
+    assert settings(waves=waves).waves == ["1", "25%", "100%"]
+
+
+def test_failures_are_limited_where_a_rollout_can_stop() -> None:
+    assert settings(waves="1,100%").max_failures == 0
+    assert settings(waves="1,100%", max_failures="3").max_failures == 3
+    assert settings(max_failures=0).max_failures == 0
+    # Ansible makes many waves of one size.
+    assert [settings(waves=waves).max_failures for waves in ("5", "25%", "100%")] == [0, 0, None]
+
+
+def test_every_mistake_is_told_with_its_variable() -> None:
+    with pytest.raises(SwitchingError) as caught:
+        settings(waves="abc,0,101%,,-1", max_failures="few", keep=-1, on_stop="panic", timeout="0")
+    lines = str(caught.value).splitlines()
+    assert [line.split(":")[0] for line in lines] == [
+        *["switch_waves"] * 5, "switch_on_stop", "switch_max_failures", "switch_keep", "switch_timeout"
+    ]  # fmt: skip
+    assert "'abc' is neither a number of hosts nor a percentage" in lines[0]
+
+
+def test_what_became_of_each_host() -> None:
+    given = {"a": SWITCHED, "b": SAME, "c": FAILED, "d": GONE, "e": HUNG, "f": UNKNOWN}
+    found = rollout.rows([*"abcdefg"], given, settings(), False)
+    assert results(found) == [
+        "switched", "unchanged", "failed", "unreachable", "hung", "no such model", "not tried"
+    ]  # fmt: skip
+    assert found[0] == {"host": "a", "from": "old", "to": "new", "seconds": 1.25, "result": "switched", "reason": ""}
+    assert found[2]["reason"] == "new could not be made active"
+    assert [row["host"] for row in rollout.failures(found)] == ["c", "d", "e"]
+    assert results(rollout.rows(["a", "b"], given, settings(), True)) == ["would switch", "unchanged"]
+
+
+def test_when_it_stops() -> None:
+    found = rollout.rows([*"acd"], {"a": SWITCHED, "c": FAILED, "d": GONE}, settings(), False)
+    assert not rollout.stops(found, settings())
+    assert not rollout.stops(found, settings(max_failures=2))
+    assert rollout.stops(found, settings(max_failures=1))
+    assert rollout.stops(found, settings(waves="1,100%"))
+
+
+def test_hosts_without_the_model_are_no_failure_unless_all_are() -> None:
+    hosts = ["a", "f", "d"]
+    assert results(rollout.rows(hosts, {"f": UNKNOWN}, settings(), False)) == [
+        "not tried",
+        "no such model",
+        "not tried",
+    ]
+    some = {"a": SWITCHED, "f": UNKNOWN, "d": GONE}
+    assert results(rollout.rows(hosts, some, settings(), False))[1] == "no such model"
+    none = {"a": UNKNOWN, "f": UNKNOWN, "d": GONE}
+    assert results(rollout.rows(hosts, none, settings(), False)) == ["failed", "failed", "unreachable"]
+
+
+def test_the_last_hosts_keep_their_model() -> None:
+    """They are looked at in check mode, so that their results tell what would change."""
+    looked = {"a": SWITCHED, "b": SWITCHED, "c": {**SWITCHED, "previous_model": None}, "d": GONE}
+    found = rollout.rows([*"abcde"], looked, settings(keep=4), False)
+    assert results(found) == ["switched", "kept", "not kept", "unreachable", "not tried"]
+    assert (found[1]["from"], found[1]["to"]) == ("old", "old")
+    assert [row["host"] for row in rollout.failures(found)] == ["c", "d"]
+
+
+def test_hosts_that_were_put_back() -> None:
+    back = {"changed": True, "previous_model": "new", "active_model": "old"}
+    found = rollout.rows(["a", "b"], {"a": SWITCHED, "b": SWITCHED}, settings(), False, {"a": back, "b": FAILED})
+    assert results(found) == ["rolled back", "roll back failed"]
+    assert [row["to"] for row in found] == ["old", "old"]
+    assert [row["host"] for row in rollout.failures(found)] == ["b"]
+
+
+def test_a_placement() -> None:
+    step = {"action": "wake", "seconds": None}
+    drifts = {
+        "a": {**SWITCHED, "steps": [step]},
+        "b": {**SWITCHED, "steps": [{**step, "action": "start"}]},
+        "c": {**SAME, "steps": []},
+        "d": {"skipped": True},
+        "f": UNKNOWN,
+    }
+    skipped = {name: {"skipped": True} for name in "bc"}
+    done = {"a": {**SWITCHED, "steps": [{**step, "seconds": 0.1}]}, **skipped}
+    found = rollout.places([*"abcdef"], drifts, done)
+    assert results(found) == ["switched", "not loaded", "unchanged", "not declared", "failed", "no such model"]
+    found = rollout.places([*"abcdef"], drifts, {"a": drifts["a"], **skipped})
+    assert results(found)[0] == "would switch"
+    assert found[4]["reason"] == "it went wrong before its models were looked at"
+
+
+def test_what_a_host_says_is_no_template() -> None:
+    said = {"a": ["{{ lookup('pipe', 'x') }}", {"b": "{% if %}{# #} { }"}], "n": 1}
+    assert rollout.inert(said) == {"a": ["{ { lookup('pipe', 'x') }}", {"b": "{ % if %}{ # #} { }"}], "n": 1}
+
+
+def test_the_table_has_a_dash_for_nothing_and_cuts_what_is_long() -> None:
+    found = rollout.rows(["a", "c"], {"a": SWITCHED, "c": {"failed": True, "msg": "x" * 500}}, settings(), False)
+    header, first, second = rollout.table(found)
+    assert header.split() == ["host", "from", "to", "seconds", "result", "reason"]
+    assert first.split() == ["a", "old", "new", "1.2", "switched", "-"]
+    assert second.endswith("xxx...")
+    assert len(second) < 200
+    assert found[1]["reason"] == "x" * 500
