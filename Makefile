@@ -53,7 +53,7 @@ docs: setup ## render the documentation of modules, filters and roles and lint i
 	bash tools/docs.sh
 
 .PHONY: dist
-dist: setup ## build the package into dist/, install it elsewhere, play its playbooks by name from an empty folder
+dist: setup ## build the package into dist/, install it elsewhere, play the demo's playbooks by name from an empty folder
 	bash tools/dist.sh
 
 .PHONY: versions

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: MIT
-# Builds the collection into dist/, installs the package beside nothing but its dependencies and calls every
-# playbook of it by its fully qualified name.
+# Builds the collection into dist/, installs the package beside nothing but its dependencies and, by their fully
+# qualified names, plays the playbooks of the demo and checks the syntax of all.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PATH=$PWD/.venv/bin:$PATH

@@ -130,7 +130,7 @@ class Builder:
         """The value of an environment variable, or what stands for it."""
         return self._variables.get(name, UNKNOWN % name)
 
-    def known(self, value: typing.Any, compose: bool = False) -> typing.Any:
+    def known(self, value: typing.Any) -> typing.Any:
         """A value of a compose file with its variables replaced, however deep."""
         pattern = re.compile(r"\$(?:(\$)|(\w+)|\{(\w+)(?:(:?[-?+])([^{}]*))?\})")
 

@@ -195,7 +195,7 @@ def _compose_server(
         words = [
             word
             for key in ("entrypoint", "command")
-            for word in convert.split_words(builder.known(service.get(key), compose=True), place + "." + key)
+            for word in convert.split_words(builder.known(service.get(key)), place + "." + key)
         ]
     except convert.ConvertError as error:
         mistakes.extend(error.mistakes)
@@ -216,11 +216,11 @@ def _compose_server(
             notes.add("%s.%s" % (place, key), "not taken over: the collection's containers have no such setting")
     return convert.Server(
         words,
-        convert.environment(builder.known(service.get("environment"), compose=True), place + ".environment", notes),
-        str(builder.known(service.get("image") or "", compose=True)),
+        convert.environment(builder.known(service.get("environment")), place + ".environment", notes),
+        str(builder.known(service.get("image") or "")),
         reserved,
         count,
-        [_volume(item) for item in convert.as_list(builder.known(service.get("volumes"), compose=True))],
+        [_volume(item) for item in convert.as_list(builder.known(service.get("volumes")))],
     )
 
 

@@ -218,6 +218,9 @@ class _Swapped:
         env = convert.environment(self.expand(entry.get("env") or [], "env"), place + ".env", notes)
         server = _command_server(words, env, place + ".cmd", notes)
         sleeps, wakes = self._requests("sleep"), self._requests("wake")
+        if str(entry.get("sleepMode", "enable")).lower() in ("disable", "disabled", "false"):
+            notes.add(place + ".sleepMode", "switches its sleep off: its endpoints are not taken over")
+            sleeps, wakes = [], []
         if bool(sleeps) != bool(wakes):
             raise convert.ConvertError(
                 ["%s: has one of sleepEndpoints and wakeEndpoints: give both or neither" % place]
@@ -313,7 +316,7 @@ class _Swapped:
             notes.add(
                 place,
                 "its cmd is not `vllm serve`: it stays a process, and a state_request is needed that tells whether it "
-                "sleeps; see the README, `Other servers than vLLM`",
+                "sleeps; see docs/inventory.md, `Other servers than vLLM`",
             )
         else:
             line = serve_line.parse(server.words)

@@ -49,7 +49,10 @@ def test_the_context_is_made(tmp_path: Path) -> None:
 
 def test_the_pinned_versions_are_those_tested() -> None:
     wanted = {one["name"]: one["version"] for one in load(LAYOUT / "collections/requirements.yml")["collections"]}
-    assert wanted["homegpt.vllm"] == load(ROOT / "galaxy.yml")["version"]
+    version = load(ROOT / "galaxy.yml")["version"]
+    assert wanted["homegpt.vllm"] == version
+    for file in (DEFINITION, ROOT / "docs/awx.md"):
+        assert re.findall(r"homegpt-ee:(\S*\d)", file.read_text(encoding="utf-8")) == [version]
     assert set(load(ROOT / "galaxy.yml")["dependencies"]) == set(wanted) - {"homegpt.vllm"}
     manifest = ROOT / ".build/ansible_collections/community/docker/MANIFEST.json"
     assert wanted["community.docker"] == json.loads(manifest.read_text())["collection_info"]["version"]

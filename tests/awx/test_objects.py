@@ -119,6 +119,7 @@ def are_as_declared(fleet: Fleet) -> None:
     assert (failures["type"], failures["default"], failures["required"]) == ("text", "", False)
     assert (survey["switch_waves"]["default"], survey["switch_on_stop"]["choices"]) == ("100%", ["roll_back", "keep"])
     assert list(awx.survey("homeGPT status")) == ["target"]
+    assert list(awx.survey("homeGPT roll back")) == ["target", "switch_waves", "switch_timeout"]
 
     schedules = awx.named("schedules")
     switch = templates["homeGPT switch"]["id"]

@@ -197,7 +197,9 @@ def roll_back(buttons: Buttons) -> None:
     other = "a" if "one-b" in before else "b"
     buttons.press("switch", model=other).succeeded()
     assert awake(buttons) == [f"one-{other}", f"two-{other}"]
-    buttons.press("roll back").succeeded()
+    job = buttons.press("roll back", switch_waves="1,100%", switch_timeout="600").succeeded()
+    waves = [data for data in job.of("playbook_on_task_start") if data["task"] == "Make active again what was before"]
+    assert len(waves) == 2
     assert awake(buttons) == before
 
 
@@ -229,15 +231,17 @@ def test_every_button(buttons: Buttons, template: dict[str, Any], request: pytes
         ({"model": "a", "switch_max_failures": "few"}, ["switch_max_failures", "few"]),
         ({"model": "a", "switch_keep": "-2"}, ["switch_keep", "-2"]),
         ({"model": "a", "switch_on_stop": "panic"}, ["switch_on_stop", "panic", "roll_back", "keep"]),
+        ({"model": "a", "switch_timeout": "soon"}, ["switch_timeout", "soon"]),
     ],
-    ids=["model", "waves", "failures", "no_number", "keep", "on_stop"],
+    ids=["model", "waves", "failures", "no_number", "keep", "on_stop", "timeout"],
 )
 def test_a_wrong_answer_gets_a_clear_message(
     buttons: Buttons, loaded: Job, answers: dict[str, Any], message: list[str]
 ) -> None:
     before = awake(buttons)
-    # Waves and failures are text, so AWX lets them through. The rest it refuses, but a job is not only started by AWX.
-    let_through = {"abc", "few"} & set(answers.values())
+    # Waves, failures and seconds are text, so AWX lets them through. The rest it refuses, but it is not all that starts
+    # a job.
+    let_through = {"abc", "few", "soon"} & set(answers.values())
     job = buttons.press("switch", refused=not let_through, **answers)
     assert job.status == "failed", job.stdout
     assert job.rc != 0

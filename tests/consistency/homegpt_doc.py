@@ -79,7 +79,7 @@ def table(rows: Iterable[Row]) -> str:
     )
 
 
-def h1(files: dict[str, str]) -> str:
+def model_table(files: dict[str, str]) -> str:
     """One compose file for each model."""
     name = f"compose-vllm-{EXAMPLE}.yml"
     ((service, said),) = yaml.safe_load(files[name])["services"].items()
@@ -216,7 +216,7 @@ def parsed(command: list[str]) -> dict[str, str]:
     return {"MODEL": found.pop("MODEL"), **found}
 
 
-def h2(files: dict[str, str]) -> str:
+def main_table(files: dict[str, str]) -> str:
     """The main compose file."""
     said = yaml.safe_load(files["docker-compose.yml"])
     return table(
@@ -234,7 +234,7 @@ def h2(files: dict[str, str]) -> str:
     )
 
 
-def h3(files: dict[str, str]) -> str:
+def logging_table(files: dict[str, str]) -> str:
     """The logging config."""
     said = json.loads(files["vllm-logging.json"])
     return table(
@@ -258,7 +258,7 @@ def h3(files: dict[str, str]) -> str:
     )
 
 
-def h4(files: dict[str, str]) -> str:
+def open_webui_table(files: dict[str, str]) -> str:
     """Open WebUI."""
     ((_name, said),) = yaml.safe_load(files["compose-open-webui.yml"])["services"].items()
     env = said["environment"]
@@ -291,11 +291,11 @@ def listing(*names: str) -> Callable[[dict[str, str]], str]:
 
 
 BLOCKS: dict[str, Callable[[dict[str, str]], str]] = {
-    "H1": h1,
+    "model-table": model_table,
     "flags": flags,
-    "H2": h2,
-    "H3": h3,
-    "H4": h4,
+    "main-table": main_table,
+    "logging-table": logging_table,
+    "open-webui-table": open_webui_table,
     "model": listing(f"compose-vllm-{EXAMPLE}.yml"),
     "main": listing("docker-compose.yml", "compose-open-webui.yml"),
 }

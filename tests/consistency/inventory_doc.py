@@ -41,8 +41,8 @@ MINIMAL = {"id": "a", "model": "m", "host_port": 1}
 VARIABLES = {
     "vllm_models": "the models, see above",
     "vllm_switching": "the settings of the host, see above",
-    "vllm_active_model": "the model that the host is to have active: `site` brings it there, and a switch without "
-    "`-e model=` takes it",
+    "vllm_active_model": "the model that the host is to have active: `bootstrap` loads it last, `site` switches to it "
+    "where it sleeps, and a switch without `-e model=` takes it",
     "vllm_image": "the image of the models' containers",
     "vllm_gpu_access": "how containers get their GPUs: `nvidia`, `cdi`, `amd`, or `none`",
     "vllm_hf_token": "the token for Hugging Face; keep it in a vault. Containers get it as a compose secret: it is in "

@@ -28,7 +28,7 @@ def test_a_changed_rendering_is_noticed(rendered: dict[str, str]) -> None:
 
 
 def test_every_property_of_a_models_file_is_in_its_table(rendered: dict[str, str]) -> None:
-    text = homegpt_doc.h1(rendered)
+    text = homegpt_doc.model_table(rendered)
     ((_name, said),) = yaml.safe_load(rendered[f"compose-vllm-{homegpt_doc.EXAMPLE}.yml"])["services"].items()
     assert set(said) == {
         *(

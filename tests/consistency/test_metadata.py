@@ -36,6 +36,15 @@ def test_the_newest_ansible_core_is_the_one_locked() -> None:
     assert tested[-1] == locked[-1]
 
 
+def test_the_changelog_has_every_plugin_of_its_releases() -> None:
+    for version, release in load("changelogs/changelog.yaml")["releases"].items():
+        for kind, listed in (("modules", release["modules"]), ("filter", release["plugins"]["filter"])):
+            files = [path for path in (ROOT / "plugins" / kind).glob("*.py") if path.stem != "__init__"]
+            since = [path.stem for path in files if f"version_added: {version}\n" in path.read_text(encoding="utf-8")]
+            assert since
+            assert sorted(each["name"] for each in listed) == sorted(since)
+
+
 def test_the_requirements_are_those_of_the_collection() -> None:
     wanted = {entry["name"]: entry["version"] for entry in load("requirements.yml")["collections"]}
     # What one playbook alone needs is no dependency of the collection.

@@ -31,6 +31,7 @@ STACK = "/opt/homegpt"
 # The pages say what it is.
 ANSIBLE_CFG = """\
 [defaults]
+forks = 50
 callback_result_format = yaml
 display_skipped_hosts = false
 

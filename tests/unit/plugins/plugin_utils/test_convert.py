@@ -323,6 +323,9 @@ def test_custom_calls_have_their_timeouts_and_macros() -> None:
 
 
 def test_no_endpoints_means_stop() -> None:
+    model, found = swap(sleepMode="disable")
+    assert model["sleep_level"] == "stop"
+    assert noted(found, "switches its sleep off")
     model, found = swap(sleepEndpoints=None, wakeEndpoints=None)
     assert model["sleep_level"] == "stop"
     assert noted(found, "it is stopped, as before")
