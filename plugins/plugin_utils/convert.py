@@ -264,10 +264,9 @@ class Builder:
             (found["vllm_image"],) = images
             for model in contained:
                 del model["image"]
-        if found.get("vllm_image") or images - {""}:
-            self.notes.add(
-                name, "images are kept as they are named; a tag such as nightly changes under a running host: pin it"
-            )
+        floating = sorted(image for image in images if image and not re.search(r"@sha256:|:v?\d[^/]*\Z", image))
+        if floating:
+            self.notes.add(", ".join(floating), "is kept as it is named, and changes under a running host: pin it")
         if len(set(self._tokens.values())) == 1:
             found["vllm_hf_token"] = next(iter(self._tokens.values()))
         elif self._tokens:

@@ -45,6 +45,14 @@ def test_the_changelog_has_every_plugin_of_its_releases() -> None:
             assert sorted(each["name"] for each in listed) == sorted(since)
 
 
+def test_no_shipped_model_asks_for_what_vllm_refuses() -> None:
+    models = load("inventory/homegpt/group_vars/vllm_hosts.yml")["vllm_models"]
+    assert len(models) == 4
+    for model in models:
+        # vLLM 0.32.0, entrypoints/launchers/cli_args.py: "--enable-auto-tool-choice requires --tool-call-parser".
+        assert ("enable_auto_tool_choice" in model["args"]) == ("tool_call_parser" in model["args"]), model["id"]
+
+
 def test_the_requirements_are_those_of_the_collection() -> None:
     wanted = {entry["name"]: entry["version"] for entry in load("requirements.yml")["collections"]}
     # What one playbook alone needs is no dependency of the collection.

@@ -195,6 +195,23 @@ def test_volumes_and_caches() -> None:
     assert not noted(usual, "cache")
 
 
+@pytest.mark.parametrize(
+    ("image", "moves"),
+    [
+        ("vllm/vllm-openai:nightly-x86_64", True),
+        ("vllm/vllm-openai", True),
+        ("hub:5000/vllm/vllm-openai", True),
+        ("vllm/vllm-openai:v0.11.0", False),
+        ("hub:5000/vllm-openai:0.11", False),
+        ("vllm/vllm-openai@sha256:0123", False),
+    ],
+)
+def test_an_image_that_can_change_is_told(image: str, moves: bool) -> None:
+    found = homegpt(image=image)[1]
+    assert found.variables["vllm_image"] == image
+    assert noted(found, image, "pin it") == moves
+
+
 def test_what_has_no_place_here_is_told() -> None:
     found = homegpt(shm_size="8g", env_file=".env", environment=["LATER"])[1]
     assert noted(found, "shm_size", "no such setting")
