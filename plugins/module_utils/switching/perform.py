@@ -135,6 +135,7 @@ class Performer:
         if not before or not gpus:
             return
         freed = {i: max(0.0, gpus[i].free_gb - free) for i, free in before.items() if i in gpus}
+        # It only makes a later check of memory sharper: no reason to fail a switch.
         with contextlib.suppress(OSError):
             capacity.remember(self.host.stack_dir, name, freed)
 
@@ -173,6 +174,7 @@ class Performer:
         gpus = capacity.read_gpus()
         self._check_memory(step.model, capacity.load_need(model, gpus), gpus)
         if gpus:
+            # It only makes a later check of memory sharper: no reason to fail a switch.
             with contextlib.suppress(OSError):
                 capacity.remember(self.host.stack_dir, step.model, {})
         # Not by intent but in the course of this switch: then its answer has to be the one known.
