@@ -1,9 +1,8 @@
 # Every check has one name, for a person and for CI alike (.ci/run calls these). `make help` lists them.
-# Recipes see the tools of .venv first.
+# Recipes see of their caller's environment only what that script lets through, and the tools of .venv first.
+SHELL := bash
+.SHELLFLAGS := tools/clean_env.sh sh -c
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
-
-# For `make setup` only: the Python to build .venv with.
-export PYTHON
 
 PYTEST := .venv/bin/python -m pytest
 .DEFAULT_GOAL := help
