@@ -162,8 +162,8 @@ class Run:
         """The status table's cells, without its header."""
         (result,) = [shown for shown in self.results("ok") if isinstance(shown.get("msg"), list)]
         header, *lines = result["msg"]
-        assert header.split()[:7] == ["host", "model", "state", "level", "port", "running", "waiting"]
-        return [line.split(maxsplit=7) for line in lines]
+        assert header.split()[:8] == ["host", "model", "state", "level", "port", "running", "waiting", "gpu_gb"]
+        return [line.split(maxsplit=8) for line in lines]
 
     @property
     def steps(self) -> list[str]:

@@ -152,6 +152,13 @@ steps:
       type: int
       returned: always
       sample: 1
+    started_seconds:
+      description:
+        - When it began, in seconds since the switch was asked for, as RV(elapsed_seconds) counts them. Null in check
+          mode. Steps of several servers may overlap.
+      type: float
+      returned: always
+      sample: 0.021
     seconds:
       description: How long it took, null in check mode.
       type: float

@@ -93,6 +93,13 @@ models:
       type: int
       returned: always
       sample: 0
+    gpu_memory_gb:
+      description:
+        - The memory that the processes of its server hold now, on all GPUs together, in GB of 10^9 bytes; null where
+          C(nvidia-smi) doesn't tell, or not which processes they are.
+      type: float
+      returned: always
+      sample: 1.14
     problem:
       description: What is wrong with it.
       type: str

@@ -28,6 +28,8 @@ from tests.serverlib import ROOT, STANDIN
 # What the pages show; the host has others, so that they can be run beside anything else.
 FIRST_PORT = 8001
 STACK = "/opt/homegpt"
+# Of each of its two GPUs.
+GPU_TOTAL_GB = "48"
 # The pages say what it is.
 ANSIBLE_CFG = """\
 [defaults]
@@ -96,6 +98,9 @@ class World:
                 (str(ROOT / "tests/standin/bin"), str(Path(sys.executable).parent), os.environ["PATH"])
             ),
             "ANSIBLE_NOCOLOR": "1",
+            # The host's nvidia-smi.
+            "STANDIN_GPU_DIR": str(folder / "gpus"),
+            "STANDIN_GPU_TOTAL_GB": GPU_TOTAL_GB,
             # There is no network where this is run; what the package depends on is there.
             "ANSIBLE_GALAXY_SERVER": "http://127.0.0.1:9/",
             "LC_ALL": "C.UTF-8",
@@ -136,6 +141,8 @@ class World:
             "start_command": [*command, "--enable-sleep-mode"],
             "env": {
                 "STANDIN_GPU_DIR": str(self.folder / "gpus"),
+                "STANDIN_GPU_TOTAL_GB": GPU_TOTAL_GB,
+                "STANDIN_ASLEEP_GB": "1",
                 "STANDIN_LOAD_SECONDS": "0.3",
                 "STANDIN_SLEEP_SECONDS": "0.3",
                 "STANDIN_WAKE_SECONDS": "0.5",

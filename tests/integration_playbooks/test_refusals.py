@@ -102,7 +102,7 @@ def test_dev_mode_off(pair: Pair, start: Start, inventory: Inventory) -> None:
     assert ordinary.accesses("POST", marks[1]) == []
     row = ansible.play("status").table[1]
     assert row[1:3] == ["ordinary", "error"]
-    assert "VLLM_SERVER_DEV_MODE=1" in row[7]
+    assert "VLLM_SERVER_DEV_MODE=1" in row[8]
 
 
 class LogIn(http.server.BaseHTTPRequestHandler):

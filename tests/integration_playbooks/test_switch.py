@@ -213,6 +213,8 @@ def test_module_defaults_by_the_action_group(ansible: Ansible, tmp_path: Path) -
                             "switched.models.a == {'state': 'sleeping', 'level': 1}",
                             "switched.steps | map(attribute='action') == ['drain', 'sleep', 'wake', 'verify']",
                             "switched.steps | map(attribute='seconds') | select('lt', 0) | length == 0",
+                            "switched.steps | map(attribute='started_seconds') == "
+                            "switched.steps | map(attribute='started_seconds') | sort",
                             "switched.elapsed_seconds < 10",
                             "seen.active_models == ['b']",
                             "seen.models.b.state == 'active'",

@@ -77,12 +77,31 @@ def read_holders(index: int) -> list[Holder]:
         row[1] for row in _ask("--query-gpu=index,uuid,memory.total,memory.free") if row[0] == str(index) and row[1:]
     ]
     holders = []
-    for row in _ask("--query-compute-apps=gpu_uuid,pid,process_name,used_memory"):
+    for row in _processes():
         used = _gigabytes(row[-1])
-        if row[0] in uuids and len(row) >= 4 and row[1].isdigit() and used is not None:
+        if row[0] in uuids and used is not None:
             # A name may have commas.
             holders.append(Holder(int(row[1]), ", ".join(row[2:-1]), used))
     return sorted(holders, key=lambda holder: -holder.used_gb)
+
+
+def read_used() -> dict[int, float | None]:
+    """The memory that processes hold, on all GPUs together, by their ids; those that nvidia-smi tells of. Never raises.
+
+    None for a process of which it doesn't tell everywhere.
+    """
+    found: dict[int, float | None] = {}
+    for row in _processes():
+        pid, used = int(row[1]), _gigabytes(row[-1])
+        before = found.get(pid, 0.0)
+        found[pid] = None if used is None or before is None else before + used
+    return found
+
+
+def _processes() -> list[list[str]]:
+    """What nvidia-smi tells of each process on each of its GPUs: the GPU's id, the process's, its name, its memory."""
+    rows = _ask("--query-compute-apps=gpu_uuid,pid,process_name,used_memory")
+    return [row for row in rows if len(row) >= 4 and row[1].isdigit()]
 
 
 def read_ram_total_gb() -> float | None:

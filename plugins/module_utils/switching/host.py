@@ -9,6 +9,7 @@ import concurrent.futures
 import dataclasses
 import typing
 
+from . import capacity
 from .inventory import Inventory, Model, Switching, secret_texts
 from .lifecycle import Lifecycle
 from .lock import HostLock
@@ -85,6 +86,23 @@ class Host:
         models = tuple(models)
         seen = dict(zip((m.id for m in models), self.each(look, models)))
         return {m.id: seen.get(m.id, Observation(DISABLED)) for m in self.inventory.models}
+
+    def report(self) -> tuple[dict[str, Observation], dict[str, float | None]]:
+        """What all models are, with their requests, and the GPU memory that each one's server holds, in GB.
+
+        None where nobody can tell, and where no server runs.
+        """
+        asked = self._pool.submit(capacity.read_used)  # meanwhile: nvidia-smi may take its time
+        seen = self.observe(self.inventory.enabled, count_requests=True)
+        used = asked.result()
+
+        def held(model: Model) -> float | None:
+            told = [used[pid] for pid in self.lifecycles[model.id].pids() if pid in used]
+            known = [gb for gb in told if gb is not None]
+            return round(sum(known), 2) if known and len(known) == len(told) else None
+
+        up = [m for m in self.inventory.enabled if used and seen[m.id].state != STOPPED]
+        return seen, dict(zip((m.id for m in up), self.each(held, up)))
 
     def each(self, function: typing.Callable[[T], R], items: typing.Sequence[T]) -> list[R]:
         """The results of the function for all items, worked on side by side; all end before an error is raised."""

@@ -57,6 +57,9 @@ class Lifecycle(typing.Protocol):
     def process(self) -> Process:
         """How its process fares. Never raises."""
 
+    def pids(self) -> list[int]:
+        """The ids, as the host counts, of the processes that it is; none where nobody can tell. Never raises."""
+
     def last_lines(self) -> list[str]:
         """The last lines of its log, none where there is no log. Never raises."""
 
@@ -108,6 +111,14 @@ class ComposeService:
         if told is None:
             return Process(None)
         return Process(True) if told.group(1) == "true" else Process(False, int(told.group(2)))
+
+    def pids(self) -> list[int]:
+        """The processes of the container."""
+        try:
+            told = _run(("docker", "top", self.name, "-eo", "pid"), LOOK_TIMEOUT_SECONDS).stdout
+        except LifecycleError:
+            return []
+        return [int(line) for line in told.split() if line.isdigit()]
 
     def last_lines(self) -> list[str]:
         """The last lines that the container has logged since its last start."""
@@ -209,6 +220,11 @@ class Command:
             return Process(None)
         return Process(False, remains=self._group() is not None)
 
+    def pids(self) -> list[int]:
+        """The process started here and those that it started."""
+        group = self._group()
+        return [] if group is None else _members(group)
+
     def last_lines(self) -> list[str]:
         """The last lines of what the command printed."""
         try:
@@ -242,7 +258,7 @@ class Command:
             return pid
         # Its id is its group's too, and the kernel gives it to nobody else while the group lives. After a boot it may.
         gone = _start_time(pid) is None
-        return pid if gone and boot is not None and boot == _boot_id() and _group_lives(pid) else None
+        return pid if gone and boot is not None and boot == _boot_id() and _members(pid) else None
 
     def _ends_within(self, seconds: float, group: int) -> bool:
         deadline = time.monotonic() + seconds
@@ -250,7 +266,7 @@ class Command:
             if self.child is not None:
                 self.child.poll()  # takes the exit status, or the process stays as a zombie
             # The processes it started count too: vLLM's engine is one, and it is what holds the GPU.
-            if self._pid() is None and not _group_lives(group):
+            if self._pid() is None and not _members(group):
                 return True
             time.sleep(0.02)
         return False
@@ -304,13 +320,14 @@ def _boot_id() -> str | None:
     return None
 
 
-def _group_lives(group: int) -> bool:
-    """Whether any process of a process group is left, zombies aside."""
-    for name in os.listdir("/proc"):
-        fields = _stat(int(name)) if name.isdigit() else None
+def _members(group: int) -> list[int]:
+    """The processes of a process group, zombies aside."""
+    found = []
+    for pid in (int(name) for name in os.listdir("/proc") if name.isdigit()):
+        fields = _stat(pid)
         if fields and int(fields[2]) == group:
-            return True
-    return False
+            found.append(pid)
+    return found
 
 
 def _stat(pid: int) -> list[str] | None:

@@ -28,15 +28,17 @@ from .result import Steps, step_record
 class Performer:
     """Does the steps of one switch, confirms each and writes it down.
 
-    C(to_record) is the model whose answer is to be recorded, so that it is not compared. C(steps) and C(warnings) are
+    C(asked) is when the switch was asked for, by the host's clock. C(to_record) is the model whose answer is to be
+    recorded, so that it is not compared. C(steps) and C(warnings) are
     for the result. C(begun) are the models whose servers were woken or started, and whether that was because something
     had failed; C(wrong) those that answer otherwise than recorded; C(held) those that a drain has paused, and that have
     not slept or ended since. To be told: C(ending), who is to end and so can't keep requests; C(rung) of the escalation
     that all further steps belong to.
     """
 
-    def __init__(self, host: Host, to_record: str | None = None) -> None:
+    def __init__(self, host: Host, asked: float, to_record: str | None = None) -> None:
         self.host = host
+        self.asked = asked
         self.settings = host.settings
         self.to_record = to_record
         self.steps: Steps = []
@@ -64,6 +66,7 @@ class Performer:
         }
         started = self.host.clock()
         record = step_record(step)
+        record["started_seconds"] = round(started - self.asked, 3)
         if rung or self.rung:
             record["escalation"] = rung or self.rung
         self.steps.append(record)

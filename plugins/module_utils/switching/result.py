@@ -21,8 +21,9 @@ Steps = typing.List[typing.Dict[str, typing.Any]]
 class Result:
     """What a switch found, did and left.
 
-    C(steps) are dicts with action, model, level, seconds and, where there is such a thing, note, failed, escalation
-    (the rung that it belongs to) and requests (how many were drained, parked and cut).
+    C(steps) are dicts with action, model, level, started_seconds (since the switch was asked for), seconds and, where
+    there is such a thing, note, failed, escalation (the rung that it belongs to) and requests (how many were drained,
+    parked and cut).
     """
 
     changed: bool
@@ -77,7 +78,13 @@ class Result:
 
 def step_record(step: Step) -> dict[str, typing.Any]:
     """A step as it is in a result, before it is done."""
-    return {"action": step.action, "model": step.model, "level": step.level, "seconds": None}
+    return {
+        "action": step.action,
+        "model": step.model,
+        "level": step.level,
+        "started_seconds": None,
+        "seconds": None,
+    }
 
 
 def say_step(step: typing.Mapping[str, typing.Any]) -> str:

@@ -84,7 +84,7 @@ class Switcher:
     def report(self) -> dict[str, typing.Any]:
         """What every model is and how many requests it has, as plain data. Changes nothing, and never fails."""
         self.lock.peek()
-        seen = self.host.observe(self.inventory.enabled, count_requests=True)
+        seen, gpu_memory_gb = self.host.report()
         return {
             "active_models": [name for name, state in seen.items() if state.state == ACTIVE],
             "models": {
@@ -95,6 +95,7 @@ class Switcher:
                     "startup_mode": m.startup_mode,
                     "running": seen[m.id].running,
                     "waiting": seen[m.id].waiting,
+                    "gpu_memory_gb": gpu_memory_gb.get(m.id),
                 }
                 for m in self.inventory.models
             },
@@ -135,7 +136,7 @@ class Switcher:
         done: list[Result] = []
         for round_ in self.inventory.rounds(models):
             try:
-                done.append(self._switch_all(round_, ACTIVE, check, displaced=names))
+                done.append(self._switch_all(round_, ACTIVE, check, displaced=names, started=started))
             except SwitchingError as error:
                 if not done:
                     raise
@@ -153,8 +154,11 @@ class Switcher:
         for_now: bool = False,
         record_canary: bool = False,
         displaced: typing.Sequence[str] = (),
+        started: float | None = None,
     ) -> Result:
-        """C(displaced) is what counts as taken off the GPUs; unless it is given, what was."""
+        """C(displaced) is what counts as taken off the GPUs; unless it is given, what was. C(started) is when the whole
+        was asked for, of which this may be a part.
+        """
         self._check_apart(models)
         for model in models if record_canary else ():
             if wanted != ACTIVE or not canary.applies(model):
@@ -162,7 +166,7 @@ class Switcher:
                     f"record_canary: {model.id} can't give an answer to record: that takes the state active, a canary "
                     "that is not off, and ready_completion"
                 )
-        started = self.clock()
+        started = self.clock() if started is None else started
         with self._checking() if check else self._lock(f"{', '.join(m.id for m in models)} {wanted}"):
             if displaced and record.last_displaced(self.stack_dir) != list(displaced):
                 raise SwitchingError(
@@ -250,7 +254,7 @@ class Switcher:
             waits = [Step(WAIT, name) for name, _left in self._stays(model, before, plan)]
             steps = [step_record(step) for step in (*waits, *plan.steps, *([last] if last else []))]
             return self._result(model, before, predict(before, plan), steps, [], started)
-        performer = Performer(self.host, model.id if last else None)
+        performer = Performer(self.host, started, model.id if last else None)
         mender = Mender(performer, self._plan)
 
         def result(after: States) -> Result:

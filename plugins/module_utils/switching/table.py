@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import typing
 
-_HEADER = ("host", "model", "state", "level", "port", "running", "waiting", "problem")
+_HEADER = ("host", "model", "state", "level", "port", "running", "waiting", "gpu_gb", "problem")
+_KEYS = ("state", "level", "host_port", "running", "waiting", "gpu_memory_gb")
 
 
 def status_lines(reports: typing.Mapping[str, typing.Mapping[str, typing.Any]]) -> list[str]:
@@ -16,11 +17,16 @@ def status_lines(reports: typing.Mapping[str, typing.Mapping[str, typing.Any]]) 
     rows: list[tuple[str, ...]] = [_HEADER]
     for host, report in reports.items():
         for name, model in report["models"].items():
-            cells = (host, name, *(model.get(key) for key in ("state", "level", "host_port", "running", "waiting")))
-            rows.append((*("-" if cell is None else str(cell) for cell in cells), model.get("problem", "")))
+            rows.append((host, name, *(_cell(model.get(key)) for key in _KEYS), model.get("problem", "")))
     if not any(row[-1] for row in rows[1:]):
         rows = [row[:-1] for row in rows]
     return lines(rows)
+
+
+def _cell(value: typing.Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.1f}" if isinstance(value, float) else str(value)
 
 
 def lines(rows: typing.Sequence[typing.Sequence[str]]) -> list[str]:

@@ -146,6 +146,21 @@ def test_processes_whose_memory_is_not_told(says: Any) -> None:
     assert capacity.read_holders(0) == [Holder(12, "[Not Found]", 1.048576)]
 
 
+def test_what_each_process_holds(says: Any) -> None:
+    says(
+        """echo 'GPU-1, 11, python3, 1000'
+        echo 'GPU-2, 11, python3, with a comma, 500'
+        echo 'GPU-1, 12, [Not Found], [N/A]'
+        echo 'GPU-2, 12, [Not Found], 1000'
+        echo 'GPU-2, 13, python3, [N/A]'
+        echo 'GPU-2, ?, python3, 7'
+        echo"""
+    )
+    assert capacity.read_used() == {11: pytest.approx(1.572864), 12: None, 13: None}
+    says("echo 'No devices were found'; exit 6")
+    assert capacity.read_used() == {}
+
+
 def test_a_nvidia_smi_that_hangs(says: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(capacity, "NVIDIA_SMI_TIMEOUT_SECONDS", 0.2)
     # The process that it leaves behind keeps its output open.

@@ -400,6 +400,17 @@ def test_a_stop_command_that_never_ends_is_cut(stack_dir: Path, monkeypatch: pyt
     assert "did not end within 0.2 s" in text
 
 
+def test_the_processes_of_a_command(stack_dir: Path, processes: Processes) -> None:
+    server = shell(stack_dir, "sleep 300 & sleep 300 & echo ready; wait")
+    assert server.pids() == []
+    server.start()
+    wait_until(server.last_lines)
+    assert sorted(server.pids()) == processes.left()
+    assert len(server.pids()) == 3
+    server.stop()
+    assert server.pids() == []
+
+
 # ---- compose ----------------------------------------------------------------------------------
 
 FAKE_DOCKER = """\
@@ -489,6 +500,14 @@ def test_how_a_container_fares(
     assert "{{.State.Running}} {{.State.ExitCode}}" in call
 
 
+def test_the_processes_of_a_container(docker: Docker, service: ComposeService) -> None:
+    docker.answer({"top": (0, "PID\n4711\n4780\n", "")})
+    assert service.pids() == [4711, 4780]
+    assert docker.calls() == [["top", "vllm-m", "-eo", "pid"]]
+    docker.answer({"top": (1, "", "Error response from daemon: container 1 is not running\n")})
+    assert service.pids() == []
+
+
 def test_the_last_lines_of_a_container(docker: Docker, service: ComposeService) -> None:
     started = "2026-11-21T16:43:55.123456789Z"
     docker.answer({"inspect": (0, f"{started}\n", ""), "logs": (0, "INFO loading\n", "ValueError: no such weights\n")})
@@ -544,4 +563,5 @@ def test_no_docker(docker: Docker, service: ComposeService) -> None:
     assert raised(service.start) == remedy
     assert raised(service.stop) == remedy
     assert service.process() == Process(None)
+    assert service.pids() == []
     assert service.last_lines() == []

@@ -138,7 +138,13 @@ def test_all_that_a_big_model_has_displaced_come_back(big: Host) -> None:
             "a": "active", "b": "active", "big": "sleeping",
         }  # fmt: skip
     assert big.states() == {"a": "active", "b": "active", "big": "sleeping"}
-    assert sum(step["seconds"] for step in result.steps) <= result.elapsed_seconds
+    # One after the other, counted from the same moment as the whole.
+    ended = 0.0
+    for step in result.steps:
+        assert step["started_seconds"] >= ended - 0.002  # they are rounded
+        ended = step["started_seconds"] + step["seconds"]
+    assert ended <= result.elapsed_seconds + 0.002
+    assert {step["started_seconds"] for step in planned.steps} == {None}
     assert not roll_back(big).changed
 
 

@@ -998,6 +998,7 @@ def test_slow_servers_are_observed_side_by_side(host: Host) -> None:
         "startup_mode": "sleep",
         "running": 0,
         "waiting": 0,
+        "gpu_memory_gb": None,
     }
 
 

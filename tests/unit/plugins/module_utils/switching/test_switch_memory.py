@@ -69,3 +69,19 @@ def test_the_memory_of_a_half_awake_target_is_its_own(pair: Host) -> None:
         lock.doubt("b")
     pair.call("b", "POST", "/wake_up?tags=weights")
     assert pair.switch("b").active_model == "b"
+
+
+def test_a_report_tells_the_memory_that_each_server_holds(pair: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    def held() -> dict[str, float | None]:
+        with pair.switcher() as switcher:
+            return {name: seen["gpu_memory_gb"] for name, seen in switcher.report()["models"].items()}
+
+    # The one that sleeps holds nothing in the ledger, so its process is not among those of nvidia-smi.
+    assert held() == {"a": pytest.approx(20, abs=0.01), "b": None}
+    GpuHost(pair.gpu_dir, ("0",), 24, "python3").hold(3)
+    assert held()["a"] == pytest.approx(20, abs=0.01)
+    pair.switch("a", "stopped")
+    assert held() == {"a": None, "b": None}
+    pair.switch("a")
+    monkeypatch.delenv("STANDIN_GPU_DIR")
+    assert held() == {"a": None, "b": None}
