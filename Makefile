@@ -24,6 +24,10 @@ test: setup ## every test that needs no container engine and no real vLLM
 	$(PYTEST) -n 2 --dist loadfile tests --ignore tests/real --ignore tests/e2e --ignore tests/fuzz --ignore tests/faults \
 		--ignore tests/fleet
 
+.PHONY: fresh
+fresh: ## make demo and make test on bare Debian 12 and 13, as root and as a user; ROOTS="debian13 user": there alone (needs root)
+	@bash tools/fresh.sh $(ROOTS)
+
 .PHONY: lint
 lint: setup ## style of Python, YAML, Ansible, shell and the changelog
 	ruff check .

@@ -13,7 +13,7 @@
 # An image carries a digest of what it was made of, and is made again only when that has changed.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-PATH=$PWD/.venv/bin:$PATH:/usr/sbin:/sbin
+PATH=$PWD/.venv/bin:$PATH
 
 label=homegpt.inputs
 packages=ca-certificates,libnuma1,libstdc++6,procps,python3,python3-requests
@@ -45,31 +45,12 @@ is_there() {
 
 id_of() { docker image inspect --format '{{.Id}}' "$1"; }
 
-# Any Debian release may be the host; where the host is none, Debian's own server is asked.
-mirror() {
-    local found
-    # shellcheck disable=SC2016 # apt's own variable
-    found=$(apt-get indextargets --format '$(SITE)' 'Created-By: Packages' 'Origin: Debian' 'Component: main' 2>/dev/null |
-        grep -v security | head -n 1 || true)
-    echo "${found:-http://deb.debian.org/debian}"
-}
-
 base() { # SUITE: of Debian
     local image=homegpt-base:$1 root=$work/root inputs
     inputs=$(echo "$1 $packages 1" | digest)
     if is_there "$image" "$inputs"; then return; fi
     say "building $image"
-    [ "$(id -u)" -eq 0 ] || {
-        say "debootstrap wants root: run this as root once; the images stay"
-        exit 1
-    }
-    command -v debootstrap >/dev/null || bash tools/apt.sh debootstrap debian-archive-keyring
-    if ! debootstrap --variant=minbase --include="$packages" "$1" "$root" "$(mirror)" >"$work/log" 2>&1; then
-        tail -n 15 "$work/log" "$root/debootstrap/debootstrap.log" >&2 || true
-        say "debootstrap could not make Debian $1: see above"
-        exit 1
-    fi
-    rm -rf "$root"/var/cache/apt/archives/*.deb "$root"/var/lib/apt/lists/*
+    bash tools/debian.sh "$1" "$root" "$packages"
     tar --create --directory "$root" --one-file-system . |
         docker import --change "LABEL $label=$inputs homegpt.image=1" --change 'CMD ["bash"]' - "$image" >/dev/null
     rm -rf "$root"
