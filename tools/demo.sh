@@ -54,7 +54,7 @@ cleanup() {
     if [ "$status" -ne 0 ]; then printf '\nEnding the demo: stopping its servers ...\n'; fi
     # In a session of its own, where Ctrl-C does not reach it.
     if ! said=$(setsid --wait ansible-playbook -i "$inventory" "$(playbook teardown)" 2>&1); then
-        printf '%s\n' "$said" "The servers could not all be stopped; their logs are in $DEMO_STACK_DIR/run" >&2
+        printf '%s\n' "$said" "The servers could not all be stopped; their logs are in ${DEMO_STACK_DIR@Q}/run" >&2
         exit 1
     fi
     rm -rf "$DEMO_STACK_DIR"
@@ -67,7 +67,7 @@ trap 'exit 143' TERM HUP
 output=$DEMO_STACK_DIR/output
 
 show() { # EXPLANATION COMMAND ...: print both, run the command, keep its output for `expect`
-    printf '\n# %s\n$ %s\n' "$1" "${*:2}"
+    printf '\n# %s\n$%s\n' "$1" "$(printf ' %q' "${@:2}")"
     "${@:2}" 2>&1 | tee -p "$output"
 }
 

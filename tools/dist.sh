@@ -7,8 +7,11 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PATH=$PWD/.venv/bin:$PATH
 unset ANSIBLE_CONFIG
 
+# All temporary files lie in there, those of the commands that are called too.
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
+mkdir "$work/tmp"
+export TMPDIR=$work/tmp
 copy=$(bash tools/clean_copy.sh "$work")
 
 version=$(sed -n 's/^version: //p' galaxy.yml)
@@ -35,11 +38,16 @@ mkdir -p "$ANSIBLE_COLLECTIONS_PATH/ansible_collections"
 ln -s "$PWD/.build/ansible_collections/community" "$ANSIBLE_COLLECTIONS_PATH/ansible_collections/"
 # Not --no-deps: that galaxy.yml names what the collection needs is part of what is checked.
 ansible-galaxy collection install --offline --collections-path "$ANSIBLE_COLLECTIONS_PATH" "dist/$package"
-playbooks=(playbooks/*.yml)
-DEMO_COLLECTIONS=$ANSIBLE_COLLECTIONS_PATH bash tools/demo.sh
-cd "$work"
+# Before anything is played: Ansible then writes bytecode beside what it imports, and the package has none.
 ansible-galaxy collection verify --offline homegpt.vllm
+playbooks=(playbooks/*.yml)
+printf '\nThe demo, out of the installed package, from an empty folder. It plays bootstrap, status, switch and teardown by name.\n\n'
+DEMO_COLLECTIONS=$ANSIBLE_COLLECTIONS_PATH bash tools/demo.sh
+echo
+cd "$work"
 for playbook in "${playbooks[@]}"; do
-    ansible-playbook --syntax-check --inventory "vllm_host," "homegpt.vllm.$(basename "$playbook" .yml)"
+    name=homegpt.vllm.$(basename "$playbook" .yml)
+    echo "The syntax of $name"
+    ansible-playbook --syntax-check --inventory "vllm_host," "$name" >/dev/null
 done
 echo "$(wc -l <"$work/listing") files and folders in dist/$package"
