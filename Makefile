@@ -16,7 +16,7 @@ setup: ## build .venv, everything pinned; make this checkout resolvable as homeg
 	@bash tools/setup.sh
 
 .PHONY: demo
-demo: setup ## bootstrap and switch four stand-in models on this machine
+demo: setup ## bootstrap and switch four stand-in models on this machine; KEEP=1 leaves them up to play with, STOP=1 ends that
 	@bash tools/demo.sh
 
 .PHONY: test
@@ -110,5 +110,6 @@ lock: ## pin requirements.in anew for every supported Python (needs uv)
 
 .PHONY: clean
 clean: ## remove what the other targets made in this folder (not the images, not the caches)
+	@if [ -d .build/demo ]; then STOP=1 bash tools/demo.sh; fi
 	rm -rf .venv .build .ansible .hypothesis .mypy_cache .pytest_cache .ruff_cache dist tests/output
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

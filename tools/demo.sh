@@ -2,20 +2,25 @@
 # SPDX-License-Identifier: MIT
 # Shows on this machine what the collection does: four models, served by stand-ins for vLLM, are loaded,
 # switched and ended by the playbooks that do the same to real ones. Leaves nothing behind.
+#
+#   make demo KEEP=1      leaves the servers up, in .build/demo, and says what to try
+#   make demo STOP=1      ends that
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-# The GPUs are pretended: this machine's own are not asked.
-PATH=$PWD/.venv/bin:$PWD/tests/standin/bin:$PATH
+PATH=$PWD/.venv/bin:$PATH
 
 # The demo's own settings, whatever this shell has for other projects.
 for name in ${!ANSIBLE_*}; do
     case $name in ANSIBLE_NOCOLOR | ANSIBLE_FORCE_COLOR) ;; *) unset "$name" ;; esac
 done
+keep=${KEEP:-}
+kept=$PWD/.build/demo
+unset DEMO_FIRST_PORT DEMO_STACK_DIR
 inventory=$PWD/inventory/demo
 if [ -n "${DEMO_COLLECTIONS:-}" ]; then
     # The collection as it was installed there, from a folder with nothing in it.
     export ANSIBLE_COLLECTIONS_PATH=$DEMO_COLLECTIONS
-    cd "$(mktemp -d)"
+    keep=""
     playbook() { echo "homegpt.vllm.$1"; }
 else
     export ANSIBLE_CONFIG=$PWD/ansible.cfg
@@ -23,13 +28,58 @@ else
     playbook() { echo "playbooks/$1.yml"; }
 fi
 # Ansible starts in a UTF-8 locale only.
-if [ "$(locale charmap 2>/dev/null)" != UTF-8 ]; then export LC_ALL=C.UTF-8; fi
+locale=""
+if [ "$(locale charmap 2>/dev/null)" != UTF-8 ]; then export LC_ALL=C.UTF-8 && locale="LC_ALL=C.UTF-8 "; fi
 # Prints a table's lines as lines.
 export ANSIBLE_CALLBACK_RESULT_FORMAT=yaml
 # Behind the pipe of `show` there is no terminal to be seen.
 if [ -t 1 ] && [ -z "${NO_COLOR:-}" ] && [ -z "${ANSIBLE_NOCOLOR:-}" ]; then export ANSIBLE_FORCE_COLOR=1; fi
 
-# The inventory reads these two: the demo disturbs nobody who has its usual ports or folder.
+tear_down() {
+    # In a session of its own, where Ctrl-C does not reach it.
+    if ! said=$(setsid --wait ansible-playbook -i "$inventory" "$(playbook teardown)" 2>&1); then
+        printf '%s\n' "$said" "The servers could not all be stopped; their logs are in ${DEMO_STACK_DIR@Q}/run" >&2
+        exit 1
+    fi
+    rm -rf "$DEMO_STACK_DIR"
+}
+
+tell_what_to_try() {
+    local play=$locale".venv/bin/ansible-playbook -i inventory/demo playbooks"
+    local ill=qwen3-next-80b-a3b-thinking
+    cat <<TEXT
+To try in any shell:
+
+cd $(printf %q "$PWD")
+
+# Another model, by the steps that are shown:
+$play/switch.yml -e model=qwen3-vl-32b --diff
+
+# A model that runs out of GPU memory when it wakes, and again when it is started anew: the switch fails, and the model
+# from before is back. (What goes wrong is used up by that; the same switch again succeeds.)
+echo '[{"path": "/wake_up", "fault": "oom"}, {"path": "load", "fault": "oom"}]' >.build/demo/faults.json && \\
+  $play/switch.yml -e model=$ill
+
+# What is every model doing, and how did the last switch end?
+$play/status.yml
+
+make demo STOP=1 ends it: the servers are stopped and .build/demo is removed.
+TEXT
+}
+
+if [ -n "${STOP:-}" ] && [ -z "${DEMO_COLLECTIONS:-}" ]; then
+    if [ ! -d "$kept" ]; then
+        echo "There is no demo to stop: none is kept in .build/demo."
+        exit 0
+    fi
+    echo "Ending the demo: stopping its servers ..."
+    export DEMO_STACK_DIR=$kept
+    tear_down
+    echo "Ended. Its files in .build/demo are removed."
+    exit 0
+fi
+
+# The inventory reads it, and its folder: the demo disturbs nobody who has its usual ports or folder.
 DEMO_FIRST_PORT=$(python - <<'PY'
 import contextlib, socket
 
@@ -45,24 +95,37 @@ def free(port):
 print(next(first for first in range(8001, 32000, 10) if all(free(first + n) for n in range(4))))
 PY
 )
-DEMO_STACK_DIR=$(mktemp -d "${TMPDIR:-/tmp}/homegpt-vllm-demo.XXXXXX")
+
+if [ -n "$keep" ]; then
+    DEMO_STACK_DIR=$kept
+    mkdir -p .build
+    if ! mkdir "$kept" 2>/dev/null; then
+        printf 'A demo is kept already, in .build/demo; nothing was started.\n'
+        tell_what_to_try
+        exit 0
+    fi
+else
+    DEMO_STACK_DIR=$(mktemp -d "${TMPDIR:-/tmp}/homegpt-vllm-demo.XXXXXX")
+fi
 export DEMO_FIRST_PORT DEMO_STACK_DIR
 
 cleanup() {
     local status=$?
     trap '' INT TERM HUP # once is enough; a second Ctrl-C must not leave servers behind
     if [ "$status" -ne 0 ]; then printf '\nEnding the demo: stopping its servers ...\n'; fi
-    # In a session of its own, where Ctrl-C does not reach it.
-    if ! said=$(setsid --wait ansible-playbook -i "$inventory" "$(playbook teardown)" 2>&1); then
-        printf '%s\n' "$said" "The servers could not all be stopped; their logs are in ${DEMO_STACK_DIR@Q}/run" >&2
-        exit 1
-    fi
-    rm -rf "$DEMO_STACK_DIR"
+    tear_down
     exit "$status"
 }
 trap cleanup EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM HUP
+
+# For whoever plays with it from another shell.
+echo "$DEMO_FIRST_PORT" >"$DEMO_STACK_DIR/first_port"
+if [ -n "${DEMO_COLLECTIONS:-}" ]; then
+    mkdir "$DEMO_STACK_DIR/empty"
+    cd "$DEMO_STACK_DIR/empty"
+fi
 
 output=$DEMO_STACK_DIR/output
 
@@ -82,12 +145,13 @@ expect() { # WHAT COUNT PATTERN: the output must have that many lines that match
 
 expect_states() { # MODEL: it is active, and the three others sleep
     expect "$1 should be active" 1 " $1 +active "
-    expect "one model should be active" 1 '^.* - demo .* active '
-    expect "three models should be sleeping" 3 '^.* - demo .* sleeping '
+    expect "one model should be active" 1 '(^| - )demo .* active '
+    expect "three models should be sleeping" 3 '(^| - )demo .* sleeping '
 }
 
 printf 'Four models on a pretended host with two GPUs, of which only one fits at a time (ports %d to %d).\n' \
     "$DEMO_FIRST_PORT" $((DEMO_FIRST_PORT + 3))
+echo "It takes about half a minute, a minute on a busy machine."
 echo "To type such a command yourself, begin with: . .venv/bin/activate"
 
 show "Load the models, one at a time, and put all but the default one to sleep:" \
@@ -115,4 +179,10 @@ show "So gpt-oss-20b is still the active one:" \
 expect_states gpt-oss-20b
 
 printf '\nShown: four models loaded one at a time, one switch, one that changed nothing, one only planned;\n'
-printf 'gpt-oss-20b is active and the others sleep. Now its servers are stopped and its files removed.\n'
+if [ -n "$keep" ]; then
+    trap - EXIT INT TERM HUP
+    printf 'gpt-oss-20b is active and the others sleep. They stay up.\n\n'
+    tell_what_to_try
+else
+    printf 'gpt-oss-20b is active and the others sleep. Now its servers are stopped and its files removed.\n'
+fi

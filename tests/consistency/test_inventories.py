@@ -42,7 +42,13 @@ def variables_of(name: str, ansible_playbook: str) -> dict[str, dict[str, Any]]:
             *("--extra-vars", "ansible_become=false"),
             GROUP,
         ],
-        env={**os.environ, "ANSIBLE_NOCOLOR": "1", "ANSIBLE_DEPRECATION_WARNINGS": "0"},
+        env={
+            **os.environ,
+            "ANSIBLE_NOCOLOR": "1",
+            "ANSIBLE_DEPRECATION_WARNINGS": "0",
+            # Whether a demo is kept in this checkout or not.
+            "DEMO_FIRST_PORT": "8001",
+        },
         cwd=ROOT,
         capture_output=True,
         text=True,
