@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The figures that the README states, each a ratio or a delay measured in one run on this machine.
 
-    .venv/bin/python bench/run.py [--only core|playbook|ready|fleet|bootstrap] [--quick]
+    .venv/bin/python bench/run.py [--only core|playbook|ready|fleet|bootstrap] [--quick] [--write]
 
 `bootstrap` needs a Docker engine and the images for tests (`make images`), and takes eight minutes.
 
@@ -16,6 +16,7 @@ import contextlib
 import random
 import signal
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -31,6 +32,7 @@ from ansible_collections.homegpt.vllm.plugins.module_utils.switching.connection 
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import parse
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.switch import Switcher
 
+from bench import medians
 from tests.e2e.stack import PLAY, Stack, contained
 from tests.fleet.fleet import FORKS, NEW, OLD, Fleet
 from tests.playbooklib import Ansible, Host, is_sleeping, launched, served
@@ -352,6 +354,7 @@ def main() -> int:
     }
     parser.add_argument("--only", choices=measures, help="measure only this")
     parser.add_argument("--quick", action="store_true", help="few repetitions, and not what takes minutes for one")
+    parser.add_argument("--write", action="store_true", help="write the medians into the README, beside the limits")
     args = parser.parse_args()
     # Containers and servers are to be removed, also where the shell has told a job of its own to ignore an interrupt.
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -366,6 +369,9 @@ def main() -> int:
             print(f"measuring: {name} ...", file=sys.stderr, flush=True)
             figures += measured(measure, few if args.quick else all_rounds, slack)
     show(figures, sys.stdout)
+    if args.write:
+        medians.write(figures)
+        subprocess.run([sys.executable, "-m", "tests.consistency.write"], cwd=ROOT, check=True)
     return 0 if all(figure.within(slack) for figure in figures) else 1
 
 

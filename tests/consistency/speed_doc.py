@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: MIT
+"""README.md's table of speed: the limits of the bench, and the medians that `bench/run.py --write` has measured."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from bench import medians
+from tests.consistency import blocks
+
+# What a row says, and the figures of the bench that it is about.
+ROWS = (
+    (
+        "a switch by the engine, against the bare sequence of the same HTTP calls by the library `requests`, without "
+        "the canary and with it",
+        (
+            "core's switch / its HTTP calls alone, canary off",
+            "core's switch / its HTTP calls alone, canary enforce",
+        ),
+    ),
+    (
+        "`switch.yml` on one host, the report included, against a play with one `ping`",
+        ("switch.yml / a play with one ping",),
+    ),
+    (
+        "`switch.yml`, against a playbook that makes the same calls with `ansible.builtin.uri`",
+        ("switch.yml / the same by uri tasks",),
+    ),
+    (
+        "`switch.yml` on 10, 20 and 50 SSH hosts, against a play with one `ping` on them",
+        tuple(f"switch.yml / a play with one ping, {size} hosts" for size in (10, 20, 50)),
+    ),
+    (
+        "the same, against the `uri` playbook",
+        tuple(f"switch.yml / the same by uri tasks, {size} hosts" for size in (10, 20, 50)),
+    ),
+    (
+        "from the moment a server is ready to the moment the engine knows it",
+        ("ready to known, all of them",),
+    ),
+    (
+        "`bootstrap.yml` with three models that load for two minutes each, against the sum of their own load times",
+        ("bootstrap.yml against the servers' own loading",),
+    ),
+)
+_FIGURE = re.compile(r'Figure\(\s*f?"(?P<name>[^"]+)",\s*(?P<limit>[\d.]+)(?:, "(?P<unit>[^"]+)")?')
+
+
+def limits() -> dict[str, tuple[float, str]]:
+    """Return the limits that the bench has, with their units, by the names of the figures as it makes them."""
+    source = medians.FILE.with_name("run.py").read_text(encoding="utf-8")
+    return {match["name"]: (float(match["limit"]), match["unit"] or "") for match in _FIGURE.finditer(source)}
+
+
+def limit(name: str) -> tuple[float, str]:
+    """Return the limit of one figure, in whose name the bench may put a word or a number."""
+    (found,) = {
+        value
+        for template, value in limits().items()
+        if re.fullmatch(re.sub(r"\\\{\w+\\\}", r"\\w+", re.escape(template)), name)
+    }
+    return found
+
+
+def shown(figure: dict[str, Any]) -> str:
+    """Return a median as the table has it."""
+    return f"{figure['median']:.1f} {figure['unit']}" if figure["unit"] else f"{figure['median']:.2f}"
+
+
+def table(known: dict[str, Any]) -> str:
+    """Return the table, and below it when and on what it was measured."""
+    figures = known["figures"]
+    rows = []
+    for what, names in ROWS:
+        ((most, unit),) = {limit(name) for name in names}
+        measured = [shown(figures[name]) if name in figures else "-" for name in names]
+        rows.append([what, f"{most:g}{unit}", ", ".join(measured)])
+    dates = sorted({figures[name]["date"] for _what, names in ROWS for name in names if name in figures})
+    when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
+    machine = known["machine"]
+    cores = f"{machine['cores']} core" + ("" if machine["cores"] == 1 else "s")
+    below = f"Medians of {when} on {cores} of {machine['processor']}, {machine['memory_gb']} GB of RAM"
+    some = any(name not in figures for _what, names in ROWS for name in names)
+    missing = "; a dash is what was not measured there" if some else ""
+    return blocks.table(["what", "limit", "median"], rows) + f"\n{below}{missing}.\n"
+
+
+def rendered() -> dict[str, str]:
+    """Return the blocks of the page."""
+    return {"speed": table(medians.read())}
