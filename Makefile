@@ -1,4 +1,5 @@
 # Every check has one name, for a person and for CI alike (.ci/run calls these). `make help` lists them.
+# QUICK=1 has the long ones run a part, as .ci/run does (tests/part.py).
 # Recipes see of their caller's environment only what that script lets through, and the tools of .venv first.
 SHELL := bash
 .SHELLFLAGS := tools/clean_env.sh sh -c
@@ -14,6 +15,10 @@ help: ## list the targets
 .PHONY: setup
 setup: ## build .venv, everything pinned; make this checkout resolvable as homegpt.vllm
 	@bash tools/setup.sh
+
+.PHONY: all
+all: ## every check there is, whole; .ci/run runs a part of each long one
+	@bash .ci/run all
 
 .PHONY: demo
 demo: setup ## bootstrap and switch four stand-in models on this machine; KEEP=1 leaves them up to play with, STOP=1 ends that
@@ -66,12 +71,13 @@ versions: setup ## playbooks and sanity under the lowest and the newest supporte
 .PHONY: real
 real: setup ## the contract and the switch on two real vLLM servers (3 GB on first use)
 	bash tools/real_vllm.sh
-	REAL_VLLM=1 $(PYTEST) tests/contract tests/real --target real
+	$(PYTEST) tests/contract --target real
+	REAL_VLLM=1 $(PYTEST) tests/real
 
 .PHONY: faults
 faults: engine ## every step of a switch with every fault, kills, races, and a fuzz of the inventory
 	$(PYTEST) -s tests/fuzz tests/faults
-	@.venv/bin/python -m tests.faults.matrix
+	@.venv/bin/python -m tests.faults.matrix $(if $(QUICK),--part)
 
 .PHONY: engine
 engine: setup ## make sure that a Docker engine runs (as root it is installed and started; tools/engine.sh stop ends it)
@@ -96,11 +102,10 @@ fleet: engine ## twenty SSH hosts are provisioned, loaded, and switched by waves
 
 .PHONY: molecule
 molecule: engine ## every role's molecule scenarios
-	@bash tools/images.sh standin webui
-	molecule test --all
+	@bash tools/molecule.sh
 
 .PHONY: bench
-bench: images ## the ratios that the README states; QUICK=1: few repetitions, and not those that take minutes
+bench: images ## the ratios that the README states
 	.venv/bin/python bench/run.py $(if $(QUICK),--quick)
 
 .PHONY: lock

@@ -35,6 +35,7 @@ from ansible_collections.homegpt.vllm.plugins.module_utils.switching.switch impo
 from bench import medians
 from tests.e2e.stack import PLAY, Stack, contained
 from tests.fleet.fleet import FORKS, NEW, OLD, Fleet
+from tests.part import leave_out
 from tests.playbooklib import Ansible, Host, is_sleeping, launched, served
 from tests.serverlib import ROOT, Server, start_standin
 
@@ -254,9 +255,9 @@ def measure_fleet(folder: Path, rounds: int) -> list[Figure]:
     """
     assert rounds % 2
     figures = []
-    sizes = (10, 20, 50) if rounds > FEW_ON_A_FLEET else (10, 20)
-    if len(sizes) == 2:
-        print("left out: 50 hosts (ten minutes; make bench)", file=sys.stderr, flush=True)
+    sizes = (10, 20, 50) if rounds > FEW_ON_A_FLEET else (10,)
+    if len(sizes) == 1:
+        leave_out("bench", "make bench", ("20 hosts", "50 hosts"))
     with Fleet(folder, sizes[-1]) as fleet:
         # One after the other: they share a GPU.
         for model in (NEW, OLD):
@@ -364,7 +365,7 @@ def main() -> int:
     figures: list[Figure] = []
     for name, (measure, all_rounds, few) in measures.items():
         if name == "bootstrap" and args.quick and not args.only:
-            print("left out: bootstrap (eight minutes; make bench)", file=sys.stderr, flush=True)
+            leave_out("bench", "make bench", ["bootstrap"])
         elif args.only in (None, name):
             print(f"measuring: {name} ...", file=sys.stderr, flush=True)
             figures += measured(measure, few if args.quick else all_rounds, slack)

@@ -9,17 +9,39 @@ from pathlib import Path
 
 import pytest
 
+from tests import part
+
 # The GPUs of tests are pretended. Those that this machine may have are not asked: no test is about them.
 os.environ["PATH"] = f"{Path(__file__).parent / 'standin/bin'}{os.pathsep}{os.environ['PATH']}"
 
 # A skip whose reason begins like this may happen in CI too; say after it why.
 ALLOWED_SKIP = "allowed: "
+# Whether tests were left out that only `make all` runs.
+LEFT_OUT = pytest.StashKey[bool]()
 
 
 @pytest.fixture(scope="session")
 def ansible_playbook() -> str:
     """The ansible-playbook to call: this environment's own, or the one that ANSIBLE_PLAYBOOK names."""
     return os.environ.get("ANSIBLE_PLAYBOOK") or str(Path(sys.executable).with_name("ansible-playbook"))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is marked `whole` where a part will do."""
+    if not part.quick():
+        return
+    left: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("whole"):
+            file = item.path.relative_to(part.ROOT).as_posix()
+            left.setdefault(file.split("/")[1], []).append(item)
+    config.stash[LEFT_OUT] = bool(left)
+    for suite, those in left.items():
+        target = {"contract": "real", "fuzz": "faults"}.get(suite, suite)
+        part.leave_out(suite, f"make {target}", (item.nodeid for item in those))
+        config.hook.pytest_deselected(items=those)
+    everything = {id(item) for those in left.values() for item in those}
+    items[:] = [item for item in items if id(item) not in everything]
 
 
 def _skips_refused(config: pytest.Config) -> list[str]:
@@ -40,6 +62,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     """Turn a run with refused skips into a failure, and hand the counts to whoever adds them up."""
     if hasattr(session.config, "workerinput"):
         return  # an xdist worker; its controller sees all reports
+    if session.exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and session.config.stash.get(LEFT_OUT, False):
+        session.exitstatus = pytest.ExitCode.OK  # all of it is left out
     refused = _skips_refused(session.config)
     if refused and session.exitstatus == pytest.ExitCode.OK:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED

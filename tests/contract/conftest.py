@@ -48,7 +48,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     styles = marker.args if marker else ("new", "old")
     params: list[Any] = [f"standin-{style}" for style in styles]
     if target == "real":
-        marks = [pytest.mark.timeout(900)]  # it may have to be built first
+        # It may have to be built first; and what is pinned is today as it was yesterday.
+        marks = [pytest.mark.timeout(900), pytest.mark.whole]
         if "new" not in styles:
             marks.append(pytest.mark.skip(reason="allowed: about servers older than the real one"))
         params = [pytest.param("real-new", marks=marks)]

@@ -20,8 +20,15 @@ SOURCES = {
 }
 
 
-@pytest.mark.parametrize("source", SOURCES)
-@pytest.mark.parametrize("right", [True, False])
+@pytest.mark.parametrize(
+    ("source", "right"),
+    [
+        ("homegpt", True),
+        pytest.param("homegpt", False, marks=pytest.mark.whole),
+        ("llama-swap", False),
+        pytest.param("llama-swap", True, marks=pytest.mark.whole),
+    ],
+)
 def test_site_checks_the_result(ansible_playbook: str, tmp_path: Path, source: str, right: bool) -> None:
     converted = tmp_path / "inventory/group_vars/vllm_hosts.yml"
     arguments = [word for each in (*SOURCES[source], f"dest={converted}") for word in ("-e", each)]

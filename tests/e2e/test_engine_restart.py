@@ -23,7 +23,7 @@ from tests.e2e.stack import PLAY, Stack, contained, inspect
 from tests.playbooklib import Ansible, complete
 from tests.serverlib import ROOT, two_awake
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.whole]
 SYSTEMD = Path("/run/systemd/system").is_dir()
 CACHE = Path(
     os.environ.get("HOMEGPT_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "homegpt.vllm")

@@ -129,6 +129,7 @@ def test_a_changed_flag_of_the_active_model_restarts_that_model_alone(
     assert ansible.play("site", timeout=PLAY).changed() == 0
 
 
+@pytest.mark.whole
 def test_what_is_wrong_with_the_webui_is_refused_before_anything_is_touched(loaded: tuple[Stack, Ansible]) -> None:
     stack, ansible = loaded
     before = stack.seen(stack.webui), stack.states()
@@ -160,6 +161,7 @@ def test_what_is_wrong_with_the_webui_is_refused_before_anything_is_touched(load
     assert (stack.seen(stack.webui), stack.states()) == before
 
 
+@pytest.mark.whole
 def test_a_model_left_stopped_by_a_run_that_was_cut_off_is_made_active_again(loaded: tuple[Stack, Ansible]) -> None:
     stack, ansible = loaded
     python = str(Path(ansible.command).with_name("python"))
@@ -170,6 +172,7 @@ def test_a_model_left_stopped_by_a_run_that_was_cut_off_is_made_active_again(loa
     assert stack.states() == {"first": "awake", "second": "asleep"}
 
 
+@pytest.mark.whole
 def test_a_model_that_becomes_disabled_is_stopped(loaded: tuple[Stack, Ansible]) -> None:
     stack, ansible = loaded
     (second,) = [model for model in stack.models if model["id"] == "second"]

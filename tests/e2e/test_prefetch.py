@@ -114,6 +114,7 @@ def lines(run: Run) -> list[str]:
     return str(run.results("fatal", "failed")[-1]["msg"]).splitlines()
 
 
+@pytest.mark.whole
 def test_all_at_once_and_each_failure_told(
     provision: Provision, hub: Hub, endpoint: str, tiny: dict[str, bytes]
 ) -> None:
@@ -218,6 +219,7 @@ def interrupted(provision: Provision, hub: Hub, endpoint: str, name: str) -> tup
     return stack, ansible, repository
 
 
+@pytest.mark.whole
 def test_a_fetch_under_way_is_joined(provision: Provision, hub: Hub, endpoint: str) -> None:
     stack, ansible, repository = interrupted(provision, hub, endpoint, "joined")
     before = inspect(fetching(stack)[0])["Id"]

@@ -23,7 +23,7 @@ from tests.e2e.stack import STANDIN_IMAGE, docker
 from tests.playbooklib import Ansible, Host
 from tests.serverlib import ROOT
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.timeout(300), pytest.mark.whole]
 
 IMAGE = "homegpt-systemd:local"
 DOCKERFILE = f"""

@@ -17,7 +17,7 @@ Left out, because it means nothing:
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -119,6 +119,30 @@ def cells() -> list[Cell]:
         *_verify(),
         *_canary(),
     ]
+
+
+# The files of the engine that only some cells are about, or none. Whoever changes another one changes all.
+ENGINE = "plugins/module_utils/switching/"
+ROOMS: dict[str, Callable[[Cell], bool]] = {
+    "canary.py": lambda cell: cell.step.startswith("canary"),
+    "capacity.py": lambda cell: bool(cell.foreign_gb or cell.grabbed_gb or cell.setup.gpus_tell or cell.fault == "oom"),
+    "drain.py": lambda cell: bool(cell.setup.client_seconds),
+    "lifecycle.py": lambda cell: cell.step in ("stop", "start") or cell.fault in ENDS,
+    "table.py": lambda cell: False,
+    "texts.py": lambda cell: False,
+}
+# What the cells are played with.
+TOOLS = ("tests/standin/", "tests/faults/cells.py", "tests/faults/host.py", "tests/faults/matrix.py")
+
+
+def concerned(cell: Cell, files: Iterable[str]) -> bool:
+    """Whether a cell is about one of these files."""
+    for file in files:
+        if file.startswith(TOOLS) or (file.startswith(ENGINE) and file.endswith(".py")):
+            room = ROOMS.get(file.removeprefix(ENGINE))
+            if room is None or room(cell):
+                return True
+    return False
 
 
 def _observe() -> Iterator[Cell]:

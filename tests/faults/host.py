@@ -318,7 +318,7 @@ class Host:
 
     def get(self, name: str, path: str) -> requests.Response:
         """Ask a server, past the engine."""
-        return requests.get(self.url(name) + path, timeout=2)
+        return requests.get(self.url(name) + path, timeout=5)
 
     def text(self, name: str) -> str:
         """Return what a server answers to a client."""

@@ -23,12 +23,15 @@ from typing import Any
 
 import pytest
 
+from tests.part import fewer
 from tests.playbooklib import Ansible, Host, complete, is_sleeping, served
 from tests.serverlib import ROOT, Server, start_standin, two_awake
 
 pytestmark = pytest.mark.timeout(600)
 
-PLAYS, WITH_COMMAND_LINE, SAME_TARGET = 20, 5, 5
+PLAYS = fewer("concurrent plays", "make faults", "two plays to two models", 20, 5)
+WITH_COMMAND_LINE = fewer("concurrent plays", "make faults", "a play and the command line", 5, 4)
+SAME_TARGET = fewer("concurrent plays", "make faults", "two plays to one model", 5, 2)
 SLOW = 2.0  # seconds that a wake takes: time enough to be met
 
 

@@ -17,11 +17,12 @@ import pytest
 
 from tests.e2e.stack import docker
 from tests.fleet.fleet import FORKS, IMAGES, NEW, OLD, PLAY, Fleet, SshHost
+from tests.part import fewer
 from tests.playbooklib import Ansible, Run
 
 pytestmark = pytest.mark.timeout(900)
 
-SIZE = 20
+SIZE = fewer("fleet", "make fleet", "hosts", 20, 12)
 PAUSE = 1.0  # seconds between two requests of a client
 # Seconds until a host that hangs is given up, by the play's own settings of ssh (15), and what else a play takes.
 HUNG = 90
@@ -85,7 +86,7 @@ def failed_outside(hosts: list[SshHost], since: float) -> tuple[int, int, list[s
     return count, during, outside
 
 
-def test_twenty_hosts_are_provisioned(ansible: Ansible, fleet: Fleet) -> None:
+def test_hosts_are_provisioned(ansible: Ansible, fleet: Fleet) -> None:
     run = ansible.play("site", *FORKS, timeout=PLAY)
     print(f"\n  site on {SIZE} hosts took {run.seconds:.1f} s")
     assert all(run.changed(host.name) > 0 for host in fleet.hosts)
@@ -119,7 +120,8 @@ def test_a_switch_by_waves_costs_no_client_a_request(ansible: Ansible, fleet: Fl
     assert [host.active() for host in fleet.hosts] == [[NEW]] * SIZE
     # One wave after the other: a host's switch begins when all of the wave before have ended.
     moments = [[event["time"] for event in host.moves(since)] for host in fleet.hosts]
-    for before, wave in ((moments[:1], moments[1:6]), (moments[1:6], moments[6:])):
+    second = 1 + SIZE // 4
+    for before, wave in ((moments[:1], moments[1:second]), (moments[1:second], moments[second:])):
         assert max(map(max, before)) < min(map(min, wave))
     count, during, outside = failed_outside(fleet.hosts, since)
     print(f"  {count} requests; failed: {during} during the own host's switch, {len(outside)} otherwise")
@@ -164,6 +166,7 @@ def test_it_stops_and_puts_back_when_too_many_fail(ansible: Ansible, fleet: Flee
     assert outside == []
 
 
+@pytest.mark.whole
 def test_the_hosts_already_switched_may_keep_the_model_and_be_put_back_later(ansible: Ansible, fleet: Fleet) -> None:
     chosen = fleet.hosts[10:14]
     good, broken, *spared = chosen
@@ -183,6 +186,7 @@ def test_the_hosts_already_switched_may_keep_the_model_and_be_put_back_later(ans
     assert good.active() == [OLD]
 
 
+@pytest.mark.whole
 def test_hosts_that_differ_hold_up_no_other(ansible: Ansible, fleet: Fleet, tmp_path: Path) -> None:
     """One has no such model, one can't be reached, one keeps its model; and without waves nobody is put back."""
     chosen = fleet.hosts[14:19]
@@ -213,6 +217,7 @@ def test_hosts_that_differ_hold_up_no_other(ansible: Ansible, fleet: Fleet, tmp_
     assert by_result(handed_on(nobody)) == {"failed": names([other, *good, kept]), "unreachable": [away.name]}
 
 
+@pytest.mark.whole
 def test_a_declared_placement(ansible: Ansible, fleet: Fleet, tmp_path: Path) -> None:
     """vllm_active_model: site.yml shows where hosts differ from it, and makes them follow."""
     chosen = fleet.hosts[:4]

@@ -1,34 +1,31 @@
 # SPDX-License-Identifier: MIT
-"""A host with the two tiny models on real vLLM, run by the host's own command line as a user runs it.
+"""A host with the two tiny models on real vLLM, run by the playbooks and by the host's own command line.
 
-Its servers are started as the engine starts them, so that the engine may end them and start them again, but both at
-once: one after the other they take a minute.
+One pair of servers serves all tests: it takes a minute to start them. Whoever needs a state brings it about first.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import requests
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching import canary
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors import LifecycleError
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import parse
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching.lifecycle import for_model
 
-from tests.playbooklib import complete
+from tests.playbooklib import Ansible, Host, Run, complete, is_sleeping
 from tests.serverlib import ROOT, free_port, real_command, real_settings
 
 A, B = "tiny-a", "tiny-b"
+WEIGHTS = "model.safetensors"
 SWITCHING: dict[str, Any] = {"canary": "auto", "failure_backoff_seconds": 0}
 
 
@@ -47,7 +44,7 @@ class Stack:
 
     folder: Path
     weights: dict[str, Path]
-    models: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    models: dict[str, dict[str, Any]]
 
     def declare(self, sleep_level: str = "1", **switching: object) -> None:
         """Write models.json."""
@@ -71,6 +68,13 @@ class Stack:
         assert "Traceback" not in ended.stderr, ended.stderr
         result = json.loads(ended.stdout) if ended.stdout else {}
         return Answer(ended.returncode, ended.stderr, result)
+
+    def settle(self) -> None:
+        """Have A active and B asleep at level 1, whatever was before."""
+        self.declare(drain_timeout_seconds=120)
+        for name in (B, A):
+            answer = self.switch(name)
+            assert answer.status == 0, answer.errors
 
     def port(self, name: str) -> int:
         """Return the port of a model."""
@@ -103,45 +107,70 @@ class Stack:
         return float(line.split()[-1])
 
 
-@contextlib.contextmanager
-def running(folder: Path, venv: Path) -> Iterator[Stack]:
-    """Start both servers, put the second one to sleep, and end them in the end."""
-    stack = Stack(folder / "stack", {name: folder / name for name in (A, B)})
-    stack.folder.mkdir()
-    for name, weights in stack.weights.items():
-        shutil.copytree(venv / "models" / name, weights)
-        stack.models[name] = {
-            "id": name,
-            "model": str(weights),
-            "host_port": free_port(),
-            "weights_gb": 0.01,
-            # An absolute path stays what it is behind the folder of the models.
-            "start_command": real_command(venv, str(weights), "${host_port}", ["${id}"]),
-            "env": real_settings(venv),
-        }
-    stack.declare()
-    inventory = parse(list(stack.models.values()), SWITCHING)
-    lifecycles = {model.id: for_model(model, str(stack.folder), inventory.switching) for model in inventory.models}
-    try:
-        for lifecycle in lifecycles.values():
-            lifecycle.start()
-        deadline = time.monotonic() + 300
-        for name, lifecycle in lifecycles.items():
-            while not is_healthy(stack.port(name)):
-                assert lifecycle.process().running, "\n".join(lifecycle.last_lines())
-                assert time.monotonic() < deadline, "\n".join(lifecycle.last_lines())
-                time.sleep(0.2)
-        requests.post(f"http://127.0.0.1:{stack.port(B)}/sleep?level=1", timeout=60).raise_for_status()
-        yield stack
-    finally:
-        for lifecycle in lifecycles.values():
-            with contextlib.suppress(LifecycleError):  # it is not running
-                lifecycle.stop()
+class Pair:
+    """The host with the two servers, how its bootstrap went, and what the playbooks know of it."""
 
+    def __init__(self, folder: Path, venv: Path, ansible_playbook: str) -> None:
+        self.venv = venv
+        weights = {name: folder / name for name in (A, B)}
+        for name in (A, B):
+            shutil.copytree(venv / "models" / name, weights[name])
+        models = [
+            {
+                "id": name,
+                "model": str(weights[name]),
+                "host_port": free_port(),
+                "weights_gb": 0.01,
+                # An absolute path stays what it is behind the folder of the models.
+                "start_command": real_command(venv, str(weights[name]), "${host_port}", ["${id}"]),
+                "env": {**real_settings(venv), "STANDIN_GPU_DIR": ""},
+                "startup_mode": mode,
+            }
+            for name, mode in ((A, "active"), (B, "sleep"))
+        ]
+        self.host = Host(folder, models)
+        self.ansible = Ansible(ansible_playbook, folder, [self.host])
+        self.stack = Stack(self.host.stack, weights, {str(model["id"]): dict(model) for model in models})
+        # Which servers were seen loading, and which awake, at every look during the bootstrap.
+        self.together: list[set[str]] = []
+        self.bootstrap = self._bootstrap()
+        # Which of them was awake then.
+        self.left = {name for name in (A, B) if self._holds_the_gpu(name)}
 
-def is_healthy(port: int) -> bool:
-    """Whether a server is ready."""
-    try:
-        return requests.get(f"http://127.0.0.1:{port}/health", timeout=10).status_code == 200
-    except requests.RequestException:
-        return False
+    def _bootstrap(self) -> Run:
+        over = threading.Event()
+
+        def watch() -> None:
+            while not over.wait(0.25):
+                self.together.append({name for name in (A, B) if self._holds_the_gpu(name)})
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        try:
+            return self.ansible.play("bootstrap", timeout=600)
+        finally:
+            over.set()
+            watcher.join()
+
+    def _holds_the_gpu(self, name: str) -> bool:
+        """Whether the server has been started and does not sleep: it is loading or awake."""
+        if not (self.host.stack / "run" / f"{name}.pid").exists():
+            return False
+        try:
+            return not is_sleeping(self.host.port(name))
+        except requests.ConnectionError:
+            return True
+
+    def settle(self) -> None:
+        """Have A active and B asleep at level 1, each with its own weights, whatever was before."""
+        assert self.bootstrap.status == 0, self.bootstrap.output
+        for name in (A, B):
+            self.put_weights(name, name)
+        self.stack.settle()
+
+    def put_weights(self, name: str, of: str) -> None:
+        """Put the weights of one into a model's folder, in one go as a download does."""
+        file = self.stack.weights[name] / WEIGHTS
+        new = file.with_suffix(".new")
+        shutil.copyfile(self.venv / "models" / of / WEIGHTS, new)
+        os.replace(new, file)

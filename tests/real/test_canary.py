@@ -3,36 +3,31 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
 from tests.playbooklib import is_sleeping
 
-from .stack import A, Answer, B, Stack, running
+from .stack import A, Answer, B, Pair, Stack
 
 pytestmark = pytest.mark.timeout(900)  # vLLM has perhaps to be built first
-
-WEIGHTS = "model.safetensors"
 
 
 @dataclass
 class Recorded:
     """The host with A active and B asleep at level 2, both with a canary, and what they answer to others."""
 
-    stack: Stack
-    venv: Path
+    pair: Pair
     texts: dict[str, str]
 
+    @property
+    def stack(self) -> Stack:
+        return self.pair.stack
+
     def put_weights(self, of: str) -> None:
-        """Put weights into B's folder, in one go as a download does."""
-        new = self.stack.weights[B] / f"{WEIGHTS}.new"
-        shutil.copyfile(self.venv / "models" / of / WEIGHTS, new)
-        os.replace(new, self.stack.weights[B] / WEIGHTS)
+        """Put weights into B's folder."""
+        self.pair.put_weights(B, of)
 
     def check_only_active(self, name: str) -> None:
         """It alone is awake, and answers as it should."""
@@ -41,21 +36,21 @@ class Recorded:
 
 
 @pytest.fixture(scope="module")
-def recorded(venv: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recorded]:
-    with running(tmp_path_factory.mktemp("canary"), venv) as stack:
-        stack.declare(sleep_level="2")
-        texts = {}
-        for name in (B, A):
-            answer = stack.switch(name, "--record-canary")
-            assert answer.status == 0, answer.errors
-            assert answer.result["steps"][-1]["action"] == "record"
-            texts[name] = stack.text(name)
-        assert texts[A] != texts[B]
-        yield Recorded(stack, venv, texts)
+def recorded(real_pair: Pair) -> Recorded:
+    real_pair.settle()
+    real_pair.stack.declare(sleep_level="2")
+    texts = {}
+    for name in (B, A):
+        answer = real_pair.stack.switch(name, "--record-canary")
+        assert answer.status == 0, answer.errors
+        assert answer.result["steps"][-1]["action"] == "record"
+        texts[name] = real_pair.stack.text(name)
+    assert texts[A] != texts[B]
+    return Recorded(real_pair, texts)
 
 
 @pytest.fixture
-def settled(recorded: Recorded) -> Iterator[Recorded]:
+def settled(recorded: Recorded) -> Recorded:
     """A active, B asleep at level 2."""
     recorded.put_weights(B)
     recorded.stack.declare(sleep_level="2")
@@ -64,7 +59,7 @@ def settled(recorded: Recorded) -> Iterator[Recorded]:
         assert answer.status == 0, answer.errors
         assert answer.result["warnings"] == []
     recorded.check_only_active(A)
-    yield recorded
+    return recorded
 
 
 def rungs(answer: Answer) -> list[tuple[str, str, str]]:
@@ -115,6 +110,7 @@ def test_exchanged_weights_are_noticed_and_the_other_model_put_back(settled: Rec
     assert not stack.record(B)["suspect"]
 
 
+@pytest.mark.whole
 def test_a_restart_with_the_exchanged_weights_is_no_excuse(settled: Recorded) -> None:
     stack = settled.stack
     settled.put_weights(A)

@@ -6,22 +6,22 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
 
+from tests.part import fewer
 from tests.playbooklib import complete
 
-from .stack import A, B, Stack, running
+from .stack import A, B, Pair, Stack
 
 pytestmark = pytest.mark.timeout(900)  # vLLM has perhaps to be built first
 
-SWITCHES, OF_THEM_AT_LEVEL_1 = 50, 30
+SWITCHES = fewer("soak", "make real", "switches under streams", 50, 14)
+OF_THEM_AT_LEVEL_1 = SWITCHES * 3 // 5
 TOKENS = 300  # a second or two: longer than the command line takes to get from its start to the drain
 
 
@@ -85,9 +85,9 @@ class Client(threading.Thread):
 
 
 @pytest.fixture(scope="module")
-def stack(venv: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    with running(tmp_path_factory.mktemp("soak"), venv) as stack:
-        yield stack
+def stack(real_pair: Pair) -> Stack:
+    real_pair.settle()
+    return real_pair.stack
 
 
 def test_no_switch_cuts_a_stream(stack: Stack, capsys: pytest.CaptureFixture[str]) -> None:
@@ -95,6 +95,7 @@ def test_no_switch_cuts_a_stream(stack: Stack, capsys: pytest.CaptureFixture[str
     clients = {name: Client(stack.port(name), name, over) for name in (A, B)}
     for client in clients.values():
         client.start()
+    cut_before = {name: stack.aborted(name) for name in (A, B)}
     drained: list[int] = []
     began = time.monotonic()
     for number in range(SWITCHES):
@@ -134,11 +135,11 @@ def test_no_switch_cuts_a_stream(stack: Stack, capsys: pytest.CaptureFixture[str
     for name, client in clients.items():
         # Those that ran into a switch, and those that waited for one.
         assert len(client.streams) > SWITCHES / 4
-        assert stack.aborted(name) == 0
+        assert stack.aborted(name) == cut_before[name]
         # Greedy, so every wake has brought back the same weights, also from level 2.
         assert len({stream.text for stream in client.streams}) == 1
     # One may just have ended and the next not begun when the engine looks, but that is rare.
-    assert sum(map(bool, drained)) > SWITCHES * 0.8
+    assert SWITCHES - sum(map(bool, drained)) < max(5, SWITCHES * 0.2)
 
 
 @pytest.mark.parametrize(("action", "fate"), [("abort", "cut"), ("keep", "parked")])

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The playbooks on two real vLLM servers that share a GPU as far as Ansible knows.
 
-bootstrap.yml starts them, the cases switch between them, teardown.yml ends them. On a CPU vLLM frees no memory when it
-sleeps, but it answers every call truthfully, and level 2 reloads its weights.
+On a CPU vLLM frees no memory when it sleeps, but it answers every call truthfully, and level 2 reloads its weights.
 """
 
 from __future__ import annotations
@@ -10,9 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,22 +17,19 @@ from pathlib import Path
 import pytest
 import requests
 
-from tests.playbooklib import Ansible, Host, Run, complete, is_sleeping
-from tests.serverlib import free_port, real_command, real_settings
+from tests.playbooklib import Ansible, Host, complete, is_sleeping
+
+from .stack import A, B, Pair
 
 pytestmark = pytest.mark.timeout(900)  # the first case waits for the servers, and they perhaps for being built
-
-A, B = "tiny-a", "tiny-b"
 
 
 @dataclass
 class Real:
-    """The host with the two servers, and how its bootstrap went."""
+    """The host with the two servers, for the playbooks."""
 
     host: Host
     ansible: Ansible
-    bootstrap: Run
-    together: list[set[str]]  # which servers were seen loading, and which awake, at every look during the bootstrap
 
     def port(self, name: str) -> int:
         return self.host.port(name)
@@ -54,77 +48,29 @@ class Real:
         return {name for name in (A, B) if not is_sleeping(self.port(name))}
 
 
-@pytest.fixture(scope="module")
-def real(venv: Path, ansible_playbook: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Real]:
-    folder = tmp_path_factory.mktemp("real")
-    models = [
-        {
-            "id": name,
-            "model": str(venv / "models" / name),
-            "host_port": free_port(),
-            "weights_gb": 0.01,
-            "start_command": real_command(venv, name, "${host_port}", ["${id}"]),
-            "env": {**real_settings(venv), "STANDIN_GPU_DIR": ""},
-            "startup_mode": mode,
-        }
-        for name, mode in ((A, "active"), (B, "sleep"))
-    ]
-    host = Host(folder, models)
-    ansible = Ansible(ansible_playbook, folder, [host])
-    together: list[set[str]] = []
-    over = threading.Event()
-
-    def watch() -> None:
-        while not over.wait(0.25):
-            together.append({name for name in (A, B) if holds_the_gpu(host, name)})
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        try:
-            run = ansible.play("bootstrap", timeout=600)
-        finally:
-            over.set()
-            watcher.join()
-        yield Real(host, ansible, run, together)
-        assert ansible.play("teardown").changed() == 2  # the servers, and the folder
-    finally:
-        host.kill()
-
-
-def holds_the_gpu(host: Host, name: str) -> bool:
-    """Whether the server has been started and does not sleep: it is loading or awake."""
-    if not (host.stack / "run" / f"{name}.pid").exists():
-        return False
-    try:
-        return not is_sleeping(host.port(name))
-    except requests.ConnectionError:
-        return True
-
-
 @pytest.fixture
-def settled(real: Real) -> Real:
+def settled(real_pair: Pair) -> Real:
     """The servers with A awake and B asleep at level 1."""
-    assert real.bootstrap.status == 0, real.bootstrap.output
-    for name in (A, B):
-        requests.post(f"http://127.0.0.1:{real.port(name)}/wake_up", timeout=60).raise_for_status()
-    requests.post(f"http://127.0.0.1:{real.port(B)}/sleep?level=1", timeout=60).raise_for_status()
+    real_pair.settle()
+    real = Real(real_pair.host, real_pair.ansible)
     assert real.awake() == {A}
     return real
 
 
-def test_bootstrap_starts_them_one_at_a_time(real: Real) -> None:
-    assert real.bootstrap.changed() == 2
-    assert real.awake() == {A}
-    assert {B} in real.together
-    assert {A} in real.together
-    assert {A, B} not in real.together
-    table = real.ansible.play("status").table
-    assert [row[1:4] for row in table] == [[A, "active", "-"], [B, "sleeping", "1"]]
+def test_bootstrap_starts_them_one_at_a_time(real_pair: Pair) -> None:
+    assert real_pair.bootstrap.changed() == 2
+    assert real_pair.left == {A}
+    assert {B} in real_pair.together
+    assert {A} in real_pair.together
+    assert {A, B} not in real_pair.together
 
-    before = real.posts()
-    assert real.ansible.play("bootstrap").changed() == 0
-    assert real.posts() == before
+
+def test_bootstrap_leaves_alone_what_is_so(settled: Real) -> None:
+    table = settled.ansible.play("status").table
+    assert [row[1:4] for row in table] == [[A, "active", "-"], [B, "sleeping", "1"]]
+    before = settled.posts()
+    assert settled.ansible.play("bootstrap").changed() == 0
+    assert settled.posts() == before
 
 
 def test_switch_and_again(settled: Real) -> None:
