@@ -17,7 +17,17 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import requests
 
-from tests.contract.conftest import ALIAS, API_KEY, LONG, MAX_MODEL_LEN, MODEL, OTHER, Client, Pair
+from tests.contract.conftest import (
+    ALIAS,
+    API_KEY,
+    LONG,
+    MAX_MODEL_LEN,
+    MODEL,
+    OTHER,
+    SECONDS_OF_OLD,
+    Client,
+    Pair,
+)
 from tests.serverlib import Server
 
 if TYPE_CHECKING:
@@ -156,13 +166,22 @@ def test_sleep_says_the_level_and_is_done(server: Client, level: int) -> None:
 @old
 @pytest.mark.parametrize("call", ["/sleep", "/sleep?level=1", "/sleep?level=2", "/sleep?level=1&mode=wait"])
 def test_old_sleep_says_nothing_and_answers_before_it_is_done(server: Client, call: str) -> None:
-    says(server.get("/is_sleeping"), 200, {"is_sleeping": False})
-    says_nothing(server.post(call))
-    says(server.get("/is_sleeping"), 200, {"is_sleeping": False})
-    server.until(server.is_sleeping)
-    says_nothing(server.post("/wake_up"))
-    says(server.get("/is_sleeping"), 200, {"is_sleeping": True})
-    server.until(lambda: not server.is_sleeping())
+    def seen_after(order: str, before: bool) -> bool:
+        """Whether it was still as before; asked again where the machine took longer to ask than the server to do it."""
+        while True:
+            says(server.get("/is_sleeping"), 200, {"is_sleeping": before})
+            began = time.monotonic()
+            says_nothing(server.post(order))
+            still = server.is_sleeping() == before
+            in_time = time.monotonic() - began < SECONDS_OF_OLD
+            server.until(lambda: server.is_sleeping() != before)
+            if still or in_time:
+                return still
+            server.post("/wake_up" if not before else "/sleep?level=1")
+            server.until(lambda: server.is_sleeping() == before)
+
+    assert seen_after(call, before=False)
+    assert seen_after("/wake_up", before=True)
 
 
 @new
@@ -249,7 +268,7 @@ def test_partly_awake_is_still_sleeping(server: Client) -> None:
 def test_old_partly_awake_is_still_sleeping(server: Client) -> None:
     server.fall_asleep(2)
     says_nothing(server.post("/wake_up?tags=weights"))
-    time.sleep(0.5)
+    server.until(lambda: not server.get("/standin/state").json()["moving"])
     assert server.is_sleeping()
     server.awake("?tags=kv_cache")
 
@@ -343,7 +362,7 @@ def test_a_request_to_a_sleeping_server_hangs_until_the_wake(server: Client, lev
         server.post("/collective_rpc", json={"method": "reload_weights"})
         assert not future.done()
     server.awake()
-    assert future.result(20) == before
+    assert future.result(60) == before
 
 
 @new
@@ -354,7 +373,10 @@ def test_a_second_sleep_with_abort_ends_a_request_that_hangs(server: Client) -> 
     for call in ("/sleep?mode=wait", "/sleep?mode=keep"):
         assert server.post(call).status_code == 200
         assert not future.done()
-    says(server.post("/sleep?mode=abort"), 200, {"status": "sleeping", "level": 1})
+    # More than once where it has not even arrived when it is first to be ended: no gauge tells.
+    while not future.done():
+        says(server.post("/sleep?mode=abort"), 200, {"status": "sleeping", "level": 1})
+        time.sleep(0.1)
     choice = choice_of(future)
     assert (choice["text"], choice["finish_reason"], choice["tokens"]) == ("", "abort", 0)
     assert server.is_sleeping()
@@ -367,14 +389,14 @@ def test_a_stream_from_a_sleeping_server_begins_and_hangs(server: Client) -> Non
         server.server.url + "/v1/completions",
         json={"model": MODEL, "prompt": "hello", "max_tokens": 5, "stream": True},
         stream=True,
-        timeout=10,
+        timeout=60,
     ) as response:
         assert response.status_code == 200
         future = server.pool.submit(lambda: response.content)
         time.sleep(0.3)
         assert not future.done()
         server.post("/sleep?mode=abort")
-        assert future.result(10) == b"data: [DONE]\n\n", "an aborted stream that had not begun says no reason"
+        assert future.result(60) == b"data: [DONE]\n\n", "an aborted stream that had not begun says no reason"
 
 
 @new
@@ -383,10 +405,9 @@ def test_a_client_that_hangs_up_takes_its_request_away(server: Client) -> None:
     successes = server.metrics("vllm:generation_tokens_total")
     with pytest.raises(requests.ReadTimeout):
         server.complete(tokens=LONG, timeout=0.5)
-    time.sleep(0.2)
+    time.sleep(1)  # for the server to notice
     server.awake()
-    time.sleep(0.3)
-    assert (server.running(), server.waiting()) == (0, 0)
+    server.until(lambda: (server.running(), server.waiting()) == (0, 0))
     assert server.metrics("vllm:generation_tokens_total") == successes
 
 
@@ -408,7 +429,7 @@ def test_abort_cuts_a_stream_and_says_so_in_its_last_event(server: Client) -> No
     future = server.pool.submit(server.complete, "once", LONG, stream=True)
     server.until(lambda: server.running() == 1)
     server.post("/sleep")
-    events = events_of(future.result(20))
+    events = events_of(future.result(60))
     reasons = [event["choices"][0]["finish_reason"] for event in events]
     assert reasons == [None] * (len(events) - 1) + ["abort"]
     assert len(events) < LONG
@@ -487,7 +508,7 @@ def test_an_abort_cuts_what_a_drain_at_level_0_waits_for(server: Client) -> None
     server.until(server.is_sleeping)
     says(server.post("/sleep?level=1&mode=abort"), 200, {"status": "sleeping", "level": 1})
     assert choice_of(future)["finish_reason"] == "abort"
-    says(sleep.result(5), 200, {"status": "sleeping", "level": 0})
+    says(sleep.result(60), 200, {"status": "sleeping", "level": 0})
     assert server.is_sleeping()
     assert server.sleep_gauge() in (LEVEL_0, LEVEL_1), "it tells the level of the call that ended last"
     # Its memory sleeps, so that a wake of the scheduler alone does not wake it.
@@ -533,7 +554,7 @@ def test_an_abort_ends_a_sleep_that_drains(server: Client) -> None:
     server.until(server.is_sleeping)
     says(server.post("/sleep?mode=abort"), 200, {"status": "sleeping", "level": 1})
     assert choice_of(future)["finish_reason"] == "abort"
-    says(sleep.result(5), 200, {"status": "sleeping", "level": 1})
+    says(sleep.result(60), 200, {"status": "sleeping", "level": 1})
     server.awake()
 
 
@@ -541,7 +562,7 @@ def test_an_abort_ends_a_sleep_that_drains(server: Client) -> None:
 def test_a_sleep_goes_on_when_its_client_hangs_up(server: Client) -> None:
     future = server.long_completion()
     with pytest.raises(requests.ReadTimeout):
-        server.post("/sleep?mode=wait", timeout=0.3)
+        server.post("/sleep?mode=wait", timeout=1)
     assert server.is_sleeping()
     assert choice_of(future)["tokens"] == LONG
     server.until(lambda: server.sleep_gauge() == LEVEL_1)

@@ -481,6 +481,7 @@ class Api:
                 "paused": engine.paused,
                 "weights_right": engine.weights_right,
                 "requests": len(engine.generations),
+                "moving": engine.moving,
             }
         )
 

@@ -124,6 +124,11 @@ class Engine:
             return True
         return await self._wake_locked(tags)
 
+    @property
+    def moving(self) -> bool:
+        """Whether a sleep or a wake that has been answered, in the old style, is still to come or under way."""
+        return bool(self._tasks)
+
     async def is_sleeping(self) -> bool:
         """Paused or without memory; waits while memory is moved, unless in the old style."""
         if not self.settings.old:
