@@ -64,7 +64,8 @@ def test_a_container_that_exits_while_loading_is_told_at_once(
         late = run.said_at(f"{name}'s server ended with exit code {state['ExitCode']}") - moment(state["FinishedAt"])
         with capsys.disabled():
             print(f"\n  {name}: told {late:.2f} s after its container ended")
-        assert 0 < late < 5
+        # By default a server may take ten minutes to load; the rest is the machine's.
+        assert 0 < late < 15
         assert cause in run.output
     # At the end of the play: a line for each of the two.
     assert run.count("failed") == 1

@@ -164,7 +164,7 @@ class Machine(Host):
         docker("rm", "--force", "--volumes", self.container, check=False)
 
 
-def until(true: Callable[[], bool], story: Callable[[], str], seconds: float = 60) -> None:
+def until(true: Callable[[], bool], story: Callable[[], str], seconds: float = 120) -> None:
     """Wait until something is true; if it does not become so, fail and tell a story."""
     end = time.monotonic() + seconds
     while not true():

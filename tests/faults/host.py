@@ -167,7 +167,7 @@ class Client:
         self._url = host.url("a")
         self._thread = threading.Thread(target=self._ask, daemon=True)
         self._thread.start()
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while host.get("a", "/standin/state").json()["requests"] == 0:
             if time.monotonic() > deadline:
                 raise TimeoutError("the client's generation did not begin")

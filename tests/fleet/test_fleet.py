@@ -24,8 +24,8 @@ pytestmark = pytest.mark.timeout(900)
 
 SIZE = fewer("fleet", "make fleet", "hosts", 20, 12)
 PAUSE = 1.0  # seconds between two requests of a client
-# Seconds until a host that hangs is given up, by the play's own settings of ssh (15), and what else a play takes.
-HUNG = 90
+# Seconds until a host that hangs is given up, by the play's own settings of ssh (15, some times over).
+HUNG = 60
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +131,8 @@ def test_a_switch_by_waves_costs_no_client_a_request(ansible: Ansible, fleet: Fl
 
 def test_it_stops_and_puts_back_when_too_many_fail(ansible: Ansible, fleet: Fleet) -> None:
     """Of the second wave, one host's model can't wake and one host hangs; one failure is allowed."""
-    assert switch(ansible, OLD).status == 0
+    usual = switch(ansible, OLD)
+    assert usual.status == 0
     broken, hung = fleet.hosts[3], fleet.hosts[5]
     first, tried, spared = fleet.hosts[:2], fleet.hosts[2:10], fleet.hosts[10:]
     broken.break_down(NEW)
@@ -143,7 +144,8 @@ def test_it_stops_and_puts_back_when_too_many_fail(ansible: Ansible, fleet: Flee
         docker("unpause", hung.container)
 
     assert run.status == 2
-    assert run.seconds < HUNG
+    # It switches most hosts there and back.
+    assert run.seconds < HUNG + 2 * usual.seconds
     rows = handed_on(run)
     put_back = [host for host in first + tried if host not in (broken, hung)]
     assert by_result(rows) == {

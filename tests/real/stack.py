@@ -96,7 +96,7 @@ class Stack:
 
     def wait_until_running(self, name: str, number: int = 1) -> None:
         """Wait until the server has so many running requests."""
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while self._metric(name, "vllm:num_requests_running") != number:
             assert time.monotonic() < deadline
             time.sleep(0.02)
