@@ -8,11 +8,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests import part
 
 # The GPUs of tests are pretended. Those that this machine may have are not asked: no test is about them.
 os.environ["PATH"] = f"{Path(__file__).parent / 'standin/bin'}{os.pathsep}{os.environ['PATH']}"
+
+# How long an example takes says how busy the machine is.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 # A skip whose reason begins like this may happen in CI too; say after it why.
 ALLOWED_SKIP = "allowed: "

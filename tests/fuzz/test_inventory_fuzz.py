@@ -49,7 +49,6 @@ COMPOSED, PROJECT = fewer("fuzz", "make faults", "models through docker compose"
 
 pytestmark = pytest.mark.timeout(900)
 FUZZ = settings(
-    deadline=None,
     # In CI hypothesis would otherwise try the same examples every time.
     derandomize=False,
     database=None,

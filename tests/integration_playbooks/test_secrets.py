@@ -12,6 +12,7 @@ from unittest.mock import patch
 
 import pytest
 from ansible.module_utils import basic
+from ansible.module_utils.common.parameters import PASS_VARS
 from ansible.module_utils.testing import patch_module_args
 
 from tests.integration_playbooks.conftest import Inventory
@@ -70,12 +71,15 @@ def test_no_failure_shows_them(inventory: Inventory, tmp_path: Path) -> None:
 
 
 def play_module(name: str, params: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> tuple[Any, list[str]]:
-    """Run a module in this process; its result, and what it would have written to the system log."""
+    """Run a module in this process as Ansible does at -vvv; its result, and what would be in the system log."""
     logged: list[str] = []
 
     def log(_module: object, msg: str, log_args: object = None) -> None:
         logged.append(f"{msg} {log_args}")
 
+    # From ansible-core 2.21 on a module returns its parameters only if it is told to.
+    if "inject_invocation" in PASS_VARS:
+        params["_ansible_inject_invocation"] = True
     with patch_module_args(params), patch.object(basic.AnsibleModule, "log", log), pytest.raises(SystemExit):
         runpy.run_module(f"ansible_collections.homegpt.vllm.plugins.modules.{name}", run_name="__main__")
     return json.loads(capsys.readouterr().out), logged

@@ -1066,7 +1066,7 @@ def valid_inventories(draw: st.DrawFn) -> tuple[list[dict[str, Any]], dict[str, 
     return models, switching
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(valid_inventories())
 def test_any_valid_inventory_survives_a_round_trip(variables: tuple[list[dict[str, Any]], dict[str, Any]]) -> None:
     before = json.dumps(variables)
@@ -1101,7 +1101,7 @@ half_right_entries = st.builds(
 PATH = re.compile(r"(vllm_models\[\d+\]( \(.+?\))?: .|vllm_models (is empty|must be)|vllm_switching: .)", re.DOTALL)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(
     json_values | st.lists(junk_entries | half_right_entries | json_values, max_size=4),
     json_values | st.dictionaries(st.sampled_from(SWITCHING_KEYS.split(", ")) | st.text(max_size=8), json_values),

@@ -420,8 +420,9 @@ with (here / "calls").open("a") as calls:
     calls.write(json.dumps(sys.argv[1:]) + "\\n")
 for words, (status, out, err) in json.loads((here / "answers").read_text()).items():
     if set(words.split()) <= set(sys.argv[1:]):
-        sys.stdout.write(out)
-        sys.stderr.write(err)
+        # In this order also where both go to one pipe.
+        print(out, end="", flush=True)
+        print(err, end="", file=sys.stderr)
         sys.exit(status)
 """
 NO_DAEMON = "Cannot connect to the Docker daemon at unix:///var/run/docker.sock. Is the docker daemon running?\n"

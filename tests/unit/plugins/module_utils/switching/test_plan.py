@@ -751,7 +751,7 @@ def situations(draw: st.DrawFn) -> tuple[Inventory, dict[str, Observation], Mode
     return inventory, observed, model
 
 
-@settings(max_examples=1200, deadline=None)
+@settings(max_examples=1200)
 @given(
     situation=situations(),
     wanted=st.sampled_from((*WANTED, ACTIVE, SLEEPING, SLEEPING)),
