@@ -82,7 +82,7 @@ class Server:
         """Whether the process runs."""
         return self.process.poll() is None
 
-    def wait_ready(self, timeout: float = 30.0) -> Server:
+    def wait_ready(self, timeout: float = 60.0) -> Server:
         """Wait until /health answers 200; fail at once, with its last lines, if the process ends before."""
         deadline = time.monotonic() + timeout
         while True:
@@ -97,7 +97,7 @@ class Server:
                 raise TimeoutError(f"{self._what()} was not ready after {timeout} s:\n{self.tail()}")
             time.sleep(0.01)
 
-    def wait_end(self, timeout: float = 10.0) -> int:
+    def wait_end(self, timeout: float = 60.0) -> int:
         """Wait until the process has ended and return its status."""
         return self.process.wait(timeout)
 
@@ -165,7 +165,7 @@ def start_standin(
     if gpus:
         env["CUDA_VISIBLE_DEVICES"] = gpus
     server = Server([*command, *flags], port, log or _log("standin", port), env)
-    return _waited(server, wait, 30)
+    return _waited(server, wait, 60)
 
 
 def start_real(

@@ -139,7 +139,7 @@ def streamed(server: Server, tokens: int) -> tuple[list[str], int]:
 
 
 def wait_until_running(server: Server) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while server.call("GET", "/standin/state").json()["requests"] == 0:
         assert time.monotonic() < deadline
         time.sleep(0.01)

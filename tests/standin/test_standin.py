@@ -73,7 +73,7 @@ def held(tmp_path: Path) -> dict[str, float]:
     return total
 
 
-def until(condition: Callable[[], bool], timeout: float = 10) -> None:
+def until(condition: Callable[[], bool], timeout: float = 60) -> None:
     deadline = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < deadline
@@ -239,15 +239,15 @@ def test_an_old_engine_dies_of_a_bare_wake_when_it_is_partly_awake(start: Start)
 
 
 def test_calls_wait_while_memory_moves_but_health_does_not(start: Start, pool: ThreadPoolExecutor) -> None:
-    a = start("org/a", sleep_seconds=0.5)
+    a = start("org/a", sleep_seconds=2)
+    began = time.monotonic()
     future = pool.submit(post, a, "/sleep")
     until(lambda: state(a)["paused"] == "new")
-    started = time.monotonic()
     assert a.call("GET", "/health").status_code == 200
     assert "vllm:num_requests_running" in a.call("GET", "/metrics").text
-    assert time.monotonic() - started < 0.3
+    assert not future.done()
     assert a.call("GET", "/is_sleeping").json() == {"is_sleeping": True}
-    assert time.monotonic() - started > 0.3
+    assert time.monotonic() - began >= 2
     assert future.result().status_code == 200
 
 
@@ -308,16 +308,16 @@ def test_servers_that_die(start: Start, tmp_path: Path) -> None:
     a = start("org/a", names=["a"])
     a.fault("/sleep", "die_after_200")
     assert post(a, "/sleep").json() == {"status": "sleeping", "level": 1}
-    assert a.wait_end(2) == -9
+    assert a.wait_end() == -9
     b = start("org/b")
     b.fault("/sleep", "kill")
     with pytest.raises(requests.ConnectionError):
         post(b, "/sleep")
-    assert b.wait_end(2) == -9
+    assert b.wait_end() == -9
     c = start("org/c")
     c.fault("/wake_up", "oom")
     assert post(c, "/wake_up").status_code == 500
-    assert c.wait_end(2) == 1
+    assert c.wait_end() == 1
     assert "CUDA out of memory" in c.text()
     assert [event["model"] for event in events(tmp_path) if event["event"] == "dead"] == ["a", "org/b", "org/c"]
 
@@ -368,7 +368,7 @@ def test_hanging_while_loading(start: Start) -> None:
     started = time.monotonic()
     a.process.terminate()
     a.wait_end()
-    assert time.monotonic() - started < 0.5
+    assert time.monotonic() - started < 20  # it would hang for an hour
 
 
 def test_answers_that_come_late_or_never(start: Start) -> None:
@@ -439,7 +439,7 @@ def test_sigterm_ends_it_quickly_also_with_a_request_running(
     started = time.monotonic()
     a.process.terminate()
     assert a.wait_end() == 0
-    assert time.monotonic() - started < 0.5
+    assert time.monotonic() - started < 20  # the answer would take 100 s
     assert held(tmp_path) == {}
     with pytest.raises(requests.ConnectionError):
         future.result()
@@ -447,7 +447,7 @@ def test_sigterm_ends_it_quickly_also_with_a_request_running(
 
 def test_the_command_line_is_checked_as_vllm_does() -> None:
     command = [sys.executable, str(STANDIN), "serve", "org/a", "--port", "nope"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert result.returncode == 2
     assert "argument --port: invalid int value: 'nope'" in result.stderr
 

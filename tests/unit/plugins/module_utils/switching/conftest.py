@@ -173,7 +173,7 @@ class Host:
         return int(self.call(name, "GET", "/standin/state").json()["requests"])
 
     @staticmethod
-    def wait_until(done: Callable[[], object], what: str, seconds: float = 20.0) -> None:
+    def wait_until(done: Callable[[], object], what: str, seconds: float = 60.0) -> None:
         """Poll until done() is true; fail when it never is."""
         deadline = time.monotonic() + seconds
         while True:

@@ -64,7 +64,7 @@ def shell(stack_dir: Path, script: str, **fields: Any) -> Command:
     return command(stack_dir, "sh", "-c", script, **fields)
 
 
-def wait_until(done: Callable[[], object], seconds: float = 20.0) -> None:
+def wait_until(done: Callable[[], object], seconds: float = 60.0) -> None:
     """Poll until done() is true."""
     deadline = time.monotonic() + seconds
     while not done():

@@ -104,7 +104,7 @@ def with_api_key() -> Iterator[serverlib.Server]:
 
 @pytest.fixture
 def quick_probes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(SETTINGS, "probe_timeout_seconds", 0.3)
+    monkeypatch.setitem(SETTINGS, "probe_timeout_seconds", 1)
 
 
 def raised(call: Callable[[], object]) -> tuple[type[ServerError], str]:
@@ -224,7 +224,7 @@ def test_an_old_server_does_not_tell_its_level(old_standin: serverlib.Server, le
 
 def wait_for(done: Callable[[], object]) -> None:
     """Poll: old servers answer before they are done."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not done():
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -250,7 +250,7 @@ def test_a_dead_engine(not_vllm: NotVllm) -> None:
 @pytest.mark.usefixtures("quick_probes")
 def test_a_server_that_hangs_is_dead(standin: serverlib.Server, server: Server) -> None:
     standin.fault("/health", "hang", times=0)
-    text = f"m: GET {standin.url}/health: no answer within 0.3 s"
+    text = f"m: GET {standin.url}/health: no answer within 1 s"
     assert server.observe() == Observation(ERROR, problem=text, dead=True)
 
 
@@ -591,11 +591,11 @@ def test_an_answer_that_is_not_200_ends_custom_requests(not_vllm: NotVllm) -> No
 
 def test_a_custom_request_has_its_own_timeout(not_vllm: NotVllm) -> None:
     calls = [{"endpoint": "/slow", "timeout": 0.2}]
-    not_vllm.seconds["/slow"] = 1.0
+    not_vllm.seconds["/slow"] = 20.0
     with server_for(not_vllm.port, sleep_requests=calls, wake_requests=calls) as server:
         started = time.monotonic()
         kind, text = raised(lambda: server.wake(1))
-        assert time.monotonic() - started < 0.9
+        assert time.monotonic() - started < 15
     assert kind is Unresponsive
     assert text == f"m: POST http://127.0.0.1:{not_vllm.port}/slow: no answer within 0.2 s"
 

@@ -76,7 +76,7 @@ def pair(host: Host) -> Host:
 
 @pytest.fixture
 def quick_probes(host: Host) -> None:
-    host.settings["probe_timeout_seconds"] = 0.5
+    host.settings["probe_timeout_seconds"] = 1.5
 
 
 # ---- what a switch does -----------------------------------------------------------------------
@@ -229,15 +229,19 @@ def test_other_gpus_are_left_alone(host: Host) -> None:
 
 
 def test_a_model_on_two_gpus_displaces_both(host: Host) -> None:
-    host.declare("a", gpus=[0], standin={"sleep_seconds": 0.4})
-    host.declare("b", gpus=[1], standin={"sleep_seconds": 0.4})
+    host.declare("a", gpus=[0], standin={"sleep_seconds": 1})
+    host.declare("b", gpus=[1], standin={"sleep_seconds": 1})
     host.declare("wide", gpus=[0, 1])
     host.up(wide=1, a="active", b="active")
     result = host.switch("wide")
     assert sorted(steps(result)[:4]) == ["drain a", "drain b", "sleep a 1", "sleep b 1"]
     assert steps(result)[4:] == ["wake wide 1", "verify wide"]
     assert host.states() == {"a": "sleeping", "b": "sleeping", "wide": "active"}
-    assert result.elapsed_seconds < sum(step["seconds"] for step in result.steps)  # the two slept side by side
+    # The two slept side by side: each began before the other had ended.
+    sleeps = [step for step in result.steps if step["action"] == "sleep"]
+    assert max(step["started_seconds"] for step in sleeps) < min(
+        step["started_seconds"] + step["seconds"] for step in sleeps
+    )
 
 
 def test_models_are_found_by_every_name_and_mistakes_touch_nothing(pair: Host) -> None:
@@ -484,7 +488,7 @@ def test_a_completion_that_takes_too_long_is_cut(host: Host) -> None:
         cut = answer.result(timeout=30)
     assert cut["finish_reason"] == "abort"
     assert result.steps[0]["note"] == "1 requests still ran after 0.4 s and were cut"
-    assert 0.4 <= result.steps[0]["seconds"] < 2
+    assert 0.4 <= result.steps[0]["seconds"] < 50  # and not the 100 s of the whole answer
     assert "POST /sleep?level=1&mode=abort" in host.changing_calls("a")
     assert host.states() == {"a": "sleeping", "b": "active"}
 
@@ -701,7 +705,7 @@ def test_a_server_that_can_neither_sleep_nor_stop_leaves_all_as_it_was(
 
 
 def test_a_dead_server_that_cannot_be_stopped_costs_nobody_the_gpu(pair: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    pair.settings.update(probe_timeout_seconds=0.5, stop_timeout_seconds=0.1)
+    pair.settings.update(probe_timeout_seconds=1.5, stop_timeout_seconds=0.1)
     pair.up(b=1)
     pair.up(a="active")
     pair.fault("b", "/health", "hang", times=0)
@@ -984,11 +988,11 @@ def test_slow_servers_are_observed_side_by_side(host: Host) -> None:
         host.declare(name, gpus=[gpu])
     host.up(**dict.fromkeys(names, "active"))
     for name in names:
-        host.fault(name, "/health", "hang", seconds=0.5)
+        host.fault(name, "/health", "hang", seconds=2)
     started = time.monotonic()
     with host.switcher() as switcher:
         report = switcher.report()
-    assert 0.5 <= time.monotonic() - started < 1.5
+    assert 2 <= time.monotonic() - started < 8
     assert report["active_models"] == list(names)
     assert report["models"]["a"] == {
         "state": "active",
@@ -1003,14 +1007,14 @@ def test_slow_servers_are_observed_side_by_side(host: Host) -> None:
 
 
 def test_a_server_is_known_to_be_ready_within_moments(host: Host) -> None:
-    host.settings.update(max_retries=450, health_check_interval_seconds=2)
+    host.settings.update(max_retries=450, health_check_interval_seconds=30)
     host.declare("a", standin={"wake_seconds": 0.5, "version": "0.11.0"})
     host.up(a=1)
     host.switch("a")
     events = [event for event in host.events() if event["event"] in ("awake", "request_start")]
     awake, asked = events[-2:]
     assert (awake["event"], asked["event"]) == ("awake", "request_start")
-    assert asked["time"] - awake["time"] < 0.25
+    assert asked["time"] - awake["time"] < 10
 
 
 # ---- the check that every test above ends with ------------------------------------------------
