@@ -149,21 +149,25 @@ class Run:
         (result,) = [shown for shown in self.results("ok", "changed", "fatal") if "elapsed_seconds" in shown]
         return result
 
+    def tables(self, *columns: str) -> list[list[str]]:
+        """Return the lines of each table with these first columns, without the header."""
+        lines = self.output.splitlines()
+        begins = [number for number, line in enumerate(lines, 1) if line.split()[: len(columns)] == list(columns)]
+        # A result, a banner or the end comes after it.
+        ends = [next(n for n in range(first, len(lines)) if not lines[n] or "[" in lines[n]) for first in begins]
+        return [lines[first:last] for first, last in zip(begins, ends, strict=True)]
+
     @property
     def report(self) -> list[list[str]]:
         """The cells of the switch's report: host, from, to, seconds, result, reason."""
-        header = ["host", "from", "to", "seconds", "result", "reason"]
-        shown = [result["msg"] for result in self.results("ok") if isinstance(result.get("msg"), list)]
-        ((_header, *lines),) = [lines for lines in shown if lines[0].split() == header]
-        return [re.split(r" {2,}", line, maxsplit=5) for line in lines]
+        (table,) = self.tables("host", "from", "to", "seconds", "result", "reason")
+        return [re.split(r" {2,}", line, maxsplit=5) for line in table]
 
     @property
     def table(self) -> list[list[str]]:
-        """The status table's cells, without its header."""
-        (result,) = [shown for shown in self.results("ok") if isinstance(shown.get("msg"), list)]
-        header, *lines = result["msg"]
-        assert header.split()[:8] == ["host", "model", "state", "level", "port", "running", "waiting", "gpu_gb"]
-        return [line.split(maxsplit=8) for line in lines]
+        """The status table's cells."""
+        (table,) = self.tables("host", "model", "state", "level", "port", "running", "waiting", "gpu_gb")
+        return [line.split(maxsplit=8) for line in table]
 
     @property
     def steps(self) -> list[str]:
@@ -175,7 +179,8 @@ class Run:
         assert self.status == 2, self.output
         assert "Traceback" not in self.output, self.output
         (result,) = self.results("fatal", "failed", ignored=False)
-        return str(result["msg"])
+        said = result["msg"]
+        return "\n".join(said) if isinstance(said, list) else str(said)
 
 
 class Ansible:

@@ -14,7 +14,7 @@ author:
 description:
   - Turns what M(homegpt.vllm.vllm_sleep_state) has registered on each host into a report, and says whether so many
     hosts have failed that the rollout is to stop.
-positional: hostvars, settings, check, tried, put_back, placement
+positional: hostvars, settings, check, tried, put_back, placement, last
 options:
   _input:
     description: The names of all hosts of the rollout, in order.
@@ -49,6 +49,11 @@ options:
     description: Whether the report is about the declared placement.
     type: bool
     default: false
+  last:
+    description: Whether this is the last wave, so that nothing is to come if all went well.
+    type: bool
+    default: true
+    version_added: 0.2.0
 """
 
 EXAMPLES = r"""
@@ -61,8 +66,10 @@ RETURN = r"""
 _value:
   description:
     - A dictionary of C(hosts), all of them; C(tried); C(rows), a list of dictionaries with C(host), C(from), C(to),
-      C(seconds), C(result) and C(reason); C(table), the same as lines for people; C(declared), whether a placement is;
-      C(failed) and C(switched), names of hosts; C(reasons), by host, of those that failed; and C(stops).
+      C(seconds), C(result) and C(reason); C(table), the same as lines for people;
+      C(failed) and C(switched), names of hosts; C(reasons), by host lists of lines, of those that failed; C(stops); and
+      C(shown), whether it is the time to show the report, since nothing has failed and no other wave comes, or
+      whether a placement is declared.
   type: dict
 """
 
@@ -70,7 +77,7 @@ from ansible_collections.homegpt.vllm.plugins.plugin_utils import rollout as rol
 from ansible_collections.homegpt.vllm.plugins.plugin_utils.plain import plain
 
 
-def rollout(hosts, hostvars, settings, check=False, tried=None, put_back=(), placement=False):
+def rollout(hosts, hostvars, settings, check=False, tried=None, put_back=(), placement=False, last=True):
     """The report as a dictionary."""
     hosts, chosen = plain(hosts), rollouts.Settings(**plain(settings))
     tried = hosts if tried is None else plain(tried)
@@ -90,23 +97,26 @@ def rollout(hosts, hostvars, settings, check=False, tried=None, put_back=(), pla
         undone = {**slept, **undone, **{host: one for host, one in slept.items() if rollouts.went_wrong(one)}}
         rows = rollouts.rows(hosts, switched, chosen, check, undone)
     failures = rollouts.failures(rows)
+    reasons = {row["host"]: _failure(row, undone, switched) for row in failures}
+    places = {host: rollouts.place(undone.get(host) or switched.get(host) or {}) for host in reasons}
+    declared = any(row["result"] not in (rollouts.NOT_DECLARED, rollouts.FAILED) for row in rows)
     return {
         "hosts": hosts,
         "tried": tried,
         "rows": rows,
-        "table": rollouts.table(rows),
-        "declared": any(row["result"] not in (rollouts.NOT_DECLARED, rollouts.FAILED) for row in rows),
+        "table": rollouts.table(rows, {} if placement else places),
         "failed": [row["host"] for row in failures],
-        "reasons": {row["host"]: _message(row, undone, switched) for row in failures},
+        "reasons": reasons,
         "switched": [row["host"] for row in rows if row["result"] == rollouts.SWITCHED],
         "stops": rollouts.stops(rows, chosen),
+        "shown": declared if placement else last and not failures,
     }
 
 
-def _message(row, *results):
-    """All that the task said which failed, or the row's reason where none has."""
+def _failure(row, *results):
+    """The lines that the task said which failed, or the row's reason where none has."""
     found = (each.get(row["host"], {}) for each in results)
-    return next((rollouts.message(one) for one in found if rollouts.went_wrong(one)), row["reason"])
+    return next((rollouts.message(one) for one in found if rollouts.went_wrong(one)), row["reason"]).splitlines()
 
 
 class FilterModule:

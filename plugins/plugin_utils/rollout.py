@@ -143,10 +143,10 @@ def failures(found: typing.Sequence[Row]) -> list[Row]:
     return [row for row in found if row["result"] in BAD]
 
 
-def table(found: typing.Sequence[Row]) -> list[str]:
-    """The rows as lines for people; a dash where there is nothing to say."""
-    cells = [[row[key] for key in _HEADER] for row in found]
-    return lines([_HEADER, *([_cell(cell) for cell in each] for each in cells)])
+def table(found: typing.Sequence[Row], told: typing.Mapping[str, str] | None = None) -> list[str]:
+    """The rows as lines for people; a dash where there is nothing to say. C(told) has other reasons, by host."""
+    shown = [{**row, "reason": (told or {}).get(row["host"], row["reason"])} for row in found]
+    return lines([_HEADER, *([_cell(row[key]) for key in _HEADER] for row in shown)])
 
 
 def _row(host: str, result: Given | None, keeps: bool, check: bool) -> Row:
@@ -169,6 +169,8 @@ def _row(host: str, result: Given | None, keeps: bool, check: bool) -> Row:
         row["result"] = WOULD_SWITCH if check else SWITCHED
     else:
         row["result"] = UNCHANGED
+    if row["result"] == SWITCHED:
+        row["reason"] = result.get("mended") or ""
     return row
 
 
@@ -183,13 +185,13 @@ def inert(value: typing.Any) -> typing.Any:
 
 def went_wrong(result: Given) -> bool:
     """Whether a task failed, on the host or on the way there."""
-    return bool(result.get("failed") or result.get("unreachable"))
+    return bool(result.get("failed") or result.get("unreachable") or result.get("went_wrong"))
 
 
 def _kind(result: Given) -> str:
-    if result.get("unreachable"):
+    if result.get("unreachable") or result.get("went_wrong") == "unreachable":
         return UNREACHABLE
-    if "timedout" in result:
+    if "timedout" in result or result.get("went_wrong") == "hung":
         return HUNG
     return NO_SUCH_MODEL if result.get("error") == "UnknownModel" else FAILED
 
@@ -199,9 +201,15 @@ def message(result: Given) -> str:
     return str(result.get("msg") or result.get("module_stderr") or "it is not known why")
 
 
+def place(result: Given) -> str:
+    """At which step it went wrong, for where the cause is told already."""
+    failed = [step for step in result.get("steps", ()) if "failed" in step]
+    return f"at: {failed[0]['action']} {failed[0]['model']}" if failed else "see above"
+
+
 def _reason(result: Given) -> str:
-    """The same on one line."""
-    return " ".join(message(result).split())
+    """The cause alone: what a message says first."""
+    return " ".join(message(result).split("\n", maxsplit=1)[0].split())
 
 
 def _cell(value: typing.Any) -> str:

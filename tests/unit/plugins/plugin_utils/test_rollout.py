@@ -11,7 +11,13 @@ from ansible_collections.homegpt.vllm.plugins.plugin_utils import rollout
 
 SWITCHED = {"changed": True, "previous_model": "old", "active_model": "new", "elapsed_seconds": 1.25}
 SAME = {"changed": False, "previous_model": "new", "active_model": "new", "elapsed_seconds": 0.1}
-FAILED = {"failed": True, "msg": "new could not\nbe made active", "previous_model": "old", "active_model": "old"}
+FAILED = {
+    "failed": True,
+    "msg": "new could not  be made active: no\nthe host is left with: old active",
+    "previous_model": "old",
+    "active_model": "old",
+    "steps": [{"action": "sleep", "model": "old"}, {"action": "wake", "model": "new", "failed": "no"}],
+}
 GONE = {"unreachable": True, "msg": "no route"}
 HUNG = {"failed": True, "msg": "not done in time", "timedout": {"period": 3}}
 UNKNOWN = {"failed": True, "msg": "model new is not declared", "error": "UnknownModel"}
@@ -62,9 +68,27 @@ def test_what_became_of_each_host() -> None:
         "switched", "unchanged", "failed", "unreachable", "hung", "no such model", "not tried"
     ]  # fmt: skip
     assert found[0] == {"host": "a", "from": "old", "to": "new", "seconds": 1.25, "result": "switched", "reason": ""}
-    assert found[2]["reason"] == "new could not be made active"
+    assert found[2]["reason"] == "new could not be made active: no"
     assert [row["host"] for row in rollout.failures(found)] == ["c", "d", "e"]
     assert results(rollout.rows(["a", "b"], given, settings(), True)) == ["would switch", "unchanged"]
+
+
+@pytest.mark.parametrize(("kept", "result"), [("failed", "failed"), ("hung", "hung"), ("unreachable", "unreachable")])
+def test_a_failure_that_was_left_to_the_report(kept: str, result: str) -> None:
+    found = rollout.rows(["a"], {"a": {"went_wrong": kept, "msg": "no"}}, settings(), False)
+    assert results(found) == [result]
+    assert rollout.failures(found) == found
+
+
+def test_what_was_mended_is_the_reason() -> None:
+    mended = {**SWITCHED, "mended": "new woke at the second try"}
+    assert rollout.rows(["a"], {"a": mended}, settings(), False)[0]["reason"] == "new woke at the second try"
+
+
+def test_the_table_names_the_step_where_the_cause_is_told_already() -> None:
+    found = rollout.rows(["c", "d"], {"c": FAILED, "d": GONE}, settings(), False)
+    told = {"c": rollout.place(FAILED), "d": rollout.place(GONE)}
+    assert [line.split("  ")[-1].strip() for line in rollout.table(found, told)[1:]] == ["at: wake new", "see above"]
 
 
 def test_when_it_stops() -> None:

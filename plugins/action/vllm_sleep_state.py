@@ -1,0 +1,71 @@
+# -*- coding: utf-8 -*-
+# Copyright (c) HomeGPT
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+from ansible.errors import AnsibleConnectionFailure
+from ansible.plugins.action import ActionBase
+from ansible_collections.homegpt.vllm.plugins.plugin_utils.plain import plain
+
+# Variables of a task. The models' rounds in their order: then a line is printed before each, and one when it is done.
+_ROUNDS = "__vllm_rounds"
+# Whether a failure is left to the report that comes later, as went_wrong: else it would be told twice.
+_REPORTED = "__vllm_reported_later"
+
+
+class ActionModule(ActionBase):
+    """Runs the module of this name, and says what Ansible would only show when it has ended."""
+
+    _supports_check_mode = True
+    _supports_async = True
+
+    def run(self, tmp=None, task_vars=None):
+        result = super().run(tmp, task_vars)
+        progress = self._progress(task_vars)
+        if progress:
+            progress.begin()
+        if task_vars.get(_REPORTED):
+            result.update(self._kept(task_vars))
+        else:
+            result.update(self._module(task_vars))
+        if progress:
+            progress.end(result)
+        return result
+
+    def _module(self, task_vars):
+        wrap_async = self._task.async_val and not self._connection.has_native_async
+        result = self._execute_module(task_vars=task_vars, wrap_async=wrap_async)
+        if not wrap_async:
+            self._remove_tmp_path(self._connection._shell.tmpdir)
+        return result
+
+    def _kept(self, task_vars):
+        """The module's result, in which a failure of any kind is one among other things that are known."""
+        try:
+            result = self._module(task_vars)
+            kind = "failed" if result.pop("failed", False) else ""
+        except AnsibleConnectionFailure as error:
+            kind, result = "unreachable", {"msg": str(error)}
+        except Exception as error:  # pylint: disable=broad-exception-caught
+            kind, result = "failed", {"msg": str(error)}
+        except BaseException as error:
+            # What ends a task at its timeout has no public name, and has moved between versions.
+            if type(error).__name__ != "TaskTimeoutError":
+                raise
+            kind, result = "hung", {"msg": f"it was not done within {self._task.timeout} s, and may go on there"}
+        if kind:
+            result.pop("exception", None)
+            result["went_wrong"] = kind
+        return result
+
+    def _progress(self, task_vars):
+        rounds, models = task_vars.get(_ROUNDS), self._task.args.get("model")
+        if not rounds or not models or self._task.check_mode:
+            return None
+        # Not above: a switch has no use for it.
+        from ansible_collections.homegpt.vllm.plugins.plugin_utils.progress import Progress
+
+        models = [models] if isinstance(models, str) else models
+        return Progress(task_vars["inventory_hostname"], plain(rounds), plain(models), self._task.args.get("state"))

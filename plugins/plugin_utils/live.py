@@ -1,0 +1,45 @@
+# -*- coding: utf-8 -*-
+# Copyright (c) HomeGPT
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Lines that are seen at once, while what a task returns is shown when it has ended; a failure that is told once."""
+
+from __future__ import annotations
+
+import typing
+
+from ansible import constants as C
+from ansible.errors import AnsibleActionFail
+from ansible.utils.display import Display
+
+
+def say(lines: typing.Iterable[str]) -> None:
+    """Print the lines; where the output is one for machines, on the standard error."""
+    for_machines = "json" in str(C.DEFAULT_STDOUT_CALLBACK)
+    for line in lines:
+        # One at a time: a line of two would be wrapped as one.
+        Display().display(line, stderr=for_machines)
+
+
+class _Told(AnsibleActionFail):
+    """Fails a task with lines that are shown once: of any other failure ansible-core 2.19 and later print all twice."""
+
+    omit_exception_key = True
+
+    def __init__(self, told: dict[str, typing.Any]) -> None:
+        super().__init__("see msg", result=told)  # ansible-core 2.21 returns this
+        self.told = told
+
+    @property
+    def result_contribution(self) -> dict[str, typing.Any]:
+        """What ansible-core 2.19 and 2.20 return."""
+        return self.told
+
+
+def failed(lines: list[str]) -> dict[str, typing.Any]:
+    """The result of an action that fails with the lines as its message. Raises it where that is the way."""
+    told = {"failed": True, "changed": False, "msg": lines, "_ansible_verbose_always": True}
+    if hasattr(AnsibleActionFail, "omit_exception_key"):
+        raise _Told(told)
+    # ansible-core 2.18 prints what is returned once, and adds to what is raised.
+    return told

@@ -1,0 +1,53 @@
+# -*- coding: utf-8 -*-
+# Copyright (c) HomeGPT
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What is said before models are loaded, and when they are."""
+
+from __future__ import annotations
+
+import time
+import typing
+
+from ansible_collections.homegpt.vllm.plugins.plugin_utils.live import say
+
+_IS = {"active": "active", "sleeping": "asleep"}
+
+
+class Progress:
+    """The loading of one round of a host's models; C(rounds) are all of them in their order."""
+
+    def __init__(self, host: str, rounds: list[list[str]], models: list[str], state: str | None) -> None:
+        self.host = host
+        self.models = models
+        self.state = _IS.get(state or "active", state)
+        order = [model for one in rounds for model in one]
+        self.numbers = [order.index(model) + 1 for model in models]
+        self.count = len(order)
+        later = [one for one in rounds if order.index(one[0]) >= max(self.numbers)]
+        self.next = later[0] if later else []
+        self.began = time.monotonic()
+
+    def begin(self) -> None:
+        """Say what begins."""
+        where = f"{', '.join(map(str, self.numbers))} of {self.count}"
+        say([f"{self.host}: loading {' and '.join(self.models)} ({where}) ..."])
+
+    def end(self, result: typing.Mapping[str, typing.Any]) -> None:
+        """Say how each model fared, and what comes next."""
+        lines = [f"{self.host}: {self._said(model, result)}" for model in self.models]
+        if self.next:
+            lines[-1] += f"; next: {' and '.join(self.next)}"
+        say(lines)
+
+    def _said(self, model: str, result: typing.Mapping[str, typing.Any]) -> str:
+        taken = time.monotonic() - self.began
+        steps = [step for step in result.get("steps", ()) if step["model"] == model]
+        state = (result.get("models") or {}).get(model, {}).get("state")
+        if {"active": "active", "sleeping": "asleep"}.get(state) != self.state:
+            return f"{model} FAILED after {taken:.1f} s"
+        if not steps:
+            return f"{model} is {self.state} already"
+        seconds = sum(step["seconds"] or 0 for step in steps) if len(self.models) > 1 else taken
+        how = "loaded" if "start" in [step["action"] for step in steps] else "ready"
+        return f"{model} is {how} and {self.state}, {seconds:.1f} s"
