@@ -11,6 +11,8 @@ for name in $(compgen -e); do
     case $name in
         # Who runs it, and where programs are found and may write. LD_LIBRARY_PATH: some Pythons don't start without.
         PATH | LD_LIBRARY_PATH | HOME | USER | LOGNAME | SHELL | TMPDIR | XDG_*) ;;
+        # Git trusts a checkout of the account that called sudo.
+        SUDO_UID) ;;
         # How text is read and shown. Ansible starts in a UTF-8 locale only.
         LANG | LANGUAGE | LC_* | TZ | TERM | COLUMNS | NO_COLOR) ;;
         # How package indexes are reached.

@@ -57,7 +57,8 @@ clone="$home/a folder/homegpt.vllm"
 git -c advice.detachedHead=false clone --quiet --no-hardlinks . "$root$clone"
 git -C "$root$clone" remote remove origin
 chroot "$root" chown -R "$account:$account" "$home"
-# What a login gives, and how packages are reached.
-exec chroot --userspec="$account:$account" "$root" /usr/bin/env -i --chdir="$clone" HOME="$home" USER="$account" \
+# What a login gives, and how packages are reached. This shell stays, as root: a process that has changed its user no longer
+# ends with its parent, and all that runs in here ends with this one.
+chroot --userspec="$account:$account" "$root" /usr/bin/env -i --chdir="$clone" HOME="$home" USER="$account" \
     LOGNAME="$account" SHELL=/bin/bash PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
     "${variables[@]}" /bin/sh -c "$script"
