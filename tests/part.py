@@ -4,8 +4,7 @@
 Left out are the tests marked `whole`, and the cases that a draw does not choose. The draw differs from commit to
 commit; PART_SEED=N repeats one. Where LEFT_OUT names a file, what was left out is noted there, for the end of the run.
 
-    python -m tests.part seed                          the number that the draw begins from
-    python -m tests.part leave-out SUITE COMMAND WHAT ...
+    python -m tests.part SUITE COMMAND WHAT ...        note what a script leaves out
 """
 
 from __future__ import annotations
@@ -87,15 +86,5 @@ def draw(cases: Sequence[T], share: float, group: Callable[[T], object]) -> list
     return [case for number, case in enumerate(cases) if number in chosen]
 
 
-def main(arguments: list[str]) -> int:
-    """For the scripts."""
-    command, *rest = arguments
-    if command == "seed":
-        print(seed())
-    else:
-        leave_out(rest[0], rest[1], rest[2:])
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    leave_out(sys.argv[1], sys.argv[2], sys.argv[3:])
