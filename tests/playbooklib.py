@@ -182,6 +182,16 @@ class Run:
         said = result["msg"]
         return "\n".join(said) if isinstance(said, list) else str(said)
 
+    @property
+    def mistakes(self) -> list[str]:
+        """What the first task of the playbook found; it must have failed, and nothing else may have been played."""
+        assert self.status == 2, self.output
+        assert "Traceback" not in self.output, self.output
+        (result,) = self.results("fatal")
+        assert isinstance(result["msg"], list), self.output
+        assert len(re.findall(r"^TASK ", self.output, re.MULTILINE)) == 1, self.output
+        return [str(mistake) for mistake in result["msg"]]
+
 
 class Ansible:
     """An ansible-playbook with an inventory, untouched by the settings of whoever runs the tests."""

@@ -53,43 +53,12 @@ def placement(models, switching=None, wanted=None):
     """The ids by what the models are to be; raises AnsibleFilterError for what can't be."""
     # Not above: Ansible loads every filter of a collection for any of them.
     from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import parse
+    from ansible_collections.homegpt.vllm.plugins.plugin_utils.placement import names_of, place
 
-    names = plain(wanted or [])
-    if isinstance(names, str):
-        # As the module's option does it.
-        names = [name.strip() for name in names.split(",")]
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise AnsibleFilterError(f"vllm_active_model must be the name of a model, or a list of several, is {names!r}")
     try:
-        inventory = parse(plain(models), plain(switching))
-        chosen = _chosen(inventory, filter(None, names))
+        return place(parse(plain(models), plain(switching)), names_of(plain(wanted or [])))
     except SwitchingError as error:
         raise AnsibleFilterError(str(error)) from error
-    active = [
-        model.id
-        for model in inventory.enabled
-        if model in chosen
-        or (model.startup_mode == "active" and not any(model.conflicts_with(other) for other in chosen))
-    ]
-    return {
-        "active": active,
-        "asleep": [model.id for model in inventory.enabled if model.id not in active],
-        "wanted": [model.id for model in chosen],
-    }
-
-
-def _chosen(inventory, names):
-    chosen: list = []
-    for name in names:
-        try:
-            found = inventory.find(name)
-        except SwitchingError as error:
-            raise SwitchingError(f"vllm_active_model: {error}") from error
-        rival = next((other for other in chosen if other.conflicts_with(found)), None)
-        if rival is not None:
-            raise SwitchingError(f"vllm_active_model: {rival.id} and {found.id} share a GPU, so only one can be active")
-        chosen.append(found)
-    return chosen
 
 
 class FilterModule:

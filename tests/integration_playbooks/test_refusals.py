@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What can't be done is refused with one clear message, before anything is touched."""
+"""What a host can not do is refused with one clear message. What is known before: test_preflight.py."""
 
 from __future__ import annotations
 
@@ -10,82 +10,14 @@ import socketserver
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.integration_playbooks.conftest import Inventory, Start
-from tests.playbooklib import Ansible, Host, launched, served
-from tests.serverlib import ROOT, Server, free_port
+from tests.playbooklib import Host, launched, served
+from tests.serverlib import Server, free_port
 
 Pair = tuple[Server, Server]
-
-
-@pytest.fixture
-def untouched(pair: Pair) -> Iterator[None]:
-    """The test must send no request to either server."""
-    marks = [server.mark() for server in pair]
-    yield
-    assert [server.accesses(since=mark) for server, mark in zip(pair, marks, strict=True)] == [[], []]
-
-
-@pytest.mark.versions
-def test_an_unknown_model(ansible: Ansible, untouched: None) -> None:
-    message = ansible.play("switch", "-e", "model=nope").failure()
-    assert "model nope is not declared; the models are: a, b" in message
-
-
-def test_homegpts_four_models_are_named(ansible: Ansible, tmp_path: Path) -> None:
-    """With the inventory that people copy; nothing listens on its ports, and nobody asks."""
-    sample = ROOT / "inventory/homegpt"
-    here = ["-i", str(sample), "-e", "ansible_connection=local", "-e", "ansible_become=false"]
-    here += ["-e", "ansible_python_interpreter={{ ansible_playbook_python }}", "-e", f"vllm_stack_dir={tmp_path}/stack"]
-    run = ansible.play("switch", *here, "-e", "target=gpu1", "-e", "model=nope")
-    four = "qwen3-vl-30b-a3b, qwen3-vl-32b, qwen3-next-80b-a3b-thinking, gpt-oss-20b"
-    assert run.failure() == f"model nope is not declared; the models are: {four}"
-    assert not (tmp_path / "stack").exists()
-
-
-def test_no_model_given(ansible: Ansible, untouched: None) -> None:
-    message = ansible.play("switch").failure()
-    assert "say which model is meant; the models are: a, b" in message
-
-
-def test_a_disabled_model(pair: Pair, inventory: Inventory) -> None:
-    ansible = inventory([served(pair[0], "a"), served(pair[1], "b", startup_mode="disabled")])
-    marks = [server.mark() for server in pair]
-    message = ansible.play("switch", "-e", "model=b").failure()
-    assert "model b is disabled: set its startup_mode to sleep or active in vllm_models to use it" in message
-    assert [server.accesses(since=mark) for server, mark in zip(pair, marks, strict=True)] == [[], []]
-
-
-BROKEN: list[dict[str, Any]] = [
-    {"id": "one", "model": "org/one", "host_port": 8001, "startup_mode": "active"},
-    {"id": "two", "model": "org/two", "host_port": 8001, "startup_mode": "active"},
-    {"id": "three", "host_port": 8003, "sleep_levle": 2},
-    {"id": "four", "model": "org/four", "host_port": 8004, "sleep_requests": [{"endpoint": "/sleep"}]},
-]
-MISTAKES = [
-    "vllm_switching: request_timeout_seconds must be greater than 0, is 0",
-    "vllm_models[1] (two): host_port 8001 is taken by one",
-    "vllm_models[1] (two): startup_mode active is taken by one: both use GPU 0 and only one of them can be awake; "
-    "set one to sleep",
-    "vllm_models[2] (three): unknown key sleep_levle; did you mean sleep_level?",
-    "vllm_models[2] (three): model is required",
-    "vllm_models[3] (four): sleep_requests needs wake_requests too: give both lists or neither",
-]
-
-
-@pytest.mark.versions
-@pytest.mark.parametrize("playbook", ["bootstrap", "prefetch", "switch", "status", "teardown"])
-def test_all_mistakes_of_an_inventory_at_once(inventory: Inventory, tmp_path: Path, playbook: str) -> None:
-    host = Host(tmp_path, BROKEN, {"request_timeout_seconds": 0})
-    run = inventory(host).play(playbook, "-e", "model=one")
-    message = run.failure()
-    assert f"the model inventory has {len(MISTAKES)} mistakes" in message
-    for mistake in MISTAKES:
-        assert mistake in message
-    assert not host.stack.exists()
 
 
 def test_dev_mode_off(pair: Pair, start: Start, inventory: Inventory) -> None:

@@ -85,10 +85,11 @@ def test_what_an_earlier_play_of_the_run_found_is_not_told_again(
     both = tmp_path / "both.yml"
     both.write_text(
         "- import_playbook: homegpt.vllm.switch\n  vars: {model: a}\n"
-        "- import_playbook: homegpt.vllm.switch\n  vars: {model: nowhere, switch_waves: '1,100%'}\n",
+        "- import_playbook: homegpt.vllm.switch\n  vars: {model: d, switch_waves: '1,100%'}\n",
         encoding="utf-8",
     )
     assert ansible.play("switch", "-e", "model=b", "-l", "one").status == 0
+    servers.pop("d").kill()
     run = ansible.play(both, "-l", "one")
     assert [table[0].split()[4] for table in run.tables("host", "from")] == ["switched", "failed"]
     assert awake(servers) == "ac"

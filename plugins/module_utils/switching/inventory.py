@@ -9,13 +9,14 @@ The one place for defaults and validation. Every mistake of an inventory is foun
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import difflib
 import json
 import math
 import re
 import typing
 
-from .errors import InventoryError, UnknownModel
+from .errors import InventoryError, SwitchingError, UnknownModel
 from .texts import map_text
 
 # A model of which only this much RAM is free for sleepers is better discarded than offloaded (homeGPT's rule).
@@ -223,18 +224,33 @@ class Inventory:
         Raises UnknownModel, naming the models that exist, when there is none or when it is disabled.
         """
         if not name:
-            raise UnknownModel(f"say which model is meant; the models are: {', '.join(m.id for m in self.models)}")
+            raise UnknownModel(f"say which model is meant; the models are: {self.listed()}")
         found = [m for m in self.models if name == m.id] or [m for m in self.models if name in m.names]
         if len(found) != 1:
-            known = ", ".join(m.id for m in self.models)
+            near = difflib.get_close_matches(name, [n for m in self.models for n in m.names], n=1)
+            hint = f"; did you mean {near[0]}?" if near and not found else ";"
             raise UnknownModel(
-                "model {} is {}; the models are: {}".format(name, "ambiguous" if found else "not declared", known)
+                "model {} is {}{} the models are: {}".format(
+                    name, "ambiguous" if found else "not declared", hint, self.listed()
+                )
             )
         if found[0].disabled:
             raise UnknownModel(
                 f"model {found[0].id} is disabled: set its startup_mode to sleep or active in vllm_models to use it"
             )
         return found[0]
+
+    def listed(self) -> str:
+        """The ids of the models, for messages."""
+        return ", ".join(m.id + (" (disabled)" if m.disabled else "") for m in self.models)
+
+    def check_apart(self, models: typing.Sequence[Model]) -> None:
+        """Raise SwitchingError where the models can't be switched side by side."""
+        if len(self.rounds(models)) > 1:
+            raise SwitchingError(
+                f"{', '.join(m.id for m in models)} have GPUs to do with each other, so they can't be switched side by "
+                "side: switch them one after the other"
+            )
 
     def conflicting(self, model: Model) -> tuple[Model, ...]:
         """The models that can't be awake together with this one."""
@@ -373,6 +389,10 @@ def _describe(value: typing.Any) -> str:
         (type(None), "nothing"),
     )
     kind = next((text for cls, text in kinds if isinstance(value, cls)), type(value).__name__)
+    if isinstance(value, bool):
+        return "{} ({}, as YAML reads a bare {})".format(kind, value, "on or yes" if value else "off or no")
+    if isinstance(value, datetime.date):
+        return f"a date ({value})"
     try:
         return f"{kind} ({value})" if isinstance(value, (bool, str, int, float)) else kind
     except ValueError:
@@ -381,7 +401,8 @@ def _describe(value: typing.Any) -> str:
 
 def _text(value: typing.Any) -> str:
     if not isinstance(value, str):
-        raise _Wrong(f"must be text, is {_describe(value)}")
+        quote = "" if value is None or isinstance(value, (dict, list, tuple)) else ": put it in quotes"
+        raise _Wrong(f"must be text, is {_describe(value)}{quote}")
     if not value.strip():
         raise _Wrong("must not be empty")
     return str(value)
@@ -448,7 +469,8 @@ def _choice(*choices: str) -> Check:
     def check(value: typing.Any) -> str:
         text = str(value)
         if text not in choices or isinstance(value, bool):
-            raise _Wrong("must be one of {}, is {}".format(", ".join(choices), value))
+            told = _describe(value) if isinstance(value, bool) else value
+            raise _Wrong("must be one of {}, is {}".format(", ".join(choices), told))
         return text
 
     return check

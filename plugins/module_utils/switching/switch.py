@@ -186,11 +186,7 @@ class Switcher:
     def _check_apart(self, models: typing.Sequence[Model]) -> None:
         if not models:
             self.inventory.find("")
-        if len(self.inventory.rounds(models)) > 1:
-            raise SwitchingError(
-                f"{', '.join(m.id for m in models)} have GPUs to do with each other, so they can't be switched side by "
-                "side: switch them one after the other"
-            )
+        self.inventory.check_apart(models)
 
     @contextlib.contextmanager
     def _checking(self) -> typing.Iterator[None]:

@@ -24,6 +24,10 @@ from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory i
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+# What is said of a value that YAML may have made a boolean.
+YES = "a boolean (True, as YAML reads a bare on or yes)"
+NO = "a boolean (False, as YAML reads a bare off or no)"
+
 KEYS = (
     "id, model, host_port, name, container_name, port, gpus, gpu_memory_gb, weights_gb, startup_mode, sleep_level, "
     "args, env, image, aliases, ready_completion, canary, sleep_requests, wake_requests, state_request, start_command, "
@@ -239,16 +243,16 @@ def test_a_request_is_taken_whole() -> None:
 # Mistakes of one entry. The path is the same for all: vllm_models[0] (a)
 
 ONE_MISTAKE = [
-    ("model", 5, "model must be text, is a number (5)"),
+    ("model", 5, "model must be text, is a number (5): put it in quotes"),
     ("model", "", "model must not be empty"),
     ("model", "  ", "model must not be empty"),
-    ("model", True, "model must be text, is a boolean (True)"),
+    ("model", True, f"model must be text, is {YES}: put it in quotes"),
     ("name", ["x"], "name must be text, is a list"),
     ("name", {}, "name must be text, is a dictionary"),
     ("host_port", "eight", "host_port must be a whole number, is text (eight)"),
     ("host_port", "", "host_port must be a whole number, is text ()"),
     ("host_port", 8000.5, "host_port must be a whole number, is a number (8000.5)"),
-    ("host_port", True, "host_port must be a whole number, is a boolean (True)"),
+    ("host_port", True, f"host_port must be a whole number, is {YES}"),
     ("host_port", [1], "host_port must be a whole number, is a list"),
     ("host_port", 0, "host_port must be a port from 1 to 65535, is 0"),
     ("host_port", 65536, "host_port must be a port from 1 to 65535, is 65536"),
@@ -273,16 +277,24 @@ ONE_MISTAKE = [
     ("gpus", [1, "1"], "gpus must name at least one GPU, each once, is [1, 1]"),
     ("gpus", 0, "gpus must be a list of GPU numbers, is a number (0)"),
     ("gpus", [0, -1], "gpus[1] must be a whole number of at least 0, is -1"),
-    ("gpus", [False], "gpus[0] must be a whole number, is a boolean (False)"),
+    ("gpus", [False], f"gpus[0] must be a whole number, is {NO}"),
     ("gpu_memory_gb", 0, "gpu_memory_gb must be greater than 0, is 0"),
     ("gpu_memory_gb", "nan", "gpu_memory_gb must be a number, is text (nan)"),
     ("weights_gb", -1.5, "weights_gb must be greater than 0, is -1.5"),
-    ("weights_gb", True, "weights_gb must be a number, is a boolean (True)"),
+    ("weights_gb", True, f"weights_gb must be a number, is {YES}"),
     ("startup_mode", "on", "startup_mode must be one of active, sleep, disabled, is on"),
-    ("startup_mode", True, "startup_mode must be one of active, sleep, disabled, is True"),
+    (
+        "startup_mode",
+        True,
+        f"startup_mode must be one of active, sleep, disabled, is {YES}",
+    ),
     ("sleep_level", 3, "sleep_level must be one of auto, 1, 2, stop, is 3"),
     ("sleep_level", 0, "sleep_level must be one of auto, 1, 2, stop, is 0"),
-    ("sleep_level", True, "sleep_level must be one of auto, 1, 2, stop, is True"),
+    (
+        "sleep_level",
+        True,
+        f"sleep_level must be one of auto, 1, 2, stop, is {YES}",
+    ),
     ("args", ["--x"], "args must be a dictionary, is a list"),
     ("args", {"Max": 1}, "args has the key Max, which is no argument of vllm serve"),
     ("args", {"--x": 1}, "args has the key --x, which is no argument of vllm serve"),
@@ -296,21 +308,29 @@ ONE_MISTAKE = [
     ),
     ("args", {"port": 1}, "args must not have port: use the model's port"),
     ("args", {"served-model-name": "x"}, "args must not have served_model_name: use the model's aliases"),
-    ("args", {"api-key": True}, "args.api-key must be text, is a boolean (True)"),
+    (
+        "args",
+        {"api-key": True},
+        f"args.api-key must be text, is {YES}",
+    ),
     ("args", {"api_key": {"a": 1}}, "args.api_key must be text, is a dictionary"),
     ("args", {"api_key": ["a", ""]}, "args.api_key[1] must not be empty"),
     ("args", {"api_key": [None]}, "args.api_key[0] must be text, is nothing"),
     ("env", "A=1", "env must be a dictionary, is text (A=1)"),
     ("env", {"A-B": 1}, "env has the key A-B, which is no name of an environment variable"),
     ("env", {"A": ["x"]}, "env.A must be text or a number, is a list"),
-    ("image", 5, "image must be text, is a number (5)"),
+    ("image", 5, "image must be text, is a number (5): put it in quotes"),
     ("aliases", "gpt", "aliases must be a list of names, is text (gpt)"),
     ("aliases", ["gpt", ""], "aliases[1] must not be empty"),
     ("ready_completion", 1, "ready_completion must be true or false, is a number (1)"),
     ("ready_completion", "maybe", "ready_completion must be true or false, is text (maybe)"),
-    ("canary", True, "canary must be one of auto, off, warn, enforce, is True"),
+    (
+        "canary",
+        True,
+        f"canary must be one of auto, off, warn, enforce, is {YES}",
+    ),
     ("start_command", "run it", "start_command must be a list of words, is text (run it)"),
-    ("start_command", ["run", 5], "start_command[1] must be text, is a number (5)"),
+    ("start_command", ["run", 5], "start_command[1] must be text, is a number (5): put it in quotes"),
     ("macros", ["a"], "macros must be a dictionary, is a list"),
     ("macros", {"1a": "x"}, "macros has the key 1a, which is no name of a macro"),
     ("macros", {"a": {}}, "macros.a must be text or a number, is a dictionary"),
@@ -371,7 +391,11 @@ def test_parallel_sizes_that_make_the_number_of_gpus(gpus: list[int] | None, arg
         ([0, 1], {PIPELINE: 2}, f"args take 4 GPUs ({TENSOR} 2 x {PIPELINE} 2), but gpus names 2"),
         ([0, 1], {DATA: 1, TENSOR: None}, f"args take 1 GPUs ({TENSOR} 1 x {DATA} 1), but gpus names 2"),
         ([0, 1], {TENSOR: 1.5}, "args.tensor_parallel_size must be a whole number, is a number (1.5)"),
-        ([0, 1], {PIPELINE: True}, "args.pipeline_parallel_size must be a whole number, is a boolean (True)"),
+        (
+            [0, 1],
+            {PIPELINE: True},
+            f"args.pipeline_parallel_size must be a whole number, is {YES}",
+        ),
         ([0, 1], {DATA: 0}, "args.data_parallel_size must be a whole number of at least 1, is 0"),
         ([0, 1], {DATA: "two"}, "args.data_parallel_size must be a whole number, is text (two)"),
     ],
@@ -427,7 +451,7 @@ def test_an_id_is_made_of_few_characters(model_id: str) -> None:
             ],
         ),
         ([entry(), "b"], ["vllm_models[1]: must be a dictionary, is text (b)"]),
-        ([{**entry(), "id": 5}], ["vllm_models[0]: id must be text, is a number (5)"]),
+        ([{**entry(), "id": 5}], ["vllm_models[0]: id must be text, is a number (5): put it in quotes"]),
         ([], ["vllm_models is empty: declare at least one model"]),
         ("a", ["vllm_models must be a list of models, is text (a)"]),
         ({"a": 1}, ["vllm_models must be a list of models, is a dictionary"]),
@@ -443,7 +467,10 @@ def test_what_is_no_list_of_models(models: Any, mistakes: list[str]) -> None:
         ("fast", "must be a dictionary, is text (fast)"),
         ({"available_ram_gb": -1}, "available_ram_gb must be a number of at least 0, is -1"),
         ({"available_ram_gb": "much"}, "available_ram_gb must be a number, is text (much)"),
-        ({"available_ram_gb": True}, "available_ram_gb must be a number, is a boolean (True)"),
+        (
+            {"available_ram_gb": True},
+            f"available_ram_gb must be a number, is {YES}",
+        ),
         ({"max_retries": 0}, "max_retries must be a whole number of at least 1, is 0"),
         ({"max_retries": 1.5}, "max_retries must be a whole number, is a number (1.5)"),
         ({"health_check_interval_seconds": 0}, "health_check_interval_seconds must be greater than 0, is 0"),
@@ -473,7 +500,7 @@ def test_a_mistake_in_switching(switching: Any, mistake: str) -> None:
     [
         ({"endpoint": "x"}, "endpoint must be a path that starts with /, is x"),
         ({"endpoint": "http://a/x"}, "endpoint must be a path that starts with /, is http://a/x"),
-        ({"endpoint": 5}, "endpoint must be text, is a number (5)"),
+        ({"endpoint": 5}, "endpoint must be text, is a number (5): put it in quotes"),
         ({"endpoint": "/x", "method": "fly"}, "method must be one of GET, POST, PUT, PATCH, DELETE, is FLY"),
         ({"endpoint": "/x", "timeout": 0}, "timeout must be greater than 0, is 0"),
         ({"endpoint": "/x", "timeout": "soon"}, "timeout must be a number, is text (soon)"),
@@ -893,10 +920,11 @@ def test_find(name: str, model_id: str) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("nope", "model nope is not declared; the models are: a, b, c, d, off"),
-        ("A", "model A is not declared; the models are: a, b, c, d, off"),
-        ("org/shared", "model org/shared is ambiguous; the models are: a, b, c, d, off"),
-        ("", "say which model is meant; the models are: a, b, c, d, off"),
+        ("nope", "model nope is not declared; the models are: a, b, c, d, off (disabled)"),
+        ("awa", "model awa is not declared; did you mean away? the models are: a, b, c, d, off (disabled)"),
+        ("A", "model A is not declared; the models are: a, b, c, d, off (disabled)"),
+        ("org/shared", "model org/shared is ambiguous; the models are: a, b, c, d, off (disabled)"),
+        ("", "say which model is meant; the models are: a, b, c, d, off (disabled)"),
         ("off", "model off is disabled: set its startup_mode to sleep or active in vllm_models to use it"),
         ("away", "model off is disabled: set its startup_mode to sleep or active in vllm_models to use it"),
         ("org/OFF", "model off is disabled: set its startup_mode to sleep or active in vllm_models to use it"),

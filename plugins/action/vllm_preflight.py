@@ -1,0 +1,184 @@
+# -*- coding: utf-8 -*-
+# Copyright (c) HomeGPT
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The first task of every playbook. What is wrong is decided in plugin_utils/preflight; here it is asked of Ansible."""
+
+from __future__ import annotations
+
+import pathlib
+
+from ansible.errors import AnsibleActionFail, AnsibleError
+from ansible.inventory.manager import split_host_pattern
+from ansible.plugins.action import ActionBase
+from ansible.template import Templar
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import is_secret_name, secret_texts
+from ansible_collections.homegpt.vllm.plugins.plugin_utils import preflight, role_variables
+from ansible_collections.homegpt.vllm.plugins.plugin_utils.plain import plain
+
+_ROLES = pathlib.Path(__file__).resolve().parents[2] / "roles"
+
+
+class Mistaken(AnsibleActionFail):
+    """Fails the task with a list, told once: of any other failure ansible-core 2.19 and later print all of it twice."""
+
+    omit_exception_key = True
+
+    def __init__(self, mistakes):
+        super().__init__("mistakes", result=_told(mistakes))  # ansible-core 2.21 returns this
+        self.told = _told(mistakes)
+
+    @property
+    def result_contribution(self):
+        """What ansible-core 2.19 and 2.20 return."""
+        return self.told
+
+
+def _told(mistakes):
+    return {"changed": False, "msg": mistakes, "_ansible_verbose_always": True}
+
+
+class ActionModule(ActionBase):
+    """Looks at the inventory and at the variables, and never connects to a host."""
+
+    _requires_connection = False
+    _supports_check_mode = True
+    _supports_async = False
+
+    def run(self, tmp=None, task_vars=None):
+        """Fail with the mistakes, if there are any."""
+        result = super().run(tmp, task_vars)
+        _validation, arguments = self.validate_argument_spec(
+            {"playbook": {"type": "str", "required": True, "choices": list(preflight.ASKED)}}
+        )
+        self.secrets: set[str] = set()
+        mistakes = self.mistakes(arguments["playbook"], task_vars)
+        if mistakes:
+            mistakes = preflight.masked(mistakes, self.secrets)
+            if hasattr(AnsibleActionFail, "omit_exception_key"):
+                raise Mistaken(mistakes)
+            # ansible-core 2.18 prints what is returned once, and adds to what is raised.
+            return dict(result, failed=True, **_told(mistakes))
+        result["changed"] = False
+        return result
+
+    def mistakes(self, playbook, task_vars):
+        """All that is wrong."""
+        hostvars = task_vars["hostvars"]
+        self.inventory, self.variables = hostvars._inventory, hostvars._variable_manager
+        extra = self.variables.extra_vars
+        found = preflight.mistaken_names(
+            (name for name in extra if name not in preflight.WIDE), (*preflight.ASKED[playbook], *preflight.WIDE)
+        )
+        try:
+            target = self.target(playbook, task_vars)
+        except _Unresolved as error:
+            return [*found, f"target {error}"]
+        hosts, lost = self.hosts(target, task_vars)
+        found += lost
+        if not hosts:
+            return found
+        specs = role_variables.read(_ROLES, preflight.ROLES.get(playbook, ()))
+        looks, unreadable = [], []
+        for host in hosts:
+            try:
+                looks.append(self.look(host, hostvars, preflight.ASKED[playbook], specs))
+            except AnsibleError as error:
+                files = list(_files(task_vars.get("ansible_inventory_sources") or ()))
+                unreadable.append((host.name, preflight.unreadable(str(error), files)))
+        return found + preflight.check(playbook, looks, extra, unreadable)
+
+    def target(self, playbook, task_vars):
+        """The pattern of hosts that the plays after this one have."""
+        names = ("awx_target", "target") if playbook == "awx" else ("target",)
+        for name in names:
+            if task_vars.get(name):
+                return self.value(task_vars[name], self._templar, False, task_vars)
+        return "vllm_hosts"
+
+    def hosts(self, target, task_vars):
+        """The hosts of the target, and what is wrong with it."""
+
+        def matching(pattern, **how):
+            return list(self.inventory.get_hosts(pattern, ignore_restrictions=True, **how))
+
+        wanted = preflight.Wanted(
+            target,
+            task_vars.get("ansible_limit"),
+            task_vars.get("ansible_inventory_sources") or (),
+            task_vars["groups"],
+            list(self.inventory.hosts),
+        )
+        lost = preflight.missing_parts(target, split_host_pattern(target), wanted)
+        unlimited = [] if lost else matching(target, ignore_limits=True)
+        hosts = matching(target) if unlimited else []
+        if not hosts and not (lost and len(split_host_pattern(target)) > 1):
+            wanted = wanted._replace(unlimited=[host.name for host in unlimited], files=list(_files(wanted.sources)))
+            lost = [preflight.no_host(wanted)]
+        return hosts, lost
+
+    def look(self, host, hostvars, asked, specs):
+        """A host's variables, each for itself, so that one without a value does not hide the others."""
+        raw = self.variables.get_vars(play=self._task.get_play(), host=host, include_hostvars=False)
+        raw["hostvars"] = hostvars
+        templar = Templar(loader=self._loader, variables=raw)
+        values: dict = {}
+        mistakes: list[str] = []
+        for name in raw:
+            if name not in asked and not name.startswith(preflight.PREFIXES):
+                continue
+            values[name] = self.walk(raw[name], name, is_secret_name(name), templar, raw, mistakes)
+            if values[name] is _Unresolved:
+                del values[name]
+        self.secrets.update(secret_texts(values))
+        known = {*preflight.WIDE, *asked, *specs}
+        mistakes += preflight.mistaken_names((name for name in values), known)
+        mistakes += role_variables.mistakes(values, specs, ("vllm_models", "vllm_switching"))
+        return preflight.Host(host.name, values, mistakes)
+
+    def walk(self, value, path, secret, templar, names, mistakes):
+        """The value with every template in it evaluated; _Unresolved where one can't be."""
+        if isinstance(value, dict):
+            items = {
+                key: self.walk(item, f"{path}.{key}", secret or is_secret_name(key), templar, names, mistakes)
+                for key, item in value.items()
+            }
+            return _Unresolved if _Unresolved in items.values() else items
+        if isinstance(value, (list, tuple)):
+            listed = [self.walk(item, f"{path}[{i}]", secret, templar, names, mistakes) for i, item in enumerate(value)]
+            return _Unresolved if _Unresolved in listed else listed
+        try:
+            return self.value(value, templar, secret, names)
+        except _Unresolved as error:
+            mistakes.append(f"{path} {error}")
+            return _Unresolved
+
+    def value(self, value, templar, secret, names):
+        """What a text comes to; raises _Unresolved."""
+        encrypted = "Encrypted" in type(value).__name__
+        if not encrypted and not (isinstance(value, str) and "{" in value):
+            return value
+        try:
+            if encrypted:
+                value = str(value)
+                self.secrets.add(value)
+                return value
+            return plain(templar.template(value))
+        except AnsibleError as error:
+            if type(error).__name__ == "AnsibleValueOmittedError":
+                return None
+            raise _Unresolved(preflight.unresolved(str(error), secret, names)) from error
+
+
+def _files(sources):
+    """What is written in the files of the inventory and of the variables beside it."""
+    for source in map(pathlib.Path, sources):
+        beside = [source.parent / "group_vars", source.parent / "host_vars"] if source.is_file() else []
+        for folder in (source, *beside):
+            for file in sorted(folder.rglob("*")) if folder.is_dir() else [folder]:
+                if file.is_file():
+                    yield str(file), file.read_text(encoding="utf-8", errors="replace")
+
+
+class _Unresolved(Exception):
+    """A variable has no value; the text goes behind its name. The class itself stands for such a value."""

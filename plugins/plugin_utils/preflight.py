@@ -1,0 +1,404 @@
+# -*- coding: utf-8 -*-
+# Copyright (c) HomeGPT
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What can be known to be wrong before a host is touched: which hosts are meant, what their variables say. Pure."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import typing
+
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors import InventoryError, SwitchingError
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import Inventory, Model, parse
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.texts import map_text
+from ansible_collections.homegpt.vllm.plugins.plugin_utils import rollout
+from ansible_collections.homegpt.vllm.plugins.plugin_utils.placement import names_of, place
+
+# The variables of the inventory that no role has in its name.
+WIDE = (
+    "vllm_models",
+    "vllm_switching",
+    "vllm_active_model",
+    "vllm_stack_dir",
+    "vllm_image",
+    "vllm_gpu_access",
+    "vllm_cache_dir",
+    "vllm_volumes",
+    "vllm_env",
+    "vllm_hf_token",
+    "vllm_docker_host",
+)
+_ROLLOUT = ("switch_waves", "switch_max_failures", "switch_keep", "switch_on_stop", "switch_timeout")
+# What a playbook is told by extra variables.
+ASKED: dict[str, tuple[str, ...]] = {
+    "site": ("target",),
+    "bootstrap": ("target",),
+    "prefetch": ("target",),
+    "status": ("target",),
+    "teardown": ("target", "teardown_data", "teardown_caches"),
+    "switch": ("target", "model", "record_canary", *_ROLLOUT),
+    "roll_back": ("target", "switch_waves", "switch_timeout"),
+    "awx": ("target",),
+}
+# The roles that a playbook plays.
+ROLES: dict[str, tuple[str, ...]] = {
+    "site": ("docker_host", "vllm_servers", "open_webui", "compose_stack"),
+    "bootstrap": ("vllm_servers", "open_webui"),
+    "prefetch": ("vllm_servers",),
+    "teardown": ("compose_stack", "vllm_servers", "open_webui"),
+    "awx": ("awx",),
+}
+PREFIXES = ("vllm_", "docker_host_", "open_webui_", "compose_stack_", "switch_", "teardown_", "awx_")
+BOOLEAN = ("record_canary", "teardown_data", "teardown_caches", "vllm_docker_host")
+# Ports of the host that are spoken for, and by what.
+RESERVED_PORTS = {9000: "the manager's"}
+# Where a container has what the role mounts into every one, see __vllm_servers_caches.
+MOUNTS = ("/root/.cache/huggingface", "/root/.cache/vllm", "/root/.triton/cache", "/root/.cache/flashinfer", "/logs")
+_SHOWN = 12  # names of a list that are told; who has more groups than that knows them
+
+Values = typing.Mapping[str, typing.Any]
+Files = typing.Sequence[typing.Tuple[str, str]]  # their names and what is in them
+
+
+class Host(typing.NamedTuple):
+    """A host of the target: the values of its variables, and what is wrong with those that have none."""
+
+    name: str
+    values: Values
+    mistakes: list[str]
+
+
+class Wanted(typing.NamedTuple):
+    """Which hosts were asked for, and what there is."""
+
+    target: typing.Any
+    limit: str | None
+    sources: typing.Sequence[str]
+    groups: typing.Mapping[str, typing.Sequence[str]]
+    hosts: typing.Sequence[str]  # of the inventory
+    unlimited: typing.Sequence[str] = ()  # of the target, whatever the limit
+    files: Files = ()
+
+
+def no_host(wanted: Wanted) -> str:
+    """Why there is no host to work on."""
+    pattern = shown(wanted.target)
+    if not wanted.hosts:
+        sources = ", ".join(wanted.sources)
+        tabs = _tabs(wanted.files)
+        if tabs:
+            return f"no host matches {pattern}: {'; '.join(tabs)}"
+        return (
+            f"no host matches {pattern}: the inventory has no hosts ({sources} is missing, empty or can't be read): "
+            "name yours with -i, such as -i inventory"
+        )
+    if wanted.unlimited:
+        return f"--limit {wanted.limit} leaves no host of {pattern}, which has: {_some(wanted.unlimited)}"
+    groups = [name for name in wanted.groups if name not in ("all", "ungrouped")]
+    near = difflib.get_close_matches(pattern, [*groups, *wanted.hosts], n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    known = (
+        f"the groups are: {_some(groups)}"
+        if groups
+        else f"there are no groups, and the hosts are: {_some(wanted.hosts)}"
+    )
+    return (
+        f"no host matches {pattern} ({hint}{known}): put the GPU hosts into the group vllm_hosts, or name another host "
+        "or group with -e target=NAME"
+    )
+
+
+def missing_parts(target: typing.Any, parts: typing.Sequence[str], wanted: Wanted) -> list[str]:
+    """The names within a target of several that no host or group has; a pattern is none."""
+    known = {*wanted.groups, *wanted.hosts, "localhost"}
+    plain = [part.lstrip("!&") for part in parts]
+    lost = [part for part in plain if re.fullmatch(r"[\w.-]+", part) and part not in known]
+    return [f"target {shown(target)}: there is no host or group {part}{_near(part, known)}" for part in lost]
+
+
+def shown(target: typing.Any) -> str:
+    """A pattern of hosts as one would type it."""
+    return ",".join(map(str, target)) if isinstance(target, (list, tuple)) else str(target)
+
+
+def unresolved(error: str, secret: bool, known: typing.Iterable[str]) -> str:
+    """Why a variable has no value, behind its name: from what Ansible says of it."""
+    found = re.search(r"'([^']+)' is undefined", error)
+    if found:
+        return f"refers to {found[1]}, which is not defined{_near(found[1], known)}"
+    found = re.search(r"has no attribute '([^']+)'", error)
+    if found:
+        return f"refers to {found[1]} of something that has none"
+    if "vault secrets found" in error or "vault password" in error.lower():
+        return "is encrypted, and there is no vault password: give --ask-vault-pass or --vault-password-file"
+    if "vault" in error.lower() or "decrypt" in error.lower():
+        return "is encrypted, and none of the vault passwords fits"
+    if "recursive" in error.lower() or "recursion" in error.lower():
+        return "refers to itself"
+    if secret:
+        return "can't be evaluated (what is wrong is not shown, since its name sounds secret)"
+    return "can't be evaluated: " + " ".join(error.split())[:160]
+
+
+def unreadable(error: str, files: Files) -> str:
+    """Why a host's variables can't be read at all."""
+    if "vault" in error.lower() or "decrypt" in error.lower():
+        encrypted = [name for name, text in files if text.startswith("$ANSIBLE_VAULT")]
+        return f"{_some(encrypted) or 'the file of its variables'} {unresolved(error, True, ())}"
+    return "; ".join(_tabs(files)) or "its variables can't be read: " + " ".join(error.split())[:160]
+
+
+def _tabs(files: Files) -> list[str]:
+    """The files of YAML that are indented by a tab."""
+    found = []
+    for name, text in files:
+        lines = [i for i, line in enumerate(text.splitlines(), 1) if re.match(r" *\t", line)]
+        if lines and name.endswith((".yml", ".yaml")):
+            found.append(f"{name} line {lines[0]} is indented by a tab, where YAML wants spaces")
+    return found
+
+
+def mistaken_names(names: typing.Iterable[str], known: typing.Iterable[str]) -> list[str]:
+    """Names that are one of the collection's but for a slip, where that one is not set."""
+    names, known = set(names), set(known)
+    unset = known - names
+    found = []
+    for name in sorted(names - known):
+        near = difflib.get_close_matches(name, unset, n=1, cutoff=0.85)
+        if near:
+            found.append(f"there is no variable {name}; did you mean {near[0]}?")
+    return found
+
+
+def check(
+    playbook: str,
+    hosts: typing.Sequence[Host],
+    extra: typing.Container[str] = (),
+    unreadable: typing.Sequence[tuple[str, str]] = (),
+) -> list[str]:
+    """Every mistake of the hosts' variables, each once.
+
+    C(extra): the names that were given as extra variables. C(unreadable): hosts whose variables can't be read, and why.
+    """
+    found = list(unreadable)
+    inventories: dict[str, Inventory] = {}
+    parsed: list[tuple[typing.Any, Inventory | InventoryError]] = []
+    for host in hosts:
+        found += [(host.name, mistake) for mistake in host.mistakes]
+        inventory = _inventory(playbook, host, parsed)
+        if isinstance(inventory, list):
+            found += [(host.name, mistake) for mistake in inventory]
+        elif inventory is not None:
+            inventories[host.name] = inventory
+            found += [(host.name, mistake) for mistake in _own(playbook, host, inventory)]
+        found += [(host.name, mistake) for mistake in _booleans(host.values)]
+    mistakes = grouped(found, len(hosts) + len(unreadable))
+    if not hosts:
+        return mistakes
+    if playbook in ("switch", "roll_back"):
+        mistakes = _rollout(playbook, hosts, extra) + mistakes
+    if playbook == "switch":
+        mistakes += _model(hosts, inventories)
+    if playbook == "awx":
+        mistakes += _awx(hosts, inventories)
+    return mistakes
+
+
+def grouped(found: typing.Iterable[tuple[str, str]], total: int) -> list[str]:
+    """Each mistake once, behind the hosts that have it."""
+    hosts: dict[str, list[str]] = {}
+    for host, mistake in found:
+        owners = hosts.setdefault(mistake, [])
+        if host not in owners:
+            owners.append(host)
+    return [f"{_hosts(owners, total)}: {mistake}" for mistake, owners in hosts.items()]
+
+
+def masked(mistakes: typing.Iterable[str], secrets: typing.Iterable[str]) -> list[str]:
+    """The mistakes without the secrets."""
+    hidden = sorted({secret for secret in secrets if secret.strip()}, key=len, reverse=True)
+
+    def mask(text: str) -> str:
+        for secret in hidden:
+            text = text.replace(secret, "********")
+        return text
+
+    return [mask(mistake) for mistake in mistakes]
+
+
+def _hosts(names: typing.Sequence[str], total: int) -> str:
+    if len(names) <= 3:
+        return ", ".join(names)
+    if len(names) == total:
+        return f"all {total} hosts"
+    return f"{', '.join(names[:2])} and {len(names) - 2} more"
+
+
+def _some(names: typing.Iterable[str]) -> str:
+    names = sorted(names)
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
+def _near(name: str, known: typing.Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _inventory(
+    playbook: str, host: Host, parsed: list[tuple[typing.Any, Inventory | InventoryError]]
+) -> Inventory | list[str] | None:
+    """The host's model inventory or its mistakes; nothing where it can't be judged, or where there may be none."""
+    if "vllm_models" not in host.values:
+        if playbook == "awx" or any(mistake.startswith("vllm_models") for mistake in host.mistakes):
+            return None
+        return [
+            "vllm_models is not set: is the file that sets it, such as group_vars/vllm_hosts.yml, beside the inventory?"
+        ]
+    if any(mistake.startswith("vllm_switching") for mistake in host.mistakes):
+        return None
+    given = (host.values["vllm_models"], host.values.get("vllm_switching"))
+    # Most hosts of a fleet say the same.
+    result = next((known for key, known in parsed if key == given), None)
+    if result is None:
+        try:
+            result = parse(*given)
+        except InventoryError as error:
+            result = error
+        parsed.append((given, result))
+    return list(result.mistakes) if isinstance(result, InventoryError) else result
+
+
+def _own(playbook: str, host: Host, inventory: Inventory) -> typing.Iterator[str]:
+    """What is wrong with one host, whose inventory is right."""
+    if host.values.get("vllm_active_model"):
+        try:
+            place(inventory, names_of(host.values["vllm_active_model"]))
+        except SwitchingError as error:
+            yield str(error)
+    webui = _webui(host.values, inventory)
+    for model in inventory.models:
+        if model.host_port in RESERVED_PORTS:
+            yield f"{model.id}: host_port {model.host_port} is {RESERVED_PORTS[model.host_port]}: choose another"
+        if webui and model.host_port == webui[0]:
+            yield f"{model.id}: host_port {model.host_port} is Open WebUI's: choose another, or another open_webui_port"
+        if webui and not model.start_command and model.container_name == webui[1]:
+            yield (
+                f"{model.id}: container_name {webui[1]} is Open WebUI's: choose another, or another "
+                "open_webui_container_name"
+            )
+        if playbook in ("site", "bootstrap", "prefetch") and not model.disabled:
+            yield from _unseen(model, host.values)
+    if webui and webui[0] in RESERVED_PORTS:
+        yield f"open_webui_port {webui[0]} is {RESERVED_PORTS[webui[0]]}: choose another"
+
+
+def _webui(values: Values, inventory: Inventory) -> tuple[int, str] | None:
+    """The port and the name of the web interface's container, where there is to be one."""
+    enabled = str(values.get("open_webui_enabled", True)).lower() not in ("false", "no", "off", "0", "n", "f")
+    if not enabled or all(model.start_command for model in inventory.models):
+        return None
+    port = str(values.get("open_webui_port", 3000))
+    return int(port) if port.isdecimal() else 0, str(values.get("open_webui_container_name", "open-webui"))
+
+
+def _unseen(model: Model, values: Values) -> typing.Iterator[str]:
+    """A model that is a folder which its container does not have. An image of its own may have it inside."""
+    if model.start_command or model.image or not model.model.startswith(("/", "~", "./", "../")):
+        return
+    volumes = values.get("vllm_servers_volumes", values.get("vllm_volumes")) or []
+    mounts = [str(volume).split(":") for volume in volumes if isinstance(volume, str) and ":" in volume]
+    if any(_within(model.model, target) for target in (*MOUNTS, *(parts[1] for parts in mounts))):
+        return
+    inside = next(
+        (
+            parts[1].rstrip("/") + model.model[len(parts[0].rstrip("/")) :]
+            for parts in mounts
+            if _within(model.model, parts[0])
+        ),
+        None,
+    )
+    if inside:
+        yield f"{model.id}: model {model.model} is a path of the host; its container has it as {inside}"
+    else:
+        folder = model.model.rpartition("/")[0] or "/srv/models"
+        yield (
+            f"{model.id}: model {model.model} is a path that its container can't see: mount the folder "
+            f"(vllm_volumes: ['{folder}:/models:ro'], then model: /models/...), or give the model the image that has it"
+        )
+
+
+def _within(path: str, folder: str) -> bool:
+    folder = folder.rstrip("/")
+    return bool(folder) and (path == folder or path.startswith(folder + "/"))
+
+
+def _booleans(values: Values) -> typing.Iterator[str]:
+    for name in BOOLEAN:
+        if name in values and str(values[name]).lower() not in (
+            "true",
+            "false",
+            "yes",
+            "no",
+            "on",
+            "off",
+            "1",
+            "0",
+            "",
+        ):
+            yield f"{name} must be true or false, is {values[name]!r}"
+
+
+def _rollout(playbook: str, hosts: typing.Sequence[Host], extra: typing.Container[str]) -> list[str]:
+    """Settings of a switch of many hosts; they are the job's, so the first host's count."""
+    values = hosts[0].values
+    settings = {name: values[name] for name in ASKED[playbook] if name in _ROLLOUT and name in values}
+    keeping = [host.name for host in hosts if str(host.values.get("switch_keep") or 0) != "0"]
+    if playbook == "switch" and keeping and "switch_keep" not in extra:
+        return [
+            "switch_keep is a variable of the inventory, so no host could be left out: give it as an extra variable "
+            "(-e switch_keep=N)"
+        ]
+    try:
+        rollout.read(map_text(settings, str))
+    except SwitchingError as error:
+        return str(error).splitlines()
+    return []
+
+
+def _model(hosts: typing.Sequence[Host], inventories: typing.Mapping[str, Inventory]) -> list[str]:
+    """The model to switch to. It may be missing on some hosts of many, but not on all."""
+    found: list[tuple[str, str]] = []
+    right = False
+    for host in hosts:
+        if host.name not in inventories:
+            right = True  # it can't be told
+            continue
+        inventory = inventories[host.name]
+        asked = host.values.get("model")
+        if not asked and host.values.get("vllm_active_model"):
+            right = True  # looked at with the inventory
+            continue
+        try:
+            names = names_of(asked or "", "model")
+            if not names:
+                raise SwitchingError(
+                    "no model is given: say which with -e model=ID, or set vllm_active_model; the models are: "
+                    + inventory.listed()
+                )
+            inventory.check_apart([inventory.find(name) for name in names])
+            right = True
+        except SwitchingError as error:
+            found.append((host.name, str(error)))
+    return [] if right else grouped(found, len(hosts))
+
+
+def _awx(hosts: typing.Sequence[Host], inventories: typing.Mapping[str, Inventory]) -> list[str]:
+    found = []
+    if not hosts[0].values.get("awx_project_url"):
+        found.append("awx_project_url is not set: the address of the repository that AWX is to fetch the project from")
+    if not any(model for inventory in inventories.values() for model in inventory.enabled):
+        found.append("no model of the hosts is enabled: there is nothing to choose from")
+    return found

@@ -1,0 +1,367 @@
+# SPDX-License-Identifier: MIT
+"""Every mistake that can be known before a host is touched: named by one line of one list, and nothing is touched.
+
+One table for all playbooks. What only a host can tell is in test_refusals.py.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.playbooklib import Ansible, Host, Run, served
+from tests.serverlib import ROOT, Server, start_standin
+
+IDS = "the models are: a, b, off (disabled)"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Something that would notice a request: the port of model `a` of every row."""
+    server = start_standin("org/a", names=["a"], log=tmp_path_factory.mktemp("server") / "a.log")
+    yield server
+    server.stop()
+
+
+@dataclass(frozen=True)
+class Row:
+    """A mistake: what differs from an inventory that is right, and the line that names it."""
+
+    name: str
+    playbook: str
+    line: str
+    arguments: tuple[str, ...] = ()
+    model: dict[str, Any] = field(default_factory=dict)  # of b
+    variables: dict[str, Any] = field(default_factory=dict)  # of the host
+    more: int = 0  # how many other lines there are
+    hosts: int = 1
+    versions: bool = False  # with every supported ansible-core
+
+
+def extra(**variables: object) -> tuple[str, ...]:
+    return ("-e", json.dumps(variables))
+
+
+A = "vllm_models[0] (a)"
+B = "vllm_models[1] (b)"
+UNDEFINED = "refers to hf_tokn, which is not defined"
+QUOTE = ": put it in quotes"
+FALSE = "is a boolean (False, as YAML reads a bare off or no)"
+TABLE = [
+    # Which model.
+    Row("unknown", "switch", f"host: model nope is not declared; {IDS}", extra(model="nope"), versions=True),
+    Row("near", "switch", f"host: model of is not declared; did you mean off? {IDS}", extra(model="of")),
+    Row(
+        "none",
+        "switch",
+        f"host: no model is given: say which with -e model=ID, or set vllm_active_model; {IDS}",
+        versions=True,
+    ),
+    Row(
+        "disabled",
+        "switch",
+        "host: model off is disabled: set its startup_mode to sleep or active in vllm_models to use it",
+        extra(model="off"),
+    ),
+    Row(
+        "two of one GPU",
+        "switch",
+        "host: a, b have GPUs to do with each other, so they can't be switched side by side: "
+        "switch them one after the other",
+        extra(model="a,b"),
+    ),
+    Row("a number", "switch", "host: model must be the name of a model, or a list of several, is 20", extra(model=20)),
+    Row(
+        "wanted unknown",
+        "site",
+        f"host: vllm_active_model: model c is not declared; {IDS}",
+        variables={"vllm_active_model": "c"},
+    ),
+    Row(
+        "wanted two",
+        "bootstrap",
+        "host: vllm_active_model: a and b share a GPU, so only one can be active",
+        variables={"vllm_active_model": ["a", "b"]},
+    ),
+    # Which hosts.
+    Row(
+        "group",
+        "switch",
+        "no host matches typo (the groups are: vllm_hosts): put the GPU hosts into the group vllm_hosts, or name "
+        "another host or group with -e target=NAME",
+        extra(model="a", target="typo"),
+        versions=True,
+    ),
+    *(
+        Row(
+            f"group of {playbook}",
+            playbook,
+            "no host matches vllm_host (did you mean vllm_hosts? the groups are: vllm_hosts): put the GPU hosts into "
+            "the group vllm_hosts, or name another host or group with -e target=NAME",
+            extra(target="vllm_host"),
+        )
+        for playbook in ("site", "bootstrap", "prefetch", "status", "teardown", "roll_back")
+    ),
+    Row(
+        "part of a target",
+        "switch",
+        "target host,hots: there is no host or group hots; did you mean host?",
+        extra(model="a", target="host,hots"),
+    ),
+    Row("target undefined", "status", "target refers to nobody, which is not defined", extra(target="{{ nobody }}")),
+    Row(
+        "limit",
+        "switch",
+        "--limit host1 leaves no host of host0, which has: host0",
+        (*extra(model="a", target="host0"), "--limit", "host1"),
+        hosts=2,
+        versions=True,
+    ),
+    # Names and references.
+    Row(
+        "token", "site", f"host: vllm_hf_token {UNDEFINED}", variables={"vllm_hf_token": "{{ hf_tokn }}"}, versions=True
+    ),
+    Row(
+        "token, in a switch",
+        "switch",
+        f"host: vllm_hf_token {UNDEFINED}; did you mean hf_token?",
+        extra(model="a"),
+        variables={"vllm_hf_token": "{{ hf_tokn }}", "hf_token": "hidden"},
+    ),
+    Row(
+        "of a model",
+        "bootstrap",
+        f"host: vllm_models[1].env.HF_HOME {UNDEFINED}",
+        model={"env": {"HF_HOME": "{{ hf_tokn }}/x"}},
+    ),
+    Row(
+        "by another variable",
+        "status",
+        f"host: vllm_models[1].model {UNDEFINED}",
+        model={"model": "{{ chosen }}"},
+        variables={"chosen": "{{ hf_tokn }}"},
+        versions=True,
+    ),
+    Row("of a role", "teardown", f"host: open_webui_port {UNDEFINED}", variables={"open_webui_port": "{{ hf_tokn }}"}),
+    Row(
+        "settings",
+        "roll_back",
+        f"host: vllm_switching.max_retries {UNDEFINED}",
+        variables={"vllm_switching": {"max_retries": "{{ hf_tokn }}"}},
+    ),
+    Row(
+        "a key that is not there",
+        "prefetch",
+        "host: vllm_image refers to vllm of something that has none",
+        variables={"vllm_image": "{{ images.vllm }}", "images": {}},
+        versions=True,
+    ),
+    Row(
+        "itself",
+        "status",
+        "host: vllm_stack_dir refers to itself",
+        variables={"vllm_stack_dir": "{{ vllm_stack_dir }}"},
+    ),
+    Row(
+        "slip",
+        "site",
+        "host: there is no variable vllm_hf_tokn; did you mean vllm_hf_token?",
+        variables={"vllm_hf_tokn": "x"},
+    ),
+    Row(
+        "slip of a role",
+        "site",
+        "host: there is no variable open_webui_prt; did you mean open_webui_port?",
+        variables={"open_webui_prt": 3001},
+    ),
+    Row("slip of the job", "status", "there is no variable targt; did you mean target?", extra(targt="host")),
+    # The models.
+    Row("port", "status", f"host: {B}: host_port PORT is taken by a", model={"host_port": "PORT"}),
+    Row("required", "site", f"host: {B}: model is required", model={"model": None}, versions=True),
+    Row("key", "teardown", f"host: {B}: unknown key sleep_levle; did you mean sleep_level?", model={"sleep_levle": 2}),
+    Row(
+        "off",
+        "site",
+        f"host: {B}: startup_mode must be one of active, sleep, disabled, {FALSE}",
+        model={"startup_mode": False},
+    ),
+    Row("no", "site", f"host: {B}: name must be text, {FALSE}{QUOTE}", model={"name": False}),
+    Row(
+        "a number as a name", "site", f"host: vllm_models[1]: id must be text, is a number (7){QUOTE}", model={"id": 7}
+    ),
+    Row(
+        "setting",
+        "switch",
+        "host: vllm_switching: unknown key max_retrys; did you mean max_retries?",
+        extra(model="a"),
+        variables={"vllm_switching": {"max_retrys": 3}},
+    ),
+    Row(
+        "no models",
+        "prefetch",
+        "host: vllm_models is not set: is the file that sets it, such as group_vars/vllm_hosts.yml, beside the "
+        "inventory?",
+        variables={"vllm_models": None},
+    ),
+    Row(
+        "empty models",
+        "status",
+        "host: vllm_models is empty: declare at least one model",
+        variables={"vllm_models": []},
+    ),
+    Row(
+        "many hosts",
+        "status",
+        "all 5 hosts: vllm_models is empty: declare at least one model",
+        variables={"vllm_models": []},
+        hosts=5,
+    ),
+    Row(
+        "a path",
+        "site",
+        "host: b: model /srv/models/b is a path that its container can't see: mount the folder (vllm_volumes: "
+        "['/srv/models:/models:ro'], then model: /models/...), or give the model the image that has it",
+        model={"model": "/srv/models/b"},
+    ),
+    Row(
+        "the host's path",
+        "bootstrap",
+        "host: b: model /srv/models/b is a path of the host; its container has it as /models/b",
+        model={"model": "/srv/models/b"},
+        variables={"vllm_volumes": ["/srv/models:/models:ro"]},
+    ),
+    # Ports and names that are taken.
+    Row(
+        "the web interface's port",
+        "site",
+        "host: b: host_port 3000 is Open WebUI's: choose another, or another open_webui_port",
+        model={"host_port": 3000},
+    ),
+    Row(
+        "the manager's port",
+        "status",
+        "host: b: host_port 9000 is the manager's: choose another",
+        model={"host_port": 9000},
+    ),
+    Row(
+        "both",
+        "site",
+        "host: open_webui_port 9000 is the manager's: choose another",
+        variables={"open_webui_port": 9000},
+    ),
+    Row(
+        "the web interface's name",
+        "site",
+        "host: b: container_name open-webui is Open WebUI's: choose another, or another open_webui_container_name",
+        model={"container_name": "open-webui"},
+    ),
+    # The roles' variables.
+    Row(
+        "whole number",
+        "site",
+        "host: open_webui_port must be a whole number, is 'http'",
+        variables={"open_webui_port": "http"},
+    ),
+    Row(
+        "choice",
+        "site",
+        "host: vllm_gpu_access must be one of nvidia, cdi, amd, none, is nvdia",
+        variables={"vllm_gpu_access": "nvdia"},
+        versions=True,
+    ),
+    Row(
+        "truth",
+        "site",
+        "host: vllm_docker_host must be true or false, is 'ture'",
+        variables={"vllm_docker_host": "ture"},
+    ),
+    Row(
+        "list", "prefetch", "host: vllm_volumes must be a list, is a dictionary", variables={"vllm_volumes": {"a": "b"}}
+    ),
+    Row("text", "teardown", "host: vllm_stack_dir must be text, is a list", variables={"vllm_stack_dir": ["/opt"]}),
+    Row("data", "teardown", "host: teardown_data must be true or false, is 'ture'", extra(teardown_data="ture")),
+    # A rollout.
+    Row(
+        "waves",
+        "switch",
+        "switch_waves: '150%' is neither a number of hosts nor a percentage of them: give a list such as 1,25%,100%",
+        extra(model="a", switch_waves="1,150%"),
+        versions=True,
+    ),
+    Row("keep", "switch", "switch_keep: 'one' is not a whole number of 0 or more", extra(model="a", switch_keep="one")),
+    Row(
+        "on stop",
+        "switch",
+        "switch_on_stop: 'rollback' is neither roll_back nor keep",
+        extra(model="a", switch_on_stop="rollback"),
+    ),
+    Row("time", "roll_back", "switch_timeout: 'soon' is not a whole number of 1 or more", extra(switch_timeout="soon")),
+    Row(
+        "keep of the inventory",
+        "switch",
+        "switch_keep is a variable of the inventory, so no host could be left out: give it as an extra variable "
+        "(-e switch_keep=N)",
+        extra(model="a"),
+        variables={"switch_keep": 1},
+    ),
+    Row(
+        "canary",
+        "switch",
+        "host: record_canary must be true or false, is 'ture'",
+        extra(model="a", record_canary="ture"),
+    ),
+]
+
+
+def play(row: Row, server: Server, ansible_playbook: str, folder: Path) -> tuple[Run, list[Host]]:
+    """The playbook with an inventory that has just this mistake."""
+
+    def ported(text: Any) -> Any:
+        return server.port if text == "PORT" else text
+
+    hosts = []
+    for number in range(row.hosts):
+        b = {"id": "b", "model": "org/b", "host_port": 8002, **{key: ported(value) for key, value in row.model.items()}}
+        off = {"id": "off", "model": "org/off", "host_port": 8003, "startup_mode": "disabled"}
+        host = Host(folder, [served(server, "a"), b, off], name="host" if row.hosts == 1 else f"host{number}")
+        variables = {key: value for key, value in {**host.variables(), **row.variables}.items() if value is not None}
+        host.variables = functools.partial(dict, variables)  # type: ignore[method-assign]
+        hosts.append(host)
+    return Ansible(ansible_playbook, folder, hosts).play(row.playbook, *row.arguments), hosts
+
+
+def refused(run: Run) -> list[str]:
+    """The mistakes, when nothing else was said or done."""
+    assert run.output.count("\n") <= 25, run.output
+    assert "[ERROR]" not in run.output, run.output
+    assert "Finalization" not in run.output, run.output
+    return run.mistakes
+
+
+@pytest.mark.parametrize(
+    "row",
+    [pytest.param(row, id=row.name.replace(" ", "_"), marks=[pytest.mark.versions] * row.versions) for row in TABLE],
+)
+def test_a_mistake_is_named_before_anything_is_touched(
+    row: Row, server: Server, ansible_playbook: str, tmp_path: Path
+) -> None:
+    mark = server.mark()
+    run, hosts = play(row, server, ansible_playbook, tmp_path)
+    line = row.line.replace("PORT", str(server.port))
+    assert refused(run) == [line]
+    assert run.output.count(json.dumps(line)) == 1
+    assert server.accesses(since=mark) == []
+    assert not any(host.stack.exists() for host in hosts)
+
+
+def test_the_table_is_whole() -> None:
+    """No row twice, enough of them, and some for each playbook."""
+    assert len({row.name for row in TABLE}) == len(TABLE) >= 40
+    played = {row.playbook for row in TABLE}
+    assert played == {file.stem for file in (ROOT / "playbooks").glob("*.yml")} - {"awx", "convert"}
