@@ -13,7 +13,7 @@ import requests
 
 from tests.integration_playbooks.conftest import Inventory, Start
 from tests.playbooklib import Ansible, Host, complete, is_sleeping, served
-from tests.serverlib import Server
+from tests.serverlib import Server, free_port
 
 Pair = tuple[Server, Server]
 STEPS_TO_B = ["drain a", "sleep a (level 1)", "wake b (level 1)", "verify b"]
@@ -177,7 +177,7 @@ def test_two_hosts_in_one_run(fleet: tuple[Ansible, dict[str, Server]]) -> None:
 def test_target_limits_the_hosts(fleet: tuple[Ansible, dict[str, Server]]) -> None:
     ansible, servers = fleet
     run = ansible.play("switch", "-e", "model=b", "-e", "target=two")
-    assert list(run.recap) == ["two"]
+    assert list(run.recap) == ["localhost", "two"]
     assert run.changed("two") == 1
     assert {name for name, server in servers.items() if not is_sleeping(server.port)} == {"one-a", "two-b"}
     assert {row[0] for row in ansible.play("status", "-e", "target=one").table} == {"one"}
@@ -185,12 +185,12 @@ def test_target_limits_the_hosts(fleet: tuple[Ansible, dict[str, Server]]) -> No
 
 def test_the_status_of_one_host_that_fails_costs_no_other(fleet: tuple[Ansible, dict[str, Server]]) -> None:
     ansible, _servers = fleet
-    ansible.hosts[0].models[0]["host_port"] = "none"
-    broken = Ansible(ansible.command, ansible.inventory.parent, ansible.hosts)
-    run = broken.play("status")
-    assert run.status == 2
-    (failure,) = run.results("fatal")
-    assert "host_port must be a whole number" in failure["msg"]
+    away = {"ansible_connection": "ssh", "ansible_host": "127.0.0.1", "ansible_port": free_port()}
+    variables = {**ansible.hosts[0].variables(), **away}
+    ansible.hosts[0].variables = lambda: variables  # type: ignore[method-assign]
+    run = Ansible(ansible.command, ansible.inventory.parent, ansible.hosts).play("status")
+    assert run.status == 4
+    assert run.count("unreachable", ansible.hosts[0].name) == 1
     assert {row[0] for row in run.table} == {"two"}
 
 

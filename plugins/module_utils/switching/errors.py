@@ -31,6 +31,10 @@ class UnknownModel(SwitchingError):
     """The named model is not declared, or is declared C(disabled)."""
 
 
+class NotProvisioned(SwitchingError):
+    """The host has no stack to start a model from. Nothing has been touched."""
+
+
 class Blocked(SwitchingError):
     """No safe plan exists for what was observed. Nothing has been touched."""
 

@@ -74,6 +74,10 @@ class ComposeService:
         self.switching = switching
         self.log_command = f"docker logs {self.name}"
 
+    def missing(self) -> str:
+        """The file that it would be started from, where that does not exist: then site.yml has not made this host."""
+        return "" if os.path.exists(self.file) else self.file
+
     def start(self) -> None:
         """Create and start the container. Its image has to be there: pulling gigabytes is no part of a switch."""
         command = (*self.compose, "up", "--detach", "--no-deps", "--pull", "never", self.name)

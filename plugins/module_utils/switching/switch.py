@@ -13,10 +13,10 @@ import typing
 
 from . import canary, capacity
 from . import wanted as record
-from .errors import LifecycleError, SwitchFailed, SwitchingError
+from .errors import LifecycleError, NotProvisioned, SwitchFailed, SwitchingError
 from .host import Host
 from .inventory import Inventory, Model, Switching
-from .lifecycle import Lifecycle, for_model
+from .lifecycle import ComposeService, Lifecycle, for_model
 from .lock import HostLock
 from .mend import Mender
 from .perform import Performer
@@ -85,6 +85,10 @@ class Switcher:
         """What every model is and how many requests it has, as plain data. Changes nothing, and never fails."""
         self.lock.peek()
         seen, gpu_memory_gb = self.host.report()
+        for model in self.inventory.enabled:
+            if seen[model.id].state == STOPPED and self._missing(model):
+                problem = f"{self._missing(model)} does not exist: run homegpt.vllm.site first"
+                seen[model.id] = dataclasses.replace(seen[model.id], problem=problem)
         return {
             "active_models": [name for name, state in seen.items() if state.state == ACTIVE],
             "models": {
@@ -129,8 +133,10 @@ class Switcher:
         names = record.last_displaced(self.stack_dir)
         models = [m for m in self.inventory.enabled if m.id in names]
         if not models:
-            gone = f": {', '.join(names)} is no longer declared, or disabled" if names else " since it was provisioned"
-            raise SwitchingError(f"no switch of this host can be taken back{gone}; say which model is to be active")
+            why = "no switch has taken a model off this host's GPUs since it was provisioned"
+            if names:
+                why = f"the last switch took {', '.join(names)} off the GPUs, which is no longer declared, or disabled"
+            raise SwitchingError(f"there is nothing to take back: {why}; say which model is to be active")
         self.settings = dataclasses.replace(self.settings, min_active_seconds=0)
         started = self.clock()
         done: list[Result] = []
@@ -182,6 +188,21 @@ class Switcher:
                         left += outcome.displaced if wanted == ACTIVE else []
                 record.write(self.stack_dir, meant, displaced or left)
             return together(models, outcomes)
+
+    def _check_provisioned(self, models: typing.Sequence[Model]) -> None:
+        """Before the lock, whose folder would be all that this host has: can those be started that don't run?"""
+        lost = [m for m in models if self._missing(m)]
+        seen = self.host.observe(lost) if lost else {}
+        for model in lost:
+            if seen[model.id].state == STOPPED:
+                raise NotProvisioned(
+                    f"{model.id} does not run and can't be started, because {self._missing(model)} does not exist: run "
+                    "homegpt.vllm.site first, or correct vllm_stack_dir"
+                )
+
+    def _missing(self, model: Model) -> str:
+        lifecycle = self.host.lifecycles[model.id]
+        return lifecycle.missing() if isinstance(lifecycle, ComposeService) else ""
 
     def _check_apart(self, models: typing.Sequence[Model]) -> None:
         if not models:

@@ -83,7 +83,7 @@ def test_switch(stack: Stack) -> None:
 def test_roll_back(stack: Stack) -> None:
     none = stack.run("roll-back")
     assert (none.returncode, none.stdout) == (1, "")
-    assert none.stderr.startswith("no switch of this host can be taken back since it was provisioned; ")
+    assert none.stderr.startswith("there is nothing to take back: no switch has taken a model off ")
     stack.host.up(a="active", b=1)
     assert stack.run("switch", "b").returncode == 0
     planned = stack.run("roll-back", "--check")

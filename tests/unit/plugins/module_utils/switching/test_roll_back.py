@@ -84,7 +84,8 @@ def test_where_no_switch_was_there_is_nothing_to_take_back(host: Host) -> None:
         with pytest.raises(SwitchingError) as caught:
             roll_back(host, check)
         assert str(caught.value) == (
-            "no switch of this host can be taken back since it was provisioned; say which model is to be active"
+            "there is nothing to take back: no switch has taken a model off this host's GPUs since it was provisioned; "
+            "say which model is to be active"
         )
     assert host.changing_calls("a") == []
 
@@ -99,8 +100,8 @@ def test_a_model_that_is_not_managed_any_more_can_not_come_back(switched: Host, 
     with pytest.raises(SwitchingError) as caught:
         roll_back(switched)
     assert str(caught.value) == (
-        "no switch of this host can be taken back: a is no longer declared, or disabled; say which model is to be "
-        "active"
+        "there is nothing to take back: the last switch took a off the GPUs, which is no longer declared, or disabled; "
+        "say which model is to be active"
     )
     assert switched.changing_calls("b") == before
 
