@@ -198,8 +198,8 @@ elapsed_seconds:
   sample: 2.318
 error:
   description:
-    - What kind of failure it was, for playbooks to tell apart. V(UnknownModel), V(InventoryError), V(Blocked),
-      V(LockTimeout), V(SwitchFailed), or V(SwitchingError) for the rest.
+    - What kind of failure it was, for playbooks to tell apart. V(UnknownModel), V(InventoryError), V(NotProvisioned),
+      V(Blocked), V(LockTimeout), V(SwitchFailed), or V(SwitchingError) for the rest.
   returned: failure
   type: str
   sample: UnknownModel

@@ -103,7 +103,7 @@ models:
     problem:
       description: What is wrong with it.
       type: str
-      returned: when its state is error
+      returned: when its state is error, or when it does not run and nothing is there to start it from
       sample: gpt-oss-20b's engine is dead (/health answers 503)
 mistakes:
   description: Every mistake of the model inventory, each with its path and what would be right.

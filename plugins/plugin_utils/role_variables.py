@@ -65,7 +65,7 @@ def _mistakes(name: str, value: typing.Any, spec: typing.Mapping[str, typing.Any
             checked = check(value)
         except (TypeError, ValueError):
             return [f"{name} must be {words}, is {_is(value)}"]
-        if kind == "list" and spec.get("elements") in _CHECKS:
+        if kind == "list" and spec.get("elements"):
             return [
                 m for i, item in enumerate(checked) for m in _mistakes(f"{name}[{i}]", item, {"type": spec["elements"]})
             ]

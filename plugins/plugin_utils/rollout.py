@@ -122,6 +122,12 @@ def places(hosts: typing.Sequence[str], drifts: Given, results: Given) -> list[R
             row.update(result=FAILED, reason="it went wrong before its models were looked at")
         elif drift.get("skipped"):
             row = {**_row(host, None, False, True), "result": NOT_DECLARED, "reason": "no vllm_active_model"}
+        elif drift.get("error") == "NotProvisioned":
+            row = {
+                **_row(host, None, False, True),
+                "result": NOT_LOADED,
+                "reason": "nothing is there yet: bootstrap loads it",
+            }
         elif result is not None and not result.get("skipped"):
             # In check mode as well: whether something was to be changed is what the look before tells.
             row = _row(host, result, False, all(step.get("seconds") is None for step in result.get("steps", ())))

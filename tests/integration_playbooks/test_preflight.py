@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -358,6 +359,117 @@ def test_a_mistake_is_named_before_anything_is_touched(
     assert run.output.count(json.dumps(line)) == 1
     assert server.accesses(since=mark) == []
     assert not any(host.stack.exists() for host in hosts)
+
+
+NO_HOSTS = (
+    "no host matches vllm_hosts: the inventory has no hosts ({file} is missing, empty or can't be read): name yours "
+    "with -i, such as -i inventory"
+)
+SECRET = "tok-9f83hidden"
+
+
+def run_with(ansible_playbook: str, folder: Path, files: dict[str, str], playbook: str, *arguments: str) -> Run:
+    """The playbook with an inventory of these files, in place of a generated one."""
+    ansible = Ansible(ansible_playbook, folder, [])
+    ansible.inventory = folder / "inventory" / "hosts.yml"
+    for name, text in files.items():
+        (folder / "inventory" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "inventory" / name).write_text(text, encoding="utf-8")
+    return ansible.play(playbook, *arguments)
+
+
+@pytest.mark.versions
+@pytest.mark.parametrize("playbook", ["site", "bootstrap", "prefetch", "status", "teardown", "switch", "roll_back"])
+@pytest.mark.parametrize("files", [{}, {"hosts.yml": ""}], ids=["missing", "empty"])
+def test_an_inventory_without_hosts(
+    ansible_playbook: str, tmp_path: Path, files: dict[str, str], playbook: str
+) -> None:
+    run = run_with(ansible_playbook, tmp_path, files, playbook)
+    assert refused(run) == [NO_HOSTS.format(file=tmp_path / "inventory/hosts.yml")]
+
+
+@pytest.mark.versions
+def test_a_limit_of_an_inventory_without_hosts(ansible_playbook: str, tmp_path: Path) -> None:
+    """No play has a host then, not even localhost: the last thing that can fail is the first play's `hosts`."""
+    run = run_with(ansible_playbook, tmp_path, {}, "switch", "-e", "model=a", "--limit", "host")
+    assert run.status not in (0, 2)
+    assert "the inventory has no hosts" in run.output
+    assert "TASK" not in run.output
+
+
+HOSTS = "vllm_hosts:\n  hosts:\n    gpu1:\n"
+
+
+@pytest.mark.versions
+@pytest.mark.parametrize(
+    ("files", "line"),
+    [
+        (
+            {"hosts.yml": "vllm_hosts:\n\thosts:\n\t\tgpu1:\n"},
+            "no host matches vllm_hosts: {folder}/hosts.yml line 2 is indented by a tab, where YAML wants spaces",
+        ),
+        (
+            {"hosts.yml": HOSTS, "group_vars/vllm_hosts.yml": "vllm_models:\n  - id: a\n\tmodel: org/a\n"},
+            "gpu1: {folder}/group_vars/vllm_hosts.yml line 3 is indented by a tab, where YAML wants spaces",
+        ),
+    ],
+    ids=["inventory", "variables"],
+)
+def test_a_tab(ansible_playbook: str, tmp_path: Path, files: dict[str, str], line: str) -> None:
+    run = run_with(ansible_playbook, tmp_path, files, "site")
+    assert run.mistakes == [line.format(folder=tmp_path / "inventory")]
+
+
+def encrypted(ansible_playbook: str, text: str, password: Path) -> str:
+    password.write_text("password\n", encoding="utf-8")
+    vault = [str(Path(ansible_playbook).with_name("ansible-vault")), "encrypt", "--vault-password-file", str(password)]
+    return subprocess.run(vault, input=text, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.versions
+def test_a_vault_without_its_password(ansible_playbook: str, tmp_path: Path) -> None:
+    text = encrypted(ansible_playbook, SECRET, tmp_path / "password")
+    models = "vllm_models: [{id: a, model: org/a, host_port: 8001}]\n"
+    value = f"{models}vllm_hf_token: !vault |\n  " + text.replace("\n", "\n  ")
+    wrong = tmp_path / "wrong"
+    wrong.write_text("other\n", encoding="utf-8")
+    for arguments, why in (
+        ((), "there is no vault password: give --ask-vault-pass or --vault-password-file"),
+        (("--vault-password-file", str(wrong)), "none of the vault passwords fits"),
+    ):
+        run = run_with(
+            ansible_playbook, tmp_path, {"hosts.yml": HOSTS, "group_vars/all.yml": value}, "site", *arguments
+        )
+        assert refused(run) == [f"gpu1: vllm_hf_token is encrypted, and {why}"]
+    # The whole file.
+    (tmp_path / "inventory/group_vars/all.yml").unlink()
+    file = encrypted(ansible_playbook, f"{models}vllm_hf_token: {SECRET}\n", tmp_path / "password")
+    run = run_with(ansible_playbook, tmp_path, {"hosts.yml": HOSTS, "group_vars/vllm_hosts.yml": file}, "switch")
+    (line,) = refused(run)
+    where = tmp_path / "inventory/group_vars/vllm_hosts.yml"
+    assert (
+        line
+        == f"gpu1: {where} is encrypted, and there is no vault password: give --ask-vault-pass or --vault-password-file"
+    )
+
+
+def test_no_secret_is_shown(server: Server, ansible_playbook: str, tmp_path: Path) -> None:
+    """Neither where it stands in another place too, nor where it is part of an expression."""
+    row = Row(
+        "",
+        "site",
+        "",
+        ("-vvv",),
+        model={"args": {"api_key": SECRET}, "sleep_level": SECRET},
+        variables={"vllm_hf_token": f"{{{{ '{SECRET}' | no_such_filter }}}}"},
+    )
+    run, _hosts = play(row, server, ansible_playbook, tmp_path)
+    why = "can't be evaluated (what is wrong is not shown, since its name sounds secret)"
+    assert run.mistakes == [
+        f"host: vllm_hf_token {why}",
+        f"host: {B}: sleep_level must be one of auto, 1, 2, stop, is ********",
+    ]
+    assert SECRET not in run.output
 
 
 def test_the_table_is_whole() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import http.server
-import re
 import socketserver
 import threading
 from collections.abc import Iterator
@@ -104,15 +103,19 @@ def test_another_model_listens(pair: Pair, inventory: Inventory) -> None:
     assert f"port {pair[1].port} answers for b, not for c or org/c: another server has taken the port" in message
 
 
-def test_nothing_runs_and_nothing_can_be_started(inventory: Inventory, tmp_path: Path) -> None:
-    """Without a start_command it is the compose stack's service, and there is no such stack here."""
+@pytest.mark.parametrize("more", [(), ("--check",)])
+def test_a_host_that_was_never_provisioned(inventory: Inventory, tmp_path: Path, more: tuple[str, ...]) -> None:
+    """Without a start_command a model is the compose stack's service, and there is no such stack here."""
     host = Host(tmp_path, [{"id": "a", "model": "org/a", "host_port": free_port()}])
-    message = inventory(host).play("switch", "-e", "model=a").failure()
-    assert re.search(
-        r"a could not be made active: (docker is not installed|vllm-a can't be started by docker compose: .* exist)",
-        message,
+    ansible = inventory(host)
+    message = ansible.play("switch", "-e", "model=a", *more).failure()
+    missing = f"{host.stack}/docker-compose.yml does not exist"
+    assert f"a does not run and can't be started, because {missing}: run homegpt.vllm.site first, or correct" in message
+    assert f"{missing}: run homegpt.vllm.site first" in ansible.play("status").output
+    assert (
+        "there is nothing to take back: no switch has taken a model off" in ansible.play("roll_back", *more).failure()
     )
-    assert "The host is left with: a stopped" in message
+    assert not host.stack.exists()
 
 
 def test_a_stack_folder_that_cannot_be_written(pair: Pair, inventory: Inventory, tmp_path: Path) -> None:

@@ -172,6 +172,8 @@ class Switcher:
                     f"record_canary: {model.id} can't give an answer to record: that takes the state active, a canary "
                     "that is not off, and ready_completion"
                 )
+        if wanted != STOPPED:
+            self._check_provisioned(models)
         started = self.clock() if started is None else started
         with self._checking() if check else self._lock(f"{', '.join(m.id for m in models)} {wanted}"):
             if displaced and record.last_displaced(self.stack_dir) != list(displaced):

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: MIT
+"""What can be known to be wrong before a host is touched. In whole playbooks: integration_playbooks/test_preflight.py."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import yaml
+from ansible_collections.homegpt.vllm.plugins.plugin_utils import preflight, role_variables
+from ansible_collections.homegpt.vllm.plugins.plugin_utils.preflight import Host
+
+from tests.serverlib import ROOT
+
+A = {"id": "a", "model": "org/a", "host_port": 8001}
+
+
+def host(name: str = "gpu1", model: dict[str, Any] | None = None, **values: Any) -> Host:
+    return Host(name, {"vllm_models": [{**A, **(model or {})}], **values}, [])
+
+
+def test_one_mistake_of_many_hosts_is_said_once() -> None:
+    hosts = [host(f"gpu{n}", {"host_port": 0} if n else {}) for n in range(51)]
+    mistake = "vllm_models[0] (a): host_port must be a port from 1 to 65535, is 0"
+    assert preflight.check("status", hosts) == [f"gpu1, gpu2 and 48 more: {mistake}"]
+    assert preflight.check("status", hosts[1:]) == [f"all 50 hosts: {mistake}"]
+    assert preflight.check("status", hosts[1:4]) == [f"gpu1, gpu2, gpu3: {mistake}"]
+    assert preflight.check("status", hosts[:1]) == []
+
+
+def test_a_model_that_one_host_of_many_has_is_no_mistake() -> None:
+    hosts = [host("gpu1"), host("gpu2", {"id": "b", "model": "org/b"})]
+    asked = [one._replace(values={**one.values, "model": "b"}) for one in hosts]
+    assert preflight.check("switch", asked) == []
+    asked = [one._replace(values={**one.values, "model": "c"}) for one in hosts]
+    assert preflight.check("switch", asked) == [
+        "gpu1: model c is not declared; the models are: a",
+        "gpu2: model c is not declared; the models are: b",
+    ]
+
+
+def test_what_has_no_value_hides_no_other_mistake() -> None:
+    broken = Host("gpu1", {"vllm_active_model": "a", "record_canary": "ture"}, ["vllm_models[0].env.X refers to y"])
+    assert preflight.check("switch", [broken, host("gpu2", {"host_port": 0})]) == [
+        "gpu1: vllm_models[0].env.X refers to y",
+        "gpu1: record_canary must be true or false, is 'ture'",
+        "gpu2: vllm_models[0] (a): host_port must be a port from 1 to 65535, is 0",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            "'hf_tokn' is undefined. 'hf_tokn' is undefined",
+            "refers to hf_tokn, which is not defined; did you mean hf_token?",
+        ),
+        ("Error while resolving value for 'a': 'nowhere' is undefined", "refers to nowhere, which is not defined"),
+        ("object of type 'dict' has no attribute 'x'", "refers to x of something that has none"),
+        (
+            "Attempting to decrypt but no vault secrets found",
+            "is encrypted, and there is no vault password: give --ask-vault-pass or --vault-password-file",
+        ),
+        (
+            "Decryption failed (no vault secrets were found that could decrypt)",
+            "is encrypted, and none of the vault passwords fits",
+        ),
+        ("Recursive loop detected in template: maximum recursion depth exceeded", "refers to itself"),
+        ("No filter named\n'x'.", "can't be evaluated: No filter named 'x'."),
+    ],
+)
+def test_why_a_variable_has_no_value(error: str, said: str) -> None:
+    assert preflight.unresolved(error, False, ["hf_token"]) == said
+
+
+@pytest.mark.parametrize(
+    ("model", "volumes", "seen"),
+    [
+        ("/srv/models/b", [], False),
+        ("/srv/models/b", ["/srv/models:/srv/models:ro"], True),
+        ("/models/b", ["/srv/models:/models"], True),
+        ("/modelsb", ["/srv/models:/models"], False),
+        ("~/b", [], False),
+        ("/root/.cache/huggingface/hub/b", [], True),
+        ("org/b", [], True),
+    ],
+)
+def test_a_path_is_to_be_one_of_the_container(model: str, volumes: list[str], seen: bool) -> None:
+    found = preflight.check("site", [host(model={"model": model}, vllm_volumes=volumes)])
+    assert (found == []) is seen
+    assert preflight.check("site", [host(model={"model": model, "image": "baked"}, vllm_volumes=volumes)]) == []
+    assert preflight.check("site", [host(model={"model": model, "start_command": ["x"]}, vllm_volumes=volumes)]) == []
+
+
+def test_a_host_without_a_web_interface_has_its_port_free() -> None:
+    taken = {"host_port": 3000}
+    assert len(preflight.check("site", [host(model=taken)])) == 1
+    assert preflight.check("site", [host(model=taken, open_webui_enabled=False)]) == []
+    assert preflight.check("site", [host(model={**taken, "start_command": ["x"]})]) == []
+    assert preflight.check("site", [host(model=taken, open_webui_port=3001)]) == []
+
+
+def test_the_variables_without_a_role_are_known() -> None:
+    """Whatever the playbooks and roles read."""
+    files = [*ROOT.glob("playbooks/**/*.yml"), *ROOT.glob("roles/*/*/*.yml")]
+    read = {
+        name for file in files for name in re.findall(r"(?<!\w)vllm_[a-z_]+(?!\w)", file.read_text(encoding="utf-8"))
+    }
+    modules = {file.stem for file in (ROOT / "plugins/modules").glob("*.py")}
+    roles = {file.name for file in (ROOT / "roles").iterdir()}
+    rest = {name for name in read - modules - roles if not name.startswith("vllm_servers_")}
+    # The group, the names of what is registered, shown and handed on.
+    assert rest - {"vllm_hosts", "vllm_status", "vllm_switch", "vllm_placement"} == set(preflight.WIDE)
+
+
+def test_what_every_container_has_mounted_is_known() -> None:
+    text = (ROOT / "roles/vllm_servers/vars/main.yml").read_text(encoding="utf-8")
+    caches = re.findall(r"'(/root/[^']+)'", yaml.safe_load(text)["__vllm_servers_caches"])
+    assert (*caches, "/logs") == preflight.MOUNTS
+
+
+def test_the_roles_say_what_their_variables_may_be() -> None:
+    specs = role_variables.read(ROOT / "roles", preflight.ROLES["site"])
+    # One that no role has in its name is what the role's own is that takes its default from it.
+    assert specs["vllm_gpu_access"]["choices"] == ["nvidia", "cdi", "amd", "none"]
+    assert {name for name in preflight.WIDE if name in specs} >= {
+        "vllm_volumes",
+        "vllm_image",
+        "vllm_env",
+        "vllm_hf_token",
+    }
+    values = {
+        "vllm_gpu_access": False,
+        "vllm_volumes": [1, {"a": "b"}],
+        "open_webui_port": "3001",
+        "open_webui_enabled": "yes",
+        "docker_host_gpus": ["x"],
+        "vllm_models": "checked elsewhere",
+    }
+    assert role_variables.mistakes(values, specs, ("vllm_models",)) == [
+        "docker_host_gpus[0] must be a whole number, is 'x'",
+        "vllm_gpu_access must be one of nvidia, cdi, amd, none, is False (YAML reads a bare on, off, yes, no as true or "
+        "false: put it in quotes)",
+        "vllm_volumes[1] must be text, is a dictionary",
+    ]
