@@ -40,7 +40,6 @@ class Row:
     arguments: tuple[str, ...] = ()
     model: dict[str, Any] = field(default_factory=dict)  # of b
     variables: dict[str, Any] = field(default_factory=dict)  # of the host
-    more: int = 0  # how many other lines there are
     hosts: int = 1
     versions: bool = False  # with every supported ansible-core
 
@@ -359,6 +358,43 @@ def test_a_mistake_is_named_before_anything_is_touched(
     assert run.output.count(json.dumps(line)) == 1
     assert server.accesses(since=mark) == []
     assert not any(host.stack.exists() for host in hosts)
+
+
+BROKEN: list[dict[str, Any]] = [
+    {"id": "one", "model": "org/one", "host_port": 8001, "startup_mode": "active"},
+    {"id": "two", "model": "org/two", "host_port": 8001, "startup_mode": "active"},
+    {"id": "three", "host_port": 8003, "sleep_levle": 2},
+    {"id": "four", "model": "org/four", "host_port": 8004, "sleep_requests": [{"endpoint": "/sleep"}]},
+]
+MISTAKES = [
+    "vllm_switching: request_timeout_seconds must be greater than 0, is 0",
+    "vllm_models[1] (two): host_port 8001 is taken by one",
+    "vllm_models[1] (two): startup_mode active is taken by one: both use GPU 0 and only one of them can be awake; "
+    "set one to sleep",
+    "vllm_models[2] (three): unknown key sleep_levle; did you mean sleep_level?",
+    "vllm_models[2] (three): model is required",
+    "vllm_models[3] (four): sleep_requests needs wake_requests too: give both lists or neither",
+]
+
+
+@pytest.mark.versions
+@pytest.mark.parametrize("playbook", ["bootstrap", "switch"])
+def test_all_mistakes_of_an_inventory_at_once(ansible_playbook: str, tmp_path: Path, playbook: str) -> None:
+    host = Host(tmp_path, BROKEN, {"request_timeout_seconds": 0})
+    run = Ansible(ansible_playbook, tmp_path, [host]).play(playbook, "-e", "model=one", "-e", "targt=x")
+    first = "there is no variable targt; did you mean target?"
+    assert sorted(refused(run)) == sorted([first, *(f"host: {mistake}" for mistake in MISTAKES)])
+    assert not host.stack.exists()
+
+
+def test_a_slip_in_the_inventory_that_people_copy(ansible_playbook: str, tmp_path: Path) -> None:
+    ansible = Ansible(ansible_playbook, tmp_path, [])
+    ansible.inventory = ROOT / "inventory/homegpt"
+    four = "qwen3-vl-30b-a3b, qwen3-vl-32b, qwen3-next-80b-a3b-thinking (disabled), gpt-oss-20b"
+    for more in ((), ("--limit", "gpu1")):
+        assert refused(ansible.play("switch", "-e", "model=gpt-oss-20", *more)) == [
+            f"gpu1: model gpt-oss-20 is not declared; did you mean gpt-oss-20b? the models are: {four}"
+        ]
 
 
 NO_HOSTS = (

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What can be known to be wrong before a host is touched. In whole playbooks: integration_playbooks/test_preflight.py."""
+"""What can be known to be wrong before a host is touched. In playbooks: integration_playbooks/test_preflight.py."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_the_roles_say_what_their_variables_may_be() -> None:
     }
     assert role_variables.mistakes(values, specs, ("vllm_models",)) == [
         "docker_host_gpus[0] must be a whole number, is 'x'",
-        "vllm_gpu_access must be one of nvidia, cdi, amd, none, is False (YAML reads a bare on, off, yes, no as true or "
-        "false: put it in quotes)",
+        "vllm_gpu_access must be one of nvidia, cdi, amd, none, is False (YAML reads a bare on, off, yes, no as true "
+        "or false: put it in quotes)",
         "vllm_volumes[1] must be text, is a dictionary",
     ]
