@@ -156,7 +156,7 @@ echo "To type such a command yourself, begin with: . .venv/bin/activate"
 
 show "Load the models, one at a time, and put all but the default one to sleep:" \
     ansible-playbook -i "$inventory" "$(playbook bootstrap)"
-expect "bootstrap should load the models" 1 'changed=2.* failed=0'
+expect "bootstrap should load the models" 1 'demo.*changed=2.* failed=0'
 
 show "What is every model doing?" \
     ansible-playbook -i "$inventory" "$(playbook status)"
@@ -164,11 +164,11 @@ expect_states qwen3-vl-30b-a3b
 
 show "Another model, please. The active one finishes its requests and sleeps before the other wakes:" \
     ansible-playbook -i "$inventory" "$(playbook switch)" -e model=gpt-oss-20b
-expect "the switch should change something" 1 'changed=1.* failed=0'
+expect "the switch should change something" 1 'demo.*changed=1.* failed=0'
 
 show "The same again. It is already so, and nothing is touched (changed=0):" \
     ansible-playbook -i "$inventory" "$(playbook switch)" -e model=gpt-oss-20b
-expect "the second switch should change nothing" 1 'changed=0.* failed=0'
+expect "the second switch should change nothing" 1 'demo.*changed=0.* failed=0'
 
 show "What would a switch back do? Check mode shows the very steps and does none of them:" \
     ansible-playbook -i "$inventory" "$(playbook switch)" -e model=qwen3-vl-30b-a3b --check --diff
