@@ -52,8 +52,8 @@ To try in any shell:
 
 cd $(printf %q "$PWD")
 
-# Another model, by the steps that are shown:
-$play/switch.yml -e model=qwen3-vl-32b --diff
+# Another model, with a picture of what was done and when (a browser shows it):
+$play/switch.yml -e model=qwen3-vl-32b -e timeline=.build/demo/switch.svg
 
 # A model that runs out of GPU memory when it wakes, and again when it is started anew: the switch fails, and the model
 # from before is back. (What goes wrong is used up by that; the same switch again succeeds.)

@@ -13,7 +13,7 @@ from ansible.inventory.manager import split_host_pattern
 from ansible.plugins.action import ActionBase
 from ansible.template import Templar
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import is_secret_name, secret_texts
-from ansible_collections.homegpt.vllm.plugins.plugin_utils import preflight, role_variables
+from ansible_collections.homegpt.vllm.plugins.plugin_utils import preflight, role_variables, timeline
 from ansible_collections.homegpt.vllm.plugins.plugin_utils.plain import plain
 
 _ROLES = pathlib.Path(__file__).resolve().parents[2] / "roles"
@@ -86,7 +86,8 @@ class ActionModule(ActionBase):
             except AnsibleError as error:
                 files = list(_files(task_vars.get("ansible_inventory_sources") or ()))
                 unreadable.append((host.name, preflight.unreadable(str(error), files)))
-        return found + preflight.check(playbook, looks, extra, unreadable)
+        drawn = {timeline.unwritable(str(look.values["timeline"])) for look in looks if look.values.get("timeline")}
+        return found + preflight.check(playbook, looks, extra, unreadable) + sorted(drawn - {""})
 
     def target(self, playbook, task_vars):
         """The pattern of hosts that the plays after this one have."""

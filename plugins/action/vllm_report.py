@@ -8,6 +8,7 @@ from __future__ import annotations
 from ansible.plugins.action import ActionBase
 from ansible_collections.homegpt.vllm.plugins.plugin_utils.live import failed, say
 from ansible_collections.homegpt.vllm.plugins.plugin_utils.plain import plain
+from ansible_collections.homegpt.vllm.plugins.plugin_utils.timeline import path_of, svg
 
 
 class ActionModule(ActionBase):
@@ -23,10 +24,11 @@ class ActionModule(ActionBase):
                 "lines": {"type": "list", "elements": "str"},
                 "report": {"type": "dict"},
                 "stat": {"type": "str"},
+                "timeline": {"type": "str"},
                 "failure": {"type": "list", "elements": "str", "default": []},
             },
             required_one_of=[("lines", "report", "failure")],
-            required_by={"stat": "report"},
+            required_by={"stat": "report", "timeline": "report"},
         )[1]
         # With all that a filter has returned in one argument, it has not to be asked once for each.
         report = plain(given["report"] or {})
@@ -40,6 +42,24 @@ class ActionModule(ActionBase):
                     "aggregate": False,
                     "per_host": False,
                 }
+            if given["timeline"]:
+                self._draw(given["timeline"], report["rows"], result)
         if given["failure"]:
             return {**result, **failed(plain(given["failure"]))}
         return {**result, "changed": False, "report": report}
+
+    def _draw(self, file, rows, result):
+        """Write the timeline; where that can't be done, warn: it is no reason to lose a result."""
+        path = path_of(file)
+        if self._task.check_mode:
+            say(["", f"timeline: check mode does nothing that could be drawn, so {path} is not written"])
+            return
+        try:
+            with open(path, "w", encoding="utf-8") as written:
+                written.write(svg(rows))
+        except OSError as error:
+            result.setdefault("warnings", []).append(
+                f"timeline: {path} could not be written: {error.strerror or error}"
+            )
+        else:
+            say(["", f"timeline: {path}"])

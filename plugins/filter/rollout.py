@@ -14,7 +14,7 @@ author:
 description:
   - Turns what M(homegpt.vllm.vllm_sleep_state) has registered on each host into a report, and says whether so many
     hosts have failed that the rollout is to stop.
-positional: hostvars, settings, check, tried, put_back, placement, last
+positional: hostvars, settings, check, tried, put_back, placement, last, steps
 options:
   _input:
     description: The names of all hosts of the rollout, in order.
@@ -54,6 +54,12 @@ options:
     type: bool
     default: true
     version_added: 0.2.0
+  steps:
+    description:
+      - Whether the rows are to have C(wave), C(steps) and C(back) as well, for P(homegpt.vllm.timeline#filter).
+    type: bool
+    default: false
+    version_added: 0.2.0
 """
 
 EXAMPLES = r"""
@@ -77,7 +83,7 @@ from ansible_collections.homegpt.vllm.plugins.plugin_utils import rollout as rol
 from ansible_collections.homegpt.vllm.plugins.plugin_utils.plain import plain
 
 
-def rollout(hosts, hostvars, settings, check=False, tried=None, put_back=(), placement=False, last=True):
+def rollout(hosts, hostvars, settings, check=False, tried=None, put_back=(), placement=False, last=True, steps=False):
     """The report as a dictionary."""
     hosts, chosen = plain(hosts), rollouts.Settings(**plain(settings))
     tried = hosts if tried is None else plain(tried)
@@ -93,9 +99,11 @@ def rollout(hosts, hostvars, settings, check=False, tried=None, put_back=(), pla
         rows = rollouts.places(hosts, registered("__vllm_drift"), switched)
     else:
         switched = registered("__vllm_switch")
-        slept, undone = (registered(name, plain(put_back)) for name in ("__vllm_put_to_sleep", "__vllm_put_back"))
-        undone = {**slept, **undone, **{host: one for host, one in slept.items() if rollouts.went_wrong(one)}}
+        slept, woken = (registered(name, plain(put_back)) for name in ("__vllm_put_to_sleep", "__vllm_put_back"))
+        undone = {**slept, **woken, **{host: one for host, one in slept.items() if rollouts.went_wrong(one)}}
         rows = rollouts.rows(hosts, switched, chosen, check, undone)
+        if steps:
+            rows = rollouts.with_steps(rows, chosen, switched, (woken, slept))
     failures = rollouts.failures(rows)
     reasons = {row["host"]: _failure(row, undone, switched) for row in failures}
     places = {host: rollouts.place(undone.get(host) or switched.get(host) or {}) for host in reasons}

@@ -31,6 +31,12 @@ options:
     description:
       - The name by which the C(rows) are handed on, as M(ansible.builtin.set_stats) does.
     type: str
+  timeline:
+    description:
+      - A file on the controller, relative to the folder where C(ansible-playbook) was called, that the rows are drawn
+        into, as P(homegpt.vllm.timeline#filter) does. Where it can't be written there is a warning. In check mode
+        nothing is drawn.
+    type: str
   failure:
     description:
       - What went wrong, in lines. Where there are any the task fails, and they are its message, which is shown once.
@@ -43,7 +49,7 @@ attributes:
     description: It runs on the controller.
   check_mode:
     support: full
-    description: It changes nothing, in check mode or not.
+    description: It changes no host, in check mode or not. O(timeline) is not written in check mode.
   diff_mode:
     support: N/A
     description: It changes nothing.

@@ -38,8 +38,8 @@ ASKED: dict[str, tuple[str, ...]] = {
     "prefetch": ("target",),
     "status": ("target",),
     "teardown": ("target", "teardown_data", "teardown_caches"),
-    "switch": ("target", "model", "record_canary", *_ROLLOUT),
-    "roll_back": ("target", "switch_waves", "switch_timeout"),
+    "switch": ("target", "model", "record_canary", "timeline", *_ROLLOUT),
+    "roll_back": ("target", "timeline", "switch_waves", "switch_timeout"),
     "awx": ("target",),
 }
 # The roles that a playbook plays.

@@ -90,6 +90,48 @@ def kept(hosts: typing.Sequence[str], settings: Settings) -> list[str]:
     return list(hosts[-settings.keep :]) if settings.keep else []
 
 
+def waves(hosts: typing.Sequence[str], settings: Settings) -> dict[str, int]:
+    """The number of each host's wave, as Ansible's serial makes them; without the hosts that keep their model."""
+    left = [host for host in hosts if host not in kept(hosts, settings)]
+    total, found = len(left), {}
+    for number in range(1, total + 1):
+        wave = settings.waves[min(number, len(settings.waves)) - 1]
+        size = int(int(wave[:-1]) / 100.0 * total) or 1 if wave.endswith("%") else int(wave)
+        found.update(dict.fromkeys(left[:size], number))
+        left = left[size:]
+    return found
+
+
+def with_steps(
+    found: typing.Sequence[Row], settings: Settings, results: Given, undone: typing.Sequence[Given] = ()
+) -> list[Row]:
+    """The rows with what a timeline draws: each host's wave, its steps, and those of putting it back.
+
+    C(undone) are the results of what was done for that, one after the other.
+    """
+    numbers = waves([row["host"] for row in found], settings)
+
+    def steps(host: str, *parts: Given) -> list[Row]:
+        done: list[Row] = []
+        before = 0.0
+        for result in (part[host] for part in parts if host in part):
+            for step in result.get("steps", ()):
+                began = step.get("started_seconds")
+                done.append({**step, "started_seconds": None if began is None else before + began})
+            before += result.get("elapsed_seconds") or 0.0
+        return done
+
+    return [
+        {
+            **row,
+            "wave": numbers.get(row["host"]) if row["host"] in results else None,
+            "steps": steps(row["host"], results),
+            "back": steps(row["host"], *undone),
+        }
+        for row in found
+    ]
+
+
 def rows(
     hosts: typing.Sequence[str], results: Given, settings: Settings, check: bool, undone: Given | None = None
 ) -> list[Row]:

@@ -93,6 +93,7 @@ def test_a_demo_that_is_kept_is_played_with_and_ended(checkout: Checkout, tmp_pa
     # From another folder, with other servers than the usual ones.
     done, said = checkout.run(switch, cwd=tmp_path)
     assert (done, "changed=1" in said) == (0, True), said
+    assert "gpt-oss-20b → qwen3-vl-32b" in (checkout.kept / "switch.svg").read_text(encoding="utf-8")
     done, said = checkout.run(fail, cwd=tmp_path)
     assert done == 2, said
     assert "CUDA out of memory" in said

@@ -70,12 +70,18 @@ def test_a_host_gets_back_just_what_it_had(
         if name not in before and not is_sleeping(servers[name].port):
             servers[name].call("POST", "/sleep?level=1").raise_for_status()
     assert awake(servers) == before
-    run = ansible.play("switch", "-e", f"model={asked}", *WAVES, *more)
+    drawn = tmp_path / "a picture.svg"
+    run = ansible.play("switch", "-e", f"model={asked}", *WAVES, *more, "-e", f"timeline='{drawn}'")
     assert run.status == 2
     assert awake(servers) == before
     rows = {row[0]: row for row in run.report}
     assert rows["two"][4] == "failed"
     assert rows["one"][4] == ("switched" if more else "rolled back")
+    # Drawn once, at the end, with what putting it back took.
+    assert run.output.count(f"timeline: {drawn}") == 1
+    text = drawn.read_text(encoding="utf-8")
+    assert "2 hosts in 2 waves" in text
+    assert text.count("<title>sleep ") == (0 if more else len(before) + len(asked.split(",")))
 
 
 def test_what_an_earlier_play_of_the_run_found_is_not_told_again(

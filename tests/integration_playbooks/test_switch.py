@@ -13,7 +13,7 @@ import requests
 
 from tests.integration_playbooks.conftest import Inventory, Start
 from tests.playbooklib import Ansible, Host, complete, is_sleeping, served
-from tests.serverlib import Server, free_port
+from tests.serverlib import ROOT, Server, free_port
 
 Pair = tuple[Server, Server]
 STEPS_TO_B = ["drain a", "sleep a (level 1)", "wake b (level 1)", "verify b"]
@@ -68,6 +68,38 @@ def test_check_mode_tells_what_a_run_does(ansible: Ansible, pair: Pair) -> None:
     settled = ansible.play("switch", "-e", "model=b", "--check", "--diff")
     assert settled.changed() == 0
     assert settled.steps == []
+
+
+@pytest.mark.versions
+def test_a_timeline_is_drawn(ansible: Ansible, pair: Pair, tmp_path: Path) -> None:
+    # Not where the playbook is: where the command is typed.
+    here = tmp_path / "here"
+    here.mkdir()
+    there = here / "switch.svg"
+    playbook = ROOT / "playbooks/switch.yml"
+
+    planned = ansible.play(playbook, "-e", "model=b", "-e", "timeline=switch.svg", "--check", cwd=here)
+    assert planned.changed() == 1
+    assert f"timeline: check mode does nothing that could be drawn, so {there} is not written" in planned.output
+    assert list(here.iterdir()) == []
+
+    run = ansible.play(playbook, "-e", "model=b", "-e", "timeline=switch.svg", cwd=here)
+    assert run.changed() == 1
+    assert f"\ntimeline: {there}\n" in run.output
+    text = there.read_text(encoding="utf-8")
+    for word in ("host: a → b", "drain ", "sleep ", "wake ", "verify "):
+        assert word in text
+
+    # What can be known before is told before.
+    run = ansible.play(playbook, "-e", "model=a", "-e", "timeline=none/switch.svg", cwd=here)
+    assert run.failure() == f"timeline: {here}/none/switch.svg can't be written: there is no folder {here}/none"
+    assert not is_sleeping(pair[1].port)
+    # A switch is not lost because of it.
+    run = ansible.play(playbook, "-e", "model=a", "-e", "timeline=/dev/full", cwd=here)
+    assert run.changed() == 1
+    assert run.report[0][4] == "switched"
+    assert "timeline: /dev/full could not be written: No space left on device" in " ".join(run.output.split())
+    assert not is_sleeping(pair[0].port)
 
 
 def test_back_from_level_2(pair: Pair, inventory: Inventory) -> None:

@@ -160,3 +160,38 @@ def test_the_table_has_a_dash_for_nothing_and_cuts_what_is_long() -> None:
     assert second.endswith("xxx...")
     assert len(second) < 200
     assert found[1]["reason"] == "x" * 500
+
+
+@pytest.mark.parametrize(
+    ("asked", "sizes"),
+    [
+        ("100%", [10]),
+        ("1,25%,100%", [1, 2, 7]),
+        ("3", [3, 3, 3, 1]),
+        ("50%,4", [5, 4, 1]),
+        ("1%", [1] * 10),
+        ("1,200", [1, 9]),
+    ],
+)
+def test_the_waves_are_those_that_ansible_makes(asked: str, sizes: list[int]) -> None:
+    hosts = [f"h{number}" for number in range(12)]
+    numbers = rollout.waves(hosts, settings(waves=asked, keep=2))
+    assert list(numbers) == hosts[:10]
+    assert [list(numbers.values()).count(wave) for wave in range(1, len(sizes) + 1)] == sizes
+
+
+def test_rows_with_what_a_timeline_draws() -> None:
+    step = {"action": "wake", "model": "new", "started_seconds": 0.1, "seconds": 1.0}
+    given = {"a": {**SWITCHED, "steps": [step]}, "b": FAILED, "d": SWITCHED}
+    back = {"a": {"active_model": "old", "elapsed_seconds": 2.0, "steps": [{**step, "model": "old"}]}}
+    slept = {"a": {"steps": [{**step, "model": "new"}]}}
+    asked = settings(waves="1,100%", keep=1)
+    plain = rollout.rows([*"abcd"], given, asked, False, back)
+    drawn = rollout.with_steps(plain, asked, given, (back, slept))
+    assert [{key: row[key] for key in plain[0]} for row in drawn] == plain
+    # One that was not tried has no wave, nor has one that keeps its model.
+    assert [row["wave"] for row in drawn] == [1, 2, None, None]
+    assert [len(row["steps"]) for row in drawn] == [1, 2, 0, 0]
+    # One after the other.
+    after = [{**step, "model": "old"}, {**step, "model": "new", "started_seconds": 2.1}]
+    assert [row["back"] for row in drawn] == [after, [], [], []]

@@ -1,0 +1,62 @@
+# -*- coding: utf-8 -*-
+# Copyright (c) HomeGPT
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+name: timeline
+short_description: A picture of a switch, of one host or of many, as the text of an SVG file
+version_added: 0.2.0
+author:
+  - HomeGPT (@homegpt)
+description:
+  - Draws what was done to which server, when and for how long. One host has a lane for each of its models that
+    something was done to; of many hosts each has one lane, and they stand by waves.
+  - It follows the reader's light or dark background, and has no script and no font of its own.
+options:
+  _input:
+    description:
+      - The C(rows) that P(homegpt.vllm.rollout#filter) returns with C(steps=true). Of a row C(host), C(from), C(to),
+        C(seconds), C(result), C(wave), C(steps) and C(back) count; all but C(host) may be missing.
+      - C(steps) are those that M(homegpt.vllm.vllm_sleep_state) returns. Those of check mode have no times, so they are
+        not drawn.
+    type: list
+    elements: dict
+    required: true
+"""
+
+EXAMPLES = r"""
+- name: Draw the switch of this host
+  ansible.builtin.copy:
+    content: "{{ [{'host': inventory_hostname, 'steps': switched.steps}] | homegpt.vllm.timeline }}"
+    dest: "{{ playbook_dir }}/switch.svg"
+    mode: "0644"
+  delegate_to: localhost
+"""
+
+RETURN = r"""
+_value:
+  description: The text of the SVG file.
+  type: str
+"""
+
+from ansible.errors import AnsibleFilterError
+from ansible_collections.homegpt.vllm.plugins.plugin_utils.plain import plain
+from ansible_collections.homegpt.vllm.plugins.plugin_utils.timeline import svg
+
+
+def timeline(rows):
+    """The picture of the rows of a report."""
+    rows = plain(rows)
+    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) and "host" in row for row in rows):
+        raise AnsibleFilterError("timeline takes a list of dictionaries, each with host; those of a report's rows")
+    return svg(rows)
+
+
+class FilterModule:
+    """The filter of this file."""
+
+    def filters(self):
+        return {"timeline": timeline}
