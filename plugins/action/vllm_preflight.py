@@ -6,10 +6,12 @@
 
 from __future__ import annotations
 
+import glob
 import pathlib
 
 from ansible.errors import AnsibleActionFail, AnsibleError
 from ansible.inventory.manager import split_host_pattern
+from ansible.module_utils.parsing.convert_bool import boolean
 from ansible.plugins.action import ActionBase
 from ansible.template import Templar
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import is_secret_name, secret_texts
@@ -70,6 +72,8 @@ class ActionModule(ActionBase):
         found = preflight.mistaken_names(
             (name for name in extra if name not in preflight.WIDE), (*preflight.ASKED[playbook], *preflight.WIDE)
         )
+        if playbook == "convert":
+            return found + self.conversion(task_vars)
         try:
             target = self.target(playbook, task_vars)
         except _Unresolved as error:
@@ -88,6 +92,31 @@ class ActionModule(ActionBase):
                 unreadable.append((host.name, preflight.unreadable(str(error), files)))
         drawn = {timeline.unwritable(str(look.values["timeline"])) for look in looks if look.values.get("timeline")}
         return found + preflight.check(playbook, looks, extra, unreadable) + sorted(drawn - {""})
+
+    def conversion(self, task_vars):
+        """What is wrong with the files of convert.yml, and with what is in them."""
+        wrong = preflight.conversion(task_vars)
+        if wrong:
+            return [wrong]
+
+        def evaluated(name):
+            return plain(self._templar.template(task_vars[name]))
+
+        config = pathlib.Path(evaluated("__convert_file"))
+        found = [] if config.is_file() else [f"{config} is not there, or is no file"]
+        lost = [pattern for pattern in evaluated("__convert_globs") if not glob.glob(pattern)]
+        found += [f"homegpt_compose: there is no file {pattern}" for pattern in lost]
+        if found:
+            return found
+        try:
+            text = evaluated("__converted")["text"]
+        except AnsibleError as error:
+            return preflight.unconverted(str(error))
+        dest = pathlib.Path(evaluated("__convert_dest"))
+        forced = boolean(task_vars.get("force", False), strict=False)
+        if dest.exists() and not (dest.is_file() and (forced or dest.read_bytes() == text.encode())):
+            return [f"{dest} is there already and says something else: choose another dest, or give -e force=true"]
+        return []
 
     def target(self, playbook, task_vars):
         """The pattern of hosts that the plays after this one have."""

@@ -18,7 +18,7 @@ options:
   playbook:
     description: The playbook that it is the first task of, which says what is needed.
     type: str
-    choices: [site, bootstrap, prefetch, status, teardown, switch, roll_back, awx]
+    choices: [site, bootstrap, prefetch, status, teardown, switch, roll_back, awx, convert]
     required: true
 attributes:
   check_mode:
@@ -30,6 +30,8 @@ attributes:
 notes:
   - The hosts are those of the variable C(target), else of the group C(vllm_hosts), as far as C(--limit) leaves them.
   - It runs on the controller, as an action plugin.
+  - For V(convert), which has no hosts, it looks at the files that are to be read and written, by the variables of
+    C(homegpt.vllm.convert).
 author:
   - HomeGPT (@homegpt)
 """

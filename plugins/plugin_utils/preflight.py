@@ -41,6 +41,15 @@ ASKED: dict[str, tuple[str, ...]] = {
     "switch": ("target", "model", "record_canary", "timeline", *_ROLLOUT),
     "roll_back": ("target", "timeline", "switch_waves", "switch_timeout"),
     "awx": ("target",),
+    "convert": (
+        "homegpt_config",
+        "homegpt_compose",
+        "llama_swap_config",
+        "llama_swap_servers",
+        "convert_variables",
+        "dest",
+        "force",
+    ),
 }
 # The roles that a playbook plays.
 ROLES: dict[str, tuple[str, ...]] = {
@@ -80,6 +89,23 @@ class Wanted(typing.NamedTuple):
     hosts: typing.Sequence[str]  # of the inventory
     unlimited: typing.Sequence[str] = ()  # of the target, whatever the limit
     files: Files = ()
+
+
+def conversion(given: Values) -> str:
+    """Why it is not known what to convert; empty where it is."""
+    right = bool(given.get("homegpt_config")) != bool(given.get("llama_swap_config")) and given.get("dest")
+    if right and (given.get("homegpt_config") or "homegpt_compose" not in given):
+        return ""
+    return (
+        "say which file to convert and which to write: -e homegpt_config=config.yaml "
+        "-e homegpt_compose='compose-vllm-*.yml', or -e llama_swap_config=FILE, and -e dest=group_vars/vllm_hosts.yml"
+    )
+
+
+def unconverted(error: str) -> list[str]:
+    """The mistakes of the files, from what Ansible says of the filter that failed."""
+    found = re.findall(r"^- (.*)$", error, re.MULTILINE)
+    return list(dict.fromkeys(found)) or [unresolved(error, False, ())]
 
 
 def no_host(wanted: Wanted) -> str:
