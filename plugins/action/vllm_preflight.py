@@ -86,7 +86,7 @@ class ActionModule(ActionBase):
         looks, unreadable = [], []
         for host in hosts:
             try:
-                looks.append(self.look(host, hostvars, preflight.ASKED[playbook], specs))
+                looks.append(self.look(host, hostvars, playbook, specs))
             except AnsibleError as error:
                 files = list(_files(task_vars.get("ansible_inventory_sources") or ()))
                 unreadable.append((host.name, preflight.unreadable(str(error), files)))
@@ -147,11 +147,12 @@ class ActionModule(ActionBase):
             lost = [preflight.no_host(wanted)]
         return hosts, lost
 
-    def look(self, host, hostvars, asked, specs):
+    def look(self, host, hostvars, playbook, specs):
         """A host's variables, each for itself, so that one without a value does not hide the others."""
         raw = self.variables.get_vars(play=self._task.get_play(), host=host, include_hostvars=False)
         raw["hostvars"] = hostvars
         templar = Templar(loader=self._loader, variables=raw)
+        asked = preflight.ASKED[playbook]
         values: dict = {}
         mistakes: list[str] = []
         for name in raw:
@@ -162,7 +163,7 @@ class ActionModule(ActionBase):
                 del values[name]
         self.secrets.update(secret_texts(values))
         known = {*preflight.WIDE, *asked, *specs}
-        mistakes += preflight.mistaken_names((name for name in values), known)
+        mistakes += preflight.mistaken_names(preflight.own_names(playbook, values), known)
         mistakes += role_variables.mistakes(values, specs, ("vllm_models", "vllm_switching"))
         return preflight.Host(host.name, values, mistakes)
 

@@ -59,6 +59,7 @@ ROLES: dict[str, tuple[str, ...]] = {
     "teardown": ("compose_stack", "vllm_servers", "open_webui"),
     "awx": ("awx",),
 }
+ALL_ROLES = ("awx", "compose_stack", "docker_host", "open_webui", "vllm_servers")
 PREFIXES = ("vllm_", "docker_host_", "open_webui_", "compose_stack_", "switch_", "teardown_", "awx_")
 BOOLEAN = ("record_canary", "teardown_data", "teardown_caches", "vllm_docker_host")
 # Ports of the host that are spoken for, and by what.
@@ -196,6 +197,12 @@ def mistaken_names(names: typing.Iterable[str], known: typing.Iterable[str]) -> 
         if near:
             found.append(f"there is no variable {name}; did you mean {near[0]}?")
     return found
+
+
+def own_names(playbook: str, names: typing.Iterable[str]) -> list[str]:
+    """Those that are judged by what the playbook knows: not those of roles that it does not play."""
+    others = tuple(f"{role}_" for role in ALL_ROLES if role not in ROLES.get(playbook, ()))
+    return [name for name in names if not name.startswith(others)]
 
 
 def check(

@@ -159,7 +159,7 @@ def test_a_wrong_token(fleet: Fleet) -> None:
     ("variables", "message"),
     [
         ({"awx_project_url": ""}, "awx_project_url is not set"),
-        ({"awx_target": "nobody"}, "the inventory has no host in nobody"),
+        ({"awx_target": "nobody"}, "no host matches nobody"),
         ({"awx_forks": "many"}, "awx_forks"),
         (
             {"awx_switch_calendar": [{"name": "night", "model": "visoin", "at": "25:00"}]},
@@ -182,8 +182,8 @@ def test_a_mistake_in_a_hosts_models(fleet: Fleet) -> None:
     fleet.rewrite()
     run = fleet.declare()
     assert run.status == 2
-    assert "(item=two)" in run.output
-    assert "host_port must be a whole number" in run.output
+    assert run.mistakes[0].startswith("two: vllm_models[0] ")
+    assert "host_port must be a whole number" in run.mistakes[0]
     assert fleet.awx.changes == []
 
 

@@ -114,6 +114,17 @@ def test_the_variables_without_a_role_are_known() -> None:
     assert rest - {"vllm_hosts", "vllm_status", "vllm_switch", "vllm_placement"} == set(preflight.WIDE)
 
 
+def test_a_variable_of_any_role_is_no_slip_in_any_playbook() -> None:
+    specs = {role: role_variables.read(ROOT / "roles", [role]) for role in preflight.ALL_ROLES}
+    assert sorted(specs) == sorted(folder.name for folder in (ROOT / "roles").iterdir())
+    every = [name for options in specs.values() for name in options]
+    for playbook, asked in preflight.ASKED.items():
+        played = role_variables.read(ROOT / "roles", preflight.ROLES.get(playbook, ()))
+        known = {*preflight.WIDE, *asked, *played}
+        for name in preflight.own_names(playbook, every):
+            assert preflight.mistaken_names([name], known) == [], playbook
+
+
 def test_what_every_container_has_mounted_is_known() -> None:
     text = (ROOT / "roles/vllm_servers/vars/main.yml").read_text(encoding="utf-8")
     caches = re.findall(r"'(/root/[^']+)'", yaml.safe_load(text)["__vllm_servers_caches"])
