@@ -191,6 +191,18 @@ requests:
   returned: when the switch was tried
   type: dict
   sample: {drained: 3, parked: 0, cut: 0}
+rung:
+  description: The furthest rung of C(escalation) that was gone to; empty where no step failed.
+  returned: when the switch was tried
+  type: str
+  sample: retry
+  version_added: 0.2.0
+mended:
+  description: What was done about steps that failed, and helped, in words; empty where none failed.
+  returned: when the switch was tried
+  type: str
+  sample: gpt-oss-20b woke at the second try
+  version_added: 0.2.0
 elapsed_seconds:
   description: How long the whole switch took, the wait for the lock included.
   returned: when the switch was tried

@@ -53,6 +53,50 @@ active_models:
   type: list
   elements: str
   sample: [qwen3-vl-30b-a3b]
+last_switch:
+  description:
+    - How the last switch of the host that did something ended. Null where none is known. One that was killed leaves the
+      one before.
+  returned: success
+  type: dict
+  version_added: 0.2.0
+  contains:
+    models:
+      description: The ids of the models that were asked for.
+      type: list
+      elements: str
+      returned: always
+      sample: [gpt-oss-20b]
+    state:
+      description: The state that was asked for.
+      type: str
+      returned: always
+      sample: active
+    ended:
+      description: When it ended, in seconds since 1970.
+      type: float
+      returned: always
+      sample: 1795882811.25
+    seconds:
+      description: How long it took.
+      type: float
+      returned: always
+      sample: 2.318
+    result:
+      description: V(done) or V(failed).
+      type: str
+      returned: always
+      sample: done
+    rung:
+      description: The furthest rung of C(escalation) that was gone to; null where no step failed.
+      type: str
+      returned: always
+      sample: retry
+    reason:
+      description: Why it failed, or what was mended; empty where nothing went wrong.
+      type: str
+      returned: always
+      sample: gpt-oss-20b woke at the second try
 models:
   description: Every model by its id.
   returned: success

@@ -374,7 +374,7 @@ class Host:
 
     def normal(self, text: str) -> str:
         """Return a text of the engine without what differs from run to run."""
-        text = re.sub(r"; its last log lines:(\n  .*)*", "", text)
+        text = re.sub(r"\nThe last lines of its log:(\n  .*)*", "", text)
         for name, port in self.ports.items():
             text = text.replace(f"http://127.0.0.1:{port}", "").replace(f"port {port}", f"{name}'s port")
         text = text.replace(str(self.stack), "DIR").replace(str(self.folder), "DIR")

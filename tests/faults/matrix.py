@@ -37,6 +37,7 @@ from pathlib import Path
 from typing import Any
 
 import requests
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.texts import brief
 
 from tests import part
 from tests.serverlib import ROOT
@@ -311,7 +312,7 @@ def message(answer: Answer) -> list[str]:
         # Where there is none, nothing was done that could fail.
         wanted |= {"what was asked for": r"^b could not be made active: \S", "the step": r"Failed: \w+ [ab]\b"}
         causes = [step["failed"] for step in answer.result["steps"] if "failed" in step]
-        if causes and not any(cause.split("\n")[0][:60] in answer.said for cause in causes):
+        if causes and not any(brief(cause, "b")[:60] in answer.said for cause in causes):
             wrong.append(f"the message does not name the cause ({causes[0]}): {answer.said}")
     for what, pattern in wanted.items():
         if not re.search(pattern, answer.said, re.MULTILINE):

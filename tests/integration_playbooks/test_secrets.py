@@ -59,7 +59,7 @@ def test_no_failure_shows_them(inventory: Inventory, tmp_path: Path) -> None:
     models[0]["env"] = {**SECRETS, "STANDIN_FAULTS": '[{"path": "load", "fault": "die"}]'}
     run = inventory(Host(tmp_path, models)).play("switch", "-e", "model=by-environment", "-vvv")
     message = run.failure()
-    assert "its last log lines" in message
+    assert "The last lines of its log" in message
     assert "I know ****" in message
     assert not [secret for secret in HIDDEN if secret in run.output]
 

@@ -7,14 +7,23 @@ from __future__ import annotations
 
 import typing
 
+T = typing.TypeVar("T", bound="SwitchingError")
+
 
 class SwitchingError(Exception):
     """Base of everything the engine raises on purpose; its text is written for the person who runs it.
 
     C(remedy) says what to do about it where the text does not; C({log}) in it stands for how to see the server's log.
+    C(log) are the last lines of a server's log, where they may tell the cause.
     """
 
     remedy = ""
+    log: typing.Sequence[str] = ()
+
+    def with_log(self: T, log: typing.Sequence[str]) -> T:
+        """The error itself, with these lines."""
+        self.log = log
+        return self
 
 
 class InventoryError(SwitchingError):
@@ -100,7 +109,7 @@ class LifecycleError(SwitchingError):
 
 
 class ServerDied(LifecycleError):
-    """The server's process ended while somebody waited for it; the text carries its last log lines."""
+    """The server's process ended while somebody waited for it."""
 
 
 class LockTimeout(SwitchingError):

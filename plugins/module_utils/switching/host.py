@@ -139,8 +139,8 @@ class Host:
             self.sleep(min(pause, self.settings.health_check_interval_seconds, seconds - waited))
         return True
 
-    def last_lines(self, model: Model) -> str:
-        """The end of the log of a model's server, for the end of a message; "" where there is none."""
+    def last_lines(self, model: Model) -> list[str]:
+        """The end of the log of a model's server, without secrets; nothing where there is none."""
         # vLLM writes its arguments into its log, and this goes to terminals and other logs.
         secrets = sorted(
             set(secret_texts([dataclasses.asdict(model), {"macros": dict(self.settings.macros)}])),
@@ -150,4 +150,4 @@ class Host:
         lines = self.lifecycles[model.id].last_lines()
         for secret in secrets:
             lines = [line.replace(secret, "********") for line in lines]
-        return "; its last log lines:\n{}".format("\n".join("  " + line for line in lines)) if lines else ""
+        return lines

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import typing
 
+from . import lifecycle
 from .drain import CUT, FATES, PARKED
 from .errors import (
     DrainTimeout,
@@ -41,6 +42,10 @@ from .plan import (
     Step,
 )  # fmt: skip
 from .result import States, describe, say_step
+from .texts import LONGEST, brief
+
+# How many of a log's last lines a person is shown.
+_SHOWN_LINES = 20
 
 
 class Mender:
@@ -96,7 +101,7 @@ class Mender:
         try:
             self.performer.perform(Step(STOP, step.model), rung="stop")
         except SwitchingError as second:
-            raise LifecycleError(f"{error}; and it could not be stopped: {second}") from None
+            raise LifecycleError(f"{error}; and it could not be stopped: {second}").with_log(second.log) from None
         for done in self.performer.steps:
             if done["model"] == step.model and done["action"] == DRAIN and isinstance(error, Unresponsive):
                 # It waited for requests that came when there had been none, or for nothing.
@@ -121,7 +126,7 @@ class Mender:
                 self.performer.perform(Step(action, name), rung="restart")
         except SwitchingError as second:
             kind = type(second) if isinstance(second, (WrongAnswer, NoMemory)) else LifecycleError
-            raise kind(f"{error}; and a restart failed: {second}") from None
+            raise kind(f"{error}; and a restart failed: {second}").with_log(second.log) from None
 
     def _retry_wake(self, lane: Lane, step: Step, error: Exception) -> Exception | None:
         """Try a wake that failed once more, if that can help. What went wrong; None when it is ready now."""
@@ -153,9 +158,25 @@ class Mender:
     def put_back(
         self, model: Model, wanted: str, before: States, error: BaseException
     ) -> tuple[dict[str, Observation], str]:
-        """After a failure: wake what was awake. Returns what is left and the message for the person."""
-        failed = ", ".join(map(say_step, (step for step in self.performer.steps if "failed" in step)))
-        message = f"{model.id} could not be made {wanted}: {error}" + (f"\nFailed: {failed}" if failed else "")
+        """After a failure: wake what was awake. Returns what is left and the message for the person.
+
+        The cause is its first line; what the host is left with and what to do follow, and last the server's log.
+        """
+        failures = [step for step in self.performer.steps if "failed" in step]
+        at_fault = failures[0]["model"] if failures else model.id
+        log: typing.Sequence[str] = ()
+        if isinstance(error, SwitchingError):
+            log = error.log
+            if not log and any(step["action"] in (WAKE, RELOAD, VERIFY) for step in failures):
+                # To the caller a server only says that it can't. What else it logs is no cause.
+                lines = self.host.last_lines(self.host.models[at_fault])[-_SHOWN_LINES:]
+                log = lines if lifecycle.culprit(lines) or lifecycle.remedy(lines) else ()
+        begin = f"{model.id} could not be made {wanted}: "
+        cause = str(error) + (f"; and its log says: {lifecycle.culprit(log)}" if lifecycle.culprit(log) else "")
+        message = begin + brief(cause, model.id, LONGEST - len(begin))
+        whole = brief(cause, model.id, len(cause))
+        if failures:
+            message += "\nFailed: " + ", ".join(map(say_step, failures))
         self.performer.rung = "roll_back"
         for name in self.performer.held:
             # It has only been paused: nothing is to be made good but that.
@@ -177,7 +198,9 @@ class Mender:
                 self.execute(self.plan(seen, previous, ACTIVE))
                 message += f"\n{previous.id} is active again"
             except SwitchingError as second:
-                message += f"\n{previous.id}, active before, could not be put back: {second}"
+                reason = brief(str(second), previous.id)
+                message += f"\n{previous.id}, active before, could not be put back: {reason}"
+                log = log or second.log
             seen = self._observe_failed()
         for name in sorted(self.performer.wrong):
             if seen[name].state == ACTIVE:
@@ -185,8 +208,9 @@ class Mender:
                 try:
                     self.execute(self.plan(seen, self.host.models[name], SLEEPING))
                 except SwitchingError as second:
+                    reason = brief(str(second), name)
                     message += (
-                        f"\n{name} answers wrongly and could not be put to sleep ({second}), so it was to be stopped"
+                        f"\n{name} answers wrongly and could not be put to sleep ({reason}), so it was to be stopped"
                     )
                     with contextlib.suppress(SwitchingError):
                         self.performer.perform(Step(STOP, name))
@@ -199,10 +223,13 @@ class Mender:
                     seen[name] = Observation(STOPPED)
         left = ", ".join(f"{name} {describe(state)}" for name, state in seen.items() if state.state != DISABLED)
         message += f"\nThe host is left with: {left}"
-        remedy = error.remedy if isinstance(error, SwitchingError) else ""
+        remedy = lifecycle.remedy(log) or (error.remedy if isinstance(error, SwitchingError) else "")
         if remedy:
-            at_fault = next((s["model"] for s in self.performer.steps if "failed" in s), model.id)
             message += "\nWhat to do: " + remedy.format(log=self.host.lifecycles[at_fault].log_command)
+        if not message.startswith(begin + whole):
+            message += f"\nThe whole cause: {whole}"
+        if log:
+            message += "\nThe last lines of its log:" + "".join(f"\n  {line}" for line in log[-_SHOWN_LINES:])
         return seen, message
 
     def _observe_failed(self) -> dict[str, Observation]:

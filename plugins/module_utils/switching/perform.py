@@ -210,7 +210,9 @@ class Performer:
             listens = True
             try:
                 if not server.is_healthy():
-                    raise ServerError(f"{model.id}'s engine died (/health answers 503){self.host.last_lines(model)}")
+                    raise ServerError(f"{model.id}'s engine died (/health answers 503)").with_log(
+                        self.host.last_lines(model)
+                    )
                 return not server.is_sleeping()
             except Unreachable:
                 listens = False
@@ -224,15 +226,15 @@ class Performer:
             process = self.host.lifecycles[model.id].process()
             if process.running is False:
                 code = "" if process.exit_code is None else f" with exit code {process.exit_code}"
-                raise ServerDied(
-                    f"{model.id}'s server ended{code} while it was waited for{self.host.last_lines(model)}"
+                raise ServerDied(f"{model.id}'s server ended{code} while it was waited for").with_log(
+                    self.host.last_lines(model)
                 )
 
         if not self.host.wait(ready, self.settings.ready_timeout_seconds, check_alive):
             raise ServerError(
                 f"{model.id} is not ready after {self.settings.ready_timeout_seconds:g} s "
-                f"(max_retries x health_check_interval_seconds){self.host.last_lines(model)}"
-            )
+                "(max_retries x health_check_interval_seconds)"
+            ).with_log(self.host.last_lines(model))
         if step.model == self.to_record or not model.ready_completion:
             return None
         if not canary.applies(model):

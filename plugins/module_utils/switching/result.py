@@ -10,11 +10,13 @@ import typing
 
 from .drain import FATES
 from .errors import SwitchFailed, SwitchingError
-from .inventory import Model
+from .inventory import ESCALATION, Model
 from .plan import ACTIVE, Observation, Step
 
 States = typing.Mapping[str, Observation]
 Steps = typing.List[typing.Dict[str, typing.Any]]
+
+_MENDED = {"stop": " had to be stopped", "retry": " woke at the second try", "restart": " was restarted"}
 
 
 @dataclasses.dataclass
@@ -42,6 +44,24 @@ class Result:
         return {fate: None if None in numbers else sum(numbers) for fate, numbers in counts.items()}
 
     @property
+    def rung(self) -> str:
+        """The furthest rung of the escalation that was gone to; nothing where no step failed."""
+        gone = [step["escalation"] for step in self.steps if "escalation" in step]
+        return max(gone, key=ESCALATION.index) if gone else ""
+
+    @property
+    def mended(self) -> str:
+        """What was done about steps that failed, and helped, in words; nothing where none failed."""
+        said: dict[str, str] = {}
+        for step in self.steps:
+            rung, name = step.get("escalation"), step["model"]
+            if "failed" in step or rung not in _MENDED:
+                continue
+            # What helped is what came last.
+            said[name] = name + _MENDED[rung]
+        return ", ".join(said.values())
+
+    @property
     def displaced(self) -> list[str]:
         """The models that were active before and are not any more."""
         return [n for n, seen in self.before.items() if seen.state == ACTIVE and self.models[n].state != ACTIVE]
@@ -62,6 +82,8 @@ class Result:
             "models": {name: summary(seen) for name, seen in self.models.items()},
             "steps": self.steps,
             "requests": self.requests,
+            "rung": self.rung,
+            "mended": self.mended,
             "warnings": self.warnings,
             "elapsed_seconds": round(self.elapsed_seconds, 3),
         }

@@ -11,11 +11,11 @@ import functools
 import time
 import typing
 
-from . import canary, capacity
+from . import canary, capacity, records
 from . import wanted as record
 from .errors import LifecycleError, NotProvisioned, SwitchFailed, SwitchingError
 from .host import Host
-from .inventory import Inventory, Model, Switching
+from .inventory import ESCALATION, Inventory, Model, Switching
 from .lifecycle import ComposeService, Lifecycle, for_model
 from .lock import HostLock
 from .mend import Mender
@@ -40,6 +40,7 @@ from .result import Result, States, Steps, joined, step_record, summary, togethe
 from .server import Server
 
 DEFAULT_STACK_DIR = "/opt/homegpt"
+_LAST_SWITCH = "last_switch"
 
 
 class Switcher:
@@ -91,6 +92,7 @@ class Switcher:
                 seen[model.id] = dataclasses.replace(seen[model.id], problem=problem)
         return {
             "active_models": [name for name, state in seen.items() if state.state == ACTIVE],
+            "last_switch": self._last_switch(),
             "models": {
                 m.id: {
                     **summary(seen[m.id]),
@@ -104,6 +106,21 @@ class Switcher:
                 for m in self.inventory.models
             },
         }
+
+    def _last_switch(self) -> dict[str, typing.Any] | None:
+        """What is recorded of the last switch that did something; None where nothing is, or something else."""
+        found = records.read(self.stack_dir, _LAST_SWITCH)
+        kinds: dict[str, typing.Any] = {
+            "models": list,
+            "state": str,
+            "ended": (int, float),
+            "seconds": (int, float),
+            "result": str,
+            "reason": str,
+        }
+        if not all(isinstance(found.get(key), kind) for key, kind in kinds.items()):
+            return None
+        return {**{key: found[key] for key in kinds}, "rung": found.get("rung")}
 
     def switch(
         self,
@@ -181,6 +198,8 @@ class Switcher:
                     "another switch of the host ended meanwhile: see what is active, then roll back again"
                 )
             outcomes = self._side_by_side(models, wanted, check, started, record_canary)
+            if not check:
+                self._record_end(models, wanted, outcomes, started)
             if not check and not for_now and any(isinstance(outcome, Result) for outcome in outcomes):
                 meant = record.read(self.inventory, self.stack_dir)
                 left: list[str] = []
@@ -205,6 +224,34 @@ class Switcher:
     def _missing(self, model: Model) -> str:
         lifecycle = self.host.lifecycles[model.id]
         return lifecycle.missing() if isinstance(lifecycle, ComposeService) else ""
+
+    def _record_end(
+        self,
+        models: typing.Sequence[Model],
+        wanted: str,
+        outcomes: typing.Sequence[Result | SwitchingError],
+        started: float,
+    ) -> None:
+        """Record how a switch ended that did something, for whoever asks what the host is."""
+        errors = [outcome for outcome in outcomes if isinstance(outcome, SwitchingError)]
+        done = [one.result if isinstance(one, SwitchFailed) else one for one in outcomes]
+        results = [one for one in done if isinstance(one, Result) and one.steps]
+        if not results and not errors:
+            return
+        rungs = [one.rung for one in results if one.rung]
+        end = {
+            "models": [m.id for m in models],
+            "state": wanted,
+            "ended": round(self.now(), 3),
+            "seconds": round(self.clock() - started, 3),
+            "result": "failed" if errors else "done",
+            "rung": max(rungs, key=ESCALATION.index) if rungs else None,
+            "reason": str(errors[0]).split("\n", 1)[0]
+            if errors
+            else ", ".join(one.mended for one in results if one.mended),
+        }
+        with contextlib.suppress(OSError):
+            records.write(self.stack_dir, _LAST_SWITCH, end)
 
     def _check_apart(self, models: typing.Sequence[Model]) -> None:
         if not models:

@@ -5,22 +5,43 @@
 
 from __future__ import annotations
 
+import time
 import typing
 
+_SWITCHES = ("host", "last_switch", "to", "seconds", "result", "rung", "reason")
+_WIDEST = 60
 _HEADER = ("host", "model", "state", "level", "port", "running", "waiting", "gpu_gb", "problem")
 _KEYS = ("state", "level", "host_port", "running", "waiting", "gpu_memory_gb")
 
 
 def status_lines(reports: typing.Mapping[str, typing.Mapping[str, typing.Any]]) -> list[str]:
-    """The lines of the table for Switcher.report() of each host. What is not known is a dash; the column of problems is
-    left out where there are none."""
+    """The lines of the table for Switcher.report() of each host, and of one with the last switch of each.
+
+    What is not known is a dash; the column of problems is left out where there are none.
+    """
     rows: list[tuple[str, ...]] = [_HEADER]
     for host, report in reports.items():
         for name, model in report["models"].items():
             rows.append((host, name, *(_cell(model.get(key)) for key in _KEYS), model.get("problem", "")))
     if not any(row[-1] for row in rows[1:]):
         rows = [row[:-1] for row in rows]
-    return lines(rows)
+    last = [_last(host, report["last_switch"]) for host, report in reports.items() if report.get("last_switch")]
+    return [*lines(rows), *(["", *lines([_SWITCHES, *last])] if last else [])]
+
+
+def _last(host: str, switch: typing.Mapping[str, typing.Any]) -> tuple[str, ...]:
+    ended = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(switch["ended"]))
+    wanted = "" if switch["state"] == "active" else " " + str(switch["state"])
+    reason = str(switch["reason"])
+    return (
+        host,
+        ended,
+        ", ".join(map(str, switch["models"])) + wanted,
+        f"{switch['seconds']:.1f}",
+        str(switch["result"]),
+        str(switch["rung"] or "-"),
+        (reason if len(reason) <= _WIDEST else reason[: _WIDEST - 3] + "...") or "-",
+    )
 
 
 def _cell(value: typing.Any) -> str:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,8 @@ def test_a_wrong_answer_brings_the_previous_model_back_and_does_not_stay_awake(p
     assert result.active_model == "a"
     assert pair.states() == {"a": "active", "b": "sleeping"}
     assert "as recorded on 20" in text
-    assert "(canary)\nFailed: verify b\na is active again" in text
+    assert "\nFailed: verify b\na is active again" in text
+    assert re.search(r"\nThe whole cause: it answers .*, not with .* as recorded on .* \(canary\)$", text)
     assert "What to do: see that the model's files are those it was loaded from" in text
     assert record(pair, "b")["suspect"]
     # It is not taken on trust by a fresh start either, while it answers wrongly.

@@ -120,7 +120,7 @@ def test_a_switch_that_fails(stack: Stack) -> None:
     stack.host.up(a="active")
     failed = stack.run("switch", "b")
     assert failed.returncode == 1
-    assert failed.stderr.startswith("b could not be made active: b's server ended with exit code 1")
+    assert failed.stderr.startswith("b could not be made active: its server ended with exit code 1")
     assert [line.split("  ")[0] for line in failed.stdout.splitlines()] == [
         "drain a", "sleep a (level 1)", "start b", "verify b", "roll_back: wake a (level 1)", "roll_back: verify a",
     ]  # fmt: skip
@@ -173,7 +173,7 @@ def test_restore_names_the_models_that_failed(stack: Stack) -> None:
     done = stack.run("restore")
     assert done.returncode == 1
     assert done.stdout.startswith("a: active, in ")
-    assert done.stderr.startswith("b: FAILED, should be sleeping: b could not be made sleeping: b's server ended")
+    assert done.stderr.startswith("b: FAILED, should be sleeping: b could not be made sleeping: its server ended")
     assert "No supported config format found in org/b" in done.stderr
     assert done.stderr.endswith("not restored: b\n")
 
