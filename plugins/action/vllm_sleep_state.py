@@ -61,11 +61,12 @@ class ActionModule(ActionBase):
         return result
 
     def _progress(self, task_vars):
-        rounds, models = task_vars.get(_ROUNDS), self._task.args.get("model")
-        if not rounds or not models or self._task.check_mode:
+        models = self._task.args.get("model")
+        if not models or self._task.check_mode or _ROUNDS not in task_vars:
             return None
         # Not above: a switch has no use for it.
         from ansible_collections.homegpt.vllm.plugins.plugin_utils.progress import Progress
 
         models = [models] if isinstance(models, str) else models
-        return Progress(task_vars["inventory_hostname"], plain(rounds), plain(models), self._task.args.get("state"))
+        rounds = plain(self._templar.template(task_vars[_ROUNDS]))
+        return Progress(task_vars["inventory_hostname"], rounds, plain(models), self._task.args.get("state"))

@@ -44,8 +44,10 @@ class Progress:
         taken = time.monotonic() - self.began
         steps = [step for step in result.get("steps", ()) if step["model"] == model]
         state = (result.get("models") or {}).get(model, {}).get("state")
-        if {"active": "active", "sleeping": "asleep"}.get(state) != self.state:
-            return f"{model} FAILED after {taken:.1f} s"
+        if _IS.get(state, state) != self.state:
+            # The causes of several are apart in the report at the end.
+            cause = str(result.get("msg") or "").split("\n", maxsplit=1)[0] if len(self.models) == 1 else ""
+            return f"{model} FAILED after {taken:.1f} s" + (f": {cause}" if cause else "")
         if not steps:
             return f"{model} is {self.state} already"
         seconds = sum(step["seconds"] or 0 for step in steps) if len(self.models) > 1 else taken

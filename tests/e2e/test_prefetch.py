@@ -111,7 +111,8 @@ def lines(run: Run) -> list[str]:
     """Return the last task's message, line by line."""
     assert run.status == 2, run.output
     assert "Traceback" not in run.output, run.output
-    return str(run.results("fatal", "failed")[-1]["msg"]).splitlines()
+    found: list[str] = run.results("fatal", "failed")[-1]["msg"]
+    return found
 
 
 @pytest.mark.whole

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -105,17 +106,21 @@ def test_a_model_that_dies_while_loading(inventory: Inventory, tmp_path: Path) -
     run = ansible.play("bootstrap")
     assert run.status == 2
     assert "Traceback" not in run.output
-    assert "(item=broken)" in run.output  # at once
+    assert run.said_at("host: broken FAILED after ") < run.said_at("host: loading third (2 of 4) ...")  # at once
     assert run.seconds < 60  # and not max_retries x health_check_interval_seconds
-    assert (run.count("failed"), run.count("ignored")) == (1, 2)
-    # And again at the very end, both of them.
-    message = run.results("fatal", "failed")[-1]["msg"]
-    lines = message.splitlines()
+    assert (run.count("failed"), run.count("ignored")) == (1, 0)
+    # And again at the very end, both of them, below what the host is then.
+    lines = run.failure().splitlines()
     for name in ("broken", "other"):
-        (line,) = [line for line in lines if line.startswith(f"{name}: ")]
-        assert f"{name}'s server ended with exit code 1" in line
-        assert f"No supported config format found in org/{name}" in message  # the cause, from its log
+        (line,) = [line for line in lines if f"{name} could not be made " in line]
+        assert "its server ended with exit code 1" in line
+        assert f"No supported config format found in org/{name}" in line  # the cause, from its log
+    assert lines[-1].startswith("run bootstrap again")
+    assert not [line for line in lines if line.startswith("The host is left with")]
     assert run.output.rindex("Report what failed") > run.output.rindex("Make the default models active")
+    assert [row[1:3] for row in run.table] == [
+        ["first", "active"], ["broken", "stopped"], ["third", "sleeping"], ["other", "stopped"]
+    ]  # fmt: skip
 
     assert rows(ansible) == [
         ["first", "active", "-", "0", "0"],
@@ -137,3 +142,47 @@ def test_a_model_that_dies_does_not_cost_the_one_that_was_active(inventory: Inve
     assert "broken could not be made active" in message
     assert "first is active again" in message
     assert [row[:2] for row in rows(ansible)] == [["first", "active"], ["second", "sleeping"], ["broken", "stopped"]]
+
+
+@pytest.mark.versions
+@pytest.mark.parametrize("banners", ["true", "false"])
+def test_nobody_waits_without_a_word(inventory: Inventory, tmp_path: Path, banners: str) -> None:
+    """Also where Ansible holds a task's banner back until there is a result."""
+    load = 3.0
+    names = ["first", "second", "third", "fourth"]
+    models = [launched(name, env={"STANDIN_LOAD_SECONDS": load}) for name in names]
+    models[0]["startup_mode"] = "active"
+    run = inventory(Host(tmp_path, models)).play("bootstrap", env={"ANSIBLE_DISPLAY_SKIPPED_HOSTS": banners})
+    run.changed()
+    said = [(when, line) for when, line in run.lines if line.startswith("host: ")]
+    order = ["second", "third", "fourth", "first"]
+    following = [f"; next: {name}" for name in order[1:]] + [""]
+    assert [re.sub(r"\d+\.\d s", "N s", line).rstrip() for _when, line in said] == [
+        text
+        for number, (name, after) in enumerate(zip(order, following, strict=True), 1)
+        for text in (
+            f"host: loading {name} ({number} of 4) ...",
+            f"host: {name} is loaded and {'active' if name == 'first' else 'asleep'}, N s{after}",
+        )
+    ]
+    assert all(len(line.rstrip()) <= 80 for _when, line in said)
+    # Each is printed when it is so, and not when the task has ended.
+    for (began, _line), (ended, _end) in zip(said[::2], said[1::2], strict=True):
+        assert ended - began >= load
+    silences = [after - before for (before, _one), (after, _other) in zip(run.lines, run.lines[1:], strict=False)]
+    assert (
+        max(silences)
+        < sum(ended - began for (began, _line), (ended, _end) in zip(said[::2], said[1::2], strict=True)) / 2
+    )
+
+
+@pytest.mark.versions
+def test_models_that_load_side_by_side_are_told_together(inventory: Inventory, tmp_path: Path) -> None:
+    models = [launched("a", env=LOADING), launched("b", gpus=[1], env=LOADING), launched("c", env=LOADING)]
+    ansible = inventory(Host(tmp_path, models))
+    lines = [line.rstrip() for line in ansible.play("bootstrap").output.splitlines() if line.startswith("host: ")]
+    assert lines[0] == "host: loading a and b (1, 2 of 3) ..."
+    assert re.fullmatch(r"host: a is loaded and asleep, \d\.\d s", lines[1])
+    assert re.fullmatch(r"host: b is loaded and asleep, \d\.\d s; next: c", lines[2])
+    lines = [line for line in ansible.play("bootstrap").output.splitlines() if line.startswith("host: ")]
+    assert lines[1:3] == ["host: a is asleep already", "host: b is asleep already; next: c"]
