@@ -220,7 +220,7 @@ class Ansible:
         *arguments: str,
         cwd: Path = ROOT,
         env: Mapping[str, str | None] | None = None,
-        timeout: float = 100,
+        timeout: float = 300,
     ) -> Run:
         """Run a playbook, one of the collection's by its short name, and return how it went."""
         if isinstance(playbook, str) and "." not in playbook:

@@ -20,7 +20,6 @@ CALENDAR: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.timeout(300)
 def test_the_life_of_the_objects(fleet: Fleet) -> None:
     """Made as declared, left alone, and following an edited inventory. One test, since each run takes its time."""
     awx = fleet.awx

@@ -21,8 +21,6 @@ from tests.awx.conftest import TEMPLATES, Fleet, make_fleet
 from tests.playbooklib import Host, is_sleeping, launched
 from tests.serverlib import ROOT
 
-pytestmark = pytest.mark.timeout(300)
-
 
 class Bare(Host):
     """A host without a unit that acts at boot: this machine's own would get it."""
@@ -99,7 +97,7 @@ class Buttons(Fleet):
             env=env,
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            timeout=120,
+            timeout=300,
             check=False,
         )
         return Job(private / "artifacts/job")
@@ -113,7 +111,7 @@ class Buttons(Fleet):
             env=self.ansible.env,
             check=True,
             capture_output=True,
-            timeout=60,
+            timeout=300,
         )
         folder.mkdir()
         script = folder / "hosts"

@@ -47,7 +47,7 @@ def render(ansible_playbook: str) -> dict[str, str]:
             env={**kept, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_HOME": f"{folder}/.ansible"},
             capture_output=True,
             text=True,
-            timeout=100,
+            timeout=300,
             check=False,
         )
         if ended.returncode:

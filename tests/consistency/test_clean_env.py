@@ -34,7 +34,7 @@ PASSED = {
 def environment(command: list[str]) -> dict[str, str]:
     """Return what a command shows that prints its environment."""
     given = {**os.environ, **WITHHELD, **PASSED}
-    done = subprocess.run(command, cwd=ROOT, env=given, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(command, cwd=ROOT, env=given, capture_output=True, text=True, timeout=300, check=True)
     return dict(entry.split("=", 1) for entry in done.stdout.split("\0") if entry)
 
 

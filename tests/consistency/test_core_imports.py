@@ -103,5 +103,5 @@ def test_a_copy_imports_as_a_top_level_package_without_ansible(tmp_path: Path) -
     )
     # -I: neither the working directory nor PYTHONPATH leads back to the collection.
     command = [sys.executable, "-I", "-c", program]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 0, result.stderr

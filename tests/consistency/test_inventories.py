@@ -52,7 +52,7 @@ def variables_of(name: str, ansible_playbook: str) -> dict[str, dict[str, Any]]:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
     assert answer.returncode == 0, answer.stdout + answer.stderr

@@ -21,7 +21,7 @@ def git(folder: Path, *arguments: str) -> None:
         cwd=folder,
         check=True,
         capture_output=True,
-        timeout=60,
+        timeout=300,
     )
 
 

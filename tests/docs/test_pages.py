@@ -24,7 +24,6 @@ KINDS = ("console", "yaml", "json", "ini", "text")
 
 
 # Of the whole page that begins with nothing, when the machine has other things to do.
-pytestmark = pytest.mark.timeout(400)
 
 
 @pytest.fixture(scope="module")

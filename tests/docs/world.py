@@ -160,7 +160,7 @@ class World:
             output = output.replace(str(self.first_port + number), str(FIRST_PORT + number))
         return output.replace(socket.gethostname(), "gpu1")
 
-    def run(self, command: str, folder: Path, timeout: float = 200) -> tuple[int, str]:
+    def run(self, command: str, folder: Path, timeout: float = 300) -> tuple[int, str]:
         """Run a command line in bash; its exit status and what it printed."""
         ended = subprocess.run(
             ["bash", "-c", self.real(command)],
@@ -191,14 +191,14 @@ def build(folder: Path) -> Path:
         check=True,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     ).stdout.strip()
     galaxy = Path(sys.executable).with_name("ansible-galaxy")
     subprocess.run(
         [str(galaxy), "collection", "build", "--output-path", str(folder), copy],
         check=True,
         capture_output=True,
-        timeout=60,
+        timeout=300,
     )
     (package,) = folder.glob("homegpt-vllm-*.tar.gz")
     return package

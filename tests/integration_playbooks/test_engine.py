@@ -60,7 +60,7 @@ def test_a_copy_is_made_kept_and_mended(ansible_playbook: str, tmp_path: Path) -
     models = [{"id": "a", "model": "org/a", "host_port": 1}]
     (tmp_path / "models.json").write_text(json.dumps({"vllm_models": models}), encoding="utf-8")
     command = [sys.executable, "-m", "switching", "status"]
-    said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=30).stdout
+    said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=300).stdout
     assert "stopped" in said
 
 

@@ -18,7 +18,7 @@ OURS: dict[str, str | None] = {"ANSIBLE_CONFIG": None}
 def copy(tmp_path: Path) -> Path:
     """What git would commit, in a folder of another name."""
     command = ["bash", str(ROOT / "tools/clean_copy.sh"), str(tmp_path / "copy")]
-    copied = Path(subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout.strip())
+    copied = Path(subprocess.run(command, check=True, capture_output=True, text=True, timeout=300).stdout.strip())
     return copied.rename(tmp_path / "my checkout")
 
 
@@ -32,7 +32,7 @@ def test_by_name_when_installed(ansible: Ansible, pair: tuple[Server, Server], c
     dependencies.symlink_to(ROOT / ".build/ansible_collections/community")
 
     def run(*arguments: str) -> None:
-        subprocess.run([*galaxy, *arguments], check=True, capture_output=True, env=env, cwd=tmp_path, timeout=60)
+        subprocess.run([*galaxy, *arguments], check=True, capture_output=True, env=env, cwd=tmp_path, timeout=300)
 
     run("build", str(copy))
     run("install", "--offline", "--collections-path", "installed", next(tmp_path.glob("homegpt-vllm-*.tar.gz")).name)
@@ -63,7 +63,7 @@ def test_by_path_in_a_checkout_of_another_name(ansible: Ansible, copy: Path) -> 
 )
 def test_documentation(ansible: Ansible, kind: str, name: str, says: str) -> None:
     command = [str(Path(ansible.command).with_name("ansible-doc")), "--type", kind, f"homegpt.vllm.{name}"]
-    shown = subprocess.run(command, check=False, capture_output=True, text=True, env=ansible.env, cwd=ROOT, timeout=60)
+    shown = subprocess.run(command, check=False, capture_output=True, text=True, env=ansible.env, cwd=ROOT, timeout=300)
     assert (shown.returncode, shown.stderr) == (0, "")
     assert says in " ".join(shown.stdout.split()) or kind == "module"
     assert "EXAMPLES" in shown.stdout

@@ -447,7 +447,7 @@ def test_sigterm_ends_it_quickly_also_with_a_request_running(
 
 def test_the_command_line_is_checked_as_vllm_does() -> None:
     command = [sys.executable, str(STANDIN), "serve", "org/a", "--port", "nope"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 2
     assert "argument --port: invalid int value: 'nope'" in result.stderr
 

@@ -91,7 +91,7 @@ from tests.standin.gpu import GpuHost
 GpuHost(pathlib.Path({str(gpu_dir)!r}), ("0",), 24.0, "gone").hold(20.0)
 os._exit(9)
 """
-    subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[5], check=False, timeout=60)
+    subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[5], check=False, timeout=300)
     assert "gone" in (gpu_dir / "ledger.json").read_text(encoding="utf-8")
     gpus = capacity.read_gpus()
     assert gpus is not None
@@ -430,7 +430,7 @@ def test_lint_on_the_host(tmp_path: Path, gpu_dir: Path) -> None:
         given = {"vllm_models": listed, "vllm_switching": switching}
         (tmp_path / "models.json").write_text(json.dumps(given), encoding="utf-8")
         command = [sys.executable, "-m", "switching", "lint"]
-        run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+        run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
         return run.returncode, run.stdout.splitlines(), run.stderr
 
     assert lint({"available_ram_gb": 1}, {"id": "a"}) == (0, [], "")

@@ -121,7 +121,7 @@ def test_the_server_outlives_whoever_started_it_and_others_can_stop_it(stack_dir
         """
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT / ".build")}
-    subprocess.run([sys.executable, "-c", program], env=environment, check=True, timeout=30)
+    subprocess.run([sys.executable, "-c", program], env=environment, check=True, timeout=300)
     server = command(stack_dir, "sleep", "300")
     assert server.process() == Process(True)
     (pid,) = processes.left()

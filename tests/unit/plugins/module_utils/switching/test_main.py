@@ -41,7 +41,7 @@ class Stack:
 
     def run(self, *arguments: str) -> Run:
         return subprocess.run(
-            self.command(*arguments), cwd=self.folder, capture_output=True, text=True, timeout=60, check=False
+            self.command(*arguments), cwd=self.folder, capture_output=True, text=True, timeout=300, check=False
         )
 
 
@@ -144,7 +144,7 @@ def test_a_switch_that_is_interrupted_puts_back_what_was_active(stack: Stack) ->
     with process as interrupted:
         stack.host.wait_until(lambda: stack.host.states()["b"] == "loading", "b loads")
         interrupted.send_signal(signal.SIGINT)
-        assert interrupted.communicate(timeout=60)[1] == "interrupted\n"
+        assert interrupted.communicate(timeout=300)[1] == "interrupted\n"
     assert interrupted.returncode == 130
     assert stack.host.states() == {"a": "active", "b": "stopped"}
 
