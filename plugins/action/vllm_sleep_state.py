@@ -26,12 +26,11 @@ class ActionModule(ActionBase):
         progress = self._progress(task_vars)
         if progress:
             progress.begin()
-        if task_vars.get(_REPORTED):
-            result.update(self._kept(task_vars))
-        else:
-            result.update(self._module(task_vars))
-        if progress:
-            progress.end(result)
+        try:
+            result.update(self._kept(task_vars) if task_vars.get(_REPORTED) else self._module(task_vars))
+        finally:
+            if progress:
+                progress.end(result)
         return result
 
     def _module(self, task_vars):

@@ -6,11 +6,14 @@
 
 from __future__ import annotations
 
+import threading
 import time
 import typing
 
 from ansible_collections.homegpt.vllm.plugins.plugin_utils.live import say
 
+# After how many seconds it is said that the loading goes on; then each minute.
+_STILL = (10, 20, 40, 60)
 _IS = {"active": "active", "sleeping": "asleep"}
 
 
@@ -27,14 +30,26 @@ class Progress:
         later = [one for one in rounds if order.index(one[0]) >= max(self.numbers)]
         self.next = later[0] if later else []
         self.began = time.monotonic()
+        self.ended = threading.Event()
 
     def begin(self) -> None:
         """Say what begins."""
         where = f"{', '.join(map(str, self.numbers))} of {self.count}"
         say([f"{self.host}: loading {' and '.join(self.models)} ({where}) ..."])
+        threading.Thread(target=self._go_on, daemon=True).start()
+
+    def _go_on(self) -> None:
+        count = 0
+        while True:
+            after = _STILL[count] if count < len(_STILL) else 60 * (count - len(_STILL) + 2)
+            if self.ended.wait(max(0.0, self.began + after - time.monotonic())):
+                return
+            say([f"{self.host}: still loading {' and '.join(self.models)}, {after} s"])
+            count += 1
 
     def end(self, result: typing.Mapping[str, typing.Any]) -> None:
         """Say how each model fared, and what comes next."""
+        self.ended.set()
         lines = [f"{self.host}: {self._said(model, result)}" for model in self.models]
         if self.next:
             lines[-1] += f"; next: {' and '.join(self.next)}"

@@ -154,7 +154,8 @@ def test_nobody_waits_without_a_word(inventory: Inventory, tmp_path: Path, banne
     models[0]["startup_mode"] = "active"
     run = inventory(Host(tmp_path, models)).play("bootstrap", env={"ANSIBLE_DISPLAY_SKIPPED_HOSTS": banners})
     run.changed()
-    said = [(when, line) for when, line in run.lines if line.startswith("host: ")]
+    # On a slow machine it takes so long that it is said once more.
+    said = [(when, line) for when, line in run.lines if line.startswith("host: ") and "still loading" not in line]
     order = ["second", "third", "fourth", "first"]
     following = [f"; next: {name}" for name in order[1:]] + [""]
     assert [re.sub(r"\d+\.\d s", "N s", line).rstrip() for _when, line in said] == [
