@@ -9,35 +9,16 @@ from __future__ import annotations
 import glob
 import pathlib
 
-from ansible.errors import AnsibleActionFail, AnsibleError
+from ansible.errors import AnsibleError
 from ansible.inventory.manager import split_host_pattern
 from ansible.module_utils.parsing.convert_bool import boolean
 from ansible.plugins.action import ActionBase
 from ansible.template import Templar
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import is_secret_name, secret_texts
-from ansible_collections.homegpt.vllm.plugins.plugin_utils import preflight, role_variables, timeline
+from ansible_collections.homegpt.vllm.plugins.plugin_utils import live, preflight, role_variables, timeline
 from ansible_collections.homegpt.vllm.plugins.plugin_utils.plain import plain
 
 _ROLES = pathlib.Path(__file__).resolve().parents[2] / "roles"
-
-
-class Mistaken(AnsibleActionFail):
-    """Fails the task with a list, told once: of any other failure ansible-core 2.19 and later print all of it twice."""
-
-    omit_exception_key = True
-
-    def __init__(self, mistakes):
-        super().__init__("mistakes", result=_told(mistakes))  # ansible-core 2.21 returns this
-        self.told = _told(mistakes)
-
-    @property
-    def result_contribution(self):
-        """What ansible-core 2.19 and 2.20 return."""
-        return self.told
-
-
-def _told(mistakes):
-    return {"changed": False, "msg": mistakes, "_ansible_verbose_always": True}
 
 
 class ActionModule(ActionBase):
@@ -57,10 +38,7 @@ class ActionModule(ActionBase):
         mistakes = self.mistakes(arguments["playbook"], task_vars)
         if mistakes:
             mistakes = preflight.masked(mistakes, self.secrets)
-            if hasattr(AnsibleActionFail, "omit_exception_key"):
-                raise Mistaken(mistakes)
-            # ansible-core 2.18 prints what is returned once, and adds to what is raised.
-            return dict(result, failed=True, **_told(mistakes))
+            return {**result, **live.failed(mistakes)}
         result["changed"] = False
         return result
 

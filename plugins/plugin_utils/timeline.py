@@ -111,11 +111,11 @@ def svg(rows: typing.Sequence[Given]) -> str:
 
 def _of_models(row: Given) -> tuple[list[Lane], float]:
     bars, end = _bars(row, 0.0)
-    names = list(dict.fromkeys(bar.step["model"] for bar in bars))
+    names = list(dict.fromkeys(each.step["model"] for each in bars))
     lanes = []
     for name in names:
-        own = [bar for bar in bars if bar.step["model"] == name]
-        lanes.append(Lane(name, own, ", ".join(_short(bar.step) for bar in own)))
+        own = [each for each in bars if each.step["model"] == name]
+        lanes.append(Lane(name, own, ", ".join(_short(each.step) for each in own)))
     return (lanes, end) if lanes else ([Lane("", [], "nothing was done")], 0.0)
 
 
@@ -188,12 +188,12 @@ def _short(step: Given) -> str:
     return f"{rung}{step['action']}{failed} {step['seconds']:.2f} s"
 
 
-def _long(bar: Bar) -> str:
+def _long(each: Bar) -> str:
     """All that is to be said of a step, for who points at it."""
-    step = bar.step
+    step = each.step
     level = f" (level {step['level']})" if step.get("level") is not None else ""
     more = step.get("failed") or step.get("note") or ""
-    text = f"{_short({**step, 'action': step['action'] + ' ' + step['model'] + level})}, from {bar.start:.2f} s on"
+    text = f"{_short({**step, 'action': step['action'] + ' ' + step['model'] + level})}, from {each.start:.2f} s on"
     return f"{text}: {more}" if more else text
 
 
@@ -214,8 +214,8 @@ def _drawn(title: str, lanes: typing.Sequence[Lane], end: float, beside: int) ->
             y += 24
             continue
         body.append(_text(_MARGIN, y + 15, label, ""))
-        for bar in lane.bars:
-            body.append(_rectangle(bar, left, y, scale))
+        for each in lane.bars:
+            body.append(_rectangle(each, left, y, scale))
         if beside:
             body.append(_text(right + 12, y + 15, _cut(lane.note, 36), "s"))
             y += 28
@@ -231,7 +231,7 @@ def _drawn(title: str, lanes: typing.Sequence[Lane], end: float, beside: int) ->
         axis.append(f'<path class="grid" d="M{x:.1f} {top - 10:.0f}V{y:.0f}"/>')
         axis.append(_text(x, top - 16, f"{number * unit:g}" + (" s" if number == count else ""), "s", "middle"))
     height = y + 44
-    legend = _legend([bar.step for lane in lanes for bar in lane.bars], y + 24)
+    legend = _legend([each.step for lane in lanes for each in lane.bars], y + 24)
     style = f"<style>\n{_STYLE}</style>"
     return "\n".join(
         [
@@ -249,14 +249,14 @@ def _drawn(title: str, lanes: typing.Sequence[Lane], end: float, beside: int) ->
     )
 
 
-def _rectangle(bar: Bar, left: float, y: float, scale: float) -> str:
-    classes = ["bar", bar.step["action"] if bar.step["action"] in ACTIONS else "wait"]
-    classes += ["mends"] if "escalation" in bar.step else []
-    classes += ["failed"] if "failed" in bar.step else []
-    width = max(2.0, bar.step["seconds"] * scale)
+def _rectangle(each: Bar, left: float, y: float, scale: float) -> str:
+    classes = ["bar", each.step["action"] if each.step["action"] in ACTIONS else "wait"]
+    classes += ["mends"] if "escalation" in each.step else []
+    classes += ["failed"] if "failed" in each.step else []
+    width = max(2.0, each.step["seconds"] * scale)
     return (
-        f'<rect class="{" ".join(classes)}" x="{left + bar.start * scale:.1f}" y="{y:.0f}" width="{width:.1f}" '
-        f'height="20" rx="2"><title>{_clean(_long(bar))}</title></rect>'
+        f'<rect class="{" ".join(classes)}" x="{left + each.start * scale:.1f}" y="{y:.0f}" width="{width:.1f}" '
+        f'height="20" rx="2"><title>{_clean(_long(each))}</title></rect>'
     )
 
 

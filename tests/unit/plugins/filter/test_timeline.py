@@ -54,13 +54,13 @@ class Picture:
         bars = [element for element in self.root.iter(f"{SVG}rect") if element.find(f"{SVG}title") is not None]
         self.bars = [
             Bar(
-                str(bar.get("class")).removeprefix("bar "),
-                float(str(bar.get("x"))),
-                float(str(bar.get("y"))),
-                float(str(bar.get("width"))),
-                str(bar[0].text),
+                str(each.get("class")).removeprefix("bar "),
+                float(str(each.get("x"))),
+                float(str(each.get("y"))),
+                float(str(each.get("width"))),
+                str(each[0].text),
             )
-            for bar in bars
+            for each in bars
         ]
         # Nothing that a browser would not show in an image, and nothing that it would have to fetch.
         assert {element.tag.removeprefix(SVG) for element in self.root.iter()} <= {
@@ -74,7 +74,7 @@ class Picture:
 
     def scale(self) -> float:
         """How many units wide a second is: the longest bar tells it."""
-        _classes, _x, _y, width, said = max(self.bars, key=lambda bar: bar.width)
+        _classes, _x, _y, width, said = max(self.bars, key=lambda each: each.width)
         seconds = re.search(r" ([\d.]+) s, from", said)
         assert seconds
         return width / float(seconds[1])
@@ -83,8 +83,8 @@ class Picture:
 def test_one_host_has_a_lane_for_each_model() -> None:
     picture = Picture([row("gpu1", wave=1, back=[])])
     assert picture.texts[0] == "gpu1: old → new, 3.8 s"
-    assert [bar.classes for bar in picture.bars] == ["drain", "sleep", "wake", "verify"]
-    lanes = [bar.y for bar in picture.bars]
+    assert [each.classes for each in picture.bars] == ["drain", "sleep", "wake", "verify"]
+    lanes = [each.y for each in picture.bars]
     assert lanes[0] == lanes[1] < lanes[2] == lanes[3]
     second = picture.scale()
     left = picture.bars[0].x - 0.1 * second
@@ -106,7 +106,13 @@ def test_what_failed_and_what_mended_it_is_seen() -> None:
     picture = Picture([row("gpu1", to="old", result="failed", steps=steps)])
     assert picture.texts[0] == "gpu1: failed, old stays, 3.8 s"
     # Those of the old model come first.
-    assert [bar.classes for bar in picture.bars] == ["drain", "sleep", "wake mends", "wake failed", "wake mends failed"]
+    assert [each.classes for each in picture.bars] == [
+        "drain",
+        "sleep",
+        "wake mends",
+        "wake failed",
+        "wake mends failed",
+    ]
     assert picture.bars[3].said.endswith(": new: answered <500> & more")
     assert "wake failed 0.10 s, retry: wake failed 0.10 s" in picture.texts
     assert {"failed", "retry, restart, stop or roll back"} <= set(picture.texts)
@@ -126,7 +132,7 @@ def test_a_fleet_by_waves() -> None:
     heads = ["wave 1", "gpu1", "wave 2", "gpu2", "gpu3", "not tried", "gpu4"]
     assert [text for text in picture.texts if text in heads] == [*heads[:-1], "gpu4", "not tried"]
     second, first = picture.scale(), picture.bars[0]
-    began = {bar.y: bar.x for bar in reversed(picture.bars)}
+    began = {each.y: each.x for each in reversed(picture.bars)}
     lanes = sorted(began)
     assert began[lanes[1]] == began[lanes[2]] == pytest.approx(first.x + 3.8 * second, abs=0.3)
     back = picture.bars[4]
@@ -157,7 +163,7 @@ def test_a_plan_has_no_times() -> None:
 def test_every_action_has_a_look() -> None:
     steps = [step(action, "m", number, 0.5) for number, action in enumerate(ACTIONS)]
     picture = Picture([row("gpu1", steps=[*steps, step("unheard-of", "m", 9, 1)])])
-    assert [bar.classes for bar in picture.bars] == [*ACTIONS, "wait"]
+    assert [each.classes for each in picture.bars] == [*ACTIONS, "wait"]
     style = str(picture.root.findtext(f"{SVG}style"))
     for action in ACTIONS:
         # Light and dark.
