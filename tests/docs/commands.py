@@ -38,6 +38,7 @@ class Mismatch(AssertionError):
 
 def shape(line: str) -> str:
     """Return a line of output without what differs from run to run: times, and the widths that they make."""
+    line = re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC", "WHEN", line)
     return " ".join(re.sub(r"\d+\.\d+", "N", line).split())
 
 
