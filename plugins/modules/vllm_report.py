@@ -29,7 +29,7 @@ options:
     type: dict
   stat:
     description:
-      - The name by which the C(rows) are handed on, as M(ansible.builtin.set_stats) does.
+      - The name by which the C(rows) are handed on, as C(ansible.builtin.set_stats) does.
     type: str
   timeline:
     description:

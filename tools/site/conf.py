@@ -42,10 +42,11 @@ html_use_index = False
 pygments_style = "default"
 highlight_language = "yaml+jinja"
 # What the modules' pages refer to in Ansible's own documentation. It is not looked up: there may be no network.
-ANSIBLE = "https://docs.ansible.com/projects/ansible/latest/reference_appendices/"
+ANSIBLE = "https://docs.ansible.com/projects/ansible/latest/"
 LABELS = {
-    "common_return_values": "common_return_values.html",
-    "ansible_configuration_settings": "config.html",
+    "common_return_values": "reference_appendices/common_return_values.html",
+    "ansible_configuration_settings": "reference_appendices/config.html",
+    "action_plugins": "plugins/action.html",
 }
 
 # The hand-written pages in the order of the navigation. On GitHub docs/index.md is a table of them.
