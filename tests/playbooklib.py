@@ -10,12 +10,16 @@ assert run.changed() == 2
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
+import pty
 import re
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -221,37 +225,52 @@ class Ansible:
         cwd: Path = ROOT,
         env: Mapping[str, str | None] | None = None,
         timeout: float = 300,
+        terminal: bool = False,
     ) -> Run:
-        """Run a playbook, one of the collection's by its short name, and return how it went."""
+        """Run a playbook, one of the collection's by its short name, and return how it went.
+
+        C(terminal) has it print to one of 80 columns: to a pipe it prints blocks, of which no line tells its time.
+        """
         if isinstance(playbook, str) and "." not in playbook:
             playbook = f"playbooks/{playbook}.yml"
         changed = {**self.env, **(env or {})}
         started = time.monotonic()
         lines: list[tuple[float, str]] = []
-        with subprocess.Popen(
-            [self.command, "-i", str(self.inventory), str(playbook), *arguments],
-            cwd=cwd,
-            env={name: value for name, value in changed.items() if value is not None},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        ) as process:
-            assert process.stdout is not None
+        ours, its = _terminal() if terminal else os.pipe()
+        with (
+            os.fdopen(ours, encoding="utf-8") as output,
+            subprocess.Popen(
+                [self.command, "-i", str(self.inventory), str(playbook), *arguments],
+                cwd=cwd,
+                env={name: value for name, value in changed.items() if value is not None},
+                stdin=subprocess.DEVNULL,
+                stdout=its,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            ) as process,
+        ):
+            os.close(its)
             overdue = threading.Timer(timeout, os.killpg, (process.pid, signal.SIGKILL))
             overdue.start()
             try:
-                lines.extend((time.time(), line) for line in process.stdout)
+                # A terminal that nobody writes to any more ends with an error.
+                with contextlib.suppress(OSError):
+                    lines.extend((time.time(), line) for line in output)
                 process.wait()
             finally:
                 overdue.cancel()
                 if process.poll() is None:
                     os.killpg(process.pid, signal.SIGKILL)
-        output = "".join(line for _when, line in lines)
+        printed = "".join(line for _when, line in lines)
         seconds = time.monotonic() - started
-        assert seconds < timeout, f"{playbook} had not ended after {timeout:g} s:\n{output}"
-        return Run(process.returncode, output, seconds, lines)
+        assert seconds < timeout, f"{playbook} had not ended after {timeout:g} s:\n{printed}"
+        return Run(process.returncode, printed, seconds, lines)
+
+
+def _terminal() -> tuple[int, int]:
+    ours, its = pty.openpty()
+    fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    return ours, its
 
 
 def complete(port: int, model: str, tokens: int = 16, **more: object) -> dict[str, Any]:

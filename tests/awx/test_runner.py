@@ -187,8 +187,10 @@ def status(buttons: Buttons) -> None:
     job = buttons.press("status", target="two").succeeded()
     assert list(job.stats["processed"]) == ["localhost", "two"]
     # As lines, whatever the format of results is, and AWX has them.
-    rows = [line.split()[:2] for line in job.stdout.splitlines() if line.startswith("two  ") and " : " not in line]
-    assert rows == [["two", "a"], ["two", "b"]]
+    rows = [line.split() for line in job.stdout.splitlines() if line.startswith("two  ") and " : " not in line]
+    assert [row[:2] for row in rows[:2]] == [["two", "a"], ["two", "b"]]
+    # Of its last switch: when that was, and the model that it was to.
+    assert [row[4] for row in rows[2:]] == ["a"]
 
 
 def roll_back(buttons: Buttons) -> None:

@@ -152,7 +152,8 @@ def test_nobody_waits_without_a_word(inventory: Inventory, tmp_path: Path, banne
     names = ["first", "second", "third", "fourth"]
     models = [launched(name, env={"STANDIN_LOAD_SECONDS": load}) for name in names]
     models[0]["startup_mode"] = "active"
-    run = inventory(Host(tmp_path, models)).play("bootstrap", env={"ANSIBLE_DISPLAY_SKIPPED_HOSTS": banners})
+    ansible = inventory(Host(tmp_path, models))
+    run = ansible.play("bootstrap", env={"ANSIBLE_DISPLAY_SKIPPED_HOSTS": banners}, terminal=True)
     run.changed()
     # On a slow machine it takes so long that it is said once more.
     said = [(when, line) for when, line in run.lines if line.startswith("host: ") and "still loading" not in line]

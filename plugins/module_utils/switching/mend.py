@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import sys
 import typing
 
 from . import lifecycle
@@ -174,7 +175,7 @@ class Mender:
         begin = f"{model.id} could not be made {wanted}: "
         cause = str(error) + (f"; and its log says: {lifecycle.culprit(log)}" if lifecycle.culprit(log) else "")
         message = begin + brief(cause, model.id, LONGEST - len(begin))
-        whole = brief(cause, model.id, len(cause))
+        whole = brief(cause, model.id, sys.maxsize)
         if failures:
             message += "\nFailed: " + ", ".join(map(say_step, failures))
         self.performer.rung = "roll_back"
