@@ -37,7 +37,6 @@ from pathlib import Path
 from typing import Any
 
 import requests
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching.texts import brief
 
 from tests import part
 from tests.serverlib import ROOT
@@ -300,6 +299,8 @@ def in_time(answer: Answer, setup: Setup) -> list[str]:
 
 def message(answer: Answer) -> list[str]:
     """I4: what the person is told."""
+    from ansible_collections.homegpt.vllm.plugins.module_utils.switching.texts import brief
+
     wrong = []
     if "Traceback" in answer.said:
         wrong.append(f"a traceback: {answer.said.splitlines()[-1]}")
@@ -424,6 +425,7 @@ def _interrupt(number: int, _frame: object) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the matrix and return the exit status."""
+    sys.path.insert(0, str(ROOT / ".build"))  # pytest knows that by itself
     parser = argparse.ArgumentParser(prog="python -m tests.faults.matrix", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", default="", metavar="STEP[/FAULT[/VARIANT]]", help="run a part")
     parser.add_argument("--part", action="store_true", help="run a part, which differs from commit to commit")
