@@ -229,7 +229,7 @@ class Ansible:
     ) -> Run:
         """Run a playbook, one of the collection's by its short name, and return how it went.
 
-        C(terminal) has it print to one of 80 columns: to a pipe it prints blocks, of which no line tells its time.
+        C(terminal) has it print to one of 80 columns: to a pipe a task's live lines come when it has ended.
         """
         if isinstance(playbook, str) and "." not in playbook:
             playbook = f"playbooks/{playbook}.yml"
