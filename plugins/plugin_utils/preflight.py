@@ -338,8 +338,11 @@ def _webui(values: Values, inventory: Inventory) -> tuple[int, str] | None:
 
 
 def _unseen(model: Model, values: Values) -> typing.Iterator[str]:
-    """A model that is a folder which its container does not have. An image of its own may have it inside."""
-    if model.start_command or model.image or not model.model.startswith(("/", "~", "./", "../")):
+    """A model that is a folder which its container does not have. Another image than vLLM's own may have it inside."""
+    image = model.image or values.get("vllm_servers_image") or values.get("vllm_image") or ""
+    if image and "vllm/vllm-openai" not in str(image):
+        return
+    if model.start_command or not model.model.startswith(("/", "~", "./", "../")):
         return
     volumes = values.get("vllm_servers_volumes", values.get("vllm_volumes")) or []
     mounts = [str(volume).split(":") for volume in volumes if isinstance(volume, str) and ":" in volume]
@@ -359,7 +362,7 @@ def _unseen(model: Model, values: Values) -> typing.Iterator[str]:
         folder = model.model.rpartition("/")[0] or "/srv/models"
         yield (
             f"{model.id}: model {model.model} is a path that its container can't see: mount the folder "
-            f"(vllm_volumes: ['{folder}:/models:ro'], then model: /models/...), or give the model the image that has it"
+            f"(vllm_volumes: ['{folder}:/models:ro'], then model: /models/...), or give the model an image that has it"
         )
 
 

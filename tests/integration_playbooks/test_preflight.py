@@ -226,7 +226,7 @@ TABLE = [
         "a path",
         "site",
         "host: b: model /srv/models/b is a path that its container can't see: mount the folder (vllm_volumes: "
-        "['/srv/models:/models:ro'], then model: /models/...), or give the model the image that has it",
+        "['/srv/models:/models:ro'], then model: /models/...), or give the model an image that has it",
         model={"model": "/srv/models/b"},
     ),
     Row(

@@ -90,6 +90,9 @@ def test_a_path_is_to_be_one_of_the_container(model: str, volumes: list[str], se
     found = preflight.check("site", [host(model={"model": model}, vllm_volumes=volumes)])
     assert (found == []) is seen
     assert preflight.check("site", [host(model={"model": model, "image": "baked"}, vllm_volumes=volumes)]) == []
+    assert preflight.check("site", [host(model={"model": model}, vllm_image="baked", vllm_volumes=volumes)]) == []
+    mirrored = host(model={"model": model}, vllm_image="mirror:5000/vllm/vllm-openai:v0.32.0", vllm_volumes=volumes)
+    assert preflight.check("site", [mirrored]) == found
     assert preflight.check("site", [host(model={"model": model, "start_command": ["x"]}, vllm_volumes=volumes)]) == []
 
 
