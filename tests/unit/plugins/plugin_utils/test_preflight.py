@@ -134,6 +134,15 @@ def test_what_every_container_has_mounted_is_known() -> None:
     assert (*caches, "/logs") == preflight.MOUNTS
 
 
+def test_what_is_taken_for_the_web_interface_is_what_its_role_has() -> None:
+    defaults = yaml.safe_load((ROOT / "roles/open_webui/defaults/main.yml").read_text(encoding="utf-8"))
+    port, name = defaults["open_webui_port"], defaults["open_webui_container_name"]
+    (mistake,) = preflight.check("site", [host(model={"host_port": port})])
+    assert f"host_port {port} is Open WebUI's" in mistake
+    (mistake,) = preflight.check("site", [host(model={"container_name": name})])
+    assert name in mistake
+
+
 def test_the_roles_say_what_their_variables_may_be() -> None:
     specs = role_variables.read(ROOT / "roles", preflight.ROLES["site"])
     # One that no role has in its name is what the role's own is that takes its default from it.
