@@ -22,7 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / ".build"))
@@ -204,8 +204,8 @@ def measure_playbook(folder: Path, rounds: int) -> list[Figure]:
 def measure_ready(folder: Path, rounds: int) -> list[Figure]:
     """Time from the moment a server is ready to the end of the core's wait, at an interval of 2 s.
 
-    The servers answer a wake before it is done, as vLLM did before 0.17, so that the core has to find out. No
-    completion is asked for: it is the knowing that is timed.
+    The servers answer a wake before it is done, so that the core has to find out. No completion is asked for: it is
+    the knowing that is timed.
     """
     figures = [
         Figure("ready to known, a wake of 0.1 to 3 s", 25, " ms"),
@@ -218,7 +218,7 @@ def measure_ready(folder: Path, rounds: int) -> list[Figure]:
         gpus = folder / f"gpus-{number}"
         seconds = chance.uniform(0.5, 5) if loads else chance.uniform(0.1, 3)
         if loads:
-            environment = {"STANDIN_LOAD_SECONDS": seconds, "STANDIN_VERSION": "0.11.0", "STANDIN_GPU_DIR": str(gpus)}
+            environment = {"STANDIN_LOAD_SECONDS": seconds, "STANDIN_GPU_DIR": str(gpus)}
             model = launched("a", env=environment)
             host = Host(folder, [model], name=str(number))
             try:
@@ -228,8 +228,8 @@ def measure_ready(folder: Path, rounds: int) -> list[Figure]:
             finally:
                 host.kill()
         else:
-            settings: dict[str, Any] = {"version": "0.11.0", "wake_seconds": seconds, "gpu_dir": gpus}
-            with start_standin("org/a", names=["a"], log=folder / "a.log", **settings) as server:
+            with start_standin("org/a", names=["a"], log=folder / "a.log", gpu_dir=gpus) as server:
+                server.fault("/wake_up", "early", seconds=seconds)
                 server.call("POST", "/sleep?level=1").raise_for_status()
                 while not is_sleeping(server.port):
                     time.sleep(0.01)

@@ -37,11 +37,13 @@ class Api:
 
     def __init__(self, settings: Settings, engine: Engine, faults: Faults) -> None:
         self.settings = settings
+        self.family = settings.family
         self.engine = engine
         self.faults = faults
         # Of whoever listens; set when the server does.
         self.stop_listening: Callable[[], Awaitable[None]] | None = None
         self.load = 0
+        self.to_do: list[asyncio.Future[web.StreamResponse]] = []
         self.started = time.time()
         # Count, seconds and how many in flight, of each operation that there has been.
         self.operations: dict[str, list[float]] = {}
@@ -70,6 +72,10 @@ class Api:
             posts["/wake_up"] = self.wake_up
             posts["/collective_rpc"] = self.collective_rpc
             posts["/reset_prefix_cache"] = self.reset_prefix_cache
+        if self.family.pauses and (self.settings.dev_mode or not self.family.pauses_only_in_dev_mode):
+            gets["/is_paused"] = self.is_paused
+            posts["/pause"] = self.pause
+            posts["/resume"] = self.resume
         for path, handler in gets.items():
             app.router.add_get(path, handler, allow_head=False)
         for path, handler in posts.items():
@@ -90,7 +96,7 @@ class Api:
 
     async def inner(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Answer without a fault."""
-        guarded = GUARDED[:1] if self.settings.old else GUARDED
+        guarded = GUARDED[:1] if self.family.old else GUARDED
         if self.settings.api_keys and request.path.startswith(guarded):
             scheme, _separator, key = request.headers.get("Authorization", "").partition(" ")
             if scheme.lower() != "bearer" or key not in self.settings.api_keys:
@@ -100,7 +106,10 @@ class Api:
         except Refused as exc:
             return exc.response
         except EngineDead:
-            return error(ENGINE_DEAD, "InternalServerError", 500)
+            response = error(ENGINE_DEAD, "InternalServerError", 500)
+            if self.family.fails_with_200 and request.path.startswith("/v1/"):
+                response.set_status(200)
+            return response
         except RuntimeError as exc:
             return error(str(exc), "InternalServerError", 500)
         except web.HTTPMethodNotAllowed as exc:
@@ -143,6 +152,10 @@ class Api:
             os.kill(os.getpid(), signal.SIGSTOP)
         elif name == "late":
             return await asyncio.shield(asyncio.ensure_future(self.later(fault, request, handler)))
+        elif name == "early":
+            # Kept, since nothing else holds a task.
+            self.to_do.append(asyncio.ensure_future(self.later(fault, request, handler)))
+            return self.usual(request)
         elif name == "oom":
             self.engine.die("CUDA out of memory. Tried to allocate 20.00 MiB.")
             return error(ENGINE_DEAD, "InternalServerError", 500)
@@ -181,7 +194,12 @@ class Api:
             "/collective_rpc": {"results": [None] * len(self.settings.gpus)},
             "/reset_prefix_cache": {"success": True},
         }
-        if self.settings.old and request.path != "/collective_rpc":
+        silent = {
+            "/sleep": not self.family.says_what_it_did,
+            "/wake_up": not self.family.says_what_it_did,
+            "/reset_prefix_cache": not self.family.tells_whether_the_cache_was_reset,
+        }
+        if silent.get(request.path):
             return web.Response()
         return answer(bodies[request.path]) if request.path in bodies else web.Response()
 
@@ -221,27 +239,51 @@ class Api:
 
     async def sleep(self, request: web.Request) -> web.Response:
         """POST /sleep?level=&mode="""
-        if self.settings.old:
+        text, mode = request.query.get("level", "1"), self.mode(request)
+        if self.family.says_what_it_did:
+            level = parse_level(text)
+        else:
             try:
-                level = int(request.query.get("level", "1"))
+                level = int(text)
             except ValueError:
-                return web.Response(status=500, text="Internal Server Error")
-            await self.engine.sleep(level, "")
-            return web.Response()
-        level = parse_level(request.query.get("level", "1"))
-        mode = request.query.get("mode", "abort")
-        if mode not in ("abort", "wait", "keep"):
-            modes = "'abort', 'wait' or 'keep'"
-            raise invalid("literal_error", "query.mode", f"Input should be {modes}", mode, {"expected": modes})
+                if self.family.status_of_a_level_in_words == 500:
+                    return web.Response(status=500, text="Internal Server Error")
+                raise bad_request(f"invalid literal for int() with base 10: '{text}'") from None
         # A client that hangs up does not stop it.
         await asyncio.shield(asyncio.ensure_future(self.timed("sleep", self.engine.sleep(level, mode))))
-        return answer({"status": "sleeping", "level": level})
+        return answer({"status": "sleeping", "level": level}) if self.family.says_what_it_did else web.Response()
+
+    def mode(self, request: web.Request) -> str:
+        """Read what is to become of running requests: of /sleep and /pause."""
+        mode = request.query.get("mode", "abort")
+        if not self.family.old and mode not in ("abort", "wait", "keep"):
+            if not self.family.says_what_it_did and request.path == "/sleep":
+                raise RuntimeError(f"Call to sleep method failed: Invalid pause mode: {mode}")
+            modes = "'abort', 'wait' or 'keep'"
+            raise invalid("literal_error", "query.mode", f"Input should be {modes}", mode, {"expected": modes})
+        return mode
+
+    async def pause(self, request: web.Request) -> web.Response:
+        """POST /pause?mode=, before 0.17 ?wait_for_inflight_requests="""
+        waits = request.query.get("wait_for_inflight_requests", "false").lower() in ("true", "1", "yes", "on")
+        mode = "wait" if waits else "abort" if self.family.old else self.mode(request)
+        await asyncio.shield(asyncio.ensure_future(self.engine.pause(mode)))
+        return answer({"status": "paused"})
+
+    async def resume(self, _request: web.Request) -> web.Response:
+        """POST /resume"""
+        await asyncio.shield(asyncio.ensure_future(self.engine.resume()))
+        return answer({"status": "resumed"})
+
+    async def is_paused(self, _request: web.Request) -> web.Response:
+        """GET /is_paused"""
+        return answer({"is_paused": await asyncio.shield(asyncio.ensure_future(self.engine.is_paused()))})
 
     async def wake_up(self, request: web.Request) -> web.Response:
         """POST /wake_up?tags="""
         tags = request.query.getall("tags", None)
         awake = await asyncio.shield(asyncio.ensure_future(self.timed("wake", self.engine.wake_up(tags))))
-        if self.settings.old:
+        if not self.family.says_what_it_did:
             return web.Response()
         return answer({"status": "awake" if awake else "sleeping", "tags": tags})
 
@@ -278,7 +320,8 @@ class Api:
     async def reset_prefix_cache(self, _request: web.Request) -> web.Response:
         """POST /reset_prefix_cache"""
         success = await self.engine.reset_prefix_cache()
-        return web.Response() if self.settings.old else answer({"success": success})
+        told = self.family.tells_whether_the_cache_was_reset
+        return answer({"success": success}) if told else web.Response()
 
     # ---- the OpenAI API -------------------------------------------------------------------
 
@@ -348,9 +391,9 @@ class Api:
         name = body.get("model")
         if name and name not in self.settings.names:
             message = f"The model `{name}` does not exist."
-            if not self.settings.old:
+            if not self.family.old:
                 message += f" Valid aliases: {', '.join(self.settings.names)}."
-            raise Refused(error(message, "NotFoundError", 404, None if self.settings.old else "model"))
+            raise Refused(error(message, "NotFoundError", 404, None if self.family.old else "model"))
         return body
 
     async def run(
@@ -435,7 +478,7 @@ class Api:
             *family("vllm:num_requests_waiting", "gauge", "Number of requests waiting to be processed."),
             f"vllm:num_requests_waiting{{{label}}} {float(waiting)}",
         ]
-        if self.settings.release >= (0, 16):
+        if self.family.has_the_sleep_gauge:
             sleeping, level = self.engine.reported_sleep
             states = {"awake": not sleeping, "weights_offloaded": level == 1, "discard_all": level == 2}
             lines += family(
@@ -455,7 +498,7 @@ class Api:
         for reason, number in self.engine.finished.items():
             labels = f'engine="0",finished_reason="{reason}",model_name="{self.settings.names[0]}"'
             lines.append(f"vllm:request_success_total{{{labels}}} {float(number)}")
-        if not self.settings.old:
+        if self.family.times_the_sleep:
             name = "vllm:sleep_mode_operation_duration_seconds"
             lines += family(name, "histogram", "Duration of one sleep-mode operation.")
             for operation, counts in self.operations.items():
@@ -481,7 +524,8 @@ class Api:
                 "paused": engine.paused,
                 "weights_right": engine.weights_right,
                 "requests": len(engine.generations),
-                "moving": engine.moving,
+                "door_shut": engine.door_shut,
+                "held": engine.held,
             }
         )
 

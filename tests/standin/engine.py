@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: MIT
 """The stand-in's engine: scheduler, sleep state and VRAM, as vLLM's engine core has them.
 
-Read against vLLM 0.32's v1/engine/core.py and v1/executor/abstract.py. Two things are kept
-apart there, and here: the scheduler may be paused, and memory (tags `weights` and `kv_cache`)
-may be asleep. `is_sleeping` is true if either holds, so it is already true while a sleep with
-mode=wait lets running requests finish.
+Read against v1/engine/core.py and the executors of vLLM 0.11 and 0.32. Two things are kept apart
+there, and here: the scheduler may be paused, and memory (tags `weights` and `kv_cache`) may be
+asleep. `is_sleeping` is true if either holds, so it is already true while a sleep with mode=wait
+lets running requests finish. Before 0.17 the scheduler could not be paused: whatever comes runs,
+and on a GPU the engine dies of it. What else differs from version to version is in family.py.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import contextlib
 import os
 import random
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
 
 from .gpu import GpuHost, OutOfMemory
@@ -66,6 +67,7 @@ class Engine:
 
     def __init__(self, settings: Settings, host: GpuHost) -> None:
         self.settings = settings
+        self.family = settings.family
         self.host = host
         self.dead = False
         self.paused = ""  # "", "new" (running ones go on) or "all"
@@ -73,6 +75,9 @@ class Engine:
         self.level = 0  # that really holds
         self.weights_right = True
         self.reported_sleep = (0, 0)  # (sleeping, level) as the gauge says: the level that was asked for
+        self.door_shut = False  # before 0.17: what comes is held before the engine knows of it
+        self.held = 0
+        self.when_idle: Callable[[], None] | None = None  # called once, when there are no more requests
         self.generations: list[Generation] = []
         # Real gauges change when the scheduler steps, so those of a paused engine stay as they were.
         self.gauges = (0, 0)
@@ -80,16 +85,18 @@ class Engine:
         self.token_totals = [0, 0]
         # The engine core handles one call at a time: while memory is moved, is_sleeping waits too.
         self._core = asyncio.Lock()
+        self._door_lock = asyncio.Lock()
         self._waiters: set[asyncio.Future[None]] = set()
-        self._tasks: set[asyncio.Task[object]] = set()
 
     # ---- sleep and wake -------------------------------------------------------------------
 
-    async def sleep(self, level: int, mode: str) -> None:
-        """Put the engine to sleep; returns when it is so, except in the old style."""
+    async def sleep(self, level: int, mode: str, gauge: bool = True) -> None:
+        """Put the engine to sleep; returns when it is so. Without `gauge` the gauge is not told."""
         self.check_alive()
-        if self.settings.old:
-            self._later(self._sleep_memory_locked(level))
+        if self.family.old:
+            # There are no modes, and level 0 is a sleep like another.
+            await self._sleep_memory_locked(level)
+            self.check_alive()
             self.reported_sleep = (1, level)
             return
         async with self._core:
@@ -114,28 +121,57 @@ class Engine:
             if level >= 1:
                 await self._sleep_memory_locked(level)
         self.check_alive()
-        self.reported_sleep = (1, level)
+        if gauge:
+            self.reported_sleep = (1, level)
 
     async def wake_up(self, tags: list[str] | None) -> bool:
         """Wake what the tags name, or all; tell whether all is awake."""
         self.check_alive()
-        if self.settings.old:
-            self._later(self._wake_locked(tags))
-            return True
         return await self._wake_locked(tags)
 
-    @property
-    def moving(self) -> bool:
-        """Whether a sleep or a wake that has been answered, in the old style, is still to come or under way."""
-        return bool(self._tasks)
-
     async def is_sleeping(self) -> bool:
-        """Paused or without memory; waits while memory is moved, unless in the old style."""
-        if not self.settings.old:
-            async with self._core:
-                pass
+        """Paused or without memory; waits while memory is moved."""
+        async with self._core:
+            pass
         self.check_alive()
         return bool(self.paused or self.asleep)
+
+    async def pause(self, mode: str) -> None:
+        """Hold what comes, until resume(); returns when what runs has ended (wait) or was ended (abort)."""
+        if not self.family.holds_at_the_door:
+            await self.sleep(0, mode, gauge=False)
+            return
+        async with self._door():
+            self.check_alive()
+            if self.door_shut:
+                return
+            self.door_shut = True
+            if mode == "abort":
+                for generation in self.generations:
+                    generation.finish = "abort"
+                self._notify()
+            while self.generations and not self.dead:
+                await self._change()
+            self.check_alive()
+
+    async def resume(self) -> None:
+        """Let what is held go on."""
+        async with self._door():
+            self.check_alive()
+            self.door_shut = False
+            if not self.family.holds_at_the_door:
+                self.paused = ""
+                for generation in self.generations:
+                    generation.preempted = False
+            self._notify()
+
+    async def is_paused(self) -> bool:
+        """Whether what comes is held, by whatever pauses."""
+        async with self._door():
+            return bool(self.door_shut or self.paused)
+
+    def _door(self) -> contextlib.AbstractAsyncContextManager[None]:
+        return self._door_lock if self.family.locks_the_door else contextlib.nullcontext()
 
     async def reset_prefix_cache(self) -> bool:
         """Fails while requests hold blocks."""
@@ -165,7 +201,7 @@ class Engine:
             await self._sleep_memory(level)
 
     async def _sleep_memory(self, level: int) -> None:
-        if "weights" in self.asleep or (self.settings.old and self.asleep):
+        if "weights" in self.asleep or (self.family.old and self.asleep):
             say("WARNING", "abstract.py:384", "Executor is already sleeping.")
             return
         if self.settings.sleep_seconds:
@@ -181,7 +217,7 @@ class Engine:
             self.host.hold(self.settings.asleep_gb)
         self.host.event("sleeping", level=level)
         say("INFO", "abstract.py:390", f"It took {self.settings.sleep_seconds:.6f} seconds to fall asleep.")
-        if self.settings.old and self._running():
+        if self.family.old and self._running() and self.settings.sleep_mode:
             self.die("CUDA error: an illegal memory access was encountered (a running request, no memory)")
 
     async def _wake_locked(self, tags: list[str] | None) -> bool:
@@ -190,14 +226,15 @@ class Engine:
             memory_tags = None if tags is None else [tag for tag in tags if tag != "scheduling"]
             if memory_tags is None or memory_tags:
                 await self._wake_memory(memory_tags)
-            if self.asleep:
+            if not self.asleep or not self.family.gauge_knows_half_awake:
+                self.reported_sleep = (0, 0)
+            if self.asleep and not self.family.wakes_the_scheduler_with_any_tag:
                 return False
             self.paused = ""
             for generation in self.generations:
                 generation.preempted = False
-            self.reported_sleep = (0, 0)
             self._notify()
-            return True
+            return not self.asleep
 
     async def _wake_memory(self, tags: Iterable[str] | None) -> None:
         if not self.asleep:
@@ -207,7 +244,7 @@ class Engine:
         if not wanted <= self.asleep:
             say("WARNING", "abstract.py:401", f"Tag {min(wanted - self.asleep)} is not in sleeping tags {self.asleep}")
             return
-        if self.settings.old and tags is None and self.asleep != set(TAGS):
+        if self.family.old and tags is None and self.asleep != set(TAGS) and self.settings.sleep_mode:
             # The old allocator does not remember what it has mapped, and maps the rest and that again.
             self.die("CUDA error: invalid argument (memory that is awake was to be woken)")
             raise EngineDead
@@ -244,6 +281,13 @@ class Engine:
         step = max(1, int(rate * 0.01)) if rate else generation.wanted
         loop = asyncio.get_running_loop()
         due = 0.0
+        self.held += 1
+        try:
+            while self.door_shut:
+                self.check_alive()
+                await self._change()
+        finally:
+            self.held -= 1
         self.generations.append(generation)
         self._step()
         self.host.event("request_start")
@@ -282,6 +326,9 @@ class Engine:
             self.token_totals[0] += generation.prompt_tokens
             self.token_totals[1] += generation.tokens
             self.host.event("request_end", finish=generation.finish or "lost", tokens=generation.tokens)
+            if self.when_idle and not self.generations:
+                # When that has been answered.
+                asyncio.get_running_loop().call_later(0.1, self.when_idle)
 
     def _words(self, generation: Generation) -> list[str]:
         """Return what this model answers: always the same, but something else while its weights are wrong."""
@@ -332,17 +379,6 @@ class Engine:
             await asyncio.wait([waiter], timeout=timeout)
         finally:
             self._waiters.discard(waiter)
-
-    def _later(self, work: Coroutine[object, object, object]) -> None:
-        """Do it after the answer, as the old servers do."""
-
-        async def quietly() -> None:
-            with contextlib.suppress(EngineDead):
-                await work
-
-        task = asyncio.ensure_future(quietly())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
 
 def say(level: str, place: str, message: str, process: str = "EngineCore") -> None:

@@ -5,7 +5,7 @@
     GET    /standin/faults   those that are left
     DELETE /standin/faults   forget them all
 
-Optional keys: `times` (default 1; 0 = until deleted), `seconds` (for hang and slow_drip),
+Optional keys: `times` (default 1; 0 = until deleted), `seconds` (for those below that name it),
 `match` (only when the query string contains this), `skip` (let so many matching calls pass first),
 `after` (only once this path has been called).
 STANDIN_FAULTS holds such a list from the start. `path` "*" is any path; `path` "load" concerns
@@ -23,6 +23,7 @@ empty_200       200 with no body; nothing is done
 html            200 with a log-in page; nothing is done
 wrong_json      200 with JSON of another shape; nothing is done
 not_done        200 with the usual answer; nothing is done
+early           200 with the usual answer at once; it is done `seconds` later (default: 1.5)
 late            do it `seconds` later (default: 1.5), whether the client still waits or not
 lost            do it, and close the connection without an answer
 die_after_200   do it, answer 200, and die
@@ -46,7 +47,7 @@ from typing import Any
 
 NAMES = {
     "status_500", "hang", "refuse", "reset_mid_body", "slow_drip", "empty_200", "html", "wrong_json", "not_done",
-    "late", "lost", "die_after_200", "kill", "freeze", "deaf", "oom", "wrong_text", "redirect", "unauthorized",
+    "early", "late", "lost", "die_after_200", "kill", "freeze", "deaf", "oom", "wrong_text", "redirect", "unauthorized",
 }  # fmt: skip
 # Of what is no call.
 OTHER_NAMES = {"load": {"die", "kill", "oom", "hang"}, "term": {"hang"}}

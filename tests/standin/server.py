@@ -57,12 +57,12 @@ def failed_to_load(host: GpuHost, cause: str) -> int:
     return 1
 
 
-async def serve(settings: Settings, host: GpuHost, faults: Faults, listener: socket.socket) -> None:
+async def serve(settings: Settings, engine: Engine, faults: Faults, listener: socket.socket) -> None:
     """Answer until the process ends."""
-    api = Api(settings, Engine(settings, host), faults)
+    api = Api(settings, engine, faults)
     runner = web.AppRunner(api.app(), access_log=None, handler_cancellation=True)
     await runner.setup()
-    host.event("awake", weights_right=True)
+    engine.host.event("awake", weights_right=True)
     say("INFO", "entry.py:140", f"Starting vLLM server on http://{settings.host}:{settings.port}", "APIServer")
     print(f"INFO:     Started server process [{os.getpid()}]", file=sys.stderr)
     print("INFO:     Waiting for application startup.", file=sys.stderr)
@@ -79,15 +79,22 @@ def main(argv: list[str]) -> int:
     host = GpuHost(settings.gpu_dir, settings.gpus, settings.gpu_total_gb, settings.names[0])
 
     faults = Faults(settings.faults, settings.faults_file)
+    engine = Engine(settings, host)
 
-    def end(_signal: int, _frame: object) -> None:
-        if faults.take("term"):
-            return
+    def end_now() -> None:
         # Inside the ledger its lock cannot be had again; the next process that looks finds this one dead.
         if not host.locked:
             host.end("terminated")
         print("INFO:     Shutting down", file=sys.stderr, flush=True)
         os._exit(0)
+
+    def end(_signal: int, _frame: object) -> None:
+        if faults.take("term"):
+            return
+        if engine.generations and settings.family.deaf_to_term_while_busy:
+            engine.when_idle = end_now
+        else:
+            end_now()
 
     signal.signal(signal.SIGTERM, end)
     signal.signal(signal.SIGINT, end)
@@ -102,5 +109,5 @@ def main(argv: list[str]) -> int:
         return 1
     status = load(settings, host, faults)
     if status == 0:
-        asyncio.run(serve(settings, host, faults, listener))
+        asyncio.run(serve(settings, engine, faults, listener))
     return status

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .family import Family
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -40,15 +42,9 @@ class Settings:
     faults: list[dict[str, Any]] = field(default_factory=list)
 
     @property
-    def release(self) -> tuple[int, int]:
-        """Major and minor version."""
-        major, minor = self.version.split(".")[:2]
-        return int(major), int(minor)
-
-    @property
-    def old(self) -> bool:
-        """Answers in the style of the servers before 0.17: empty bodies, no modes, and done later."""
-        return self.release < (0, 17)
+    def family(self) -> Family:
+        """What this version does otherwise than another."""
+        return Family.of(self.version)
 
 
 def read(argv: list[str]) -> Settings:

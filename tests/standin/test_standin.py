@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -251,6 +252,218 @@ def test_calls_wait_while_memory_moves_but_health_does_not(start: Start, pool: T
     assert future.result().status_code == 200
 
 
+# ---- what differs from version to version -------------------------------------------------------
+
+# Without sleep mode a server is as one on a CPU: it frees nothing, so that no engine dies of what it is asked.
+CPU: dict[str, Any] = {"flags": [], "tokens_per_second": 200}
+FAMILIES = ("0.11.0", "0.12.0", "0.16.0", "0.17.1", "0.20.2", "0.29.0", "0.32.0")
+OLD, MIDDLE, LATE, NEW = FAMILIES[:3], FAMILIES[3:5], FAMILIES[5:6], FAMILIES[6:]
+
+
+def asleep(server: Server) -> bool:
+    return bool(server.call("GET", "/is_sleeping").json()["is_sleeping"])
+
+
+def gauge(server: Server) -> str:
+    """The sleep state whose gauge is 1; "nothing" where none is."""
+    lines = [line for line in server.call("GET", "/metrics").text.splitlines() if "sleep_state=" in line]
+    on = [line.split('sleep_state="')[1].split('"')[0] for line in lines if line.endswith(" 1.0")]
+    return on[0] if on else "nothing" if lines else "not there"
+
+
+def running(server: Server) -> int:
+    (line,) = re.findall(r"^vllm:num_requests_running.* (\S+)$", server.call("GET", "/metrics").text, re.MULTILINE)
+    return int(float(line))
+
+
+def begin(pool: ThreadPoolExecutor, server: Server, tokens: int = 100, wait: bool = True) -> Future[requests.Response]:
+    future = pool.submit(ask, server, "hello", tokens)
+    if wait:
+        until(lambda: running(server) == 1)
+    return future
+
+
+def finish(future: Future[requests.Response]) -> tuple[str, int]:
+    """How a completion ended, and after how many tokens."""
+    body = future.result(60).json()
+    return body["choices"][0]["finish_reason"], body["usage"]["completion_tokens"]
+
+
+@pytest.mark.parametrize("version", FAMILIES)
+def test_what_becomes_of_requests_when_a_server_sleeps(start: Start, pool: ThreadPoolExecutor, version: str) -> None:
+    a = start("org/a", version=version, **CPU)
+    future = begin(pool, a)
+    assert post(a, "/reset_prefix_cache").text == ('{"success":false}' if version in LATE + NEW else "")
+    assert post(a, "/sleep").text == ('{"status":"sleeping","level":1}' if version in NEW else "")
+    assert asleep(a)
+    reason, tokens = finish(future)
+    assert (reason, tokens == 100) == (("length", True) if version in OLD else ("abort", False))
+
+    assert post(a, "/wake_up").text == ('{"status":"awake","tags":null}' if version in NEW else "")
+    future = begin(pool, a)
+    post(a, "/sleep?level=2&mode=wait")
+    assert (running(a) == 1) == (version in OLD)
+    assert finish(future) == ("length", 100)
+
+    # Before 0.17 whatever comes runs.
+    future = begin(pool, a, 20, wait=False)
+    time.sleep(0.4)
+    assert future.done() == (version in OLD)
+    # What is held runs with whatever is in the weights, where the first tag wakes the scheduler.
+    post(a, "/wake_up?tags=weights")
+    time.sleep(0.4)
+    assert future.done() == (version in OLD + MIDDLE)
+    assert gauge(a) == {"0.11.0": "not there", "0.32.0": "discard_all"}.get(version, "awake")
+    assert asleep(a)
+    post(a, "/wake_up?tags=kv_cache")
+    assert finish(future) == ("length", 20)
+    assert not asleep(a)
+
+
+def test_on_a_gpu_a_request_before_the_reload_is_the_engine_s_death(start: Start, pool: ThreadPoolExecutor) -> None:
+    a = start("org/a", version="0.20.2")
+    post(a, "/sleep?level=2")
+    future = begin(pool, a, 20, wait=False)
+    until(lambda: state(a)["requests"] == 1)
+    post(a, "/wake_up?tags=weights")
+    assert future.result(60).status_code == 500
+    assert a.wait_end() == 1
+
+
+@pytest.mark.parametrize("version", FAMILIES)
+def test_what_is_said_of_a_sleep(start: Start, version: str) -> None:
+    a = start("org/a", version=version)
+    right = text(a)
+    told = 400 if version in NEW else 200
+    words = 400 if version >= "0.20" else 500
+    assert post(a, "/sleep?level=abc").status_code == words
+    assert not asleep(a)
+    assert post(a, "/sleep?level=3").status_code == told
+    assert asleep(a) == (told == 200)
+    post(a, "/wake_up")
+    post(a, "/collective_rpc", json={"method": "reload_weights"})
+
+    # Level 0 is a pause, and before 0.17 a sleep that keeps nothing.
+    post(a, "/sleep?level=0")
+    assert (asleep(a), gauge(a)) == (True, "not there" if version == "0.11.0" else "nothing")
+    assert bool(state(a)["asleep"]) == (version in OLD)
+    post(a, "/wake_up")
+    assert (text(a) == right) == (version not in OLD)
+    post(a, "/collective_rpc", json={"method": "reload_weights"})
+
+    # The first of two sleeps holds, and the gauge tells the second.
+    post(a, "/sleep?level=1")
+    post(a, "/sleep?level=2")
+    assert gauge(a) == ("not there" if version == "0.11.0" else "discard_all")
+    post(a, "/wake_up?tags=weights,kv_cache")  # one tag, which there is not
+    assert asleep(a)
+    post(a, "/wake_up")
+    assert text(a) == right
+
+    # After a reload that failed nothing tells that the weights are wrong.
+    post(a, "/sleep?level=2")
+    a.fault("/collective_rpc", "status_500")
+    post(a, "/wake_up?tags=weights")
+    assert post(a, "/collective_rpc", json={"method": "reload_weights"}).status_code == 500
+    # A wake without tags would be the death of the oldest.
+    post(a, "/wake_up?tags=kv_cache" if version in OLD else "/wake_up")
+    assert (asleep(a), gauge(a)) == (False, "not there" if version == "0.11.0" else "awake")
+    assert text(a) != right
+
+
+@pytest.mark.parametrize("version", FAMILIES)
+@pytest.mark.parametrize("dev_mode", [True, False])
+def test_where_a_server_can_be_paused(start: Start, version: str, dev_mode: bool) -> None:
+    a = start("org/a", version=version, dev_mode=dev_mode)
+    there = version != "0.11.0" and (dev_mode or version == "0.12.0")
+    for path, body in (("/pause", {"status": "paused"}), ("/resume", {"status": "resumed"})):
+        response = post(a, path)
+        assert response.status_code == (200 if there else 404)
+        assert not there or response.json() == body
+
+
+@pytest.mark.parametrize("version", ["0.12.0", "0.16.0"])
+def test_an_old_pause_drains_and_holds_what_comes_until_it_is_resumed(
+    start: Start, pool: ThreadPoolExecutor, version: str
+) -> None:
+    a = start("org/a", version=version, tokens_per_second=200)
+    first = begin(pool, a)
+    pause = pool.submit(post, a, "/pause?wait_for_inflight_requests=true")
+    until(lambda: state(a)["door_shut"])
+    assert not asleep(a)
+    late = begin(pool, a, 5, wait=False)
+    until(lambda: state(a)["held"] == 1)
+    is_paused = pool.submit(a.call, "GET", "/is_paused")
+    time.sleep(0.1)
+    assert is_paused.done() == (version == "0.12.0")
+    assert pause.result(60).json() == {"status": "paused"}
+    assert is_paused.result(60).json() == {"is_paused": True}
+    assert finish(first) == ("length", 100)
+    assert running(a) == 0
+    post(a, "/sleep")
+    post(a, "/wake_up?tags=weights")
+    post(a, "/wake_up?tags=kv_cache")
+    time.sleep(0.3)
+    assert not late.done()
+    post(a, "/resume")
+    assert finish(late) == ("length", 5)
+
+
+def test_an_old_pause_cuts_what_runs_unless_it_is_paused_already(start: Start, pool: ThreadPoolExecutor) -> None:
+    a = start("org/a", version="0.12.0", tokens_per_second=200)
+    first = begin(pool, a, 2000)
+    pool.submit(post, a, "/pause?wait_for_inflight_requests=true")
+    until(lambda: state(a)["door_shut"])
+    assert pool.submit(post, a, "/pause").result(60).json() == {"status": "paused"}
+    assert running(a) == 1
+    post(a, "/resume")
+    post(a, "/pause")
+    assert finish(first)[0] == "abort"
+
+
+@pytest.mark.parametrize("version", ["0.17.1", "0.32.0"])
+def test_a_new_pause_is_the_scheduler_s_and_a_wake_lifts_it(
+    start: Start, pool: ThreadPoolExecutor, version: str
+) -> None:
+    a = start("org/a", version=version)
+    post(a, "/pause")
+    assert (asleep(a), gauge(a)) == (True, "awake")
+    late = begin(pool, a, 5, wait=False)
+    until(lambda: state(a)["requests"] == 1)
+    post(a, "/wake_up")
+    assert finish(late) == ("length", 5)
+    post(a, "/pause")
+    late = begin(pool, a, 5, wait=False)
+    until(lambda: state(a)["requests"] == 1)
+    post(a, "/sleep")
+    assert finish(late) == ("abort", 0)
+
+
+@pytest.mark.parametrize(("version", "status"), [("0.12.0", 500), ("0.16.0", 200), ("0.17.1", 500)])
+def test_what_is_said_of_a_completion_whose_engine_dies(
+    start: Start, pool: ThreadPoolExecutor, version: str, status: int
+) -> None:
+    a = start("org/a", version=version, tokens_per_second=200)
+    future = begin(pool, a, 2000)
+    a.fault("/health", "oom")
+    a.call("GET", "/health")
+    response = future.result(60)
+    assert (response.status_code, response.json()["error"]["code"]) == (status, 500)
+
+
+@pytest.mark.parametrize("version", ["0.12.0", "0.16.0"])
+def test_sigterm_waits_for_what_runs_before_0_13(start: Start, pool: ThreadPoolExecutor, version: str) -> None:
+    a = start("org/a", version=version, tokens_per_second=200)
+    future = begin(pool, a, 200)
+    a.process.terminate()
+    assert a.wait_end() == 0
+    if version == "0.12.0":
+        assert finish(future) == ("length", 200)
+    else:
+        with pytest.raises(requests.ConnectionError):
+            future.result(60)
+
+
 # ---- faults -------------------------------------------------------------------------------------
 
 
@@ -371,8 +584,13 @@ def test_hanging_while_loading(start: Start) -> None:
     assert time.monotonic() - started < 20  # it would hang for an hour
 
 
-def test_answers_that_come_late_or_never(start: Start) -> None:
+def test_answers_that_come_early_late_or_never(start: Start) -> None:
     a = start("org/a")
+    a.fault("/sleep", "early", seconds=0.4)
+    assert post(a, "/sleep").json() == {"status": "sleeping", "level": 1}
+    assert state(a)["asleep"] == []
+    until(lambda: bool(state(a)["asleep"]))
+    post(a, "/wake_up")
     a.fault("/sleep", "late", seconds=0.4)
     with pytest.raises(requests.ReadTimeout):
         post(a, "/sleep", timeout=0.1)

@@ -223,7 +223,7 @@ def test_an_old_server_does_not_tell_its_level(old_standin: serverlib.Server, le
 
 
 def wait_for(done: Callable[[], object]) -> None:
-    """Poll: old servers answer before they are done."""
+    """Poll."""
     deadline = time.monotonic() + 60
     while not done():
         assert time.monotonic() < deadline

@@ -127,10 +127,11 @@ def test_a_switch_between_models_that_stop(host: Host) -> None:
 
 @pytest.mark.parametrize("level", [1, 2])
 def test_servers_that_answer_before_they_are_done(host: Host, level: int) -> None:
-    old = {"version": "0.11.0", "sleep_seconds": 0.3, "wake_seconds": 0.3}
     for name in ("a", "b"):
-        host.declare(name, sleep_level=str(level), standin=old)
+        host.declare(name, sleep_level=str(level), standin={"version": "0.11.0"})
     host.up(a="active", b=level)
+    host.fault("a", "/sleep", "early", seconds=0.3)
+    host.fault("b", "/wake_up", "early", match="kv_cache", seconds=0.3)
     assert steps(host.switch("b")) == ["drain a", f"sleep a {level}", "wake b", "verify b"]
     assert host.states() == {"a": "sleeping", "b": "active"}
     assert host.changing_calls("b")[-5:] == [*RELOADING_WAKE, COMPLETION]
@@ -1017,8 +1018,9 @@ def test_slow_servers_are_observed_side_by_side(host: Host) -> None:
 
 def test_a_server_is_known_to_be_ready_within_moments(host: Host) -> None:
     host.settings.update(max_retries=450, health_check_interval_seconds=30)
-    host.declare("a", standin={"wake_seconds": 0.5, "version": "0.11.0"})
+    host.declare("a")
     host.up(a=1)
+    host.fault("a", "/wake_up", "early", seconds=0.5)
     host.switch("a")
     events = [event for event in host.events() if event["event"] in ("awake", "request_start")]
     awake, asked = events[-2:]
