@@ -213,6 +213,20 @@ def real_venv() -> Path:
     return Path(output.strip())
 
 
+def opened_by_others(file: Path) -> set[str]:
+    """The processes other than this one that have the file open."""
+    found = set()
+    for process in os.listdir("/proc"):
+        if not process.isdigit() or process == str(os.getpid()):
+            continue
+        with contextlib.suppress(OSError):  # it went away, or is not ours to look at
+            for descriptor in os.listdir(f"/proc/{process}/fd"):
+                with contextlib.suppress(OSError):
+                    if Path(f"/proc/{process}/fd/{descriptor}").readlink() == file.resolve():
+                        found.add(process)
+    return found
+
+
 def two_awake(events: Iterable[dict[str, Any]], since: int = 0) -> list[str]:
     """The moments at which two servers were on one GPU, as the stand-ins' events.jsonl tells them.
 

@@ -6,7 +6,6 @@ To be sure that they compete, the host's lock is held until all of them wait for
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import json
 import os
@@ -25,7 +24,7 @@ import pytest
 
 from tests.part import fewer
 from tests.playbooklib import Ansible, Host, complete, is_sleeping, served
-from tests.serverlib import ROOT, Server, start_standin, two_awake
+from tests.serverlib import ROOT, Server, opened_by_others, start_standin, two_awake
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -146,16 +145,6 @@ class Both:
 
     def marks(self) -> dict[str, int]:
         return {name: server.mark() for name, server in self.servers.items()}
-
-
-def opened_by_others(file: Path) -> set[str]:
-    """The processes other than this one that have the file open."""
-    found = set()
-    for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
-        with contextlib.suppress(OSError):  # it went away, or is not ours to look at
-            if descriptor.parts[2] != str(os.getpid()) and descriptor.readlink() == file.resolve():
-                found.add(descriptor.parts[2])
-    return found
 
 
 @pytest.fixture

@@ -6,9 +6,7 @@ On a CPU vLLM frees no memory when it sleeps, but it answers every call truthful
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
-import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,6 +16,7 @@ import pytest
 import requests
 
 from tests.playbooklib import Ansible, Host, complete, is_sleeping
+from tests.serverlib import opened_by_others
 
 from .stack import A, B, Pair
 
@@ -133,7 +132,7 @@ def test_a_running_completion_is_finished(settled: Real) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         # Ansible takes seconds to start, and the completion runs for seconds: the switch gets as far as the lock first.
         switched = pool.submit(settled.ansible.play, "switch", "-e", f"model={B}", "-v")
-        while not opened_by_another(Path(lock.name)):
+        while not opened_by_others(Path(lock.name)):
             assert not switched.done(), "the switch ended without asking for the lock"
             time.sleep(0.05)
         asked = pool.submit(complete, settled.port(A), A, tokens)
@@ -149,15 +148,6 @@ def test_a_running_completion_is_finished(settled: Real) -> None:
     assert result["steps"][0]["seconds"] > 0.5
     assert "note" not in result["steps"][0]
     assert settled.awake() == {B}
-
-
-def opened_by_another(file: Path) -> bool:
-    """Whether another process than this one has the file open."""
-    for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
-        with contextlib.suppress(OSError):  # it went away, or is not ours to look at
-            if descriptor.parts[2] != str(os.getpid()) and descriptor.readlink() == file.resolve():
-                return True
-    return False
 
 
 def running(port: int) -> float:
