@@ -26,7 +26,8 @@ _GAUGES = {
     "vllm:num_requests_waiting": "waiting",
     "process_start_time_seconds": "started",
 }
-_GAUGE_LINE = re.compile(r"^(vllm:[a-z_]+|process_start_time_seconds)(?:\{([^}]*)\})? ([0-9.eE+-]+)$", re.MULTILINE)
+_GAUGE_LINE = re.compile(r"^(vllm:[a-z_]+|process_start_time_seconds)(?:\{([^}]*)\})? (\S+)$", re.MULTILINE)
+_SLEEP_LABEL = re.compile(r'sleep_state="([a-z_]+)"')
 
 # The fixed prompt of the canary: long enough to run through all of the weights, short enough to cost little.
 _CANARY = {"prompt": "The capital of France is Paris, and the capital of Italy is", "max_tokens": 16, "temperature": 0}
@@ -98,12 +99,15 @@ class Server:
         self._check_identity()
         asleep = self.is_sleeping()
         metrics = self._metrics() if asleep or count_requests else {}
+        at_odds = asleep and metrics["at_odds"]
         return Observation(
             SLEEPING if asleep else ACTIVE,
             level=metrics.get("level") if asleep else None,
             running=metrics.get("running"),
             waiting=metrics.get("waiting"),
             started=metrics.get("started"),
+            doubtful=at_odds,
+            problem="its engines do not sleep at one level" if at_odds else "",
         )
 
     def is_healthy(self) -> bool:
@@ -171,7 +175,7 @@ class Server:
         """Whether the server knows how to finish or park its requests (C(mode), vLLM 0.17 and later)."""
         if self.model.sleep_requests:
             return False
-        numbers = re.match(r"(\d+)\.(\d+)", self.version())
+        numbers = re.match(r"(\d{1,6})\.(\d{1,6})(?!\d)", self.version())
         return numbers is not None and (int(numbers.group(1)), int(numbers.group(2))) >= (0, 17)
 
     def drain(self, seconds: float) -> bool:
@@ -235,7 +239,7 @@ class Server:
         first = choices[0] if isinstance(choices, list) and choices else None
         if not isinstance(first, dict) or not isinstance(first.get("text"), str):
             raise self._bad_answer("POST", "/v1/completions", answer)
-        return str(first["text"])
+        return _storable(first["text"])
 
     def _check_identity(self) -> str:
         """The name to call the model by, as the server itself gives it."""
@@ -259,29 +263,47 @@ class Server:
                 self._served_name = name
                 return str(name)
         raise BadAnswer(
-            f"port {self.model.host_port} answers for {', '.join(served) or 'no model'}, not for "
+            f"port {self.model.host_port} answers for {_printable(', '.join(served)) or 'no model'}, not for "
             f"{' or '.join(self.model.names)}: another server has taken the port, or --served-model-name is missing"
         )
 
     def _metrics(self) -> dict[str, typing.Any]:
-        """running, waiting, started and sleep level, each None where the server has no gauge for it."""
-        found: dict[str, typing.Any] = {"running": None, "waiting": None, "started": None, "level": None}
+        """running, waiting, started and sleep level, each None where the server has no gauge for it.
+
+        at_odds says that its engines do not sleep at one level, so that no level is known.
+        """
+        found: dict[str, typing.Any] = dict.fromkeys(("running", "waiting", "started", "level"))
+        found["at_odds"] = False
         try:
             text = self._call("GET", "/metrics").text
         except (Refused, BadAnswer):
             return found  # kept from us by something in between, say; nothing is known then, and nothing is wrong
-        states: dict[str, float] = {}
+        # One line of each gauge for each engine of the server.
+        numbers: dict[str, list[float | None]] = {}
+        engines: dict[str, dict[str, float | None]] = {}
         for name, labels, value in _GAUGE_LINE.findall(text):
-            if name in _GAUGES:  # one line for each engine of the server
-                known, number = _GAUGES[name], float(value)
-                found[known] = (found[known] or 0) + (number if known == "started" else int(number))
+            if name in _GAUGES:
+                numbers.setdefault(_GAUGES[name], []).append(_number(value))
             elif name == "vllm:engine_sleep_state":
-                label = re.search(r'sleep_state="([a-z_]+)"', labels)
-                states[label.group(1) if label else ""] = float(value)
+                label = _SLEEP_LABEL.search(labels)
+                states = engines.setdefault(_SLEEP_LABEL.sub("", labels), {})
+                states[label.group(1) if label else ""] = _number(value)
+        for known, values in numbers.items():
+            read = [value for value in values if value is not None]
+            if len(read) == len(values):  # else nobody knows the sum
+                found[known] = sum(read) if known == "started" else int(sum(read))
+        if found["waiting"] is None and "waiting" in numbers:
+            found["running"] = None
         # No gauge (0.11): the level is not known. A gauge that says awake while /is_sleeping says true belongs to a
         # server that was paused, or that finishes its requests before it sleeps: it has all its memory.
-        if states:
-            found["level"] = 1 if states.get("weights_offloaded") else 2 if states.get("discard_all") else 0
+        levels = [
+            1 if states.get("weights_offloaded") else 2 if states.get("discard_all") else 0
+            for states in engines.values()
+            if None not in states.values()
+        ]
+        if levels and len(levels) == len(engines) and len(set(levels)) == 1:
+            found["level"] = levels[0]
+        found["at_odds"] = len(set(levels)) > 1
         return found
 
     def _send(self, request: Request, level: int) -> str:
@@ -327,7 +349,7 @@ class Server:
         except NotHttp as error:
             raise BadAnswer(f"{what}: not an answer of vLLM's: {self._something_else}: {error}") from None
         if answer.status in (301, 302, 303, 307, 308):
-            target = answer.headers.get("location")
+            target = _printable(answer.headers.get("location", "nowhere"))
             raise BadAnswer(f"{what}: redirected to {target}, which vLLM never does: {self._something_else}")
         if answer.status != 200:
             raise Refused(f"{what}: answered {answer.status}{_excerpt(answer)}", answer.status)
@@ -336,7 +358,7 @@ class Server:
     def _json(self, method: str, path: str, answer: Answer) -> dict[str, typing.Any]:
         try:
             parsed = answer.json()
-        except ValueError:
+        except (ValueError, RecursionError):  # the latter where it is nested too deeply
             parsed = None
         if not isinstance(parsed, dict):
             raise self._bad_answer(method, path, answer)
@@ -352,5 +374,26 @@ class Server:
 
 
 def _excerpt(answer: Answer) -> str:
-    text = " ".join(answer.text.split())
-    return ": " + (text if len(text) <= 200 else text[:200] + "...") if text else ""
+    text = _printable(answer.text)
+    return ": " + text if text else ""
+
+
+def _printable(text: str) -> str:
+    """What somebody else has said, as it may stand in a message: on one line, not too long, and only to be read."""
+    text = " ".join(text[:1000].split())
+    text = text if len(text) <= 200 else text[:200] + "..."
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def _storable(text: str) -> str:
+    """The text without what no file can hold: JSON may have halves of characters."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def _number(text: str) -> float | None:
+    """What a gauge says; None where that is no count of anything."""
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if 0 <= number < 1e15 else None

@@ -37,6 +37,7 @@ from ansible_collections.homegpt.vllm.plugins.module_utils.switching.plan import
     STOPPED,
     Observation,
 )
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.result import summary
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.server import Server
 
 from tests import serverlib
@@ -470,6 +471,110 @@ def test_requests_of_all_engines_are_added_up(not_vllm: NotVllm) -> None:
     )
     with server_for(not_vllm.port) as server:
         assert sum(server.count_requests() or ()) == 15
+
+
+@pytest.mark.parametrize(
+    ("gauges", "counted"),
+    [
+        ("running 1.2.3", None),
+        ("running 1e999", None),
+        ("running -1", None),
+        ("running -", None),
+        ("running 2\nvllm:num_requests_waiting 1e999", None),
+        ("running 2\nvllm:num_requests_waiting +Inf", None),
+        # What one engine has is not all.
+        ('running{engine="0"} 2\nvllm:num_requests_running{engine="1"} NaN', None),
+        ("running 2.0", (2, 0)),
+    ],
+)
+def test_gauges_that_are_no_numbers(not_vllm: NotVllm, gauges: str, counted: tuple[int, int] | None) -> None:
+    not_vllm.answers["/metrics"] = (200, f"vllm:num_requests_{gauges}\nprocess_start_time_seconds 1e999\n")
+    with server_for(not_vllm.port) as server:
+        assert server.count_requests() == counted
+        assert server.started() is None
+
+
+def sleep_gauge(engine: int, state: str) -> str:
+    return "".join(
+        f'vllm:engine_sleep_state{{engine="{engine}",model_name="m",sleep_state="{name}"}} {float(name == state)}\n'
+        for name in ("awake", "weights_offloaded", "discard_all")
+    )
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "level", "doubtful"),
+    [
+        ("weights_offloaded", "weights_offloaded", 1, False),
+        ("discard_all", "discard_all", 2, False),
+        ("awake", "weights_offloaded", None, True),
+        ("weights_offloaded", "awake", None, True),
+        ("discard_all", "weights_offloaded", None, True),
+    ],
+)
+def test_engines_that_sleep_otherwise_than_each_other(
+    not_vllm: NotVllm, first: str, second: str, level: int | None, doubtful: bool
+) -> None:
+    not_vllm.answers = {
+        "/v1/models": (200, '{"data": [{"id": "m"}]}'),
+        "/is_sleeping": (200, '{"is_sleeping": true}'),
+        "/metrics": (200, sleep_gauge(0, first) + sleep_gauge(1, second)),
+    }
+    with server_for(not_vllm.port) as server:
+        seen = server.observe()
+    assert (seen.state, seen.level, seen.doubtful) == (SLEEPING, level, doubtful)
+    assert seen.problem == ("its engines do not sleep at one level" if doubtful else "")
+
+
+DEEP = "[" * 200_000
+HELL = [
+    DEEP,
+    '{"data": ' * 100_000,
+    "1e999",
+    "-1e999",
+    "NaN",
+    "9" * 5000,
+    '"\\ud800"',
+    '{"data": [{"id": "\\ud800\\u001b[2J\\nm"}], "is_sleeping": 1e999, "choices": 1e999, "version": "1.2.3.4"}',
+    '{"data": [{"id": "m"}], "is_sleeping": true, "choices": [{"text": "\\ud800"}], "version": "%s.17"}' % ("9" * 5000),
+    '{"data": [{"id": "m"}], "is_sleeping": false, "choices": [{"text": %s}], "version": 1e999}' % DEEP,
+    "vllm:num_requests_running 1e999\nvllm:num_requests_waiting 1.2.3\nprocess_start_time_seconds 1e999\n",
+    "vllm:num_requests_running --\nvllm:engine_sleep_state 1.2.3\nprocess_start_time_seconds 1.2.3\n",
+    "vllm:num_requests_running{\nvllm:engine_sleep_state{} e\nprocess_start_time_seconds{ eeee\n",
+    "\x00\x1b[2J\ufffe",
+]
+
+
+@pytest.mark.parametrize("number", range(len(HELL)))
+@pytest.mark.parametrize("path", ["/health", "/v1/models", "/is_sleeping", "/metrics", "/version", "/v1/completions"])
+def test_whatever_is_answered_only_a_server_error_comes_of_it(not_vllm: NotVllm, path: str, number: int) -> None:
+    not_vllm.answers = {
+        "/v1/models": (200, '{"data": [{"id": "m"}]}'),
+        "/is_sleeping": (200, '{"is_sleeping": true}'),
+        "/version": (200, '{"version": "0.32.0"}'),
+        "/v1/completions": (200, '{"choices": [{"text": " Hi"}]}'),
+        path: (200, HELL[number]),
+    }
+    with server_for(not_vllm.port) as server:
+        for call in (
+            server.is_healthy,
+            server.is_sleeping,
+            server.count_requests,
+            server.started,
+            server.can_drain,
+            server.canary,
+            lambda: server.sleep(1),
+            lambda: server.wake(None),
+        ):
+            try:
+                said = str(call())
+            except ServerError as error:
+                said = str(error)
+            # It can be printed, stored, and does not move the cursor.
+            assert said.encode().decode().isprintable()
+        seen = server.observe(count_requests=True)
+        assert json.loads(json.dumps(summary(seen), allow_nan=False))["problem" if seen.problem else "state"]
+        assert seen.problem.encode().decode().isprintable()
+        assert all(count is None or count >= 0 for count in (seen.running, seen.waiting))
 
 
 def test_running_requests_are_counted() -> None:
