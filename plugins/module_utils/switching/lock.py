@@ -14,6 +14,7 @@ import time
 import typing
 
 from .errors import LockTimeout, SwitchingError
+from .plan import WAKE
 
 # What is written covers what was there before, so that nothing has to be truncated, which takes longer.
 _WIDTH = 1000
@@ -21,23 +22,35 @@ _WIDTH = 1000
 Wait = typing.Callable[[typing.Callable[[], bool], float], bool]
 
 
+class Begun(typing.NamedTuple):
+    """What was begun on a server and not proved to have come true; C(at) is in seconds since 1970, 0 if unknown."""
+
+    action: str
+    at: float
+
+
 class HostLock:
     """A file of the stack, so that modules, command line and manager share it.
 
-    C(doubtful) names the models whose servers a wake was begun on and not proved: they may hold GPU memory although
-    they say that they sleep. C(failed_at), C(last_failed_at) (of the switch before) and C(active_since) are in seconds
-    since 1970, 0 for never.
+    C(begun) says of each model whose server was to be paused (a drain), put to sleep, woken or started what of that was
+    begun last, until it is proved or taken back. C(failed_at), C(last_failed_at) (of the switch before) and
+    C(active_since) are in seconds since 1970, 0 for never.
     """
 
     def __init__(self, stack_dir: str) -> None:
         self.path = os.path.join(stack_dir, "run", "switch.lock")
-        self.doubtful: set[str] = set()
+        self.begun: dict[str, Begun] = {}
         self.active_since: dict[str, float] = {}
         self.failed_at = 0.0
         self.last_failed_at = 0.0
         self._holder = ""
         self._descriptor: int | None = None
         self._writing = threading.Lock()
+
+    @property
+    def doubtful(self) -> set[str]:
+        """The models whose last wake was not proved: they may hold GPU memory although they say that they sleep."""
+        return {name for name, begun in list(self.begun.items()) if begun.action == WAKE}
 
     @contextlib.contextmanager
     def hold(
@@ -74,7 +87,7 @@ class HostLock:
 
     def peek(self) -> None:
         """Read what the last switch left, without the lock; nothing while somebody holds it: then it is not over."""
-        self.doubtful, self.active_since, self.failed_at = set(), {}, 0.0
+        self.begun, self.active_since, self.failed_at = {}, {}, 0.0
         with contextlib.suppress(OSError):
             descriptor = os.open(self.path, os.O_RDONLY)
             try:
@@ -83,17 +96,16 @@ class HostLock:
             finally:
                 os.close(descriptor)
 
-    def doubt(self, name: str) -> None:
-        """Write down that a wake of this model begins."""
+    def begin(self, name: str, action: str) -> None:
+        """Write down that this model's server is about to be paused (drain), put to sleep, woken or started."""
         with self._writing:
-            self.doubtful.add(name)
+            self.begun[name] = Begun(action, round(time.time(), 3))
             self._write()
 
     def settle(self, name: str) -> None:
         """Write down that this model is surely awake, asleep or stopped."""
         with self._writing:
-            if name in self.doubtful:
-                self.doubtful.discard(name)
+            if self.begun.pop(name, None):
                 with contextlib.suppress(SwitchingError):  # too careful then
                     self._write()
 
@@ -110,12 +122,15 @@ class HostLock:
         """Take over what the file says and return the holder that it names."""
         try:
             saved = json.loads(os.pread(descriptor, 1 << 20, 0).split(b"\n", 1)[0])
-            self.doubtful = {str(name) for name in saved["doubtful"]}
+            if "begun" in saved:
+                self.begun = {str(m): Begun(str(action), float(at)) for m, (action, at) in saved["begun"].items()}
+            else:  # as it was written when only wakes were
+                self.begun = {str(name): Begun(WAKE, 0.0) for name in saved["doubtful"]}
             self.active_since = {str(name): float(when) for name, when in saved["active_since"].items()}
             self.failed_at = float(saved["failed_at"])
             return str(saved["holder"])
         except (ValueError, TypeError, KeyError, AttributeError):
-            self.doubtful, self.active_since, self.failed_at = set(), {}, 0.0
+            self.begun, self.active_since, self.failed_at = {}, {}, 0.0
             return "somebody unknown"
 
     def _write(self) -> None:
@@ -124,6 +139,8 @@ class HostLock:
         text = json.dumps(
             {
                 "holder": self._holder,
+                "begun": self.begun,
+                # For an engine that is older, as the host's own may be.
                 "doubtful": sorted(self.doubtful),
                 "active_since": self.active_since,
                 "failed_at": self.failed_at,

@@ -183,6 +183,7 @@ class Mender:
             # It has only been paused: nothing is to be made good but that.
             with contextlib.suppress(ServerError):
                 self.host.servers[name].resume()
+                self.host.lock.settle(name)
         seen = self._observe_failed()
         for previous in self.host.inventory.enabled:
             if before[previous.id].state != ACTIVE or seen[previous.id].state == ACTIVE:

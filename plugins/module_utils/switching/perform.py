@@ -92,8 +92,13 @@ class Performer:
         # Before the drain: nvidia-smi may take its time, and nothing may come between the drain and the sleep.
         self._free_before[step.model] = self._free_memory(step.model)
         drain = Drain(server, self.settings, self.host.wait, step.model in self.ending, self.host.clock)
+        self.host.lock.begin(step.model, DRAIN)
         try:
             outcome = drain.run()
+        except SwitchingError:
+            if not drain.held:
+                self.host.lock.settle(step.model)
+            raise
         finally:
             if drain.held:
                 self.held.add(step.model)
@@ -105,6 +110,7 @@ class Performer:
     def _sleep(self, step: Step) -> None:
         server = self.host.servers[step.model]
         free = self._free_before.pop(step.model) if step.model in self._free_before else self._free_memory(step.model)
+        self.host.lock.begin(step.model, SLEEP)
         try:
             server.sleep(step.level or 1, self._modes.get(step.model, "wait"))
         except Unresponsive:
@@ -165,7 +171,7 @@ class Performer:
         # One that is half awake holds a part of that itself.
         if need and step.model not in self.host.lock.doubtful:
             self._check_memory(step.model, need, capacity.read_gpus())
-        self.host.lock.doubt(step.model)
+        self.host.lock.begin(step.model, WAKE)
         self.begun.setdefault(step.model, False)
         return self.host.servers[step.model].wake(step.level)
 
@@ -182,6 +188,7 @@ class Performer:
                 capacity.remember(self.host.stack_dir, step.model, {})
         # Not by intent but in the course of this switch: then its answer has to be the one known.
         self.begun[step.model] = bool(self.rung) or self.stopped(step.model)
+        self.host.lock.begin(step.model, START)
         self.host.lifecycles[step.model].start()
 
     def _stop(self, step: Step) -> None:

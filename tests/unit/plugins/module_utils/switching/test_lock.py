@@ -3,17 +3,26 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import fcntl
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors import SwitchFailed, SwitchingError
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching.lock import HostLock
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors import (
+    LifecycleError,
+    SwitchFailed,
+    SwitchingError,
+)
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.lifecycle import Command
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.lock import Begun, HostLock
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.mend import Mender
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.perform import Performer
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.plan import WAKE
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.result import Result
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.server import Server
 
 from .conftest import Host
 
@@ -93,18 +102,27 @@ def test_a_damaged_note_is_none(pair: Host) -> None:
     pair.up(a="active", b=2)
     cut_off(pair, "b", "kv_cache")
     lock = pair.stack_dir / "run" / "switch.lock"
-    for text in ("", "[]", "{", '{"doubtful": 5}', "process 42: b active"):
+    ends = ', "active_since": {}, "failed_at": 0, "holder": ""}'
+    for text in (
+        "",
+        "[]",
+        "{",
+        '{"doubtful": 5}',
+        "process 42: b active",
+        '{"begun": 5' + ends,
+        '{"begun": {"b": 5}' + ends,
+    ):
         lock.write_text(text, encoding="utf-8")
         lock_read = HostLock(str(pair.stack_dir))
         lock_read.peek()
-        assert (lock_read.doubtful, lock_read.active_since, lock_read.failed_at) == (set(), {}, 0.0)
+        assert (lock_read.begun, lock_read.active_since, lock_read.failed_at) == ({}, {}, 0.0)
     pair.switch("b", "stopped")
 
 
 def test_notes_are_not_read_while_a_switch_goes_on(tmp_path: Path) -> None:
     lock = HostLock(str(tmp_path))
     with lock.hold("b active", 1, lambda _done, _seconds: False):
-        lock.doubt("b")
+        lock.begin("b", WAKE)
         other = HostLock(str(tmp_path))
         other.peek()
         assert other.doubtful == set()
@@ -113,11 +131,116 @@ def test_notes_are_not_read_while_a_switch_goes_on(tmp_path: Path) -> None:
     # A note that is shorter than the one before covers it.
     with lock.hold("b active", 1, lambda _done, _seconds: False):
         for name in [f"{number:0200d}" for number in range(10)]:
-            lock.doubt(name)
-        for name in list(lock.doubtful):
+            lock.begin(name, WAKE)
+        for name in lock.doubtful:
             lock.settle(name)
     other.peek()
     assert other.doubtful == set()
+
+
+def notes(host: Host) -> dict[str, str]:
+    """What was begun on each model and not proved, as the next switch reads it."""
+    lock = HostLock(str(host.stack_dir))
+    lock.peek()
+    return {name: begun.action for name, begun in lock.begun.items()}
+
+
+@pytest.mark.parametrize(
+    ("call", "noted"),
+    [
+        ("/sleep?level=0", {"a": "drain"}),
+        ("/sleep?level=2", {"a": "sleep"}),
+        ("/wake_up?tags=weights", {"b": "wake"}),
+        ("/reset_prefix_cache", {"b": "wake"}),
+        ("/v1/completions", {"b": "wake"}),
+    ],
+)
+def test_what_a_killed_switch_had_begun_is_known(
+    host: Host, call: str, noted: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.declare("a", sleep_level=2, standin={"tokens_per_second": 40})
+    host.declare("b", sleep_level=2)
+    host.up(a="active", b=2)
+    before = time.time()
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(host.completion, "a", 40)  # what runs, so that there is something to drain
+        host.wait_until(lambda: host.running("a") == 1, "the completion runs")
+        killed_at(host, "b", call, monkeypatch)
+        answer.result(timeout=300)
+    assert notes(host) == noted
+    lock = HostLock(str(host.stack_dir))
+    lock.peek()
+    assert all(before <= begun.at + 0.001 <= time.time() + 0.002 for begun in lock.begun.values())
+
+
+def killed_at(host: Host, name: str, call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A switch to a model that is killed when it is about to make a call, whose server never hears of it."""
+
+    class Killed(BaseException):
+        pass
+
+    ask = Server._call
+
+    def last(self: Server, method: str, path: str, *more: Any, **options: Any) -> Any:
+        if path.startswith(call):
+            raise Killed
+        return ask(self, method, path, *more, **options)
+
+    def put_back(*_arguments: Any) -> None:
+        raise Killed
+
+    with host.switcher() as switcher, monkeypatch.context() as patch:
+        patch.setattr(Server, "_call", last)
+        patch.setattr(Mender, "put_back", put_back)
+        with pytest.raises(Killed):
+            switcher.switch(name)
+
+
+def test_a_start_is_noted_before_it_is_made(pair: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    noted: list[dict[str, Any]] = []
+
+    def start(self: Command) -> None:
+        lock = json.loads((pair.stack_dir / "run" / "switch.lock").read_text(encoding="utf-8"))
+        noted.append({name: action for name, (action, _at) in lock["begun"].items()})
+        raise LifecycleError("no")
+
+    monkeypatch.setattr(Command, "start", start)
+    with pytest.raises(SwitchFailed):
+        pair.switch("b")
+    assert noted == [{"b": "start"}]
+
+
+def test_what_has_come_true_or_was_taken_back_is_not_noted(host: Host) -> None:
+    host.settings.update(drain_timeout_seconds=0.3, drain_timeout_action="fail")
+    host.declare("a", standin={"tokens_per_second": 20})
+    host.declare("b")
+    host.up(a="active", b=1)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(host.completion, "a", 40)
+        host.wait_until(lambda: host.running("a") == 1, "the completion runs")
+        with pytest.raises(SwitchFailed, match="still ran after"):
+            host.switch("b")
+        assert notes(host) == {}
+        answer.result(timeout=300)
+    for name, wanted in (("b", "active"), ("b", "sleeping"), ("a", "active"), ("a", "stopped"), ("a", "active")):
+        host.switch(name, wanted)
+        assert notes(host) == {}
+
+
+def test_notes_of_an_older_engine_are_read(tmp_path: Path) -> None:
+    lock = HostLock(str(tmp_path))
+    (tmp_path / "run").mkdir()
+    Path(lock.path).write_text(
+        '{"holder": "process 42: b active", "doubtful": ["b"], "active_since": {"a": 5.0}, "failed_at": 7}\n',
+        encoding="utf-8",
+    )
+    lock.peek()
+    assert (lock.begun, lock.doubtful) == ({"b": Begun(WAKE, 0.0)}, {"b"})
+    assert (lock.active_since, lock.failed_at) == ({"a": 5.0}, 7.0)
+    # And an older engine reads those of this one.
+    with lock.hold("a active", 1, lambda _done, _seconds: False):
+        lock.begin("a", "sleep")
+    assert json.loads(Path(lock.path).read_text(encoding="utf-8"))["doubtful"] == ["b"]
 
 
 def test_who_waits_is_told_for_whom(tmp_path: Path) -> None:

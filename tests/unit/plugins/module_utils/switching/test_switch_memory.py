@@ -9,6 +9,7 @@ import os
 import pytest
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors import SwitchFailed
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.lock import HostLock
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.plan import WAKE
 
 from tests.standin.gpu import GpuHost
 
@@ -66,7 +67,7 @@ def test_the_memory_of_a_half_awake_target_is_its_own(pair: Host) -> None:
     pair.call("a", "POST", "/sleep?level=1")
     lock = HostLock(str(pair.stack_dir))
     with lock.hold("b active", 1, lambda _done, _seconds: False):
-        lock.doubt("b")
+        lock.begin("b", WAKE)
     pair.call("b", "POST", "/wake_up?tags=weights")
     assert pair.switch("b").active_model == "b"
 
