@@ -14,7 +14,8 @@ from ansible.inventory.manager import split_host_pattern
 from ansible.module_utils.parsing.convert_bool import boolean
 from ansible.plugins.action import ActionBase
 from ansible.template import Templar
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import is_secret_name, secret_texts
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import is_secret_name
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.masking import secrets_of
 from ansible_collections.homegpt.vllm.plugins.plugin_utils import live, preflight, role_variables, timeline
 from ansible_collections.homegpt.vllm.plugins.plugin_utils.plain import plain
 
@@ -139,7 +140,7 @@ class ActionModule(ActionBase):
             values[name] = self.walk(raw[name], name, is_secret_name(name), templar, raw, mistakes)
             if values[name] is _Unresolved:
                 del values[name]
-        self.secrets.update(secret_texts(values))
+        self.secrets.update(secrets_of(values))
         known = {*preflight.WIDE, *asked, *specs}
         mistakes += preflight.mistaken_names(preflight.own_names(playbook, values), known)
         mistakes += role_variables.mistakes(values, specs, ("vllm_models", "vllm_switching"))

@@ -17,7 +17,8 @@ options:
         describes the keys.
       - All mistakes in it are reported at once, before anything is touched.
       - Values whose names contain token (not tokens or tokenizer), key, secret, password or credential are kept out of
-        all logs, wherever in a model they stand. Words of commands are not, so put secrets into C(env).
+        all logs and results, wherever in a model they stand, words of commands and requests included, if they have at
+        least eight characters and are no part of a model's names.
     type: list
     elements: dict
     required: true

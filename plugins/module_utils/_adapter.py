@@ -10,7 +10,8 @@ import typing
 from ansible.module_utils.basic import AnsibleModule
 
 from .switching.errors import InventoryError, SwitchFailed, SwitchingError
-from .switching.inventory import Inventory, parse, secret_texts
+from .switching.inventory import Inventory, parse
+from .switching.masking import secrets_of
 from .switching.switch import DEFAULT_STACK_DIR, Switcher
 
 COMMON_ARGUMENTS: dict[str, dict[str, typing.Any]] = {
@@ -21,14 +22,14 @@ COMMON_ARGUMENTS: dict[str, dict[str, typing.Any]] = {
 
 
 class Module(AnsibleModule):
-    """An AnsibleModule that keeps the secrets within O(models) out of every log."""
+    """An AnsibleModule that keeps the secrets within O(models) and O(switching) out of every log."""
 
     def _load_params(self):
         # The whole of models can't be no_log: every id in a result would be masked. Its secrets have to be known before
         # AnsibleModule refuses other parameters, showing all of them, and before it writes the target's system log:
         # both happen while it is being made.
         super()._load_params()
-        self.no_log_values.update(secret_texts(self.params.get("models")))
+        self.no_log_values.update(secrets_of(self.params.get("models"), self.params.get("switching")))
 
 
 def run(module: Module, work: typing.Callable[[Switcher], dict[str, typing.Any]]) -> None:
@@ -44,7 +45,10 @@ def run(module: Module, work: typing.Callable[[Switcher], dict[str, typing.Any]]
 def look(module: Module, work: typing.Callable[[Inventory], dict[str, typing.Any]]) -> None:
     """The same for work that asks no server: it gets the checked inventory."""
     try:
-        result = work(parse(module.params["models"], module.params["switching"]))
+        inventory = parse(module.params["models"], module.params["switching"])
+        # A macro may have any name, and only what uses it tell that it is a secret.
+        module.no_log_values.update(secrets_of(inventory.as_dict()))
+        result = work(inventory)
     except InventoryError as error:
         module.fail_json(msg=str(error), error=_kind(error), mistakes=error.mistakes)
     except SwitchFailed as error:

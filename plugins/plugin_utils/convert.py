@@ -16,7 +16,7 @@ import re
 import shlex
 import typing
 
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching import inventory
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching import inventory, masking
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors import InventoryError
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.texts import map_text
 from ansible_collections.homegpt.vllm.plugins.plugin_utils import serve_line
@@ -341,16 +341,14 @@ class Builder:
         try:
             inventory.parse(self.models, switching)
         except InventoryError as error:
-            hidden = sorted(set(inventory.secret_texts([self.models, switching])), key=len, reverse=True)
+            mask = masking.Mask(masking.secrets_of(self.models, switching))
             mistakes = []
             for mistake in error.mistakes:
                 text = re.sub(
                     r"vllm_models\[(\d+)\](?: \([^)]*\))?", lambda match: self._places[int(match.group(1))], mistake
                 )
                 text = text.replace("vllm_switching", "%s: switching" % name, 1)
-                for secret in hidden:
-                    text = text.replace(secret, "********")
-                mistakes.append(text)
+                mistakes.append(mask(text))
             raise ConvertError(mistakes) from None
 
 

@@ -121,11 +121,15 @@ def test_no_refused_task_shows_them(
 
 def test_what_only_sounds_secret_hides_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = launched(
-        "a", env={"TOKENIZERS_PARALLELISM": "False"}, args={"tokenizer": "a", "max_num_batched_tokens": "0"}
+        "model-14b",
+        env={"TOKENIZERS_PARALLELISM": "False", "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1", "MODEL_KEY": "model-14b"},
+        args={"tokenizer": "a", "max_num_batched_tokens": "0"},
     )
     result, _logged = play_module("vllm_sleep_state_info", {"models": [model], "stack_dir": str(tmp_path)}, capsys)
     assert result["changed"] is False
-    assert result["models"]["a"]["state"] == "stopped"
+    assert result["models"]["model-14b"]["state"] == "stopped"
+    assert result["models"]["model-14b"]["host_port"] == model["host_port"]
+    assert "****" not in json.dumps(result)
 
 
 def test_this_is_the_checkouts_module() -> None:

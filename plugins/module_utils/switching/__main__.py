@@ -18,6 +18,7 @@ import typing
 from . import capacity
 from .errors import InventoryError, SwitchFailed, SwitchingError, UnknownModel
 from .inventory import Inventory, parse
+from .masking import Mask, secrets_of
 from .plan import ACTIVE, SLEEPING, STOPPED
 from .result import Result, describe, say_step
 from .switch import Switcher
@@ -82,7 +83,10 @@ def _read_inventory(stack_dir: str) -> Inventory:
         raise SwitchingError(f"{path} does not exist: provision the host, or give --stack-dir") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise SwitchingError(f"{path} is damaged ({type(error).__name__}): provision the host again") from None
-    return parse(models, switching)
+    try:
+        return parse(models, switching)
+    except InventoryError as error:
+        raise error.masked(Mask(secrets_of(models, switching))) from None
 
 
 def _status(switcher: Switcher, options: argparse.Namespace) -> int:

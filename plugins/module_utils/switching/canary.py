@@ -18,7 +18,9 @@ import typing
 from . import records
 from .errors import WrongAnswer
 from .inventory import Model, is_secret_name
+from .masking import Mask, secrets_of
 from .server import Server
+from .texts import map_text
 
 _NAME = "canary"
 
@@ -108,7 +110,8 @@ def _served(model: Model) -> dict[str, typing.Any]:
         "args": _without_secrets(model.args),
         "env": _without_secrets(model.env),
     }
-    return typing.cast("dict[str, typing.Any]", json.loads(json.dumps(plain)))
+    mask = Mask(secrets_of(dataclasses.asdict(model)))
+    return typing.cast("dict[str, typing.Any]", map_text(json.loads(json.dumps(plain)), mask))
 
 
 def _without_secrets(value: typing.Any) -> typing.Any:

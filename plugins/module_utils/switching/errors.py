@@ -25,6 +25,12 @@ class SwitchingError(Exception):
         self.log = log
         return self
 
+    def masked(self: T, mask: typing.Callable[[str], str]) -> T:
+        """The error itself, with every text of it changed."""
+        self.args = tuple(mask(part) if isinstance(part, str) else part for part in self.args)
+        self.log = [mask(line) for line in self.log]
+        return self
+
 
 class InventoryError(SwitchingError):
     """The model inventory has mistakes; C(mistakes) lists all of them, each with its path and what would be right."""

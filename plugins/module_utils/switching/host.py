@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import functools
 import typing
 
 from . import capacity
-from .inventory import Inventory, Model, Switching, secret_texts
+from .inventory import Inventory, Model, Switching
 from .lifecycle import Lifecycle
 from .lock import HostLock
+from .masking import Mask, secrets_of
 from .plan import ACTIVE, DISABLED, ERROR, LOADING, SLEEPING, STOPPED, Observation
 from .server import Server
 
@@ -53,6 +55,11 @@ class Host:
         self.lifecycles = {m.id: lifecycle(m, stack_dir, self.settings) for m in inventory.models}
         self._pool = concurrent.futures.ThreadPoolExecutor(max_workers=len(inventory.models))
 
+    @functools.cached_property
+    def mask(self) -> Mask:
+        """What takes the secrets of the inventory out of a text. Whatever a server or a command says may have them."""
+        return Mask(secrets_of(self.inventory.as_dict()))
+
     def close(self) -> None:
         """End the threads and connections."""
         self._pool.shutdown()
@@ -85,6 +92,7 @@ class Host:
 
         models = tuple(models)
         seen = dict(zip((m.id for m in models), self.each(look, models)))
+        seen.update({n: dataclasses.replace(o, problem=self.mask(o.problem)) for n, o in seen.items() if o.problem})
         return {m.id: seen.get(m.id, Observation(DISABLED)) for m in self.inventory.models}
 
     def report(self) -> tuple[dict[str, Observation], dict[str, float | None]]:
@@ -142,12 +150,4 @@ class Host:
     def last_lines(self, model: Model) -> list[str]:
         """The end of the log of a model's server, without secrets; nothing where there is none."""
         # vLLM writes its arguments into its log, and this goes to terminals and other logs.
-        secrets = sorted(
-            set(secret_texts([dataclasses.asdict(model), {"macros": dict(self.settings.macros)}])),
-            key=len,
-            reverse=True,
-        )
-        lines = self.lifecycles[model.id].last_lines()
-        for secret in secrets:
-            lines = [line.replace(secret, "********") for line in lines]
-        return lines
+        return [self.mask(line) for line in self.lifecycles[model.id].last_lines()]

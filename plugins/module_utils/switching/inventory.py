@@ -36,6 +36,8 @@ _ENVIRONMENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _MACRO_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*\Z")
 _ARGUMENT_NAME = re.compile(r"[a-z][a-z0-9_.-]*\Z")
 _VARIABLE = re.compile(r"\$\{([^{}]*)\}")
+# What a switch says is no secret, whatever it is called.
+_SWITCHES = ("0", "1", "true", "false", "yes", "no", "on", "off")
 # Not TOKENIZERS_PARALLELISM or max_num_batched_tokens: hiding their values would hide every False, or a port.
 _SECRET_NAME = re.compile(r"token(?!s|iz)|key|secret|passw|credential", re.IGNORECASE)
 # What requests and commands can use beside macros and, in requests that sleep or wake, level.
@@ -335,7 +337,7 @@ def secret_texts(value: typing.Any, secret: bool = False) -> typing.Iterator[str
         for item in value:
             yield from secret_texts(item, secret)
     elif isinstance(value, str):
-        if secret and value:
+        if secret and value and value.lower() not in _SWITCHES:
             yield value
     # To hide a short number would hide every port and count that has it within.
     elif secret and isinstance(value, (int, float)) and len(str(value)) > 5:

@@ -73,9 +73,11 @@ class Performer:
         try:
             note = (act or actions[step.action])(step)
             if note:
-                record["note"] = note
+                record["note"] = self.host.mask(note)
         except BaseException as error:
-            record["failed"] = str(error) or type(error).__name__
+            if isinstance(error, SwitchingError):
+                error.masked(self.host.mask)  # before it is cut short
+            record["failed"] = self.host.mask(str(error)) or type(error).__name__
             raise
         finally:
             record["seconds"] = round(self.host.clock() - started, 3)

@@ -308,7 +308,7 @@ class Switcher:
         try:
             return self._switch(model, wanted, check, started, record_canary)
         except SwitchingError as error:
-            return error
+            return error.masked(self.host.mask)
 
     def _switch(self, model: Model, wanted: str, check: bool, started: float, record_canary: bool = False) -> Result:
         """Switch under the lock, which was asked for when C(started)."""
@@ -421,7 +421,7 @@ class Switcher:
         ]
         return Result(
             changed=any("failed" not in step for step in steps),
-            warnings=warnings,
+            warnings=[self.host.mask(warning) for warning in warnings],
             active_model=active(after),
             previous_model=active(before),
             before=shown[0],
