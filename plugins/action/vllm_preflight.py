@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import glob
 import pathlib
+import uuid
 
 from ansible.errors import AnsibleError
 from ansible.inventory.manager import split_host_pattern
@@ -41,6 +42,8 @@ class ActionModule(ActionBase):
             mistakes = preflight.masked(mistakes, self.secrets)
             return {**result, **live.failed(mistakes)}
         result["changed"] = False
+        # By this a host knows what this run of the playbook has changed, and no other.
+        result["change"] = f"rollout {uuid.uuid4().hex}"
         return result
 
     def mistakes(self, playbook, task_vars):

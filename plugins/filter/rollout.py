@@ -23,9 +23,9 @@ options:
     required: true
   hostvars:
     description:
-      - The variables of the hosts. C(__vllm_switch) is the result of the switch, C(__vllm_put_back) and
-        C(__vllm_put_to_sleep) those of putting the host back; of a placement C(__vllm_drift) is what check mode would
-        change, and C(__vllm_placed) the result of doing it.
+      - The variables of the hosts. C(__vllm_switch) is the result of the switch, C(__vllm_put_back) that of putting
+        the host back; of a placement C(__vllm_drift) is what check mode would change, and C(__vllm_placed) the result
+        of doing it.
     type: dict
     required: true
   settings:
@@ -73,7 +73,7 @@ _value:
   description:
     - A dictionary of C(hosts), all of them; C(tried); C(rows), a list of dictionaries with C(host), C(from), C(to),
       C(seconds), C(result) and C(reason); C(table), the same as lines for people;
-      C(failed) and C(switched), names of hosts; C(reasons), by host lists of lines, of those that failed; C(stops); and
+      C(failed) and C(changed), names of hosts; C(reasons), by host lists of lines, of those that failed; C(stops); and
       C(shown), whether it is the time to show the report, since nothing has failed and no other wave comes, or
       whether a placement is declared.
   type: dict
@@ -99,11 +99,10 @@ def rollout(hosts, hostvars, settings, check=False, tried=None, put_back=(), pla
         rows = rollouts.places(hosts, registered("__vllm_drift"), switched)
     else:
         switched = registered("__vllm_switch")
-        slept, woken = (registered(name, plain(put_back)) for name in ("__vllm_put_to_sleep", "__vllm_put_back"))
-        undone = {**slept, **woken, **{host: one for host, one in slept.items() if rollouts.went_wrong(one)}}
+        undone = registered("__vllm_put_back", plain(put_back))
         rows = rollouts.rows(hosts, switched, chosen, check, undone)
         if steps:
-            rows = rollouts.with_steps(rows, chosen, switched, (woken, slept))
+            rows = rollouts.with_steps(rows, chosen, switched, undone)
     failures = rollouts.failures(rows)
     reasons = {row["host"]: _failure(row, undone, switched) for row in failures}
     places = {host: rollouts.place(undone.get(host) or switched.get(host) or {}) for host in reasons}
@@ -115,7 +114,7 @@ def rollout(hosts, hostvars, settings, check=False, tried=None, put_back=(), pla
         "table": rollouts.table(rows, {} if placement else places),
         "failed": [row["host"] for row in failures],
         "reasons": reasons,
-        "switched": [row["host"] for row in rows if row["result"] == rollouts.SWITCHED],
+        "changed": [row["host"] for row in rows if rollouts.to_undo(row, switched.get(row["host"]))],
         "stops": rollouts.stops(rows, chosen),
         "shown": declared if placement else last and not failures,
     }

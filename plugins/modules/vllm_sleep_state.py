@@ -26,7 +26,7 @@ options:
       - The model, by its C(id), one of its C(aliases), or its C(model) where that names only one.
       - Several models are brought to O(state) side by side. They must have no GPU to do with each other, also not by
         way of a third model that shares one with each.
-      - Required unless O(state=previous), which has no use for it.
+      - Required unless O(state=previous) or O(state=undone), which have no use for it.
     type: list
     elements: str
   state:
@@ -37,9 +37,23 @@ options:
       - V(stopped) ends its server.
       - V(previous) makes active again what the last switch of the host has taken off its GPUs, without waiting for
         C(min_active_seconds). It may be asked for again, and stays so.
+      - V(undone) takes back what the tasks of this O(change) have changed on the host, if it is still as they left it.
     type: str
-    choices: [active, sleeping, stopped, previous]
+    choices: [active, sleeping, stopped, previous, undone]
     default: active
+  change:
+    description:
+      - A name of your choosing for what this task changes, such as a ticket's, so that O(state=undone) can take just
+        that back later. Tasks of the same name are one change.
+      - Several O(model) are then switched as one. Where one fails, the others are put back, too, unless C(escalation)
+        is without C(roll_back).
+      - O(state=undone) puts back what was active before, and takes off the GPUs what took nobody's place. It does all
+        of that or nothing, and nothing waits for C(min_active_seconds).
+      - Whether the models concerned are as the change left them is looked at when no other switch can come in between.
+        Where somebody has made another one active since, or put one to sleep, nothing is touched, and the module
+        fails with RV(error=ChangedSince) and what is active. A model that has ended by itself keeps nobody from that.
+    type: str
+    version_added: 0.2.0
   record_canary:
     description:
       - Whether the model is known to answer rightly once it is active, so that its answer to the canary's prompt is
@@ -95,6 +109,16 @@ EXAMPLES = r"""
       homegpt.vllm.vllm_sleep_state:
         state: previous
 
+    - name: Switch two models of different GPUs as one, and so that just this can be undone
+      homegpt.vllm.vllm_sleep_state:
+        model: [gpt-oss-20b, qwen3-vl-32b]
+        change: OPS-4711
+
+    - name: Undo that, unless somebody has switched since
+      homegpt.vllm.vllm_sleep_state:
+        state: undone
+        change: OPS-4711
+
     - name: End a server
       homegpt.vllm.vllm_sleep_state:
         model: qwen3-next-80b-a3b-thinking
@@ -112,6 +136,20 @@ previous_model:
   returned: when the switch was tried
   type: str
   sample: qwen3-vl-30b-a3b
+active_models:
+  description: The ids of all models that are active afterwards on the GPUs of every O(model).
+  returned: when the switch was tried
+  type: list
+  elements: str
+  sample: [gpt-oss-20b]
+  version_added: 0.2.0
+previous_models:
+  description: The ids of all models that were active there before.
+  returned: when the switch was tried
+  type: list
+  elements: str
+  sample: [qwen3-vl-30b-a3b]
+  version_added: 0.2.0
 displaced:
   description: The ids of the models that were active before and are not afterwards.
   returned: when the switch was tried
@@ -211,7 +249,7 @@ elapsed_seconds:
 error:
   description:
     - What kind of failure it was, for playbooks to tell apart. V(UnknownModel), V(InventoryError), V(NotProvisioned),
-      V(Blocked), V(LockTimeout), V(SwitchFailed), or V(SwitchingError) for the rest.
+      V(Blocked), V(LockTimeout), V(SwitchFailed), V(ChangedSince), or V(SwitchingError) for the rest.
   returned: failure
   type: str
   sample: UnknownModel
@@ -231,22 +269,33 @@ def main():
         argument_spec=dict(
             COMMON_ARGUMENTS,
             model={"type": "list", "elements": "str"},
-            state={"type": "str", "choices": ["active", "sleeping", "stopped", "previous"], "default": "active"},
+            state={
+                "type": "str",
+                "choices": ["active", "sleeping", "stopped", "previous", "undone"],
+                "default": "active",
+            },
+            change={"type": "str"},
             record_canary={"type": "bool", "default": False},
         ),
-        required_if=[("state", state, ["model"]) for state in ("active", "sleeping", "stopped")],
+        required_if=[
+            *(("state", state, ["model"]) for state in ("active", "sleeping", "stopped")),
+            ("state", "undone", ["change"]),
+        ],
         supports_check_mode=True,
     )
 
     def work(switcher):
         if module.params["state"] == "previous":
             result = switcher.roll_back(check=module.check_mode)
+        elif module.params["state"] == "undone":
+            result = switcher.undo(module.params["change"], check=module.check_mode)
         else:
             result = switcher.switch(
                 module.params["model"],
                 module.params["state"],
                 check=module.check_mode,
                 record_canary=module.params["record_canary"],
+                change=module.params["change"] or "",
             )
         return dict(result.as_dict(), diff=result.diff())
 

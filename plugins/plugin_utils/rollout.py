@@ -18,10 +18,10 @@ ROLL_BACK, KEEP = "roll_back", "keep"
 SWITCHED, UNCHANGED, WOULD_SWITCH = "switched", "unchanged", "would switch"
 KEPT, NO_SUCH_MODEL, NOT_TRIED = "kept", "no such model", "not tried"
 FAILED, HUNG, UNREACHABLE, NOT_KEPT = "failed", "hung", "unreachable", "not kept"
-ROLLED_BACK, ROLL_BACK_FAILED = "rolled back", "roll back failed"
+ROLLED_BACK, ROLL_BACK_FAILED, CHANGED_SINCE = "rolled back", "roll back failed", "changed by somebody else"
 # Of a declared placement.
 NOT_LOADED, NOT_DECLARED = "not loaded", "not declared"
-BAD = (FAILED, HUNG, UNREACHABLE, NOT_KEPT, ROLL_BACK_FAILED)
+BAD = (FAILED, HUNG, UNREACHABLE, NOT_KEPT, ROLL_BACK_FAILED, CHANGED_SINCE)
 
 # What a host says may not become a template on the controller: ansible-core 2.18 forgets that it is not to be trusted.
 _TEMPLATE = re.compile(r"\{(?=[{%#])")
@@ -102,31 +102,15 @@ def waves(hosts: typing.Sequence[str], settings: Settings) -> dict[str, int]:
     return found
 
 
-def with_steps(
-    found: typing.Sequence[Row], settings: Settings, results: Given, undone: typing.Sequence[Given] = ()
-) -> list[Row]:
-    """The rows with what a timeline draws: each host's wave, its steps, and those of putting it back.
-
-    C(undone) are the results of what was done for that, one after the other.
-    """
+def with_steps(found: typing.Sequence[Row], settings: Settings, results: Given, undone: Given) -> list[Row]:
+    """The rows with what a timeline draws: each host's wave, its steps, and those of putting it back."""
     numbers = waves([row["host"] for row in found], settings)
-
-    def steps(host: str, *parts: Given) -> list[Row]:
-        done: list[Row] = []
-        before = 0.0
-        for result in (part[host] for part in parts if host in part):
-            for step in result.get("steps", ()):
-                began = step.get("started_seconds")
-                done.append({**step, "started_seconds": None if began is None else before + began})
-            before += result.get("elapsed_seconds") or 0.0
-        return done
-
     return [
         {
             **row,
             "wave": numbers.get(row["host"]) if row["host"] in results else None,
-            "steps": steps(row["host"], results),
-            "back": steps(row["host"], *undone),
+            "steps": list(results.get(row["host"], {}).get("steps", ())),
+            "back": list(undone.get(row["host"], {}).get("steps", ())),
         }
         for row in found
     ]
@@ -135,7 +119,7 @@ def with_steps(
 def rows(
     hosts: typing.Sequence[str], results: Given, settings: Settings, check: bool, undone: Given | None = None
 ) -> list[Row]:
-    """A row for each host, from what the switch and, of those put back, the roll back registered there."""
+    """A row for each host, from what the switch and, of those put back, that registered there."""
     keeping = kept(hosts, settings)
     found = [_row(host, results.get(host), host in keeping, check) for host in hosts]
     if all(row["result"] in (NO_SUCH_MODEL, UNREACHABLE) for row in found):
@@ -147,10 +131,14 @@ def rows(
         back = (undone or {}).get(row["host"])
         if back is None:
             continue
-        if went_wrong(back):
-            row.update(result=ROLL_BACK_FAILED, reason=_reason(back), to=back.get("active_model", row["to"]))
-        else:
-            row.update(result=ROLLED_BACK, to=back["active_model"], reason="the rollout stopped")
+        # What the servers are now; where nobody could ask them, that is not known.
+        row["to"] = _active(back, "active_models", "active_model")
+        if back.get("error") == "ChangedSince":
+            row.update(result=CHANGED_SINCE, reason=_reason(back))
+        elif went_wrong(back):
+            row.update(result=ROLL_BACK_FAILED, reason=_reason(back))
+        elif row["result"] == SWITCHED and back.get("changed"):
+            row.update(result=ROLLED_BACK, reason="the rollout stopped")
     return found
 
 
@@ -202,8 +190,8 @@ def _row(host: str, result: Given | None, keeps: bool, check: bool) -> Row:
     if result is None:
         row["reason"] = "it keeps its model" if keeps else "the rollout stopped before"
         return row
-    row["from"] = result.get("previous_model")
-    row["to"] = result.get("active_model")
+    row["from"] = _active(result, "previous_models", "previous_model")
+    row["to"] = _active(result, "active_models", "active_model")
     row["seconds"] = result.get("elapsed_seconds")
     if went_wrong(result):
         row["result"] = _kind(result)
@@ -229,6 +217,23 @@ def inert(value: typing.Any) -> typing.Any:
     if isinstance(value, list):
         return [inert(item) for item in value]
     return _TEMPLATE.sub("{ ", value) if isinstance(value, str) else value
+
+
+def to_undo(row: Row, result: Given | None) -> bool:
+    """Whether the host is to be put back when the rollout stops: where it has not the models active that it had.
+
+    A switch that failed has put back itself what it could, so only what it has left active instead is undone.
+    """
+    given = result or {}
+    if row["result"] == SWITCHED:
+        return bool(given.get("displaced") or given.get("activated"))
+    return row["result"] == FAILED and bool(given.get("activated"))
+
+
+def _active(result: Given, several: str, one: str) -> str | None:
+    """The models that are active by a result, on all GPUs that it is about."""
+    names = result.get(several)
+    return result.get(one) if names is None else ", ".join(names) or None
 
 
 def went_wrong(result: Given) -> bool:

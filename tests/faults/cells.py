@@ -128,6 +128,7 @@ ROOMS: dict[str, Callable[[Cell], bool]] = {
     "capacity.py": lambda cell: bool(cell.foreign_gb or cell.grabbed_gb or cell.setup.gpus_tell or cell.fault == "oom"),
     "drain.py": lambda cell: bool(cell.setup.client_seconds),
     "lifecycle.py": lambda cell: cell.step in ("stop", "start") or cell.fault in ENDS,
+    "changes.py": lambda cell: False,
     "table.py": lambda cell: False,
     "texts.py": lambda cell: False,
 }

@@ -5,14 +5,18 @@ from __future__ import annotations
 
 import functools
 import http.server
+import json
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import requests
 
-from tests.playbooklib import Ansible, Host, is_sleeping, served
-from tests.serverlib import Server, free_port, start_standin
+from tests.integration_playbooks.conftest import Inventory
+from tests.playbooklib import Ansible, Host, is_sleeping, launched, served
+from tests.serverlib import ROOT, Server, free_port, start_standin
 
 WAVES = ("-e", "switch_waves=1,100%")
 
@@ -42,6 +46,15 @@ def fleet(ansible_playbook: str, folder: Path, servers: dict[str, Server]) -> An
     model = {"weights_gb": 0.01, "start_command": ["/bin/false"], "env": {}}
     others = [{**model, "id": n, "model": f"org/{n}", "host_port": free_port(), "gpus": gpus(n)} for n in "abcd"]
     return Ansible(ansible_playbook, folder, [Host(folder, entries, name="one"), Host(folder, others, name="two")])
+
+
+def operator(host: Host, *words: str) -> list[str]:
+    """A start_command that fails once somebody has switched another host: in the wave after that one's."""
+    host.stack.mkdir()
+    models = {"vllm_models": host.models, "vllm_switching": {}}
+    (host.stack / "models.json").write_text(json.dumps(models), encoding="utf-8")
+    engine = f"{sys.executable} -m switching --stack-dir '{host.stack}' {' '.join(words)}"
+    return ["sh", "-c", f"cd '{ROOT}/plugins/module_utils' && {engine} > '{host.stack}/said' 2>&1; exit 1"]
 
 
 def awake(servers: dict[str, Server]) -> str:
@@ -99,6 +112,114 @@ def test_what_an_earlier_play_of_the_run_found_is_not_told_again(
     run = ansible.play(both, "-l", "one")
     assert [table[0].split()[4] for table in run.tables("host", "from")] == ["switched", "failed"]
     assert awake(servers) == "ac"
+
+
+def test_a_host_that_somebody_has_switched_meanwhile_is_left_alone(
+    ansible_playbook: str, tmp_path: Path, servers: dict[str, Server]
+) -> None:
+    servers["c"].call("POST", "/sleep?level=1").raise_for_status()
+    entries = [served(servers[name], name, gpus=[0]) for name in "abc"]
+    ansible = fleet(ansible_playbook, tmp_path, servers)
+    one, two = Host(tmp_path, entries, name="one"), ansible.hosts[1]
+    two.models[0]["start_command"] = operator(one, "switch", "c")
+    run = Ansible(ansible_playbook, tmp_path, [one, two]).play("switch", "-e", "model=a", *WAVES)
+    assert run.status == 2
+    assert awake(servers) == "c", (one.stack / "said").read_text(encoding="utf-8")
+    rows = {row[0]: row for row in run.report}
+    assert (*rows["one"][:3], rows["one"][4]) == ("one", "b", "c", "changed by somebody else")
+    assert rows["two"][4] == "failed"
+    assert "c is active" in run.output
+    assert (run.count("changed", "one"), run.count("failed", "one")) == (1, 1)
+
+
+@pytest.fixture
+def pairs(ansible_playbook: str, tmp_path: Path, inventory: Inventory) -> Ansible:
+    """Hosts that start their servers themselves: b and c are active on one, of a and b and c and d. The other fails."""
+    models = [launched(name, gpus=gpus(name)) for name in "abcd"]
+    for model in models:
+        # Once there is such a file, it does not load any more.
+        model["start_command"] = [
+            "sh",
+            "-c",
+            f'test ! -e {tmp_path}/{model["id"]}.broken && exec "$@"',
+            "sh",
+            *model["start_command"],
+        ]
+    ansible = inventory(Host(tmp_path, models, name="one"), fleet(ansible_playbook, tmp_path, {}).hosts[1])
+    assert ansible.play("switch", "-e", "model=b,c", "-l", "one").status == 0
+    return ansible
+
+
+def active(ansible: Ansible) -> str:
+    return "".join(row[1] for row in ansible.play("status", "-l", "one").table if row[2] == "active")
+
+
+def test_half_a_host_does_not_stay_on_the_new_model(pairs: Ansible, tmp_path: Path) -> None:
+    (tmp_path / "d.broken").touch()
+    run = pairs.play("switch", "-e", "model=a,d", *WAVES, "-e", "switch_max_failures=9")
+    assert run.status == 2
+    assert active(pairs) == "bc"
+    assert [(*row[:3], row[4]) for row in run.report] == [
+        ("one", "b, c", "b, c", "failed"),
+        ("two", "-", "-", "failed"),
+    ]
+
+
+def test_a_put_back_that_fails_leaves_what_it_says(pairs: Ansible, tmp_path: Path) -> None:
+    one = pairs.hosts[0]
+    assert pairs.play("switch", "-e", "model=d", "-l", "one").status == 0
+    requests.post(f"http://127.0.0.1:{one.port('d')}/sleep?level=1", timeout=10).raise_for_status()
+    requests.post(f"http://127.0.0.1:{one.port('c')}/sleep?level=1", timeout=10).raise_for_status()
+    assert active(pairs) == "b"
+    # Nothing is active on the other GPU. From the second wave on b can't come back.
+    order = {"path": "/wake_up", "fault": "status_500", "times": 0}
+    requests.post(f"http://127.0.0.1:{one.port('b')}/standin/faults", json=order, timeout=10).raise_for_status()
+    (tmp_path / "b.broken").touch()
+    run = pairs.play("switch", "-e", "model=a,d", *WAVES)
+    assert run.status == 2
+    assert active(pairs) == "ad"
+    (row,) = [row for row in run.report if row[0] == "one"]
+    assert (*row[:3], row[4]) == ("one", "b", "a, d", "roll back failed")
+
+
+def test_a_host_that_is_lost_before_it_is_put_back_is_not_said_to_have_anything(
+    ansible_playbook: str, tmp_path: Path, servers: dict[str, Server]
+) -> None:
+    ansible = fleet(ansible_playbook, tmp_path, servers)
+    one, two = ansible.hosts
+    # The lock is held by somebody for longer than this host waits for it.
+    one.switching = {"lock_timeout_seconds": 0.1}
+    holder = f"setsid flock '{one.stack}/run/switch.lock' sleep 30 > /dev/null 2>&1 &"
+    two.models[0]["start_command"] = ["sh", "-c", f"{holder} sleep 0.5; exit 1"]
+    run = Ansible(ansible_playbook, tmp_path, [one, two]).play("switch", "-e", "model=a", *WAVES)
+    assert run.status == 2
+    assert awake(servers) == "ac"
+    (row,) = [row for row in run.report if row[0] == "one"]
+    assert (*row[:3], row[4]) == ("one", "b", "-", "roll back failed")
+
+
+@pytest.mark.versions
+def test_what_only_sounds_secret_is_no_reason_to_feed_asterisks_to_a_host(
+    ansible_playbook: str, tmp_path: Path, servers: dict[str, Server]
+) -> None:
+    """All of the names have a 1 in them, as a variable that is called like a token."""
+    env = {"HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"}
+    names = {"a": "model-14b", "b": "model-1b", "c": "other-14b", "d": "other-1b"}
+    entries = [
+        served(server, name, id=names[name], aliases=[name], gpus=gpus(name), env=env)
+        for name, server in servers.items()
+    ]
+    two = fleet(ansible_playbook, tmp_path, servers).hosts[1]
+    for model in two.models:
+        model.update(id=names[model["id"]], env=env)
+    run = Ansible(ansible_playbook, tmp_path, [Host(tmp_path, entries, name="one"), two]).play(
+        "switch", "-e", "model=model-14b,other-1b", *WAVES
+    )
+    assert awake(servers) == "bc"
+    assert "****" not in "\n".join(" ".join(row) for row in run.report)
+    rows = {row[0]: row for row in run.report}
+    assert (*rows["one"][:3], rows["one"][4]) == ("one", "model-1b, other-14b", "model-1b, other-14b", "rolled back")
+    assert rows["two"][4] == "failed"
 
 
 @pytest.mark.versions

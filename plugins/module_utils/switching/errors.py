@@ -128,3 +128,7 @@ class SwitchFailed(SwitchingError):
     def __init__(self, message: str, result: typing.Any) -> None:
         self.result = result
         super().__init__(message)
+
+
+class ChangedSince(SwitchFailed):
+    """What is to be undone is not as it was left. Nothing has been touched. C(result) tells what there is."""

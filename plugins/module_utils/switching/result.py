@@ -25,17 +25,41 @@ class Result:
 
     C(steps) are dicts with action, model, level, started_seconds (since the switch was asked for), seconds and, where
     there is such a thing, note, failed, escalation (the rung that it belongs to) and requests (how many were drained,
-    parked and cut).
+    parked and cut). C(places) are, for each model that was asked for, it and those that it shares a GPU with.
     """
 
     changed: bool
-    active_model: str | None
-    previous_model: str | None
+    places: tuple[tuple[str, ...], ...]
     before: States
     models: States
     steps: Steps
     elapsed_seconds: float
     warnings: list[str] = dataclasses.field(default_factory=list)
+
+    @property
+    def active_models(self) -> list[str]:
+        """The models that are active on the GPUs of those that were asked for."""
+        return self._active(self.models, self.places)
+
+    @property
+    def previous_models(self) -> list[str]:
+        """The models that were active there before."""
+        return self._active(self.before, self.places)
+
+    @property
+    def active_model(self) -> str | None:
+        """The model that is active on the GPUs of the first one that was asked for."""
+        return next(iter(self._active(self.models, self.places[:1])), None)
+
+    @property
+    def previous_model(self) -> str | None:
+        """The model that was active there before."""
+        return next(iter(self._active(self.before, self.places[:1])), None)
+
+    @staticmethod
+    def _active(states: States, places: typing.Iterable[typing.Iterable[str]]) -> list[str]:
+        names = dict.fromkeys(name for place in places for name in place)
+        return [name for name in names if name in states and states[name].state == ACTIVE]
 
     @property
     def requests(self) -> dict[str, int | None]:
@@ -77,6 +101,8 @@ class Result:
             "changed": self.changed,
             "active_model": self.active_model,
             "previous_model": self.previous_model,
+            "active_models": self.active_models,
+            "previous_models": self.previous_models,
             "displaced": self.displaced,
             "activated": self.activated,
             "models": {name: summary(seen) for name, seen in self.models.items()},
@@ -153,8 +179,7 @@ def joined(results: typing.Sequence[Result]) -> Result:
         return results[0]
     return Result(
         changed=any(one.changed for one in results),
-        active_model=results[0].active_model,
-        previous_model=results[0].previous_model,
+        places=tuple(dict.fromkeys(place for one in results for place in one.places)),
         before={name: seen for one in reversed(results) for name, seen in one.before.items()},
         models={name: seen for one in results for name, seen in one.models.items()},
         steps=[step for one in results for step in one.steps],

@@ -11,9 +11,9 @@ import functools
 import time
 import typing
 
-from . import canary, capacity, records
+from . import canary, capacity, changes, records
 from . import wanted as record
-from .errors import LifecycleError, NotProvisioned, SwitchFailed, SwitchingError
+from .errors import ChangedSince, LifecycleError, NotProvisioned, SwitchFailed, SwitchingError
 from .host import Host
 from .inventory import ESCALATION, Inventory, Model, Switching
 from .lifecycle import ComposeService, Lifecycle, for_model
@@ -36,7 +36,7 @@ from .plan import (
     make_plan,
     predict,
 )  # fmt: skip
-from .result import Result, States, Steps, joined, step_record, summary, together
+from .result import Result, States, Steps, describe, joined, step_record, summary, together
 from .server import Server
 
 DEFAULT_STACK_DIR = "/opt/homegpt"
@@ -129,17 +129,19 @@ class Switcher:
         check: bool = False,
         for_now: bool = False,
         record_canary: bool = False,
+        change: str = "",
     ) -> Result:
         """Bring the model called C(name) to the state C(wanted) (active, sleeping or stopped).
 
         Several models are brought there side by side; no two of them may have a GPU to do with each other. With
         C(check) nothing is locked or changed, and the result tells what would be done. C(for_now): after a boot the
         host is to come back to what it was meant to be before. C(record_canary): the model, once active, is known good,
-        so its answer is recorded. Raises UnknownModel, Blocked or LockTimeout when nothing has been touched,
-        SwitchFailed when something has.
+        so its answer is recorded. C(change) is a name by which C(undo) can take it back; several models are then
+        switched as one: where one fails, the others are put back too. Raises UnknownModel, Blocked or LockTimeout when
+        nothing has been touched, SwitchFailed when something has.
         """
         models = [self.inventory.find(one) for one in ([name] if isinstance(name, str) else name)]
-        return self._switch_all(models, wanted, check, for_now, record_canary)
+        return self._switch_all(models, wanted, check, for_now, record_canary, change=change)
 
     def roll_back(self, check: bool = False) -> Result:
         """Make those models active again that the last switch has taken off their GPUs; done twice, it stays so.
@@ -178,6 +180,7 @@ class Switcher:
         record_canary: bool = False,
         displaced: typing.Sequence[str] = (),
         started: float | None = None,
+        change: str = "",
     ) -> Result:
         """C(displaced) is what counts as taken off the GPUs; unless it is given, what was. C(started) is when the whole
         was asked for, of which this may be a part.
@@ -199,6 +202,9 @@ class Switcher:
                 )
             outcomes = self._side_by_side(models, wanted, check, started, record_canary)
             if not check:
+                outcomes = self._all_or_none(models, outcomes, started) if change else outcomes
+                self._note_change(change, outcomes)
+            if not check:
                 self._record_end(models, wanted, outcomes, started)
             if not check and not for_now and any(isinstance(outcome, Result) for outcome in outcomes):
                 meant = record.read(self.inventory, self.stack_dir)
@@ -209,6 +215,124 @@ class Switcher:
                         left += outcome.displaced if wanted == ACTIVE else []
                 record.write(self.stack_dir, meant, displaced or left)
             return together(models, outcomes)
+
+    def _note_change(self, change: str, outcomes: typing.Sequence[Result | SwitchingError]) -> None:
+        """Record what has changed under the name of the change, or that what others have changed is not theirs now."""
+        results = [one.result if isinstance(one, SwitchFailed) else one for one in outcomes]
+        done = [one for one in results if isinstance(one, Result)]
+        try:
+            changes.note(self.stack_dir, change, done, record.last_displaced(self.stack_dir))
+        except OSError as error:
+            path = records.path(self.stack_dir, changes.NAME)
+            done[0].warnings.append(
+                f"{path} can't be written ({error.strerror}): this switch can't be undone by its name"
+            )
+
+    def _all_or_none(
+        self, models: typing.Sequence[Model], outcomes: list[Result | SwitchingError], started: float
+    ) -> list[Result | SwitchingError]:
+        """How it went with models that are switched as one: where one has failed, the others are put back."""
+        failures = [(m.id, one) for m, one in zip(models, outcomes) if isinstance(one, SwitchingError)]
+        if not failures or "roll_back" not in self.settings.escalation:
+            return outcomes
+        why = ", ".join(name for name, _error in failures)
+        settled: list[Result | SwitchingError] = []
+        for model, outcome in zip(models, outcomes):
+            if isinstance(outcome, Result) and (outcome.displaced or outcome.activated):
+                target = {name: outcome.before[name].state for place in outcome.places for name in place}
+                done, error = self._reach(target, outcome.models, False, started)
+                how = (
+                    f"could not be put back, although {why} failed: {error}"
+                    if error
+                    else f"was put back, since {why} failed"
+                )
+                settled.append(SwitchFailed(f"{model.id} {how}", joined([outcome, *done])))
+            else:
+                settled.append(outcome)
+        return settled
+
+    def _reach(
+        self, target: changes.States, seen: States, check: bool, started: float
+    ) -> tuple[list[Result], SwitchingError | None]:
+        """Make those models active again that were in C(target), and of its models no others. The caller has the lock.
+
+        Returns what was done, and what went wrong.
+        """
+        done: list[Result] = []
+        for models, wanted in changes.goals(self.inventory, target, seen):
+            outcomes = self._side_by_side(models, wanted, check, started)
+            for outcome in outcomes:
+                result = outcome.result if isinstance(outcome, SwitchFailed) else outcome
+                if isinstance(result, Result):
+                    done.append(result)
+                    if check:
+                        self.foreseen.update(result.models)
+            errors = [one for one in outcomes if isinstance(one, SwitchingError)]
+            if errors:
+                return done, errors[0]
+        return done, None
+
+    def undo(self, change: str, check: bool = False) -> Result:
+        """Put back what the switches of this C(change) have changed, on all GPUs at once: all of it, or nothing.
+
+        Only where the models concerned are still as it left them, which is looked at under the lock; else ChangedSince
+        is raised, and nothing is touched. Nothing waits for C(min_active_seconds). Raises SwitchFailed or LockTimeout.
+        """
+        self.settings = dataclasses.replace(self.settings, min_active_seconds=0)
+        started = self.clock()
+        with self._checking() if check else self._lock(f"undo {change}"):
+            found = changes.read(self.stack_dir, change)
+            seen = self.host.observe(self.inventory.enabled)
+            place = tuple(m.id for m in self.inventory.enabled if found is None or m.id in found.after)
+            begun = Result(False, (place,), seen, seen, [], self.clock() - started)
+            strange = changes.strangers(found, seen) if found else []
+            if found is None or strange:
+                what = ", ".join(f"{name} is {describe(seen[name])}" for name in strange or begun.active_models)
+                why = (
+                    "somebody has switched since" if strange else "another switch was made since, or it changed nothing"
+                )
+                raise ChangedSince(f"{what or 'nothing is active'}: {why}, so nothing of {change} is undone", begun)
+            done, error = self._reach(found.before, seen, check, started)
+            result = self._whole(begun, done, started)
+            if error and not check and "roll_back" in self.settings.escalation:
+                # All of it or nothing: what came back goes again.
+                as_begun = {name: seen[name].state for name in place}
+                more, second = self._reach(as_begun, result.models, False, started)
+                result = self._whole(begun, [*done, *more], started)
+                error = SwitchFailed(f"{error}" + (f"\n{second}" if second else ""), result)
+            if not check and done:
+                self._note_undone(change, found, result, error, started)
+            if error:
+                raise SwitchFailed(str(error), result)
+            return result
+
+    def _whole(self, begun: Result, done: typing.Sequence[Result], started: float) -> Result:
+        """What was done one after the other as one result about the models that it began with."""
+        return dataclasses.replace(joined([begun, *done]), places=begun.places, elapsed_seconds=self.clock() - started)
+
+    def _note_undone(
+        self, change: str, found: changes.Change, result: Result, error: SwitchingError | None, started: float
+    ) -> None:
+        """Record that the host is meant to be again what it was, for a boot and for a roll back."""
+        models = [m for m in self.inventory.enabled if m.id in found.after]
+        back = [m for m in models if found.before.get(m.id) == ACTIVE]
+        outcome = SwitchFailed(str(error), result) if error else result
+        self._record_end(back or models, ACTIVE if back else SLEEPING, [outcome], started)
+        if error:
+            return
+        meant = record.read(self.inventory, self.stack_dir)
+        for model in models:
+            if result.models[model.id].state == ACTIVE:
+                meant = record.after(self.inventory, meant, model, ACTIVE)
+        for model in models:
+            if meant[model.id] == ACTIVE and result.models[model.id].state != ACTIVE:
+                meant[model.id] = STOPPED if found.before.get(model.id) == STOPPED else SLEEPING
+        try:
+            record.write(self.stack_dir, meant, found.displaced)
+            after = {name: result.models[name].state for name in found.after if name in result.models}
+            changes.undone(self.stack_dir, change, found, after)
+        except (SwitchingError, OSError) as lost:
+            result.warnings.append(str(lost))
 
     def _check_provisioned(self, models: typing.Sequence[Model]) -> None:
         """Before the lock, whose folder would be all that this host has: can those be started that don't run?"""
@@ -411,9 +535,6 @@ class Switcher:
     ) -> Result:
         group = [m for m in self.inventory.enabled if m.id == model.id or m.conflicts_with(model)]
 
-        def active(states: States) -> str | None:
-            return next((m.id for m in group if states[m.id].state == ACTIVE), None)
-
         # A disabled model may have been looked at, but it is not ours to report on.
         shown = [
             {m.id: Observation(DISABLED) if m.disabled else states[m.id] for m in self.inventory.models}
@@ -422,8 +543,7 @@ class Switcher:
         return Result(
             changed=any("failed" not in step for step in steps),
             warnings=[self.host.mask(warning) for warning in warnings],
-            active_model=active(after),
-            previous_model=active(before),
+            places=(tuple(m.id for m in group),),
             before=shown[0],
             models=shown[1],
             steps=steps,

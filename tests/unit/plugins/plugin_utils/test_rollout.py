@@ -129,6 +129,47 @@ def test_hosts_that_were_put_back() -> None:
     assert [row["host"] for row in rollout.failures(found)] == ["b"]
 
 
+def test_a_row_says_what_the_servers_say() -> None:
+    """Of all GPUs that it is about; where they could not be asked, nothing."""
+    both = {**SWITCHED, "previous_models": ["old", "o2"], "active_models": ["new", "n2"], "displaced": ["old", "o2"]}
+    since = {"went_wrong": "failed", "error": "ChangedSince", "msg": "other is active", "active_models": ["other"]}
+    half = {**FAILED, "previous_models": ["old", "o2"], "active_models": ["old", "n2"], "activated": ["n2"]}
+    given = {"a": both, "b": both, "c": both, "d": both, "e": half, "f": half}
+    none: dict[str, Any] = {"active_models": [], "steps": []}
+    undone = {
+        "a": {"changed": True, "active_models": ["old", "o2"]},
+        "b": since,
+        "c": {"went_wrong": "failed", "msg": "no", **none},
+        "d": GONE,
+        "e": {"changed": True, "active_models": ["old", "o2"]},
+    }
+    found = rollout.rows([*"abcdef"], given, settings(), False, undone)
+    assert [(row["from"], row["to"], row["result"], row["reason"]) for row in found] == [
+        ("old, o2", "old, o2", "rolled back", "the rollout stopped"),
+        ("old, o2", "other", "changed by somebody else", "other is active"),
+        ("old, o2", None, "roll back failed", "no"),
+        ("old, o2", None, "roll back failed", "no route"),
+        ("old, o2", "old, o2", "failed", "new could not be made active: no"),
+        ("old, o2", "old, n2", "failed", "new could not be made active: no"),
+    ]
+    assert [row["host"] for row in rollout.failures(found)] == [*"bcdef"]
+
+
+def test_what_is_to_be_undone() -> None:
+    """Not a switch that has changed nothing but a record, nor what a failed one has put back itself."""
+    half = {**FAILED, "activated": ["n2"], "displaced": ["o2"]}
+    given = {
+        "a": {**SWITCHED, "displaced": ["old"], "activated": ["new"]},
+        "b": {**SWITCHED, "displaced": [], "activated": ["new"]},
+        "c": {**SWITCHED, "displaced": [], "activated": []},
+        "d": {**FAILED, "displaced": ["old"], "activated": []},
+        "e": half,
+        "f": {**half, **HUNG},
+    }
+    rows = rollout.rows([*"abcdefg"], given, settings(), False)
+    assert [row["host"] for row in rows if rollout.to_undo(row, given.get(row["host"]))] == [*"abe"]
+
+
 def test_a_placement() -> None:
     step = {"action": "wake", "seconds": None}
     drifts = {
@@ -184,14 +225,11 @@ def test_rows_with_what_a_timeline_draws() -> None:
     step = {"action": "wake", "model": "new", "started_seconds": 0.1, "seconds": 1.0}
     given = {"a": {**SWITCHED, "steps": [step]}, "b": FAILED, "d": SWITCHED}
     back = {"a": {"active_model": "old", "elapsed_seconds": 2.0, "steps": [{**step, "model": "old"}]}}
-    slept = {"a": {"steps": [{**step, "model": "new"}]}}
     asked = settings(waves="1,100%", keep=1)
     plain = rollout.rows([*"abcd"], given, asked, False, back)
-    drawn = rollout.with_steps(plain, asked, given, (back, slept))
+    drawn = rollout.with_steps(plain, asked, given, back)
     assert [{key: row[key] for key in plain[0]} for row in drawn] == plain
     # One that was not tried has no wave, nor has one that keeps its model.
     assert [row["wave"] for row in drawn] == [1, 2, None, None]
     assert [len(row["steps"]) for row in drawn] == [1, 2, 0, 0]
-    # One after the other.
-    after = [{**step, "model": "old"}, {**step, "model": "new", "started_seconds": 2.1}]
-    assert [row["back"] for row in drawn] == [after, [], [], []]
+    assert [row["back"] for row in drawn] == [[{**step, "model": "old"}], [], [], []]
