@@ -10,7 +10,7 @@ PYTEST := .venv/bin/python -m pytest
 
 .PHONY: help
 help: ## list the targets
-	@grep -hE '^[a-z0-9]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9]+):.*## /\1\t/' | expand -t 12
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 12
 
 .PHONY: setup
 setup: ## build .venv, everything pinned; make this checkout resolvable as homegpt.vllm
@@ -26,7 +26,7 @@ demo: setup ## bootstrap and switch four stand-in models on this machine; KEEP=1
 
 .PHONY: test
 test: setup ## every test that needs no container engine and no real vLLM
-	$(PYTEST) -n 2 --dist loadfile tests --ignore tests/real --ignore tests/e2e --ignore tests/fuzz --ignore tests/faults \
+	$(PYTEST) -n 2 --dist loadfile tests --ignore tests/real --ignore tests/versions --ignore tests/e2e --ignore tests/fuzz --ignore tests/faults \
 		--ignore tests/fleet
 
 .PHONY: fresh
@@ -73,6 +73,10 @@ real: setup ## the contract and the switch on two real vLLM servers (3 GB on fir
 	bash tools/real_vllm.sh
 	$(PYTEST) tests/contract --target real
 	REAL_VLLM=1 $(PYTEST) tests/real
+
+.PHONY: vllm-versions
+vllm-versions: setup ## the contract and switches on real vLLM of seven versions, old and new (5 GB each on first use)
+	.venv/bin/python -m tests.versions.run $(VERSIONS)
 
 .PHONY: faults
 faults: engine ## every step of a switch with every fault, kills, races, and a fuzz of the inventory

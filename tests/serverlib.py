@@ -31,7 +31,17 @@ import requests
 
 ROOT = Path(__file__).resolve().parent.parent
 STANDIN = ROOT / "tests" / "standin" / "vllm_standin.py"
-ACCESS = re.compile(r'^INFO:     \S+:\d+ - "(?P<call>\S+ \S+) HTTP/1\.[01]" (?P<status>\d{3})', re.MULTILINE)
+# Some versions put the name and the number of the process before it, in colours.
+ACCESS = re.compile(
+    r'^(?:\S*\(APIServer pid=\d+\)\S* )?INFO:     \S+:\d+ - "(?P<call>\S+ \S+) HTTP/1\.[01]" (?P<status>\d{3})',
+    re.MULTILINE,
+)
+
+# Those that tools/real_vllm.sh builds, the oldest first.
+REAL_VERSIONS = ("0.11.0", "0.12.0", "0.16.0", "0.17.1", "0.20.2", "0.29.0", "0.32.0")
+NEWEST = REAL_VERSIONS[-1]
+# Where VLLM_CPU_OMP_THREADS_BIND must not be "nobind", it ends the server.
+CPU_BIND = {"0.11.0": "all", "0.20.2": f"0-{(os.cpu_count() or 1) - 1}"}
 
 _running: set[Server] = set()
 _given_ports: set[int] = set()
@@ -196,20 +206,22 @@ def real_command(venv: Path, model: str, port: int | str, names: Iterable[str], 
 
 def real_settings(venv: Path) -> dict[str, str]:
     """Return the environment variables that real vLLM needs on the CPU."""
+    version = real_version(venv)
     return {
         "HF_HUB_OFFLINE": "1",
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_NO_USAGE_STATS": "1",
         # By default each server binds its worker to the same first core.
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_CPU_OMP_THREADS_BIND": CPU_BIND.get(version, "nobind"),
         "OMP_NUM_THREADS": "1",
+        **({} if version == NEWEST else {"TORCHDYNAMO_DISABLE": "1"}),  # the first request would compile for long
         "PATH": f"{venv / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}",
     }
 
 
-def real_venv() -> Path:
+def real_venv(version: str = NEWEST) -> Path:
     """Return the virtual environment of real vLLM, which is built when it is not there (minutes)."""
-    output = subprocess.check_output([ROOT / "tools" / "real_vllm.sh"], text=True)
+    output = subprocess.check_output([ROOT / "tools" / "real_vllm.sh", version], text=True)
     return Path(output.strip())
 
 
@@ -225,6 +237,11 @@ def opened_by_others(file: Path) -> set[str]:
                     if Path(f"/proc/{process}/fd/{descriptor}").readlink() == file.resolve():
                         found.add(process)
     return found
+
+
+def real_version(venv: Path) -> str:
+    """Return the version of vLLM in a folder that real_venv() gave."""
+    return venv.name.split("-")[2]
 
 
 def two_awake(events: Iterable[dict[str, Any]], since: int = 0) -> list[str]:

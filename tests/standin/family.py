@@ -73,6 +73,11 @@ class Family:
         return self.release >= (0, 31)
 
     @property
+    def explains_its_errors(self) -> bool:
+        """A call to the engine that fails is answered with what went wrong; else with 500 and three words."""
+        return self.release >= (0, 20)
+
+    @property
     def status_of_a_level_in_words(self) -> int:
         """What C(level=abc) is answered with."""
         return 400 if self.release >= (0, 20) else 500

@@ -57,6 +57,7 @@ PAGES = (
     "fleet",
     "awx",
     "failure-modes",
+    "vllm-versions",
     "security",
     "sizing",
     "moving",
