@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .host import Setup
+from .scene import Act, Moment
 
 ONCE, RUNNING, EVER = "once", "until a restart", "for ever"
 
@@ -44,6 +45,9 @@ FAULTS: dict[str, tuple[str, str]] = {
     "frozen": ("freeze", "is frozen (SIGSTOP)"),
     "oom": ("oom", "its engine dies of CUDA out of memory"),
     "wrong-text": ("wrong_text", "answers with a wrong text"),
+    "deep-json": ("deep_json", "answers with JSON that is nested without end"),
+    "odd-numbers": ("odd_numbers", "tells numbers that are none"),
+    "two-engines": ("two_engines", "tells of two engines, of which one sleeps"),
 }
 ENDS = ("dies-after", "killed", "frozen", "oom", "refused")
 ANSWERS = ("500", "hang", "dropped", "reset", "drip", "empty", "html", "json")
@@ -74,6 +78,16 @@ class Cell:
     foreign_gb: float = 0.0  # that another process holds from before the switch
     grabbed_gb: float = 0.0  # that another process takes as soon as they are free
     orphan: bool = False  # nobody knows that a's process is a's
+    target: str = "b"  # what is switched to
+    before: tuple[Act, ...] = ()  # what somebody does before the switch
+    moments: tuple[Moment, ...] = ()  # of the switch
+    killed: bool = False  # the switch does not end by itself
+    ends: tuple[str, ...] = ()  # which of the three are right; none named: all
+    never: tuple[str, ...] = ()  # steps that are wrong here: "stop a", or "stop" of whichever
+    by_hand: bool = False  # somebody wakes a server past the engine, and so may be the reason that two are awake
+    more_seconds: float = 0.0  # that the switch may take, since a server does
+    several: bool = False  # things go wrong, so that nobody can say which of them is told, and how long they take
+    private: bool = False  # the lock and its folder are to be the owner's alone after it
 
     @property
     def name(self) -> str:
@@ -107,7 +121,9 @@ class Step:
 
 
 def cells() -> list[Cell]:
-    """All of them, in the order of a switch."""
+    """All of them: the faults of answers in the order of a switch, then those of time, records and other people."""
+    from . import circumstances
+
     return [
         *_observe(),
         *_drain(),
@@ -118,6 +134,7 @@ def cells() -> list[Cell]:
         *_start(),
         *_verify(),
         *_canary(),
+        *circumstances.cells(),
     ]
 
 
@@ -126,14 +143,19 @@ ENGINE = "plugins/module_utils/switching/"
 ROOMS: dict[str, Callable[[Cell], bool]] = {
     "canary.py": lambda cell: cell.step.startswith("canary"),
     "capacity.py": lambda cell: bool(cell.foreign_gb or cell.grabbed_gb or cell.setup.gpus_tell or cell.fault == "oom"),
-    "drain.py": lambda cell: bool(cell.setup.client_seconds),
-    "lifecycle.py": lambda cell: cell.step in ("stop", "start") or cell.fault in ENDS,
+    "drain.py": lambda cell: bool(cell.setup.client_seconds or cell.setup.tokens_per_second),
+    "lifecycle.py": lambda cell: (
+        cell.step in ("stop", "start") or cell.fault in ENDS or "stop" in (cell.setup.a, cell.setup.b)
+    ),
     "changes.py": lambda cell: False,
     "table.py": lambda cell: False,
     "texts.py": lambda cell: False,
 }
 # What the cells are played with.
-TOOLS = ("tests/standin/", "tests/faults/cells.py", "tests/faults/host.py", "tests/faults/matrix.py")
+TOOLS = (
+    "tests/standin/",
+    *(f"tests/faults/{name}.py" for name in ("cells", "circumstances", "host", "matrix", "moments", "scene")),
+)
 
 
 def concerned(cell: Cell, files: Iterable[str]) -> bool:
@@ -185,18 +207,18 @@ def _stop() -> Iterator[Cell]:
         ("command-not-done", "its stop_command does nothing", ["true"]),
     ]
     for fault, what, command in commands:
-        yield Cell("stop", fault, ONCE, what, STOPS, change=_set("a", "stop_command", command))
+        yield Cell("stop", fault, ONCE, what, STOPS, change=set_("a", "stop_command", command))
     busy = Setup(a="stop", client_seconds=4, drain_seconds=6)
     yield Cell("stop", "command-fails", "drained", "its stop_command fails after a drain", busy,
-               change=_set("a", "stop_command", ["false"]))  # fmt: skip
+               change=set_("a", "stop_command", ["false"]))  # fmt: skip
     yield Cell("stop", "orphan", ONCE, "nobody knows its process", STOPS, orphan=True)
     sleep = Step("stop", "a", "/sleep", "level=1")
     yield sleep.cell("500", "no sleep, SIGTERM ignored", "its sleep fails, and it ignores SIGTERM",
                      orders={"a": [*(sleep.cell("500").orders["a"]), deaf_to_term]})  # fmt: skip
     yield sleep.cell("500", "no sleep, command fails", "its sleep fails, and so does its stop_command",
-                     change=_set("a", "stop_command", ["false"]))  # fmt: skip
+                     change=set_("a", "stop_command", ["false"]))  # fmt: skip
     yield sleep.cell("hang", "no sleep, command hangs", "its sleep hangs, and so does its stop_command",
-                     change=_set("a", "stop_command", ["sleep", "60"]))  # fmt: skip
+                     change=set_("a", "stop_command", ["sleep", "60"]))  # fmt: skip
     yield sleep.cell("500", "without stop", "its sleep fails, with stop turned off",
                      setup=Setup(without=("stop",)))  # fmt: skip
 
@@ -251,7 +273,7 @@ def _start() -> Iterator[Cell]:
          [sys.executable, "-m", "http.server", "--bind", "127.0.0.1", "--directory", "/var/empty", "${host_port}"]),
     ]  # fmt: skip
     for fault, what, command in commands:
-        yield Cell("start", fault, EVER, what, STOPPED, change=_set("b", "start_command", command))
+        yield Cell("start", fault, EVER, what, STOPPED, change=set_("b", "start_command", command))
     yield from Step("start", "b", "/health", setup=STOPPED).cells(("killed", "oom"))
     yield from Step("start", "b", "/v1/completions", setup=STOPPED).cells(("wrong-text",))
     slow = {"path": "/is_sleeping", "fault": "hang", "after": "/sleep", "seconds": 0.3}
@@ -284,7 +306,7 @@ def _canary() -> Iterator[Cell]:
         yield loaded.cell("wrong-text", variant)
 
 
-def _set(name: str, key: str, value: object) -> Change:
+def set_(name: str, key: str, value: object) -> Change:
     def change(declaration: dict[str, Any]) -> None:
         next(model for model in declaration["vllm_models"] if model["id"] == name)[key] = value
 

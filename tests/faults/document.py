@@ -66,6 +66,7 @@ LEFT = {
     "b active": "b active",
     "a active again": "a active, as before",
     "error state": "what the message says",
+    "cut off": "whatever it was then; the next switch mends it",
     "": "none of the allowed",
 }
 SUFFIXES = ("once", "until a restart", "for ever")

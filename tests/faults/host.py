@@ -13,6 +13,7 @@ Everything that a run starts carries its folder in its environment, and is ended
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import re
@@ -34,6 +35,7 @@ import requests
 from tests.serverlib import ROOT, STANDIN, two_awake
 
 MARK = "HOMEGPT_TEST"
+MOMENTS = ROOT / "tests" / "faults" / "moments.py"
 # b is the bigger one, so that another process can leave room for a and none for b.
 GPU_GB, VRAM_GB, ASLEEP_GB = 25.0, {"a": 20.0, "b": 22.0}, 1.0
 # To bring a host up, and to heal it, may take a busy machine its time.
@@ -66,6 +68,20 @@ class Setup:
     gpus_tell: bool = False  # nvidia-smi answers
     move_seconds: float = 0.0  # how long a sleep and a wake take
     without: tuple[str, ...] = ()  # rungs that are turned off
+    tokens_per_second: int = 0  # 0: as many as can be, unless a client's generation runs
+    version: str = ""  # of vLLM, as which the servers behave
+    more: tuple[tuple[str, Any], ...] = ()  # of vllm_switching
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """vllm_switching."""
+        return {
+            **SETTINGS,
+            "drain_timeout_seconds": self.drain_seconds,
+            "drain_timeout_action": self.drain_action,
+            "escalation": [rung for rung in ("stop", "retry", "restart", "roll_back") if rung not in self.without],
+            **dict(self.more),
+        }
 
 
 @dataclass
@@ -85,6 +101,7 @@ class Answer:
     said: str
     result: dict[str, Any] | None
     seconds: float
+    ended: float = 0.0  # by the clock that is monotonic
 
 
 class Run:
@@ -159,22 +176,27 @@ def _marked(folder: str) -> list[int]:
 
 
 class Client:
-    """A client with one running generation."""
+    """A client with one generation that runs, or is held by a server that is paused."""
 
-    def __init__(self, host: Host, seconds: float) -> None:
+    def __init__(self, host: Host, seconds: float, name: str = "a") -> None:
         self.tokens = int(seconds * TOKENS_PER_SECOND)
         self.whole = False
-        self._url = host.url("a")
+        self.name = name
+        self._url = host.url(name)
         self._thread = threading.Thread(target=self._ask, daemon=True)
+        before = self._requests(host)
         self._thread.start()
         deadline = time.monotonic() + 60
-        while host.get("a", "/standin/state").json()["requests"] == 0:
+        while self._requests(host) <= before:
             if time.monotonic() > deadline:
                 raise TimeoutError("the client's generation did not begin")
             time.sleep(0.01)
 
+    def _requests(self, host: Host) -> int:
+        return int(host.get(self.name, "/standin/state").json()["requests"])
+
     def _ask(self) -> None:
-        body = {"model": "a", "prompt": "Once upon a time", "max_tokens": self.tokens, "temperature": 0}
+        body = {"model": self.name, "prompt": "Once upon a time", "max_tokens": self.tokens, "temperature": 0}
         with contextlib.suppress(requests.RequestException, ValueError, KeyError):
             choice = requests.post(self._url + "/v1/completions", json=body, timeout=120).json()["choices"][0]
             self.whole = choice["finish_reason"] == "length" and len(choice["text"].split()) == self.tokens
@@ -209,14 +231,7 @@ class Host:
 
     def declaration(self) -> dict[str, Any]:
         """Return what models.json says."""
-        rungs = [rung for rung in ("stop", "retry", "restart", "roll_back") if rung not in self.setup.without]
-        switching = {
-            **SETTINGS,
-            "drain_timeout_seconds": self.setup.drain_seconds,
-            "drain_timeout_action": self.setup.drain_action,
-            "escalation": rungs,
-        }
-        return {"vllm_models": [self._model("a"), self._model("b")], "vllm_switching": switching}
+        return {"vllm_models": [self._model("a"), self._model("b")], "vllm_switching": self.setup.settings}
 
     def _model(self, name: str) -> dict[str, Any]:
         command = [sys.executable, str(STANDIN), "serve", "${model}", "--served-model-name", "${id}"]
@@ -228,7 +243,8 @@ class Host:
             "sleep_seconds": self.setup.move_seconds,
             "wake_seconds": self.setup.move_seconds,
             "faults_file": self.faults(name),
-            "tokens_per_second": TOKENS_PER_SECOND if self.setup.client_seconds else 0,
+            "tokens_per_second": TOKENS_PER_SECOND if self.setup.client_seconds else self.setup.tokens_per_second,
+            **({"version": self.setup.version} if self.setup.version else {}),
         }
         return {
             "id": name,
@@ -272,11 +288,13 @@ class Host:
             if answer.status != 0:
                 raise RuntimeError(f"the host did not come up: {answer.said}")
             self.right[name] = self.text(name)
-        self.canaries = {name: self._canary(name) for name in ("a", "b")}
+        self.canaries = self.known_answers()
+        if not all(any(event["model"] == name for event in self.events()) for name in ("a", "b")):
+            raise RuntimeError("the servers do not tell what they do, so nobody would know that both were awake")
 
-    def arguments(self, name: str) -> list[str]:
+    def arguments(self, name: str, stack: Path | None = None) -> list[str]:
         """Return what the command line is called with."""
-        return ["--stack-dir", str(self.stack), "switch", name, "--json"]
+        return ["--stack-dir", str(stack or self.stack), "switch", name, "--json"]
 
     def patiently(self, name: str) -> Answer:
         """Run the host's own command line with time enough."""
@@ -288,29 +306,40 @@ class Host:
         finally:
             self.write(self.declaration())
 
-    def switch(self, name: str) -> Answer:
-        """Run the host's own command line."""
+    def switch(
+        self, name: str, moments: Path | None = None, said: Path | None = None, stack: Path | None = None
+    ) -> Answer:
+        """Run the host's own command line; C(moments) are orders for moments.py, C(said) is where its errors go."""
         if self.over.is_set():
             raise RuntimeError("the run is over")
-        command = [sys.executable, "-m", "switching", *self.arguments(name)]
+        how = ["-m", "switching"] if moments is None else [str(MOMENTS), str(moments)]
+        command = [sys.executable, *how, *self.arguments(name, stack)]
+        own, said = said is None, said or self.folder / f"said-{threading.get_ident()}"
         started = time.monotonic()
-        with subprocess.Popen(
-            command,
-            env=self.environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        ) as process:
+        with (
+            said.open("w", encoding="utf-8") as errors,
+            subprocess.Popen(
+                command,
+                env=self.environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                # One of the moments may be a limit on files. What somebody else is told is read meanwhile.
+                stderr=subprocess.PIPE if own else errors,
+                text=True,
+            ) as process,
+        ):
             try:
-                printed, said = process.communicate(timeout=KILL_AFTER_SECONDS)
+                printed, text = process.communicate(timeout=KILL_AFTER_SECONDS)
                 status: int | None = process.returncode
             except subprocess.TimeoutExpired:
                 process.kill()
-                printed, said = process.communicate()
+                printed, text = process.communicate()
                 status = None
+        ended = time.monotonic()
         lines = printed.strip().splitlines()
-        return Answer(status, said.strip(), json.loads(lines[-1]) if lines else None, time.monotonic() - started)
+        result = json.loads(lines[-1]) if lines else None
+        text = text if own else said.read_text(encoding="utf-8")
+        return Answer(status, text.strip(), result, ended - started, ended)
 
     def url(self, name: str) -> str:
         """Return where a server answers."""
@@ -342,13 +371,28 @@ class Host:
         except (requests.RequestException, ValueError, KeyError):
             return Seen("error")
 
+    def pid(self, name: str) -> int:
+        """The process that was started last."""
+        return int(json.loads((self.stack / "run" / f"{name}.pid").read_text(encoding="utf-8"))["pid"])
+
     def lives(self, name: str) -> bool:
         """Whether the process that was started last lives."""
         try:
-            pid = json.loads((self.stack / "run" / f"{name}.pid").read_text(encoding="utf-8"))["pid"]
-            return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] not in "ZX"
+            return (
+                Path(f"/proc/{self.pid(name)}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
+                not in "ZX"
+            )
         except (OSError, ValueError, KeyError):
             return False
+
+    def forget_memory(self, name: str) -> None:
+        """Leave a server's memory out of the GPU's ledger, until it sleeps, wakes or ends."""
+        with (self.gpus / "ledger.lock").open("a", encoding="utf-8") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            file = self.gpus / "ledger.json"
+            ledger = json.loads(file.read_text(encoding="utf-8"))
+            left = {key: entry for key, entry in ledger.items() if entry["model"] != name}
+            file.write_text(json.dumps(left), encoding="utf-8")
 
     def events(self) -> list[dict[str, Any]]:
         """What the servers did, in order."""
@@ -359,18 +403,19 @@ class Host:
         """The moments at which both were on the GPU."""
         return two_awake(self.events(), since)
 
-    def _canary(self, name: str) -> str:
-        try:
-            record = json.loads((self.stack / "run" / f"{name}.canary.json").read_text(encoding="utf-8"))
-            return f"{record['text']} {record['reproducible']} {record['suspect']}"
-        except (OSError, ValueError, KeyError):
-            return ""
+    def known_answers(self) -> dict[str, str]:
+        """What is recorded of the answers. Raises where an answer is not recorded: every switch records or compares."""
+        records = json.loads((self.stack / "run" / "canary.json").read_text(encoding="utf-8"))["models"]
+        told = ("text", "reproducible", "suspect")
+        return {name: " ".join(str(records[name][key]) for key in told) for name in ("a", "b")}
 
     def as_it_was(self) -> bool:
         """Whether the host is as C(up) has left it, so that another cell can have it."""
         b = Seen("stopped") if self.setup.b == "stop" else Seen("sleeping", int(self.setup.b))
-        fresh = {name: self._canary(name) for name in ("a", "b")} == self.canaries
-        return fresh and self.look("a") == Seen("active", None, self.right["a"]) and self.look("b") == b
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            a = Seen("active", None, self.right["a"])
+            return self.known_answers() == self.canaries and self.look("a") == a and self.look("b") == b
+        return False
 
     def normal(self, text: str) -> str:
         """Return a text of the engine without what differs from run to run."""

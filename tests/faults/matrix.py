@@ -17,6 +17,9 @@ I4  where it failed, the message names the model, the step, the cause and a reme
 I5  without the fault, the next switch to b succeeds, and then one to a.
 
 A client's request that ran on a ended whole, or the result says that it was cut.
+
+Where somebody else switches meanwhile, I2 is asked of who ended last. A switch that was killed says nothing: of that
+cell I1 and I5 are left. The answers that are recorded as right are those of before, whatever the cell does.
 """
 
 from __future__ import annotations
@@ -44,9 +47,11 @@ from tests.standin.gpu import GpuHost, OutOfMemory
 
 from . import document
 from .cells import Cell, cells, concerned
-from .host import GPU_GB, SETTINGS, Answer, Client, Host, Run, Seen, Setup
+from .host import GPU_GB, Answer, Client, Host, Run, Seen, Setup
+from .scene import Scene
 
 SIDE_BY_SIDE = 5
+LONGEST_LINE = 800
 # Of each step, in a part.
 SHARE = 0.25
 # What a machine with two busy cores adds to a step, and to begin and end a process.
@@ -54,6 +59,7 @@ SLACK_STEP, SLACK_PROCESS = 1.0, 2.0
 # The engine asks it before and after a sleep, and up to three times before a wake or a start.
 NVIDIA_SMI_SECONDS = 10.0
 B_ACTIVE, A_ACTIVE, NAMED = "b active", "a active again", "error state"
+CUT_OFF = "cut off"
 
 
 @dataclass
@@ -145,25 +151,79 @@ def run_cell(cell: Cell, hosts: Hosts) -> Outcome:
 
 def _run_cell(cell: Cell, host: Host, outcome: Outcome) -> None:
     since = len(host.events())
-    client = Client(host, cell.setup.client_seconds) if cell.setup.client_seconds else None
-    with _fault(cell, host):
-        answer = host.switch("b")
-        if cell.fault == "late":
-            time.sleep(2)  # until it has come true
+    scene = Scene(host)
+    wrong = outcome.violations
+    try:
+        for act in cell.before:
+            act(scene)
+        if cell.setup.client_seconds:
+            scene.clients.append(Client(host, cell.setup.client_seconds))
+        with _fault(cell, host):
+            answer = scene.switch(cell.target, *cell.moments)
+            if cell.fault == "late":
+                time.sleep(2)  # until it has come true
+    finally:
+        scene.end()
+    answers = [(cell.target, answer), *scene.others]
+    # Who waited for the other had the lock after him, even if that one took longer to end its process.
+    asked, last = max(answers, key=lambda one: ("waiting for another switch" in one[1].said, one[1].ended))
     seen = {name: host.look(name) for name in ("a", "b")}
     outcome.seconds = answer.seconds
     outcome.steps = answer.result["steps"] if answer.result else []
     outcome.rungs = sorted({step["escalation"] for step in outcome.steps if "escalation" in step})
     outcome.cause, outcome.remedy = told(answer, host)
-    outcome.left = left(answer, seen, host)
     outcome.note = ", ".join(f"{name} {one.state}" for name, one in seen.items())
-    wrong = outcome.violations
-    wrong += end_state(answer, seen, host, outcome.left)
-    wrong += truth(cell, answer, seen)
-    outcome.slow = in_time(answer, cell.setup)
-    wrong += message(answer)
-    wrong += healing(host, client, answer)
+    wrong += scene.problems
+    if cell.killed and not cell.several and answer.status != -signal.SIGKILL:
+        wrong.append(f"it was to be killed and exits {answer.status}: {answer.said}")
+    elif cell.killed and last.status == -signal.SIGKILL:
+        outcome.left = CUT_OFF
+    else:
+        outcome.left = left(last, seen, host, asked)
+        wrong += end_state(last, seen, host, outcome.left)
+        wrong += truth(cell, last, seen, asked)
+        wrong += [text for name, one in answers for text in message(one, name, cell)]
+        wrong += as_meant(cell, outcome)
+        outcome.slow = [] if cell.several else in_time(answer, cell)
+    if wrong and scene.others:
+        wrong.append(
+            "; ".join(f"to {name}: exit status {one.status} at {one.ended:.2f}, {one.said}" for name, one in answers)
+        )
+    if cell.private:
+        wrong += private(host)
+    if cell.by_hand:
+        wrong += [f"two awake: {text}" for text in two_awake_since(host, seen, since)]
+        since = len(host.events())
+    wrong += healing(host, scene, [one.result for _name, one in answers])
     wrong += [f"two awake: {text}" for text in host.two_awake(since)]
+
+
+def two_awake_since(host: Host, seen: dict[str, Seen], since: int) -> list[str]:
+    """Whoever wakes a server past the engine may have two awake for a moment, but no switch leaves it so."""
+    if all(one.state == "active" for one in seen.values()):
+        return [*host.two_awake(since), "and both are"]
+    return []
+
+
+def as_meant(cell: Cell, outcome: Outcome) -> list[str]:
+    """What this cell has to come to, and may not do on the way."""
+    wrong = []
+    if cell.ends and outcome.left and outcome.left not in cell.ends:
+        wrong.append(f"it ends with {outcome.left}, not with {' or '.join(cell.ends)}: {outcome.cause}")
+    for step in outcome.steps:
+        if {step["action"], f"{step['action']} {step['model']}"} & set(cell.never):
+            wrong.append(f"a step that nothing calls for: {step['action']} {step['model']}")
+    return wrong
+
+
+def private(host: Host) -> list[str]:
+    """Whether nobody else can write to the folder of the lock, or open it."""
+    wrong = []
+    for path, bits in ((host.stack / "run" / "switch.lock", 0o077), (host.stack / "run", 0o022)):
+        mode = path.stat().st_mode & 0o777
+        if mode & bits:
+            wrong.append(f"{path.name} has mode {mode:o}")
+    return wrong
 
 
 @contextlib.contextmanager
@@ -200,11 +260,12 @@ def _fault(cell: Cell, host: Host) -> Iterator[None]:
                     requests.delete(host.url(name) + "/standin/faults", timeout=2)
 
 
-def left(answer: Answer, seen: dict[str, Seen], host: Host) -> str:
-    """Which of the three allowed ends it was, "" for none of them."""
+def left(answer: Answer, seen: dict[str, Seen], host: Host, asked: str = "b") -> str:
+    """Which of the three allowed ends it was, "" for none of them. C(asked) is what was switched to."""
     right = {name: one.state == "active" and one.text == host.right[name] for name, one in seen.items()}
-    if answer.status == 0 and right["b"] and seen["a"].state != "active":
-        return B_ACTIVE
+    other = "a" if asked == "b" else "b"
+    if answer.status == 0 and right[asked] and seen[other].state != "active":
+        return B_ACTIVE if asked == "b" else A_ACTIVE
     if answer.status == 1 and right["a"] and seen["b"].state != "active":
         return A_ACTIVE
     named = re.search("could not be put back|was not put back|The host is left with: ", answer.said)
@@ -224,12 +285,12 @@ def end_state(answer: Answer, seen: dict[str, Seen], host: Host, which: str) -> 
     return [f"exit status {answer.status}, but {is_}: {answer.said or 'nothing was said'}"]
 
 
-def truth(cell: Cell, answer: Answer, seen: dict[str, Seen]) -> list[str]:
+def truth(cell: Cell, answer: Answer, seen: dict[str, Seen], asked: str = "b") -> list[str]:
     """I2: what the result says is so."""
     wrong = []
     if answer.result is None:
         return ["exit status 0 without a result"] if answer.status == 0 else []
-    says = answer.result["active_model"] == "b" and answer.result["models"]["b"]["state"] == "active"
+    says = answer.result["active_model"] == asked and answer.result["models"][asked]["state"] == "active"
     if (answer.status == 0) != says:
         wrong.append(f"exit status {answer.status} with active_model {answer.result['active_model']}")
     for name, one in seen.items():
@@ -255,8 +316,9 @@ def truth(cell: Cell, answer: Answer, seen: dict[str, Seen]) -> list[str]:
 
 def bound(action: str, setup: Setup) -> float:
     """How long a step may take at most, as its settings say."""
-    call, probe, stop = (SETTINGS[f"{key}_timeout_seconds"] for key in ("request", "probe", "stop"))
-    ready = SETTINGS["max_retries"] * SETTINGS["health_check_interval_seconds"]
+    settings = setup.settings
+    call, probe, stop = (settings[f"{key}_timeout_seconds"] for key in ("request", "probe", "stop"))
+    ready = settings["max_retries"] * settings["health_check_interval_seconds"]
     told = {"sleep": 2, "wake": 3, "start": 3}.get(action, 0) * NVIDIA_SMI_SECONDS if setup.gpus_tell else 0.0
     return told + float(
         {
@@ -265,7 +327,7 @@ def bound(action: str, setup: Setup) -> float:
             # The call, the wait until it is so, and the last look.
             "sleep": 2 * call + probe,
             # Two looks; SIGTERM and SIGKILL, or the command; the wait until its port is closed, and its last looks.
-            "stop": 2 * probe + max(2 * stop, SETTINGS["command_timeout_seconds"] + 2 * stop) + call + 2 * probe,
+            "stop": 2 * probe + max(2 * stop, settings["command_timeout_seconds"] + 2 * stop) + call + 2 * probe,
             # Four calls, one of them up to three times.
             "wake": 6 * call,
             "reload": 4 * call,
@@ -278,26 +340,27 @@ def bound(action: str, setup: Setup) -> float:
     )
 
 
-def in_time(answer: Answer, setup: Setup) -> list[str]:
+def in_time(answer: Answer, cell: Cell) -> list[str]:
     """I3: the whole and each step."""
     wrong = []
+    setup = cell.setup
     if answer.status is None:
         return []
     steps = answer.result["steps"] if answer.result else []
     for step in steps:
-        most = bound(step["action"], setup) + SLACK_STEP
+        most = bound(step["action"], setup) + SLACK_STEP + cell.more_seconds
         if step["seconds"] is None or step["seconds"] > most:
             wrong.append(f"{step['action']} {step['model']} took {step['seconds']} s, {most:g} s at most were stated")
     # Before all; before a retry; and on the way back before and after each of two.
     observations = 1 + any("failed" in step for step in steps) + (4 if answer.status else 0)
     most = sum(bound(step["action"], setup) for step in steps) + SLACK_PROCESS
-    most += observations * 2 * SETTINGS["probe_timeout_seconds"]
+    most += observations * 2 * setup.settings["probe_timeout_seconds"] + cell.more_seconds
     if answer.seconds > most:
         wrong.append(f"the switch took {answer.seconds:.1f} s, {most:g} s at most were stated")
     return wrong
 
 
-def message(answer: Answer) -> list[str]:
+def message(answer: Answer, asked: str, cell: Cell) -> list[str]:
     """I4: what the person is told."""
     from ansible_collections.homegpt.vllm.plugins.module_utils.switching.texts import brief
 
@@ -308,12 +371,17 @@ def message(answer: Answer) -> list[str]:
         return wrong
     if answer.status != 1:
         return [*wrong, f"exit status {answer.status}: {answer.said}"]
+    if cell.several:
+        return wrong
     wanted = {"the model": r"\b[ab]\b", "a remedy": r"What to do: \S"}
-    if answer.result is not None:
+    if answer.result is None and (cell.moments or cell.before):
+        # It came to no model: what is wrong is the host's own.
+        wanted = {"the stack's file": "/stack/", "a remedy": r"What to do: \S|: run as |try again|: free |: see "}
+    elif answer.result is not None:
         # Where there is none, nothing was done that could fail.
-        wanted |= {"what was asked for": r"^b could not be made active: \S", "the step": r"Failed: \w+ [ab]\b"}
+        wanted |= {"what was asked for": rf"^{asked} could not be made active: \S", "the step": r"Failed: \w+ [ab]\b"}
         causes = [step["failed"] for step in answer.result["steps"] if "failed" in step]
-        if causes and not any(brief(cause, "b")[:60] in answer.said for cause in causes):
+        if causes and not any(brief(cause, asked)[:60] in answer.said for cause in causes):
             wrong.append(f"the message does not name the cause ({causes[0]}): {answer.said}")
     for what, pattern in wanted.items():
         if not re.search(pattern, answer.said, re.MULTILINE):
@@ -321,11 +389,10 @@ def message(answer: Answer) -> list[str]:
     return wrong
 
 
-def healing(host: Host, client: Client | None, answer: Answer) -> list[str]:
-    """I5: without the fault all is well, and the client has its answer or is accounted for."""
-    results = [answer.result]
+def healing(host: Host, scene: Scene, results: list[dict[str, Any] | None]) -> list[str]:
+    """I5: without the fault all is well, and the clients have their answers or are accounted for."""
     wrong = []
-    if client and host.setup.drain_action == "fail":
+    for client in scene.clients if host.setup.drain_action == "fail" else ():
         client.wait(10)  # the request is the fault
     for name, other in (("b", "a"), ("a", "b")):
         again = host.patiently(name)
@@ -336,15 +403,25 @@ def healing(host: Host, client: Client | None, answer: Answer) -> list[str]:
         seen = {one: host.look(one) for one in ("a", "b")}
         if seen[name] != Seen("active", None, host.right[name]) or seen[other].state == "active":
             wrong.append(f"healing: after switch {name} {name} is {seen[name]} and {other} is {seen[other]}")
-        if name == "b" and client and not _cut(results):
+        for client in scene.clients if name == "b" and not _cut(results) else ():
             # What ran on is over by now; what was parked goes on with a.
             client.wait(0 if _parked(results) else 1)
-    if client:
+    for client in scene.clients:
         client.wait(10)
         if not client.whole and not _cut(results):
             counts = [result["requests"] for result in results if result]
             wrong.append(f"the client's request was lost, and no result says that it was cut: {counts}")
+    for name, known in _known_answers(host).items():
+        if known != host.canaries[name]:
+            wrong.append(f"recorded as the right answer of {name} is {known!r} now, and was {host.canaries[name]!r}")
     return wrong
+
+
+def _known_answers(host: Host) -> dict[str, str]:
+    try:
+        return host.known_answers()
+    except (OSError, ValueError, KeyError) as error:
+        return dict.fromkeys(("a", "b"), f"nothing ({error})")
 
 
 def _cut(results: list[dict[str, Any] | None]) -> bool:
@@ -382,7 +459,10 @@ def line(outcome: Outcome) -> str:
     rungs = "+".join(outcome.rungs) or "-"
     text = f"{cell.step:26} {cell.fault:18} {cell.variant:26} {outcome.left or 'NONE':15} {rungs:28}"
     text = f"{text} {outcome.seconds:5.1f} s"
-    return "\n    VIOLATION: ".join([text, *(" ".join(one.split()) for one in outcome.violations)])
+    told = (" ".join(one.split()) for one in outcome.violations)
+    # The last words of a traceback are its cause.
+    short = (one if len(one) <= LONGEST_LINE else f"{one[: LONGEST_LINE - 200]} ... {one[-200:]}" for one in told)
+    return "\n    VIOLATION: ".join([text, *short])
 
 
 def worst(outcomes: list[Outcome]) -> Iterator[str]:
@@ -401,9 +481,10 @@ def worst(outcomes: list[Outcome]) -> Iterator[str]:
     yield "worst time of a step: " + ", ".join(f"{step} {steps[step]:.2f} s" for step in sorted(steps))
 
 
-def chosen(only: str) -> list[Cell]:
-    """The cells of a step, a fault of it, or a variant of that."""
-    return [cell for cell in cells() if not only or f"{cell.name}/".startswith(only.rstrip("/") + "/")]
+def chosen(only: list[str]) -> list[Cell]:
+    """The cells of steps, faults of them, or variants of those."""
+    beginnings = tuple(one.rstrip("/") + "/" for one in only)
+    return [cell for cell in cells() if not only or f"{cell.name}/".startswith(beginnings)]
 
 
 def part_of(wanted: list[Cell]) -> list[Cell]:
@@ -427,7 +508,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run the matrix and return the exit status."""
     sys.path.insert(0, str(ROOT / ".build"))  # pytest knows that by itself
     parser = argparse.ArgumentParser(prog="python -m tests.faults.matrix", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--only", default="", metavar="STEP[/FAULT[/VARIANT]]", help="run a part")
+    part_of_it = {"action": "append", "default": [], "metavar": "STEP[/FAULT[/VARIANT]]"}
+    parser.add_argument("--only", help="run a part; may be given more than once", **part_of_it)  # type: ignore[arg-type]
     parser.add_argument("--part", action="store_true", help="run a part, which differs from commit to commit")
     parser.add_argument("--list", action="store_true", help="name the cells and run none")
     parser.add_argument("--write", type=Path, metavar="FILE", help="write what was found for readers")

@@ -28,7 +28,31 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 GUARDED = ("/v1", "/v2", "/inference", "/cohere")
 UNAUTHORIZED = {"error": "Unauthorized"}
 ENGINE_DEAD = "EngineCore encountered an issue. See stack trace (above) for the root cause."
+DEEP_JSON = b"[" * 100_000 + b"]" * 100_000
+# Exposition formats differ, and proxies add their own.
+ODD_NUMBERS = b"""\
+vllm:num_requests_running{engine="0"} 1e999
+vllm:num_requests_running{engine="1"} 1.2.3
+vllm:num_requests_waiting{engine="0"} NaN
+vllm:num_requests_waiting{engine="1"} e
+vllm:engine_sleep_state{engine="0",sleep_state="awake"} +Inf
+vllm:engine_sleep_state{engine="0",sleep_state="weights_offloaded"} --
+process_start_time_seconds 1e999
+"""
+TWO_ENGINES = b"""\
+vllm:num_requests_running{engine="0"} 1.0
+vllm:num_requests_running{engine="1"} 0.0
+vllm:num_requests_waiting{engine="0"} 0.0
+vllm:num_requests_waiting{engine="1"} 0.0
+vllm:engine_sleep_state{engine="0",sleep_state="awake"} 1.0
+vllm:engine_sleep_state{engine="0",sleep_state="weights_offloaded"} 0.0
+vllm:engine_sleep_state{engine="0",sleep_state="discard_all"} 0.0
+vllm:engine_sleep_state{engine="1",sleep_state="awake"} 0.0
+vllm:engine_sleep_state{engine="1",sleep_state="weights_offloaded"} 1.0
+vllm:engine_sleep_state{engine="1",sleep_state="discard_all"} 0.0
+"""
 LOGIN_PAGE = b"<!DOCTYPE html>\n<html><head><title>Log in</title></head><body>Please log in.</body></html>\n"
+BACKLOG = 2048
 PHRASES = {status.value: status.phrase for status in HTTPStatus}
 
 
@@ -42,6 +66,7 @@ class Api:
         self.faults = faults
         # Of whoever listens; set when the server does.
         self.stop_listening: Callable[[], Awaitable[None]] | None = None
+        self.listener: socket.socket | None = None
         self.load = 0
         self.to_do: list[asyncio.Future[web.StreamResponse]] = []
         self.started = time.time()
@@ -139,6 +164,9 @@ class Api:
             "empty_200": web.Response,
             "html": lambda: web.Response(body=LOGIN_PAGE, content_type="text/html"),
             "wrong_json": lambda: answer({"unexpected": ["shape"]}),
+            "deep_json": lambda: web.Response(body=DEEP_JSON, content_type="application/json"),
+            "odd_numbers": lambda: web.Response(body=ODD_NUMBERS, content_type="text/plain"),
+            "two_engines": lambda: web.Response(body=TWO_ENGINES, content_type="text/plain"),
             "redirect": lambda: web.Response(status=302, headers={"Location": "/login"}),
             "unauthorized": lambda: answer(UNAUTHORIZED, 401),
         }
@@ -146,6 +174,8 @@ class Api:
             return simple[name]()
         if name == "hang":
             await asyncio.sleep(3600 if fault.seconds is None else fault.seconds)
+        elif name == "full":
+            self.take_nobody(1.5 if fault.seconds is None else fault.seconds)
         elif name == "wrong_text":
             request["wrong_text"] = True
         elif name == "kill":
@@ -173,6 +203,8 @@ class Api:
         response = await self.inner(request, handler)
         if name == "lost":
             return await self.cut(request, with_half_an_answer=False)
+        if name == "slow":
+            await asyncio.sleep(1.0 if fault.seconds is None else fault.seconds)
         if name == "slow_drip" and isinstance(response, web.Response):
             return await self.drip(request, response, 5.0 if fault.seconds is None else fault.seconds)
         if name == "die_after_200":
@@ -181,6 +213,23 @@ class Api:
             self.engine.host.event("dead", cause="die_after_200")
             die()
         return response
+
+    def take_nobody(self, seconds: float) -> None:
+        """Stand still, with a backlog so full that a connection is not even begun."""
+        if self.listener is None:
+            return
+        waiting = []
+        self.listener.listen(0)
+        try:
+            for _place in range(2):
+                waiting.append(socket.socket(self.listener.family))
+                waiting[-1].setblocking(False)
+                waiting[-1].connect_ex(self.listener.getsockname())
+            time.sleep(seconds)
+        finally:
+            self.listener.listen(BACKLOG)
+            for sock in waiting:
+                sock.close()
 
     async def later(self, fault: Fault, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Answer after a while."""

@@ -22,10 +22,15 @@ slow_drip       the right answer, one byte at a time over `seconds` (default: 5)
 empty_200       200 with no body; nothing is done
 html            200 with a log-in page; nothing is done
 wrong_json      200 with JSON of another shape; nothing is done
+deep_json       200 with JSON that is nested more deeply than a parser goes; nothing is done
+odd_numbers     200 with metrics whose numbers are none, or have no end; nothing is done
+two_engines     200 with the metrics of two engines, of which one sleeps and one has a request; nothing is done
 not_done        200 with the usual answer; nothing is done
 early           200 with the usual answer at once; it is done `seconds` later (default: 1.5)
 late            do it `seconds` later (default: 1.5), whether the client still waits or not
 lost            do it, and close the connection without an answer
+slow            do it, and answer `seconds` later (default: 1)
+full            for `seconds` (default: 1.5) nothing is answered, and no connection is taken: the backlog is full
 die_after_200   do it, answer 200, and die
 kill            die at once, as under SIGKILL
 freeze          stop at once, as under SIGSTOP: connections are taken, and nothing answers
@@ -48,6 +53,7 @@ from typing import Any
 NAMES = {
     "status_500", "hang", "refuse", "reset_mid_body", "slow_drip", "empty_200", "html", "wrong_json", "not_done",
     "early", "late", "lost", "die_after_200", "kill", "freeze", "deaf", "oom", "wrong_text", "redirect", "unauthorized",
+    "slow", "full", "deep_json", "odd_numbers", "two_engines",
 }  # fmt: skip
 # Of what is no call.
 OTHER_NAMES = {"load": {"die", "kill", "oom", "hang"}, "term": {"hang"}}

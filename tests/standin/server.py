@@ -12,7 +12,7 @@ import time
 
 from aiohttp import web
 
-from .api import Api
+from .api import BACKLOG, Api
 from .engine import Engine, say
 from .faults import Faults, die
 from .gpu import GpuHost, OutOfMemory
@@ -66,9 +66,9 @@ async def serve(settings: Settings, engine: Engine, faults: Faults, listener: so
     say("INFO", "entry.py:140", f"Starting vLLM server on http://{settings.host}:{settings.port}", "APIServer")
     print(f"INFO:     Started server process [{os.getpid()}]", file=sys.stderr)
     print("INFO:     Waiting for application startup.", file=sys.stderr)
-    site = web.SockSite(runner, listener, backlog=2048)
+    site = web.SockSite(runner, listener, backlog=BACKLOG)
     await site.start()
-    api.stop_listening = site.stop
+    api.stop_listening, api.listener = site.stop, listener
     print("INFO:     Application startup complete.", file=sys.stderr, flush=True)
     await asyncio.Event().wait()
 

@@ -517,6 +517,44 @@ def test_answers_that_are_slow(start: Start) -> None:
     assert a.call("GET", "/is_sleeping").status_code == 200
 
 
+def test_an_answer_that_comes_later_than_what_it_tells(start: Start, pool: ThreadPoolExecutor) -> None:
+    a = start("org/a")
+    a.fault("/sleep", "slow", seconds=0.6)
+    future = pool.submit(post, a, "/sleep?level=1")
+    time.sleep(0.3)
+    assert a.call("GET", "/is_sleeping").json()["is_sleeping"]
+    assert not future.done()
+    assert future.result(20).json() == {"status": "sleeping", "level": 1}
+
+
+def test_a_server_that_takes_no_connection_for_a_while(start: Start, pool: ThreadPoolExecutor) -> None:
+    a = start("org/a")
+    a.fault("/health", "full", seconds=1.0)
+    began = time.monotonic()
+    future = pool.submit(a.call, "GET", "/health")
+    time.sleep(0.3)
+    with socket.socket() as client:
+        client.settimeout(0.3)
+        with pytest.raises(TimeoutError):
+            client.connect(("127.0.0.1", a.port))
+    assert future.result(20).status_code == 200
+    assert time.monotonic() - began >= 1
+    assert a.call("GET", "/health").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("fault", "beginning"),
+    [("deep_json", "[[["), ("odd_numbers", "vllm:num_requests_running"), ("two_engines", "vllm:num_requests_running")],
+)
+def test_answers_that_no_parser_expects(start: Start, fault: str, beginning: str) -> None:
+    a = start("org/a")
+    a.fault("/metrics", fault)
+    answer = a.call("GET", "/metrics")
+    assert answer.status_code == 200
+    assert answer.text.startswith(beginning)
+    assert "num_requests_running" in a.call("GET", "/metrics").text
+
+
 def test_servers_that_die(start: Start, tmp_path: Path) -> None:
     a = start("org/a", names=["a"])
     a.fault("/sleep", "die_after_200")
