@@ -83,6 +83,14 @@ faults: engine ## every step of a switch with every fault, kills, races, and a f
 	$(PYTEST) -s tests/fuzz tests/faults
 	@.venv/bin/python -m tests.faults.matrix $(if $(QUICK),--part)
 
+.PHONY: soak
+soak: setup ## 500 random rounds of faults, clients and a second operator on stand-ins
+	@.venv/bin/python -m tests.faults.soak
+
+.PHONY: mutants
+mutants: setup ## break the engine in many places, one at a time, and tell which tests notice
+	@.venv/bin/python -m tests.mutants
+
 .PHONY: engine
 engine: setup ## make sure that a Docker engine runs (as root it is installed and started; tools/engine.sh stop ends it)
 	@bash tools/engine.sh

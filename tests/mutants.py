@@ -1,0 +1,685 @@
+# SPDX-License-Identifier: MIT
+"""Breaks the engine in many places, one at a time, and tells which tests notice.
+
+    python -m tests.mutants                    all; the last line is `N mutants, K killed, S survived`
+    python -m tests.mutants --only lock        those whose name begins so
+    python -m tests.mutants --list             their names, and what each breaks
+
+A mutant is one small replacement in the source, made in a copy of this checkout. The engine's unit tests run on it,
+those of its own room first, until one fails; where none does, those cells of the fault matrix that the mutant names.
+One that no longer fits the source is an error: whoever changes that line changes the mutant. Those that nothing can
+notice say why (`reason`); they are counted as survivors that are known.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.serverlib import ROOT
+
+ENGINE = "plugins/module_utils/switching"
+UNIT = "tests/unit/plugins/module_utils/switching"
+# A mutant may well hang what it breaks.
+TESTS_SECONDS, CELLS_SECONDS, ONE_TEST_SECONDS = 900.0, 300.0, 120
+NOTHING_FAILED = 0
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One replacement in one file of the engine."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    breaks: str  # for a reader
+    tests: tuple[str, ...] = ()  # which of the engine's unit tests run first, test_FILE before all others
+    cells: tuple[str, ...] = ()  # of the matrix, where no unit test notices
+    reason: str = ""  # why nothing can notice
+
+
+MUTANTS = (
+    # ---- time ----
+    Mutant(
+        "time/answer-without-end",
+        "connection.py",
+        "left = self.until - time.monotonic()",
+        "left = 30.0",
+        "an answer that drips is waited for, byte by byte, for ever",
+        ("server",),
+    ),
+    Mutant(
+        "time/stale-connection",
+        "connection.py",
+        "if self._socket is not None and not self._has_news():",
+        "if self._socket is not None:",
+        "a connection that the server has closed meanwhile is used again",
+        ("server",),
+    ),
+    Mutant(
+        "time/wait-half",
+        "host.py",
+        "if waited >= seconds:",
+        "if waited * 2 >= seconds:",
+        "everything is waited for half as long as is set",
+        ("switch", "drain"),
+    ),
+    Mutant(
+        "time/no-look-at-the-process",
+        "host.py",
+        "if look and now >= next_look:",
+        "if False:",
+        "a server that ends while it loads is waited for to the end",
+        ("switch",),
+    ),
+    Mutant(
+        "time/deadline-starts-anew",
+        "drain.py",
+        "max(0.0, deadline - (self.clock() - started))",
+        "deadline",
+        "a drain that was broken off begins its deadline anew",
+    ),
+    Mutant(
+        "time/no-backoff",
+        "switch.py",
+        "if 0 < left <= rest:",
+        "if False:",
+        "a host has no rest after a switch that failed",
+        ("switch",),
+    ),
+    Mutant(
+        "time/clock-set-back",
+        "switch.py",
+        "if 0 < seconds <= least]",
+        "if 0 < seconds]",
+        "min_active_seconds is waited for for years where the clock was set back",
+        ("switch",),
+    ),
+    Mutant(
+        "time/not-looked-again",
+        "switch.py",
+        "if self._let_stay(model, before, plan, performer):",
+        "if self._let_stay(model, before, plan, performer) and False:",
+        "after a wait for min_active_seconds the plan is still that of before",
+        ("switch",),
+    ),
+    # ---- locks and what they remember ----
+    Mutant(
+        "lock/entered-unlocked",
+        "lock.py",
+        "if not wait(lambda: _try(descriptor, fcntl.LOCK_EX), seconds):",
+        "if not wait(lambda: True, seconds):",
+        "who waits for the lock goes on without it",
+    ),
+    Mutant(
+        "lock/shared",
+        "lock.py",
+        "if not _try(descriptor, fcntl.LOCK_EX):\n                if tell",
+        "if not _try(descriptor, fcntl.LOCK_SH):\n                if tell",
+        "two switches hold the lock at once",
+    ),
+    Mutant(
+        "lock/doubt-unread",
+        "lock.py",
+        'self.begun = {str(m): Begun(str(action), float(at)) for m, (action, at) in saved["begun"].items()}',
+        "self.begun = {}",
+        "the next switch does not know of a wake that was cut off",
+        ("lock", "switch"),
+    ),
+    Mutant(
+        "lock/doubt-unwritten",
+        "lock.py",
+        "self.begun[name] = Begun(action, round(time.time(), 3))\n            self._write()",
+        "self.begun[name] = Begun(action, round(time.time(), 3))",
+        "a wake is not written down before it begins",
+        ("lock", "switch"),
+    ),
+    Mutant(
+        "lock/doubt-for-ever",
+        "lock.py",
+        "if self.begun.pop(name, None):",
+        "if self.begun.get(name):",
+        "a model stays in doubt for ever",
+        ("lock", "switch"),
+    ),
+    Mutant(
+        "lock/failure-forgotten",
+        "lock.py",
+        "self.failed_at = max(self.failed_at, failed_at)",
+        "self.failed_at = failed_at",
+        "of two switches side by side the one that ended well hides that the other failed",
+    ),
+    Mutant(
+        "lock/peek-while-held",
+        "lock.py",
+        "if _try(descriptor, fcntl.LOCK_SH):",
+        "if True:",
+        "a report takes a wake that is under way for one that was cut off",
+    ),
+    Mutant(
+        "lock/woken-without-doubt",
+        "perform.py",
+        "        self.host.lock.begin(step.model, WAKE)\n",
+        "",
+        "a wake is not written into the lock",
+        ("switch",),
+    ),
+    Mutant(
+        "lock/settled-by-the-wake",
+        "perform.py",
+        "if step.action in (STOP, SLEEP, VERIFY):",
+        "if step.action in (STOP, SLEEP, VERIFY, WAKE):",
+        "a wake counts as proved when its calls were answered",
+        ("switch",),
+    ),
+    # ---- requests ----
+    Mutant(
+        "requests/cut-by-the-sleep",
+        "perform.py",
+        'server.sleep(step.level or 1, self._modes.get(step.model, "wait"))',
+        'server.sleep(step.level or 1, "abort")',
+        "a sleep cuts what came since the drain",
+        ("drain", "switch"),
+    ),
+    Mutant(
+        "requests/waiting-not-counted",
+        "drain.py",
+        "return self._gone or self._last == (0, 0)",
+        "return self._gone or (self._last is not None and self._last[0] == 0)",
+        "a server counts as idle while requests wait in it",
+    ),
+    Mutant(
+        "requests/busy-is-gone",
+        "drain.py",
+        "return False  # a busy server is no reason to stop it",
+        "self._gone = True",
+        "a server that does not answer while it drains counts as ended",
+    ),
+    Mutant(
+        "requests/fail-cuts",
+        "drain.py",
+        'if action == "abort":',
+        'if action in ("abort", "fail"):',
+        "drain_timeout_action fail cuts the requests",
+    ),
+    Mutant(
+        "requests/parked-in-what-ends",
+        "drain.py",
+        'if action == "keep" and able and not self.ending:',
+        'if action == "keep" and able:',
+        "requests are parked in a server that is to be stopped",
+    ),
+    Mutant(
+        "requests/not-resumed",
+        "drain.py",
+        "self.server.resume()\n                self.held = False",
+        "self.held = False",
+        "a drain that failed leaves its server paused",
+    ),
+    Mutant(
+        "requests/not-resumed-at-the-end",
+        "mend.py",
+        "self.host.servers[name].resume()",
+        "pass",
+        "a switch that failed leaves a server paused",
+        ("drain", "switch"),
+    ),
+    Mutant(
+        "requests/stopped-undrained",
+        "mend.py",
+        "except (DrainTimeout, NoMemory):",
+        "except NoMemory:",
+        "a drain that may cut nothing ends in a stop",
+        ("drain", "switch"),
+    ),
+    Mutant(
+        "requests/cut-not-told",
+        "mend.py",
+        "CUT: None if None in lost else sum(lost)}",
+        "CUT: 0}",
+        "what a stop has cut is not told",
+        ("drain", "switch"),
+    ),
+    Mutant(
+        "requests/old-servers-asked-to-drain",
+        "server.py",
+        ">= (0, 17)",
+        ">= (0, 1)",
+        "a server that knows no modes is asked to drain, and sleeps",
+        ("server", "drain"),
+    ),
+    Mutant(
+        "requests/of-one-engine-alone",
+        "server.py",
+        "int(sum(read))",
+        "int(read[-1])",
+        "of several engines only the last one's requests are counted",
+    ),
+    # ---- two awake ----
+    Mutant(
+        "awake/before-others-sleep",
+        "plan.py",
+        "return [dead, displaced, *self._bring_up(model)]",
+        "return [dead, *self._bring_up(model), displaced]",
+        "the target wakes before the others sleep",
+    ),
+    Mutant(
+        "awake/doubt-in-the-way",
+        "plan.py",
+        "elif seen.state == LOADING or (seen.state == SLEEPING and seen.doubtful):",
+        "elif seen.state == LOADING:",
+        "a sleeper that is half awake stays on the GPU",
+    ),
+    Mutant(
+        "awake/paused-is-asleep",
+        "plan.py",
+        "elif seen.state == ACTIVE or seen.paused:\n                lanes",
+        "elif seen.state == ACTIVE:\n                lanes",
+        "a server that was only paused stays on the GPU",
+    ),
+    Mutant(
+        "awake/unconfirmed-sleep",
+        "perform.py",
+        "if not self.host.wait(asleep, self.settings.request_timeout_seconds):",
+        "if False:",
+        "a sleep counts as done when its call was answered",
+        ("switch",),
+    ),
+    Mutant(
+        "awake/unconfirmed-stop",
+        "perform.py",
+        "if not self.host.wait(gone, self.settings.request_timeout_seconds):",
+        "if False:",
+        "a stop counts as done though the port still answers",
+        ("switch",),
+    ),
+    Mutant(
+        "awake/children-left",
+        "lifecycle.py",
+        "if self._pid() is None and not _members(group):",
+        "if self._pid() is None:",
+        "a stop leaves the engine's process, which holds the GPU",
+    ),
+    Mutant(
+        "awake/started-beside-what-is-left",
+        "lifecycle.py",
+        "if not self.model.stop_command and self._group() is not None:",
+        "if False:",
+        "a start leaves what an earlier start has left",
+    ),
+    Mutant(
+        "awake/never-killed",
+        "lifecycle.py",
+        "for number in (signal.SIGTERM, signal.SIGKILL):",
+        "for number in (signal.SIGTERM,):",
+        "a server that does not heed SIGTERM stays",
+    ),
+    Mutant(
+        "awake/loading-is-stopped",
+        "host.py",
+        "if seen.state in (STOPPED, LOADING) and running:",
+        "if seen.state == LOADING and running:",
+        "a server that still loads counts as stopped",
+        ("switch",),
+    ),
+    # ---- what wakes is right ----
+    Mutant(
+        "right/no-reload",
+        "server.py",
+        'Request("/wake_up?tags=weights"), _RELOAD[0], Request(',
+        'Request("/wake_up?tags=weights"), Request(',
+        "a wake from level 2 loads no weights",
+    ),
+    Mutant(
+        "right/doubt-at-its-level",
+        "plan.py",
+        "None if seen.doubtful else seen.level",
+        "seen.level",
+        "what is half awake is woken as the gauge says",
+    ),
+    Mutant(
+        "right/retry-at-level-1",
+        "mend.py",
+        "steps = [Step(WAKE, name, seen.level), Step(VERIFY, name)]",
+        "steps = [Step(WAKE, name, 1), Step(VERIFY, name)]",
+        "a wake that failed is tried again without the weights",
+        ("switch",),
+        ("reload/500/once",),
+    ),
+    Mutant(
+        "right/ready-asleep",
+        "perform.py",
+        "return not server.is_sleeping()",
+        "return True",
+        "a server that still sleeps counts as ready",
+        ("switch",),
+    ),
+    Mutant(
+        "right/another-server",
+        "server.py",
+        "        self._check_identity()\n        asleep",
+        "        asleep",
+        "another model's server on the port counts as this one's",
+    ),
+    Mutant(
+        "right/dead-is-healthy",
+        "server.py",
+        "if error.status == 503:\n                return False",
+        "if error.status == 503:\n                return True",
+        "a dead engine counts as healthy",
+    ),
+    Mutant(
+        "right/wrong-stays-awake",
+        "mend.py",
+        "for name in sorted(self.performer.wrong):",
+        "for name in ():",
+        "a server that answers wrongly stays awake when the switch fails",
+        ("switch",),
+        ("canary/wrong-text",),
+    ),
+    # ---- records ----
+    Mutant(
+        "record/wrong-answer-recorded",
+        "canary.py",
+        "if known is None or known.served != _served(model):",
+        "if known is None or known.served != _served(model) or text != known.text:",
+        "a wrong answer is recorded as the right one",
+    ),
+    Mutant(
+        "record/mended-by-a-restart",
+        "canary.py",
+        "known_start = known.start == start or restarted or known.suspect",
+        "known_start = known.start == start or known.suspect",
+        "after a restart for a failure any answer is taken for right",
+    ),
+    Mutant(
+        "record/suspicion-forgotten",
+        "canary.py",
+        "known_start = known.start == start or restarted or known.suspect",
+        "known_start = known.start == start or restarted",
+        "after a refused answer, any answer of the next start is taken for right",
+    ),
+    Mutant(
+        "record/half-written",
+        "records.py",
+        'new = path(stack_dir, name) + ".new"',
+        "new = path(stack_dir, name)",
+        "a record is written in place, so that a kill leaves half of it",
+    ),
+    Mutant(
+        "record/readable",
+        "records.py",
+        "os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)",
+        "os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)",
+        "everybody may read the records",
+    ),
+    Mutant(
+        "record/log-readable",
+        "lifecycle.py",
+        "os.O_TRUNC | os.O_APPEND, 0o600)",
+        "os.O_TRUNC | os.O_APPEND, 0o644)",
+        "everybody may read the servers' logs",
+    ),
+    Mutant(
+        "record/pid-of-another",
+        "lifecycle.py",
+        "return pid if started is not None and _start_time(pid) == started else None",
+        "return pid if started is not None and _start_time(pid) is not None else None",
+        "a process that got the id of one that ended is taken for the server",
+    ),
+    Mutant(
+        "record/group-of-another-boot",
+        "lifecycle.py",
+        "return pid if gone and boot is not None and boot == _boot_id() and _members(pid) else None",
+        "return pid if gone and _members(pid) else None",
+        "a process group of another boot is ended",
+    ),
+    Mutant(
+        "record/two-wanted-active",
+        "wanted.py",
+        "made_room = {name: SLEEPING for name in conflicting if wanted.get(name) == ACTIVE}",
+        "made_room = {name: SLEEPING for name in () if wanted.get(name) == ACTIVE}",
+        "after a boot the host would come back to two active models on one GPU",
+    ),
+    Mutant(
+        "record/nothing-to-take-back",
+        "wanted.py",
+        "displaced = list(displaced) or last_displaced(stack_dir)",
+        "displaced = list(displaced)",
+        "a switch that displaced nobody makes a roll back forget whom",
+    ),
+    # ---- other people ----
+    Mutant(
+        "others/roll-back-over-a-switch",
+        "switch.py",
+        "if displaced and record.last_displaced(self.stack_dir) != list(displaced):",
+        "if False:",
+        "a roll back takes back what somebody switched meanwhile",
+        ("roll_back",),
+    ),
+    Mutant(
+        "others/restore-over-a-switch",
+        "switch.py",
+        "models = tuple(m for m in round_ if is_wanted(m, wanted))",
+        "models = tuple(round_)",
+        "a restore that waited for the lock undoes what was switched meanwhile",
+        ("wanted", "switch"),
+    ),
+    Mutant(
+        "others/interrupted-amid-lanes",
+        "host.py",
+        "while not all(future.done() for future in others):",
+        "while interrupted is None and not all(future.done() for future in others):",
+        "after Ctrl-C the lock is let go while steps still run",
+        ("switch",),
+    ),
+    Mutant(
+        "others/interrupt-leaves-it",
+        "switch.py",
+        "            mender.put_back(model, wanted, before, error)\n            raise",
+        "            raise",
+        "after Ctrl-C nothing is put back",
+        ("switch",),
+    ),
+    Mutant(
+        "others/memory-not-looked-at",
+        "perform.py",
+        "if need and step.model not in self.host.lock.doubtful:",
+        "if False:",
+        "a server is woken into memory that somebody else holds",
+        ("switch_memory",),
+    ),
+    Mutant(
+        "others/secrets-in-the-log",
+        "host.py",
+        "return [self.mask(line) for line in self.lifecycles[model.id].last_lines()]",
+        "return list(self.lifecycles[model.id].last_lines())",
+        "the lines of a log that are shown have the secrets in them",
+        ("switch",),
+    ),
+    # ---- memory ----
+    Mutant(
+        "memory/level-1-without-a-budget",
+        "plan.py",
+        "        self.sleeping_gb += weights\n",
+        "",
+        "of several models that go to sleep each has the whole budget",
+    ),
+    Mutant(
+        "memory/copy-not-counted",
+        "plan.py",
+        "fits_host = free is None or weights + transient <= free",
+        "fits_host = free is None or weights <= free",
+        "a host runs out of memory while the weights are copied",
+    ),
+)
+
+
+class Broken(Exception):
+    """The list does not fit the source, or the tests fail without a mutant."""
+
+
+class Copy:
+    """A copy of the checkout, as git would commit it, in which the engine is broken."""
+
+    def __init__(self, folder: Path) -> None:
+        self.root = folder / "checkout"
+        self.root.mkdir()
+        listed = subprocess.run(
+            ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
+            cwd=ROOT, capture_output=True, check=True,
+        )  # fmt: skip
+        for name in listed.stdout.decode().split("\0"):
+            source, target = ROOT / name, self.root / name
+            if name and source.is_file():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(source.read_bytes())
+                target.chmod(source.stat().st_mode & 0o777)
+        link = self.root / ".build" / "ansible_collections" / "homegpt" / "vllm"
+        link.parent.mkdir(parents=True)
+        link.symlink_to(self.root)
+        # What Python has compiled is told by the second and the size of its source.
+        self._written = int(time.time()) - 100_000
+
+    def source(self, file: str) -> str:
+        return (self.root / ENGINE / file).read_text(encoding="utf-8")
+
+    def write(self, file: str, text: str) -> None:
+        path = self.root / ENGINE / file
+        path.write_text(text, encoding="utf-8")
+        self._written += 2
+        os.utime(path, (self._written, self._written))
+
+    @contextlib.contextmanager
+    def broken(self, mutant: Mutant) -> Iterator[None]:
+        """The engine with this mutant."""
+        before = self.source(mutant.file)
+        self.write(mutant.file, mutated(mutant, before))
+        try:
+            yield
+        finally:
+            self.write(mutant.file, before)
+
+    def run(self, command: list[str], seconds: float) -> tuple[int | None, str]:
+        """The status, None for one that had to be killed, and what was printed."""
+        env = {name: value for name, value in os.environ.items() if not name.startswith(("QUICK", "CI", "TEST_COUNTS"))}
+        with tempfile.TemporaryFile("w+", encoding="utf-8") as output:
+            process = subprocess.Popen(
+                command, cwd=self.root, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )  # fmt: skip
+            try:
+                status: int | None = process.wait(seconds)
+            except subprocess.TimeoutExpired:
+                status = None
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+            output.seek(0)
+            return status, output.read()
+
+
+def mutated(mutant: Mutant, source: str) -> str:
+    """The source with the replacement. Raises Broken where it does not fit exactly once."""
+    count = source.count(mutant.old)
+    if count != 1:
+        raise Broken(f"{mutant.name}: {mutant.file} has {count} times what it replaces: {mutant.old!r}")
+    return source.replace(mutant.old, mutant.new)
+
+
+def files_of(mutant: Mutant) -> list[str]:
+    """The engine's unit tests, those of the mutant's room first."""
+    rest = [path.name for path in sorted((ROOT / UNIT).glob("test_*.py"))]
+    # The longest by far, and concerned with nothing else, come last.
+    rest.sort(key=lambda name: name in ("test_inventory.py", "test_capacity.py"))
+    first = [f"test_{name}.py" for name in (*mutant.tests, mutant.file.removesuffix(".py"))]
+    ordered = [name for name in dict.fromkeys(first) if name in rest]
+    return [f"{UNIT}/{name}" for name in (*ordered, *(name for name in rest if name not in ordered))]
+
+
+def failing(files: list[str], copy: Copy) -> str:
+    """The first unit test that fails, "" where all pass."""
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=no", "-rfE", f"--timeout={ONE_TEST_SECONDS}", *files]
+    status, printed = copy.run(command, TESTS_SECONDS)
+    if status == NOTHING_FAILED:
+        return ""
+    if status is None:
+        return "a test that hangs"
+    # Its name may have blanks; what it says is told after a dash.
+    failed = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", printed, re.MULTILINE)
+    if failed is None:
+        raise Broken(f"pytest exits {status}:\n{printed}")
+    return failed.group(1).removeprefix(UNIT + "/")
+
+
+def killer(mutant: Mutant, copy: Copy) -> str:
+    """Which test or cell notices, "" for none."""
+    by = failing(files_of(mutant), copy)
+    if by:
+        return by
+    for cell in mutant.cells:
+        command = [sys.executable, "-m", "tests.faults.matrix", "--only", cell]
+        status, printed = copy.run(command, CELLS_SECONDS)
+        if status != NOTHING_FAILED:
+            found = re.search(r"VIOLATION: (.{1,100})", printed)
+            return f"cell {cell}: {found.group(1) if found else 'it did not end well'}"
+    return ""
+
+
+def _interrupt(number: int, _frame: object) -> None:
+    raise SystemExit(128 + number)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the mutants and return the exit status: 1 where one survived that has no reason."""
+    parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=(__doc__ or "").splitlines()[0])
+    part = {"action": "append", "default": [], "metavar": "NAME"}
+    parser.add_argument("--only", help="those whose name begins so; may be given more than once", **part)  # type: ignore[arg-type]
+    parser.add_argument("--list", action="store_true", help="name the mutants and run none")
+    options = parser.parse_args(argv)
+    wanted = [mutant for mutant in MUTANTS if mutant.name.startswith(tuple(options.only or [""]))]
+    # Whoever ends it wants no tests left that go on.
+    signal.signal(signal.SIGTERM, _interrupt)
+    started = time.monotonic()
+    try:
+        for mutant in MUTANTS:
+            mutated(mutant, (ROOT / ENGINE / mutant.file).read_text(encoding="utf-8"))
+        if options.list:
+            print("\n".join(f"{mutant.name:36} {mutant.breaks}" for mutant in wanted))
+            return 0
+        survivors = []
+        with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
+            copy = Copy(Path(folder))
+            for mutant in wanted:
+                began = time.monotonic()
+                with copy.broken(mutant):
+                    by = killer(mutant, copy)
+                # What fails without it too has noticed nothing.
+                if "::" in by and failing([f"{UNIT}/{by}"], copy):
+                    raise Broken(f"{mutant.name}: {by} fails without the mutant too")
+                verdict = f"killed    {by}" if by else f"SURVIVED  {mutant.reason or mutant.breaks}"
+                print(f"{mutant.name:36} {time.monotonic() - began:5.0f} s  {verdict}", flush=True)
+                survivors += [] if by else [mutant]
+    except Broken as error:
+        print(error, file=sys.stderr)
+        return 2
+    killed = len(wanted) - len(survivors)
+    print(f"{time.monotonic() - started:.0f} s in all")
+    print(f"{len(wanted)} mutants, {killed} killed, {len(survivors)} survived", flush=True)
+    return 1 if any(not mutant.reason for mutant in survivors) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
