@@ -9,6 +9,7 @@ Docker compose does it by default, else the model's own commands.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -25,6 +26,8 @@ from .inventory import Model, Switching
 LAST_LINES = 200
 # To look at a container is quick, or Docker hangs.
 LOOK_TIMEOUT_SECONDS = 10.0
+# What a pid file takes from the beginning on, so that a full disk can't keep it from being completed.
+_PID_FILE_BYTES = 400
 
 
 # What the last lines of a log say, and what is to be done then. Each of these is vLLM's, or the system's, own wording.
@@ -179,7 +182,8 @@ class ComposeService:
 class Command:
     """A server started by its model's C(start_command), which is the server or, with a C(stop_command), may launch it.
 
-    Its output goes to C(run/ID.log) of the stack, its process id to C(run/ID.pid).
+    Its output goes to C(run/ID.log) of the stack, its process id to C(run/ID.pid). That file is there before the
+    process is, and names the log first, by which a process can be found whose id nobody could write down.
     """
 
     def __init__(self, model: Model, stack_dir: str, switching: Switching) -> None:
@@ -201,13 +205,14 @@ class Command:
             os.environ, VLLM_SERVER_DEV_MODE="1", CUDA_VISIBLE_DEVICES=",".join(map(str, self.model.gpus))
         )
         environment.update(self.model.env)
+        self.child = None
         try:
-            os.makedirs(self.folder, exist_ok=True)
+            os.makedirs(self.folder, 0o755, exist_ok=True)
             if os.path.exists(self.log):
                 os.replace(self.log, self.log + ".1")
             # The server may write secrets of its environment into its log.
             descriptor = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600)
-            with os.fdopen(descriptor, "wb") as log:
+            with os.fdopen(descriptor, "wb") as log, self._noting(log.fileno()) as note:
                 self.child = subprocess.Popen(
                     self.model.start_command,
                     stdin=subprocess.DEVNULL,
@@ -216,9 +221,7 @@ class Command:
                     env=environment,
                     start_new_session=True,
                 )
-            saved = {"pid": self.child.pid, "started": _start_time(self.child.pid), "boot": _boot_id()}
-            with open(self.pid_file, "w", encoding="utf-8") as file:
-                json.dump(saved, file)
+                note({"pid": self.child.pid, "started": _start_time(self.child.pid), "boot": _boot_id()})
         except OSError as error:
             program = self.model.start_command[0]
             if error.filename == program:
@@ -227,6 +230,38 @@ class Command:
                     f"{error.strerror}"
                 ) from None
             raise LifecycleError(f"{self.model.id} could not be started: {error}") from None
+
+    @contextlib.contextmanager
+    def _noting(self, log: int) -> typing.Iterator[typing.Callable[[typing.Mapping[str, typing.Any]], None]]:
+        """Write down that a process is about to begin that prints to this log, for what is known of it then.
+
+        Should that not come to be written down, the process is ended before the error is told.
+        """
+        seen = os.fstat(log)
+        new = self.pid_file + ".new"
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(new)
+        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+
+        def note(what: typing.Mapping[str, typing.Any]) -> None:
+            text = json.dumps(what).ljust(_PID_FILE_BYTES).encode()
+            if os.pwrite(descriptor, text, 0) != len(text):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.pid_file)
+
+        try:
+            note({"log": [seen.st_dev, seen.st_ino], "boot": _boot_id()})
+            os.replace(new, self.pid_file)
+            yield note
+        except BaseException:
+            if self.child is not None:
+                _signal_group(self.child.pid, signal.SIGKILL)
+                self.child.wait()
+            for file in (new, self.pid_file):
+                with contextlib.suppress(OSError):
+                    os.unlink(file)
+            raise
+        finally:
+            os.close(descriptor)
 
     def stop(self) -> None:
         """Stop the server by C(stop_command), or end the process that was started here."""
@@ -245,7 +280,7 @@ class Command:
                 f"{self.model.id} was not started by its start_command here, so it can't be stopped: "
                 "give it a stop_command, or end it by hand"
             )
-        if os.path.exists(self.pid_file):
+        with contextlib.suppress(OSError):  # it tells by itself that its process is gone
             os.unlink(self.pid_file)
 
     def process(self) -> Process:
@@ -283,8 +318,11 @@ class Command:
         try:
             with open(self.pid_file, encoding="utf-8") as file:
                 saved = json.load(file)
+            if "log" in saved:
+                device, inode = saved["log"]
+                return _first_writer(device, inode, saved["boot"])
             return int(saved["pid"]), saved["started"], saved.get("boot")
-        except (OSError, ValueError, TypeError, KeyError):
+        except (OSError, ValueError, TypeError, KeyError, OverflowError):
             return 0, None, None
 
     def _pid(self) -> int | None:
@@ -364,10 +402,31 @@ def _boot_id() -> str | None:
     return None
 
 
+def _first_writer(device: int, inode: int, boot: str | None) -> tuple[int, str | None, str | None]:
+    """The group of the process that was the first one to print to a file, its start time and boot; 0 for nobody."""
+    found = []
+    for pid in _pids() if boot is not None and boot == _boot_id() else ():
+        for number in (1, 2):
+            with contextlib.suppress(OSError):
+                seen = os.stat(f"/proc/{pid}/fd/{number}")
+                fields = _stat(pid)
+                if fields and (seen.st_dev, seen.st_ino) == (device, inode):
+                    found.append((int(fields[19]), int(fields[2])))
+    if not found:
+        return 0, None, None
+    group = min(found)[1]
+    return group, _start_time(group) or "ended", boot
+
+
+def _pids() -> list[int]:
+    """All processes."""
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
 def _members(group: int) -> list[int]:
     """The processes of a process group, zombies aside."""
     found = []
-    for pid in (int(name) for name in os.listdir("/proc") if name.isdigit()):
+    for pid in _pids():
         fields = _stat(pid)
         if fields and int(fields[2]) == group:
             found.append(pid)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -13,6 +14,7 @@ import threading
 import time
 import typing
 
+from . import records
 from .errors import LockTimeout, SwitchingError
 from .plan import WAKE
 
@@ -146,10 +148,25 @@ class HostLock:
                 "failed_at": self.failed_at,
             }
         )
+        line = text.ljust(_WIDTH).encode() + b"\n"
         try:
-            os.pwrite(self._descriptor, text.ljust(_WIDTH).encode() + b"\n", 0)
+            if os.fstat(self._descriptor).st_size < len(line):
+                _reserve(self._descriptor, len(line))
+            if os.pwrite(self._descriptor, line, 0) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
-            raise SwitchingError(f"the notes in the lock {self.path} can't be written: {error.strerror}") from None
+            raise SwitchingError(
+                f"the notes in the lock {self.path} can't be written ({error.strerror}): {records.remedy(error)}"
+            ) from None
+
+
+def _reserve(descriptor: int, size: int) -> None:
+    """Have the disk keep so much for a file, or raise OSError while what it says is still whole."""
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+            raise
 
 
 def _try(descriptor: int, kind: int) -> bool:

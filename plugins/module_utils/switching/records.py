@@ -6,10 +6,24 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import tempfile
 import threading
 import typing
+
+# No record takes as much.
+_ROOM_BYTES = 65536
+
+_REMEDY = "run as a user who may write there"
+_REMEDIES = {
+    errno.ENOSPC: "free space on that disk",
+    errno.EDQUOT: "free space there, or raise the quota",
+    errno.EFBIG: "run where files may be longer (ulimit -f)",
+    errno.EROFS: "mount that disk writable",
+    errno.EISDIR: "remove it",
+}
 
 # For who changes a part of a record: one process holds the host's lock, but its threads may be at it at once.
 changing = threading.Lock()
@@ -38,9 +52,38 @@ def models(stack_dir: str, name: str) -> dict[str, typing.Any]:
 def write(stack_dir: str, name: str, content: typing.Mapping[str, typing.Any]) -> None:
     """Replace a record at once. Raises OSError when it can't be written; what it said before is then still there."""
     new = path(stack_dir, name) + ".new"
-    os.makedirs(os.path.dirname(new), exist_ok=True)
+    os.makedirs(os.path.dirname(new), 0o755, exist_ok=True)
     with contextlib.suppress(FileNotFoundError):
         os.unlink(new)  # an interrupted one, maybe with another mode
-    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-        json.dump(content, file)
-    os.replace(new, path(stack_dir, name))
+    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            json.dump(content, file)
+        os.replace(new, path(stack_dir, name))
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(new)
+        raise
+
+
+def remedy(error: OSError) -> str:
+    """What to do where a file of the stack can't be written."""
+    return _REMEDIES.get(error.errno or 0, _REMEDY)
+
+
+def prove(stack_dir: str, name: str) -> None:
+    """See that a record can be written, and others beside it, before anything is done that they would have to tell of.
+
+    Raises OSError where the disk is full or it can't be replaced.
+    """
+    for file in (path(stack_dir, name), path(stack_dir, name) + ".new"):
+        if os.path.isdir(file):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), file)
+    folder = os.path.dirname(path(stack_dir, ""))
+    os.makedirs(folder, 0o755, exist_ok=True)
+    try:
+        # Its name goes at once, so that nothing is left of it, whatever happens.
+        with tempfile.TemporaryFile(dir=folder, prefix="room.") as room:
+            room.write(os.urandom(_ROOM_BYTES))  # nothing that a file system could make smaller
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, folder) from None

@@ -204,8 +204,7 @@ class Switcher:
             if not check:
                 outcomes = self._all_or_none(models, outcomes, started) if change else outcomes
                 self._note_change(change, outcomes)
-            if not check:
-                self._record_end(models, wanted, outcomes, started)
+            lost = [] if check else self._record_end(models, wanted, outcomes, started)
             if not check and not for_now and any(isinstance(outcome, Result) for outcome in outcomes):
                 meant = record.read(self.inventory, self.stack_dir)
                 left: list[str] = []
@@ -213,7 +212,11 @@ class Switcher:
                     if isinstance(outcome, Result):
                         meant = record.after(self.inventory, meant, model, wanted)
                         left += outcome.displaced if wanted == ACTIVE else []
-                record.write(self.stack_dir, meant, displaced or left)
+                try:
+                    record.write(self.stack_dir, meant, displaced or left)
+                except SwitchingError as error:
+                    lost.append(str(error))
+            _warn(outcomes, lost)
             return together(models, outcomes)
 
     def _note_change(self, change: str, outcomes: typing.Sequence[Result | SwitchingError]) -> None:
@@ -317,7 +320,7 @@ class Switcher:
         models = [m for m in self.inventory.enabled if m.id in found.after]
         back = [m for m in models if found.before.get(m.id) == ACTIVE]
         outcome = SwitchFailed(str(error), result) if error else result
-        self._record_end(back or models, ACTIVE if back else SLEEPING, [outcome], started)
+        result.warnings += self._record_end(back or models, ACTIVE if back else SLEEPING, [outcome], started)
         if error:
             return
         meant = record.read(self.inventory, self.stack_dir)
@@ -355,13 +358,13 @@ class Switcher:
         wanted: str,
         outcomes: typing.Sequence[Result | SwitchingError],
         started: float,
-    ) -> None:
-        """Record how a switch ended that did something, for whoever asks what the host is."""
+    ) -> list[str]:
+        """Record how a switch ended that did something, for whoever asks what the host is. What could not be done."""
         errors = [outcome for outcome in outcomes if isinstance(outcome, SwitchingError)]
         done = [one.result if isinstance(one, SwitchFailed) else one for one in outcomes]
         results = [one for one in done if isinstance(one, Result) and one.steps]
         if not results and not errors:
-            return
+            return []
         rungs = [one.rung for one in results if one.rung]
         end = {
             "models": [m.id for m in models],
@@ -374,8 +377,22 @@ class Switcher:
             if errors
             else ", ".join(one.mended for one in results if one.mended),
         }
-        with contextlib.suppress(OSError):
+        try:
             records.write(self.stack_dir, _LAST_SWITCH, end)
+        except OSError as error:
+            path = records.path(self.stack_dir, _LAST_SWITCH)
+            return [f"{path} can't be written ({error.strerror}): status tells of an earlier switch as the last one"]
+        return []
+
+    def _prove_records(self) -> None:
+        """Raise SwitchingError where what is about to be done could not be recorded."""
+        try:
+            records.prove(self.stack_dir, record.NAME)
+        except OSError as error:
+            raise SwitchingError(
+                f"nothing was done, because a switch leaves records and {error.filename} can't be written "
+                f"({error.strerror}): {records.remedy(error)}"
+            ) from None
 
     def _check_apart(self, models: typing.Sequence[Model]) -> None:
         if not models:
@@ -440,6 +457,8 @@ class Switcher:
         before = {**self.host.observe((*self.inventory.enabled, *hidden)), **self.foreseen}
         plan = self._plan(before, model, wanted)
         last = Step(RECORD, model.id) if record_canary else None
+        if not check and (plan.steps or last):
+            self._prove_records()
         if check:
             waits = [Step(WAIT, name) for name, _left in self._stays(model, before, plan)]
             steps = [step_record(step) for step in (*waits, *plan.steps, *([last] if last else []))]
@@ -559,6 +578,13 @@ class Switcher:
             if 0 < left <= rest:
                 self.sleep(left)
             yield
+
+
+def _warn(outcomes: typing.Sequence[Result | SwitchingError], warnings: typing.Sequence[str]) -> None:
+    """Add what there is to warn of to the first of these that has a result."""
+    results = [one.result if isinstance(one, SwitchFailed) else one for one in outcomes]
+    for result in [one for one in results if isinstance(one, Result)][:1]:
+        result.warnings.extend(warnings)
 
 
 def _after(before: States, plan: Plan, steps: Steps) -> dict[str, Observation]:

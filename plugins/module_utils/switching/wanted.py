@@ -18,7 +18,7 @@ from .plan import ACTIVE, SLEEPING, STOPPED
 
 Wanted = typing.Dict[str, str]
 
-_NAME = "wanted"
+NAME = "wanted"
 
 
 def read(inventory: Inventory, stack_dir: str) -> Wanted:
@@ -55,20 +55,20 @@ def write(stack_dir: str, wanted: Wanted, displaced: typing.Sequence[str] = ()) 
     if recorded(stack_dir) == wanted and last_displaced(stack_dir) == displaced:
         return
     try:
-        records.write(stack_dir, _NAME, {"models": wanted, "displaced": displaced})
+        records.write(stack_dir, NAME, {"models": wanted, "displaced": displaced})
     except OSError as error:
         raise SwitchingError(
-            f"the switch is done, but {records.path(stack_dir, _NAME)} can't be written ({error.strerror}): after a "
+            f"the switch is done, but {records.path(stack_dir, NAME)} can't be written ({error.strerror}): after a "
             "reboot the host would come back to other models"
         ) from None
 
 
 def recorded(stack_dir: str) -> Wanted:
     """What the record says; nothing where there is none, or one that can't be read."""
-    return {str(name): str(state) for name, state in records.models(stack_dir, _NAME).items()}
+    return {str(name): str(state) for name, state in records.models(stack_dir, NAME).items()}
 
 
 def last_displaced(stack_dir: str) -> list[str]:
     """The models that were active before the last switch and not after it."""
-    names = records.read(stack_dir, _NAME).get("displaced")
+    names = records.read(stack_dir, NAME).get("displaced")
     return [str(name) for name in names] if isinstance(names, list) else []

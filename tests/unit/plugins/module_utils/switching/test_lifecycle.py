@@ -4,6 +4,7 @@ down what it is told and answers as Docker does."""
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import os
@@ -245,6 +246,111 @@ def test_a_server_that_ended_before_its_start_time_was_read_does_not_run(stack_d
     (stack_dir / "run").mkdir(parents=True)
     (stack_dir / "run" / "m.pid").write_text(json.dumps({"pid": ended.pid, "started": None}))
     assert command(stack_dir, "true").process() == Process(False)
+
+
+# ---- a start whose pid file can't be written ---------------------------------------------------
+
+
+def test_nothing_is_started_that_cannot_be_written_down(stack_dir: Path, processes: Processes) -> None:
+    (stack_dir / "run" / "m.pid").mkdir(parents=True)
+    began = stack_dir / "began"
+    server = shell(stack_dir, f"touch {began}; sleep 300")
+    assert raised(server.start).startswith("m could not be started: ")
+    time.sleep(0.2)
+    assert not began.exists()
+    assert processes.left() == []
+
+
+def test_a_process_that_could_not_be_written_down_is_ended_before_that_is_told(
+    stack_dir: Path, processes: Processes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[bytes] = []
+    write = os.pwrite
+
+    def full(descriptor: int, text: bytes, offset: int) -> int:
+        written.append(text)
+        if len(written) > 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(descriptor, text, offset)
+
+    monkeypatch.setattr(os, "pwrite", full)
+    server = command(stack_dir, "sleep", "300")
+    assert raised(server.start) == "m could not be started: [Errno 28] No space left on device"
+    assert len(written) == 2
+    assert len(written[0]) == len(written[1])  # it never takes more than it had from the beginning on
+    assert processes.left() == []
+    assert [path.name for path in (stack_dir / "run").iterdir()] == ["m.log"]
+
+
+KILLED_AMID_A_START = """
+import os, sys
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching import lifecycle
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import Switching, parse
+began = lifecycle._start_time
+lifecycle._start_time = lambda pid: os._exit(9)
+models = [{"id": "m", "model": "m", "host_port": 8001, "start_command": sys.argv[2:]}]
+lifecycle.Command(parse(models).models[0], sys.argv[1], Switching()).start()
+"""
+
+
+def killed_amid_a_start(stack_dir: Path, *start: str) -> None:
+    """A start by somebody who is killed as soon as the process is there."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / ".build")}
+    arguments = [sys.executable, "-c", KILLED_AMID_A_START, str(stack_dir), *start]
+    assert subprocess.run(arguments, env=environment, check=False, timeout=300).returncode == 9
+
+
+def test_who_was_killed_amid_a_start_has_left_what_the_process_is_found_by(
+    stack_dir: Path, processes: Processes
+) -> None:
+    killed_amid_a_start(stack_dir, "sh", "-c", "sleep 300 & sleep 300 & echo ready; wait")
+    server = command(stack_dir, "sleep", "300")
+    wait_until(lambda: len(server.pids()) == 3)
+    assert server.process() == Process(True)
+    assert sorted(server.pids()) == processes.left()
+    server.stop()
+    assert processes.left() == []
+    assert server.process() == Process(False)
+
+
+def test_what_a_process_left_behind_that_nobody_wrote_down_is_found_too(stack_dir: Path, processes: Processes) -> None:
+    killed_amid_a_start(stack_dir, "sh", "-c", "sleep 300 & echo ready")
+    server = command(stack_dir, "sleep", "300")
+    wait_until(lambda: server.last_lines() and len(processes.left()) == 1)
+    wait_until(lambda: server.process() == Process(False, remains=True))
+    server.stop()
+    assert processes.left() == []
+
+
+def test_who_only_reads_the_log_is_not_taken_for_the_server(stack_dir: Path) -> None:
+    killed_amid_a_start(stack_dir, "true")
+    with subprocess.Popen(["tail", "-f", str(stack_dir / "run" / "m.log")], stdout=subprocess.DEVNULL) as reader:
+        server = command(stack_dir, "true")
+        wait_until(lambda: server.process() == Process(False))
+        assert server.pids() == []
+        reader.kill()
+
+
+def test_what_was_about_to_begin_before_a_boot_did_not_outlive_it(stack_dir: Path, processes: Processes) -> None:
+    killed_amid_a_start(stack_dir, "sleep", "300")
+    pid_file = stack_dir / "run" / "m.pid"
+    pid_file.write_text(json.dumps({**json.loads(pid_file.read_text()), "boot": "another"}))
+    assert command(stack_dir, "sleep", "300").process() == Process(False)
+    assert len(processes.left()) == 1
+
+
+def test_a_pid_file_that_cannot_be_removed_is_no_reason_to_fail(
+    stack_dir: Path, processes: Processes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: str) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), path)
+
+    server = command(stack_dir, "sleep", "300")
+    server.start()
+    monkeypatch.setattr(os, "unlink", refuse)
+    server.stop()
+    assert processes.left() == []
+    assert server.process() == Process(False, -signal.SIGTERM)
 
 
 # ---- stop -------------------------------------------------------------------------------------

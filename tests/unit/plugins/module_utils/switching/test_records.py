@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: MIT
+"""What a switch writes down: known to be possible before anything is done; a warning, when it fails after."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching import __main__ as program
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching import records
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors import SwitchFailed, SwitchingError
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.lock import HostLock
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.perform import Performer
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.plan import WAKE
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.result import Result
+
+from .conftest import Host, Processes
+
+
+@pytest.fixture
+def pair(host: Host) -> Host:
+    """The models a and b, which share a GPU."""
+    for name in "ab":
+        host.declare(name)
+    return host
+
+
+def no_room(*_arguments: Any, **_options: Any) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def at_the_end(monkeypatch: pytest.MonkeyPatch, happens: Callable[[], object]) -> None:
+    """Something happens while the last step of a switch is done."""
+    verify = Performer._verify
+
+    def last(self: Performer, step: Any) -> str | None:
+        happens()
+        return verify(self, step)
+
+    monkeypatch.setattr(Performer, "_verify", last)
+
+
+def refused(pair: Host) -> str:
+    """What a switch says that does nothing."""
+    before, states = pair.all_changing_calls(), pair.states()
+    with pytest.raises(SwitchingError) as caught:
+        pair.switch("b")
+    assert not isinstance(caught.value, SwitchFailed)
+    assert (pair.all_changing_calls(), pair.states()) == (before, states)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["wanted.json", "wanted.json.new"])
+def test_what_cannot_be_recorded_is_not_begun(pair: Host, name: str) -> None:
+    pair.up(a="active", b=1)
+    (pair.stack_dir / "run" / name).mkdir()
+    assert refused(pair) == (
+        f"nothing was done, because a switch leaves records and {pair.stack_dir}/run/{name} can't be written "
+        "(Is a directory): remove it"
+    )
+    # What is as it should be needs no room.
+    assert not pair.switch("a").changed
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [
+        (errno.ENOSPC, "(No space left on device): free space on that disk"),
+        (errno.EDQUOT, "(Disk quota exceeded): free space there, or raise the quota"),
+        (errno.EROFS, "(Read-only file system): mount that disk writable"),
+        (errno.EACCES, "(Permission denied): run as a user who may write there"),
+    ],
+)
+def test_a_disk_that_takes_no_record_is_known_before_anything_is_touched(
+    pair: Host, monkeypatch: pytest.MonkeyPatch, number: int, remedy: str
+) -> None:
+    def refuse(*_arguments: Any, **_options: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    pair.up(a="active", b=1)
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    assert refused(pair).endswith(f"{pair.stack_dir}/run can't be written {remedy}")
+
+
+def test_room_is_written_to_and_given_back(tmp_path: Path) -> None:
+    records.prove(str(tmp_path), "wanted")
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_a_switch_whose_records_cannot_be_written_any_more_is_told_as_done(
+    pair: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair.up(a="active", b=1)
+    run = pair.stack_dir / "run"
+
+    def full() -> None:
+        for name in ("wanted", "last_switch"):
+            (run / f"{name}.json.new").mkdir()
+
+    at_the_end(monkeypatch, full)
+    result = pair.switch("b")
+    assert result.active_model == "b"
+    assert {name: seen.state for name, seen in result.models.items()} == pair.states()
+    assert pair.states() == {"a": "sleeping", "b": "active"}
+    status, back = result.warnings
+    assert status.startswith(f"{run}/last_switch.json can't be written (")
+    assert status.endswith("): status tells of an earlier switch as the last one")
+    assert back.startswith(f"the switch is done, but {run}/wanted.json can't be written (")
+
+
+def test_the_command_line_says_so_and_succeeds(
+    pair: Host, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pair.up(a="active", b=1)
+    declaration = {"vllm_models": pair.models, "vllm_switching": pair.settings}
+    (pair.stack_dir / "models.json").write_text(json.dumps(declaration), encoding="utf-8")
+    at_the_end(monkeypatch, (pair.stack_dir / "run" / "wanted.json.new").mkdir)
+    assert program.main(["--stack-dir", str(pair.stack_dir), "switch", "b"]) == 0
+    printed, said = capsys.readouterr()
+    assert printed.splitlines()[-1] == "b: active"
+    assert said.startswith("warning: the switch is done, but ")
+
+
+def test_a_failed_switch_that_cannot_be_recorded_still_says_why_it_failed(
+    pair: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair.settings["escalation"] = ["roll_back"]
+    pair.up(a="active", b=1)
+    pair.fault("b", "/wake_up", "status_500", times=0)
+    write = records.write
+
+    def full(stack_dir: str, name: str, content: Any) -> None:
+        (no_room if name == "last_switch" else write)(stack_dir, name, content)
+
+    monkeypatch.setattr(records, "write", full)
+    with pytest.raises(SwitchFailed, match="b could not be made active: POST /wake_up: answered 500") as caught:
+        pair.switch("b")
+    result = caught.value.result
+    assert isinstance(result, Result)
+    assert [warning.split(" ", 1)[1] for warning in result.warnings] == [
+        "can't be written (No space left on device): status tells of an earlier switch as the last one"
+    ]
+
+
+def test_an_answer_that_cannot_be_recorded_on_request_takes_nothing_back(
+    pair: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair.settings["canary"] = "auto"
+    pair.up(a="active", b=1)
+    at_the_end(monkeypatch, (pair.stack_dir / "run" / "canary.json.new").mkdir)
+    with pair.switcher() as switcher:
+        result = switcher.switch("b", record_canary=True)
+    assert result.active_model == "b"
+    assert pair.states() == {"a": "sleeping", "b": "active"}
+    assert result.steps[-1]["note"] == "not recorded"
+    assert "the canary's answer of b could not be recorded" in result.warnings[0]
+
+
+def test_a_server_whose_pid_file_cannot_be_written_is_never_awake_beside_the_one_put_back(
+    pair: Host, processes: Processes
+) -> None:
+    pair.models[1]["env"]["STANDIN_LOAD_SECONDS"] = "0.3"
+    pair.up(a="active")
+    (pair.stack_dir / "run" / "b.pid").mkdir()
+    with pytest.raises(SwitchFailed, match="b could not be made active: it could not be started: ") as caught:
+        pair.switch("b")
+    assert caught.value.result.active_model == "a"
+    pair.wait_until(lambda: len(processes.left()) == 1, "nothing but a runs")
+    assert not [event for event in pair.events() if event["event"] == "loading" and event["model"] == "org/b"]
+
+
+def test_a_record_that_cannot_be_written_leaves_nothing_beside_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records.write(str(tmp_path), "wanted", {"models": {}})
+    monkeypatch.setattr(json, "dump", no_room)
+    with pytest.raises(OSError, match="No space left"):
+        records.write(str(tmp_path), "wanted", {"models": {"a": "active"}})
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["wanted.json"]
+    assert records.read(str(tmp_path), "wanted") == {"models": {}}
+
+
+@pytest.mark.parametrize("kind", ["reserved", "written in part"])
+def test_notes_that_there_is_no_room_for_leave_those_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    lock = HostLock(str(tmp_path))
+    many = [f"{number:0200d}" for number in range(10)]
+    with lock.hold("b active", 1, lambda _done, _seconds: False):
+        lock.begin("b", WAKE)
+        if kind == "reserved":
+            monkeypatch.setattr(os, "posix_fallocate", no_room)
+        else:
+            monkeypatch.setattr(os, "pwrite", lambda _descriptor, _text, _offset: 4096)
+        for name in many:
+            with pytest.raises(
+                SwitchingError, match=r"notes in the lock .* can't be written \(No space .*\): free space"
+            ):
+                for _more in many:
+                    lock.begin(name + _more, WAKE)
+        monkeypatch.undo()
+    other = HostLock(str(tmp_path))
+    other.peek()
+    assert "b" in other.doubtful
