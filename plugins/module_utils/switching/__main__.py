@@ -95,6 +95,8 @@ def _status(switcher: Switcher, options: argparse.Namespace) -> int:
         _say(json.dumps({**report, "wanted": recorded(options.stack_dir)}))
     else:
         _say("\n".join(status_lines({platform.node(): report})))
+    for warning in report["warnings"]:
+        _say(f"warning: {warning}", sys.stderr)
     return 0
 
 

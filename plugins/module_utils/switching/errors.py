@@ -122,6 +122,12 @@ class LockTimeout(SwitchingError):
     """Another switch holds the host's lock for longer than C(lock_timeout_seconds)."""
 
 
+class LockLost(SwitchingError):
+    """The lock of a switch that goes on was removed, so that another one may have begun."""
+
+    remedy = "see what is active, then switch again; leave the files of a stack's run folder where they are"
+
+
 class SwitchFailed(SwitchingError):
     """A plan could not be carried out. C(result) tells what was done and what the host is left with."""
 

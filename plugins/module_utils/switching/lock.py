@@ -1,7 +1,11 @@
 # -*- coding: utf-8 -*-
 # Copyright (c) HomeGPT
 # SPDX-License-Identifier: MIT
-"""The one lock of a host, and in its file what the next switch has to know, should this one be cut off at any point."""
+"""The locks of a host, and in the first one's file what the next switch has to know, should this one be cut off.
+
+One lock is the stack's. The others are the machine's: for each GPU, so that stacks which share one wait for each other,
+and for the stack once more, where nobody tidies up.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +14,13 @@ import errno
 import fcntl
 import json
 import os
+import stat
 import threading
 import time
 import typing
 
-from . import records
-from .errors import LockTimeout, SwitchingError
+from . import devices, records
+from .errors import LockLost, LockTimeout, SwitchingError
 from .plan import WAKE
 
 # What is written covers what was there before, so that nothing has to be truncated, which takes longer.
@@ -31,22 +36,100 @@ class Begun(typing.NamedTuple):
     at: float
 
 
+class _File:
+    """A file that is locked by whoever works. C(what) says on what."""
+
+    def __init__(self, path: str, what: str, private: bool) -> None:
+        self.path = path
+        self.what = what
+        self.private = private
+        self.descriptor: int | None = None
+
+    def take(self) -> bool:
+        """Lock it; whether nobody else has. Raises SwitchingError where it can't be opened."""
+        while True:
+            if self.descriptor is None:
+                self.descriptor = self._open()
+            taken = _try(self.descriptor, fcntl.LOCK_EX)
+            if self.is_there():
+                return taken
+            # Another one is in its place, which whoever comes next would lock.
+            self.close()
+
+    def is_there(self) -> bool:
+        """Whether it is still the file that others open."""
+        if self.descriptor is None:
+            return False
+        with contextlib.suppress(OSError):
+            return os.path.samestat(os.lstat(self.path), os.fstat(self.descriptor))
+        return False
+
+    def close(self) -> None:
+        """Let it go."""
+        if self.descriptor is not None:
+            os.close(self.descriptor)
+            self.descriptor = None
+
+    def say(self, holder: str) -> None:
+        """Write into it who has it."""
+        if self.descriptor is not None:
+            with contextlib.suppress(OSError):  # only a text for whoever waits
+                os.pwrite(self.descriptor, holder.ljust(_WIDTH).encode() + b"\n", 0)
+
+    def _open(self) -> int:
+        folder = os.path.dirname(self.path)
+        try:
+            if self.private:
+                devices.private(folder)
+            else:
+                os.makedirs(folder, 0o755, exist_ok=True)
+                mode = stat.S_IMODE(os.stat(folder).st_mode)
+                if mode & stat.S_IWOTH:  # anybody could put another lock in the place of this one
+                    os.chmod(folder, mode & ~0o022)
+            # Whoever may read it could lock it, and so keep everybody from switching.
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+            try:
+                if stat.S_IMODE(os.fstat(descriptor).st_mode) & 0o077:
+                    os.fchmod(descriptor, 0o600)
+            except OSError:
+                os.close(descriptor)
+                raise
+            return descriptor
+        except OSError as error:
+            remedy = records.remedy(error)
+            if not self.private and error.errno in (errno.EACCES, errno.EPERM, errno.ENOTDIR):
+                remedy += ", or set stack_dir (vllm_stack_dir in the playbooks)"
+            raise SwitchingError(f"the lock {self.path} can't be opened ({error.strerror}): {remedy}") from None
+
+
 class HostLock:
     """A file of the stack, so that modules, command line and manager share it.
+
+    C(place) is the folder of the machine's locks and C(gpus) what GPUs it has, for tests to own.
 
     C(begun) says of each model whose server was to be paused (a drain), put to sleep, woken or started what of that was
     begun last, until it is proved or taken back. C(failed_at), C(last_failed_at) (of the switch before) and
     C(active_since) are in seconds since 1970, 0 for never.
     """
 
-    def __init__(self, stack_dir: str) -> None:
+    def __init__(
+        self,
+        stack_dir: str,
+        place: str | None = None,
+        gpus: typing.Callable[[], typing.Mapping[int, str]] = devices.read_gpus,
+    ) -> None:
+        self.stack_dir = stack_dir
+        self.place = place or devices.lock_folder()
+        self.gpus = gpus
         self.path = os.path.join(stack_dir, "run", "switch.lock")
         self.begun: dict[str, Begun] = {}
         self.active_since: dict[str, float] = {}
         self.failed_at = 0.0
         self.last_failed_at = 0.0
         self._holder = ""
+        self.unreadable = False  # so that peek() could not tell
         self._descriptor: int | None = None
+        self._files: list[_File] = []
         self._writing = threading.Lock()
 
     @property
@@ -56,47 +139,107 @@ class HostLock:
 
     @contextlib.contextmanager
     def hold(
-        self, purpose: str, seconds: float, wait: Wait, tell: typing.Callable[[str], None] | None = None
+        self,
+        purpose: str,
+        seconds: float,
+        wait: Wait,
+        tell: typing.Callable[[str], None] | None = None,
+        gpus: typing.Iterable[int] = (),
     ) -> typing.Iterator[None]:
-        """Hold the lock. C(tell) is told who has it, when it has to be waited for. Raises LockTimeout."""
+        """Hold the lock, and those of these GPUs. C(tell) is told who has one that has to be waited for.
+
+        Raises LockTimeout.
+        """
+        own = _File(self.path, "this host", private=False)
+        left = [own]
+        taken: list[_File] = []
+        told: set[_File] = set()
+
+        def take() -> bool:
+            while left:
+                file = left[0]
+                if not file.take():
+                    if tell and file not in told:
+                        told.add(file)
+                        tell(f"waiting for another switch of {file.what} ({self._said(file)})")
+                    return False
+                if file is own:
+                    self._begin(file, purpose)
+                    left.extend(self._machine(gpus))
+                else:
+                    file.say(f"{self._holder}, of {self.stack_dir}")
+                taken.append(left.pop(0))
+            return True
+
         try:
-            os.makedirs(os.path.dirname(self.path), exist_ok=True)
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError as error:
-            raise SwitchingError(
-                f"the lock {self.path} can't be opened ({error.strerror}): run as a user who may write there, or set "
-                "stack_dir (vllm_stack_dir in the playbooks)"
-            ) from None
-        try:
-            if not _try(descriptor, fcntl.LOCK_EX):
-                if tell:
-                    tell(f"waiting for another switch of this host ({self._read(descriptor)})")
-                if not wait(lambda: _try(descriptor, fcntl.LOCK_EX), seconds):
-                    raise LockTimeout(
-                        f"another switch holds the host's lock ({self._read(descriptor)}), and did for {seconds:g} s "
-                        "(lock_timeout_seconds): try again later"
-                    )
-            self._read(descriptor)
-            self.last_failed_at, self.failed_at = self.failed_at, 0.0
-            began = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
-            self._holder = f"process {os.getpid()}: {purpose}, since {began}"
-            self._descriptor = descriptor
-            self._write()
+            if not take() and not wait(take, seconds):
+                if taken:
+                    self.note({}, self.last_failed_at)  # it was no switch
+                what = "the host's lock" if left[0].what == own.what else f"the lock of {left[0].what}"
+                raise LockTimeout(
+                    f"another switch holds {what} ({self._said(left[0])}), and did for {seconds:g} s "
+                    "(lock_timeout_seconds): try again later"
+                )
+            self._files = taken
             yield
         finally:
-            self._descriptor = None
-            os.close(descriptor)
+            self._descriptor, self._files = None, []
+            for file in taken[1:]:
+                if file.is_there():
+                    with contextlib.suppress(OSError):
+                        os.unlink(file.path)
+            for file in (*taken, *left):
+                file.close()
+
+    def check(self) -> None:
+        """See that nobody else can have been let in. Raises LockLost."""
+        for file in self._files:
+            if not file.is_there():
+                raise LockLost(
+                    f"the lock {file.path} was removed while this switch held it, so another one may be at work: "
+                    "nothing more is done"
+                )
+
+    def _machine(self, gpus: typing.Iterable[int]) -> list[_File]:
+        """The machine's locks, in the order in which everybody takes them: of this stack, and of the GPUs."""
+        stack = os.stat(self.stack_dir)
+        there = self.gpus()
+        names = [(f"stack-{stack.st_dev:x}-{stack.st_ino:x}", "this host")]
+        names += sorted((f"gpu-{there[gpu]}", f"GPU {gpu}") for gpu in gpus if gpu in there)
+        return [_File(os.path.join(self.place, name), what, private=True) for name, what in names]
+
+    def _begin(self, file: _File, purpose: str) -> None:
+        """Take over what the last switch has left, and write down that this one begins."""
+        assert file.descriptor is not None
+        self._read(file.descriptor)
+        self.last_failed_at, self.failed_at = self.failed_at, 0.0
+        began = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
+        self._holder = f"process {os.getpid()}: {purpose}, since {began}"
+        self._descriptor = file.descriptor
+        self._write()
+
+    def _said(self, file: _File) -> str:
+        """Who has a file that somebody else has locked."""
+        if file.descriptor is None:
+            return "somebody unknown"
+        if not file.private:
+            return self._read(file.descriptor)
+        return os.pread(file.descriptor, 1 << 12, 0).decode(errors="replace").strip() or "somebody unknown"
 
     def peek(self) -> None:
         """Read what the last switch left, without the lock; nothing while somebody holds it: then it is not over."""
         self.begun, self.active_since, self.failed_at = {}, {}, 0.0
-        with contextlib.suppress(OSError):
+        self.unreadable = False
+        try:
             descriptor = os.open(self.path, os.O_RDONLY)
-            try:
-                if _try(descriptor, fcntl.LOCK_SH):
-                    self._read(descriptor)
-            finally:
-                os.close(descriptor)
+        except OSError as error:
+            self.unreadable = error.errno in (errno.EACCES, errno.EPERM)
+            return
+        try:
+            if _try(descriptor, fcntl.LOCK_SH):
+                self._read(descriptor)
+        finally:
+            os.close(descriptor)
 
     def begin(self, name: str, action: str) -> None:
         """Write down that this model's server is about to be paused (drain), put to sleep, woken or started."""

@@ -21,7 +21,7 @@ from .errors import (
     WrongAnswer,
 )
 from .host import Host
-from .plan import DRAIN, RECORD, RELOAD, SLEEP, START, STOP, STOPPED, VERIFY, WAKE, Step
+from .plan import DRAIN, RECORD, RELOAD, SLEEP, START, STOP, STOPPED, VERIFY, WAIT, WAKE, Step
 from .result import Steps, step_record
 
 
@@ -71,6 +71,8 @@ class Performer:
             record["escalation"] = rung or self.rung
         self.steps.append(record)
         try:
+            if step.action not in (VERIFY, WAIT):
+                self.host.lock.check()
             note = (act or actions[step.action])(step)
             if note:
                 record["note"] = self.host.mask(note)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import os
 import time
 import typing
 
@@ -93,6 +94,7 @@ class Switcher:
         return {
             "active_models": [name for name, state in seen.items() if state.state == ACTIVE],
             "last_switch": self._last_switch(),
+            "warnings": self._hidden(),
             "models": {
                 m.id: {
                     **summary(seen[m.id]),
@@ -106,6 +108,18 @@ class Switcher:
                 for m in self.inventory.models
             },
         }
+
+    def _hidden(self) -> list[str]:
+        """What this user can't be told, because the records of switches are not his to read."""
+        path = records.path(self.stack_dir, _LAST_SWITCH)
+        hidden = ["whether a model's last wake was proved"] if self.lock.unreadable else []
+        if os.path.exists(path) and not os.access(path, os.R_OK):
+            hidden.append("what the last switch was")
+        if not hidden:
+            return []
+        return [
+            f"it is not known {' and '.join(hidden)}: {os.path.dirname(path)} is not this user's; run as root (sudo)"
+        ]
 
     def _last_switch(self) -> dict[str, typing.Any] | None:
         """What is recorded of the last switch that did something; None where nothing is, or something else."""
@@ -195,7 +209,7 @@ class Switcher:
         if wanted != STOPPED:
             self._check_provisioned(models)
         started = self.clock() if started is None else started
-        with self._checking() if check else self._lock(f"{', '.join(m.id for m in models)} {wanted}"):
+        with self._checking() if check else self._lock(models, f"{', '.join(m.id for m in models)} {wanted}"):
             if displaced and record.last_displaced(self.stack_dir) != list(displaced):
                 raise SwitchingError(
                     "another switch of the host ended meanwhile: see what is active, then roll back again"
@@ -204,7 +218,7 @@ class Switcher:
             if not check:
                 outcomes = self._all_or_none(models, outcomes, started) if change else outcomes
                 self._note_change(change, outcomes)
-            lost = [] if check else self._record_end(models, wanted, outcomes, started)
+            lost = self._hidden() if check else self._record_end(models, wanted, outcomes, started)
             if not check and not for_now and any(isinstance(outcome, Result) for outcome in outcomes):
                 meant = record.read(self.inventory, self.stack_dir)
                 left: list[str] = []
@@ -283,7 +297,7 @@ class Switcher:
         """
         self.settings = dataclasses.replace(self.settings, min_active_seconds=0)
         started = self.clock()
-        with self._checking() if check else self._lock(f"undo {change}"):
+        with self._checking() if check else self._lock(self.inventory.enabled, f"undo {change}"):
             found = changes.read(self.stack_dir, change)
             seen = self.host.observe(self.inventory.enabled)
             place = tuple(m.id for m in self.inventory.enabled if found is None or m.id in found.after)
@@ -540,7 +554,7 @@ class Switcher:
                 started = self.clock()
                 outcomes: list[Result | SwitchingError]
                 try:
-                    with self._lock(f"{', '.join(m.id for m in models)} {wanted}"):
+                    with self._lock(models, f"{', '.join(m.id for m in models)} {wanted}"):
                         # What somebody has changed while this waited for the lock is left out.
                         models = tuple(m for m in round_ if is_wanted(m, wanted))
                         outcomes = self._side_by_side(models, wanted, False, started) if models else []
@@ -570,9 +584,10 @@ class Switcher:
         )
 
     @contextlib.contextmanager
-    def _lock(self, purpose: str) -> typing.Iterator[None]:
-        """Hold the host's lock, and let a host have its rest after a switch that failed."""
-        with self.lock.hold(purpose, self.settings.lock_timeout_seconds, self.host.wait, self.tell):
+    def _lock(self, models: typing.Sequence[Model], purpose: str) -> typing.Iterator[None]:
+        """Hold the host's lock and those of the GPUs concerned; let a host have its rest after a switch that failed."""
+        gpus = {gpu for one in models for m in self.inventory.group(one) for gpu in m.gpus}
+        with self.lock.hold(purpose, self.settings.lock_timeout_seconds, self.host.wait, self.tell, gpus):
             rest = self.settings.failure_backoff_seconds
             left = rest - (self.now() - self.lock.last_failed_at)
             if 0 < left <= rest:
