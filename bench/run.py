@@ -148,8 +148,9 @@ def measure_core_with(folder: Path, rounds: int, canary: str, figure: Figure) ->
             with Switcher(parse(models, {"canary": canary}), str(folder / "stack")) as switcher:
                 assert switcher.switch(model).changed
 
-        for model in "ba":  # now answers are recorded
-            switch(model)
+        for model in "ba":
+            with Switcher(parse(models, {"canary": canary}), str(folder / "stack")) as switcher:
+                switcher.switch(model, record_canary=canary != "off")
         calls = {model: recorded(lambda: switch(model), servers) for model in "ba"}  # noqa: B023
         for number in range(rounds):
             # Both go in both directions, and each comes first as often as the other.

@@ -1,7 +1,7 @@
 # -*- coding: utf-8 -*-
 # Copyright (c) HomeGPT
 # SPDX-License-Identifier: MIT
-"""The canary: the answer to a fixed greedy prompt, remembered while a server is known good and compared after a wake.
+"""The canary: the answer to a fixed greedy prompt, recorded when a server was started and compared after a wake.
 
 A wake can go wrong without any call failing: weights that were not loaded again, or come back corrupted, give fluent
 nonsense behind a 200 (vLLM issues 16564, 29341, 25800).
@@ -22,23 +22,31 @@ from .masking import Mask, secrets_of
 from .server import Server
 from .texts import map_text
 
+Start = typing.Callable[[], str]
+
 _NAME = "canary"
+
+# How a server that is asked came to be awake: by a wake of this switch, or somebody else's; by a start that this switch
+# made or saw begin; by a start that it made because something had failed.
+WOKEN, STARTED, RESTARTED = "woken", "started", "restarted"
 
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """The answer of one start of a server, and what it was started with. C(start) is in seconds since 1970.
+    """The answer of one start of a server, and what it was started with. C(start) is empty where it is not known.
 
     C(suspect) says that a later answer was refused: until one is right, or recorded on request, none is taken on trust.
+    C(renewed) says so of an answer of another start, one that nobody here has seen: that may have been by intent.
     """
 
     text: str
     reproducible: bool
-    start: float | None
+    start: str
     version: str
     served: typing.Mapping[str, typing.Any]
     recorded: str
     suspect: bool = False
+    renewed: bool = False
 
 
 class Verdict(typing.NamedTuple):
@@ -58,47 +66,67 @@ def read(model: Model, stack_dir: str) -> Record | None:
     with contextlib.suppress(TypeError):
         saved = records.models(stack_dir, _NAME).get(model.id)
         known = Record(**saved) if saved else None
-        return known if known is None or isinstance(known.text, str) else None
+        if known is None or not isinstance(known.text, str):
+            return None
+        # It once was a time, as the server's metrics told it.
+        return known if isinstance(known.start, str) else dataclasses.replace(known, start="")
     return None
 
 
-def record(server: Server, model: Model, stack_dir: str) -> Verdict:
+def record(server: Server, model: Model, stack_dir: str, start: Start) -> Verdict:
     """Ask twice and remember the answer. The server has to be ready. Raises ServerError or OSError."""
-    return _record(server, model, stack_dir, server.canary())
+    return _record(server, model, stack_dir, start, server.canary())
 
 
-def prove(server: Server, model: Model, stack_dir: str, restarted: bool) -> Verdict:
-    """Compare the answer of a server that is ready with the recorded one; record it where there is none.
+def prove(server: Server, model: Model, stack_dir: str, start: Start, came: str) -> Verdict:
+    """Compare the answer of a server that is ready with the recorded one; record it where it was just started.
 
-    C(restarted): the server has been started because something failed, not by intent. Raises WrongAnswer where the
-    answer is another and must not be, and OSError where the record can't be written.
+    C(start) tells which start of the server it is, and C(came) is one of WOKEN, STARTED and RESTARTED. What a server
+    answers after a wake is never recorded: that is what is to be proved. Raises WrongAnswer where the answer is another
+    and must not be, and OSError where the record can't be written.
     """
     text = server.canary()
     known = read(model, stack_dir)
-    if known is None or known.served != _served(model):
-        return _record(server, model, stack_dir, text)
-    start = server.started()
+    other = known is not None and known.served != _served(model)
+    refused = came == RESTARTED and known is not None and known.suspect
+    if came != WOKEN and not refused and (known is None or other):
+        return _record(server, model, stack_dir, start, text)
+    if known is None:
+        return Verdict("answers; there is no answer of a fresh start to compare with")
     if text == known.text:
-        if known.suspect or known.start != start:
-            _write(model, stack_dir, dataclasses.replace(known, start=start, suspect=False))
+        if came != WOKEN:
+            served = _served(model)
+            _write(
+                model, stack_dir, dataclasses.replace(known, start=start(), served=served, suspect=False, renewed=False)
+            )
+        elif known.suspect or known.renewed:
+            _write(model, stack_dir, dataclasses.replace(known, suspect=False, renewed=False))
         return Verdict("answers as recorded")
-    differs = f"{model.id} answers the fixed prompt with {_short(text)}, not with {_short(known.text)} as recorded"
-    known_start = known.start == start or restarted or known.suspect
-    if not known_start:
+    differs = (
+        f"{model.id} answers the fixed prompt with {_short(text)}, not with {_short(known.text)} as recorded on "
+        f"{known.recorded}"
+    )
+    if (came == STARTED and not known.suspect) or (came == RESTARTED and known.renewed):
         # Started by intent, so its weights or vLLM may have been changed by intent.
-        verdict = _record(server, model, stack_dir, text)
-        return Verdict(verdict.note, f"{differs} on {known.recorded}; it was started since, so that was recorded anew")
+        verdict = _record(server, model, stack_dir, start, text)
+        return Verdict(verdict.note, f"{differs}; it was started since, so that was recorded anew")
+    now = start()
+    renewed = came == WOKEN and now != known.start and "" not in (now, known.start)
+    if renewed and other:
+        remedy = "if it answers rightly, record that (record_canary)"
+        return Verdict("answers otherwise than recorded", f"{differs}; it was started otherwise since: {remedy}")
     if model.canary == "enforce" or (model.canary == "auto" and known.reproducible):
+        doubted = dataclasses.replace(known, suspect=known.suspect or not renewed, renewed=known.renewed or renewed)
         with contextlib.suppress(OSError):  # a full disk makes no answer right
-            _write(model, stack_dir, dataclasses.replace(known, suspect=True))
-        raise WrongAnswer(f"{differs} on {known.recorded} (canary)")
-    return Verdict("answers otherwise than recorded", f"{differs} on {known.recorded} (canary)")
+            _write(model, stack_dir, doubted)
+        raise WrongAnswer(f"{differs} (canary)")
+    return Verdict("answers otherwise than recorded", f"{differs} (canary)")
 
 
-def _record(server: Server, model: Model, stack_dir: str, text: str) -> Verdict:
+def _record(server: Server, model: Model, stack_dir: str, start: Start, text: str) -> Verdict:
     reproducible = server.canary() == text
     now = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
-    _write(model, stack_dir, Record(text, reproducible, server.started(), server.version(), _served(model), now))
+    _write(model, stack_dir, Record(text, reproducible, start(), server.version(), _served(model), now))
     return Verdict("answer recorded" + ("" if reproducible else ", but a second one was another"))
 
 

@@ -132,15 +132,26 @@ def remembered(stack_dir: str) -> dict[str, Need]:
     return {}
 
 
-def remember(stack_dir: str, model_id: str, need: typing.Mapping[int, float]) -> None:
-    """Record what a model needs on each GPU, unless the record says so. The caller holds the host's lock.
+def remembered_of(stack_dir: str, model_id: str) -> str:
+    """Which start of a model's server is known to need what is remembered; empty where nobody can tell."""
+    return str(_starts(stack_dir).get(model_id) or "")
+
+
+def _starts(stack_dir: str) -> dict[str, typing.Any]:
+    found = records.read(stack_dir, _NAME).get("starts")
+    return found if isinstance(found, dict) else {}
+
+
+def remember(stack_dir: str, model_id: str, need: typing.Mapping[int, float], start: str = "") -> None:
+    """Record what a start of a model needs on each GPU, unless the record says so. The caller holds the host's lock.
 
     Raises OSError when the record can't be written; what it said before is then still there.
     """
     with records.changing:
-        saved = remembered(stack_dir)
-        if saved.get(model_id) != need:
-            records.write(stack_dir, _NAME, {"models": {**saved, model_id: dict(need)}})
+        saved, starts = remembered(stack_dir), _starts(stack_dir)
+        if saved.get(model_id) != need or remembered_of(stack_dir, model_id) != start:
+            starts = {**starts, model_id: start}
+            records.write(stack_dir, _NAME, {"models": {**saved, model_id: dict(need)}, "starts": starts})
 
 
 def load_need(model: Model, gpus: typing.Mapping[int, Gpu] | None) -> Need:

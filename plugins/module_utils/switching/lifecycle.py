@@ -100,6 +100,12 @@ class Lifecycle(typing.Protocol):
     def process(self) -> Process:
         """How its process fares. Never raises."""
 
+    def start_id(self) -> str:
+        """What tells this start of the server from every other; empty where nobody can tell. Never raises.
+
+        One that is not known is not the same as another that is not known.
+        """
+
     def pids(self) -> list[int]:
         """The ids, as the host counts, of the processes that it is; none where nobody can tell. Never raises."""
 
@@ -158,6 +164,15 @@ class ComposeService:
         if told is None:
             return Process(None)
         return Process(True) if told.group(1) == "true" else Process(False, int(told.group(2)))
+
+    def start_id(self) -> str:
+        """The container's id and when it was started."""
+        command = ("docker", "inspect", "--format", "{{.State.Running}} {{.Id}} {{.State.StartedAt}}", self.name)
+        try:
+            told = _run(command, LOOK_TIMEOUT_SECONDS).stdout.split()
+        except LifecycleError:
+            return ""
+        return " ".join(told[1:]) if len(told) == 3 and told[0] == "true" else ""
 
     def pids(self) -> list[int]:
         """The processes of the container."""
@@ -299,6 +314,11 @@ class Command:
             return Process(None)
         return Process(False, remains=self._group() is not None)
 
+    def start_id(self) -> str:
+        """The process started here and when that was; of what a launcher has left behind nothing is known."""
+        pid, started, boot = self._saved()
+        return f"{pid} {started} {boot}" if boot and self._pid() is not None else ""
+
     def pids(self) -> list[int]:
         """The process started here and those that it started."""
         group = self._group()
@@ -327,16 +347,17 @@ class Command:
 
     def _pid(self) -> int | None:
         """The id of the process started here while that very process lives; ids are used again, start times are not."""
-        pid, started, _boot = self._saved()
-        # No start time was saved for one that ended as soon as it began.
-        return pid if started is not None and _start_time(pid) == started else None
+        pid, started, boot = self._saved()
+        # No start time was saved for one that ended as soon as it began. It counts from the boot, as ids do.
+        lives = started is not None and _start_time(pid) == started and boot in (None, _boot_id())
+        return pid if lives else None
 
     def _group(self) -> int | None:
         """The id of the process started here while it, or what it started and has left behind, lives."""
         pid, started, boot = self._saved()
         if not pid or started is None:
             return None
-        if _start_time(pid) == started:
+        if self._pid() is not None:
             return pid
         # Its id is its group's too, and the kernel gives it to nobody else while the group lives. After a boot it may.
         gone = _start_time(pid) is None

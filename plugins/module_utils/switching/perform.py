@@ -31,7 +31,8 @@ class Performer:
     C(asked) is when the switch was asked for, by the host's clock. C(to_record) is the model whose answer is to be
     recorded, so that it is not compared. C(steps) and C(warnings) are
     for the result. C(begun) are the models whose servers were woken or started, and whether that was because something
-    had failed; C(wrong) those that answer otherwise than recorded; C(held) those that a drain has paused, and that have
+    had failed; C(fresh) those that this switch has started or seen begin, and not woken since; C(wrong) those that
+    answer otherwise than recorded; C(held) those that a drain has paused, and that have
     not slept or ended since. To be told: C(ending), who is to end and so can't keep requests; C(rung) of the escalation
     that all further steps belong to.
     """
@@ -44,6 +45,7 @@ class Performer:
         self.steps: Steps = []
         self.warnings: list[str] = []
         self.begun: dict[str, bool] = {}
+        self.fresh: set[str] = set()
         self.wrong: set[str] = set()
         self.held: set[str] = set()
         self.ending: set[str] = set()
@@ -150,7 +152,7 @@ class Performer:
         freed = {i: max(0.0, gpus[i].free_gb - free) for i, free in before.items() if i in gpus}
         # It only makes a later check of memory sharper: no reason to fail a switch.
         with contextlib.suppress(OSError):
-            capacity.remember(self.host.stack_dir, name, freed)
+            capacity.remember(self.host.stack_dir, name, freed, self.host.lifecycles[name].start_id())
 
     def _check_memory(
         self, name: str, need: typing.Mapping[int, float], gpus: typing.Mapping[int, capacity.Gpu] | None
@@ -170,11 +172,24 @@ class Performer:
         if not self.host.wait(enough, self.settings.probe_timeout_seconds):
             raise NoMemory(short)
 
+    def _is_of_this_start(self, name: str) -> bool:
+        """Whether what is remembered of a model's memory was measured since its server was started."""
+        start = capacity.remembered_of(self.host.stack_dir, name)
+        return start != "" and start == self.host.lifecycles[name].start_id()
+
     def _wake(self, step: Step) -> str | None:
         need = capacity.remembered(self.host.stack_dir).get(step.model)
         # One that is half awake holds a part of that itself.
         if need and step.model not in self.host.lock.doubtful:
-            self._check_memory(step.model, need, capacity.read_gpus())
+            try:
+                self._check_memory(step.model, need, capacity.read_gpus())
+            except NoMemory:
+                if self._is_of_this_start(step.model):
+                    raise
+                # Somebody else has started it since, and maybe with less: then its next sleep tells.
+                with contextlib.suppress(OSError):
+                    capacity.remember(self.host.stack_dir, step.model, {})
+        self.fresh.discard(step.model)
         self.host.lock.begin(step.model, WAKE)
         self.begun.setdefault(step.model, False)
         return self.host.servers[step.model].wake(step.level)
@@ -194,6 +209,7 @@ class Performer:
         self.begun[step.model] = bool(self.rung) or self.stopped(step.model)
         self.host.lock.begin(step.model, START)
         self.host.lifecycles[step.model].start()
+        self.fresh.add(step.model)
 
     def _stop(self, step: Step) -> None:
         lifecycle = self.host.lifecycles[step.model]
@@ -251,8 +267,12 @@ class Performer:
         if not canary.applies(model):
             server.complete()
             return None
+        came = canary.WOKEN
+        if step.model in self.fresh:
+            came = canary.RESTARTED if self.begun.get(step.model) else canary.STARTED
+        start = self.host.lifecycles[model.id].start_id
         try:
-            verdict = canary.prove(server, model, self.host.stack_dir, self.begun.get(step.model, False))
+            verdict = canary.prove(server, model, self.host.stack_dir, start, came)
             self.wrong.discard(step.model)
         except WrongAnswer:
             self.wrong.add(step.model)
@@ -266,7 +286,8 @@ class Performer:
     def _record_canary(self, step: Step) -> str | None:
         model = self.host.models[step.model]
         try:
-            return canary.record(self.host.servers[step.model], model, self.host.stack_dir).note
+            start = self.host.lifecycles[step.model].start_id
+            return canary.record(self.host.servers[step.model], model, self.host.stack_dir, start).note
         except OSError as error:
             # The switch is done, whatever becomes of its record.
             self.warnings.append(f"the canary's answer of {model.id} could not be recorded: {error}")

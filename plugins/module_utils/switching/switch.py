@@ -24,9 +24,11 @@ from .perform import Performer
 from .plan import (
     ACTIVE,
     DISABLED,
+    LOADING,
     RECORD,
     SLEEP,
     SLEEPING,
+    START,
     STOP,
     STOPPED,
     VERIFY,
@@ -478,6 +480,8 @@ class Switcher:
             steps = [step_record(step) for step in (*waits, *plan.steps, *([last] if last else []))]
             return self._result(model, before, predict(before, plan), steps, [], started)
         performer = Performer(self.host, started, model.id if last else None)
+        begun = {name for name, one in self.lock.begun.items() if one.action == START}
+        performer.fresh.update(name for name, seen in before.items() if seen.state == LOADING or name in begun)
         mender = Mender(performer, self._plan)
 
         def result(after: States) -> Result:

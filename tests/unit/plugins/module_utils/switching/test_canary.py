@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors import SwitchFailed
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.lifecycle import Command
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.result import Result
 
 from .conftest import Host
@@ -30,6 +31,20 @@ def pair(host: Host) -> Host:
 
 def record(host: Host, name: str) -> Any:
     return json.loads((host.stack_dir / "run" / "canary.json").read_text(encoding="utf-8"))["models"][name]
+
+
+def starter(host: Host, name: str) -> Command:
+    """Who may start a server, and knows which start it is."""
+    return Command(host.model(name), str(host.stack_dir), host.inventory.switching)
+
+
+def started_by_somebody_else(host: Host, name: str) -> None:
+    """It is started anew behind the engine's back, and sleeps when that is found."""
+    starter(host, name).stop()
+    host.start(name)
+    host.wait_until(lambda: host.answers(name), "it is loaded")
+    host.call(name, "POST", "/sleep?level=2").raise_for_status()
+    host.forget_events()
 
 
 def notes(result: Result) -> list[str]:
@@ -53,7 +68,7 @@ def test_the_answer_is_recorded_when_a_server_has_been_started(pair: Host) -> No
     assert known["reproducible"]
     assert known["version"] == "0.32.0"
     assert known["served"]["model"] == "org/b"
-    assert abs(known["start"] - path.stat().st_mtime) < 60
+    assert known["start"] == starter(pair, "b").start_id() != ""
     assert not known["suspect"]
     # Twice, and once after the wake.
     assert pair.changing_calls("b").count("POST " + ANSWER) == 2
@@ -85,7 +100,7 @@ def test_a_wake_that_keeps_going_wrong_ends_in_a_restart(pair: Host) -> None:
     assert pair.completion("a") == right
     again = record(pair, "a")
     assert again["text"] == known["text"]
-    assert again["start"] > known["start"]
+    assert again["start"] == starter(pair, "a").start_id() != known["start"]
 
 
 def test_a_wrong_answer_brings_the_previous_model_back_and_does_not_stay_awake(pair: Host) -> None:
@@ -160,6 +175,111 @@ def test_another_command_line_is_another_record(pair: Host) -> None:
     )
 
 
+def test_what_is_answered_after_a_mere_wake_is_never_recorded(pair: Host) -> None:
+    before = record(pair, "b")
+    # Edited, but the server still runs with what it was started with.
+    pair.models[1]["args"] = {"max_model_len": 100}
+    pair.fault("b", "/collective_rpc", "not_done", times=0)
+    pair.settings["escalation"] = ["roll_back"]
+    text, result = failed(pair, "b")
+    assert "b answers the fixed prompt with" in result.steps[3]["failed"]
+    assert "(canary)" in text
+    assert record(pair, "b") == {**before, "suspect": True}
+    pair.call("b", "DELETE", "/standin/faults")
+    # What is right is right, whatever has been edited since.
+    assert notes(pair.switch("b")) == ["answers as recorded"]
+    assert record(pair, "b") == before
+
+
+def test_garbage_after_a_wake_is_not_recorded_by_a_restart_either(pair: Host) -> None:
+    before = record(pair, "b")
+    pair.models[1]["args"] = {"max_model_len": 100}
+    order: dict[str, Any] = {"path": ANSWER, "fault": "wrong_text", "times": 0}
+    pair.models[1]["env"]["STANDIN_FAULTS"] = json.dumps([order])
+    pair.fault("b", **order)
+    text, result = failed(pair, "b")
+    assert "restart verify b" in rungs(result)
+    assert "(canary)" in text
+    assert result.active_model == "a"
+    assert record(pair, "b") == {**before, "suspect": True}
+    # By intent it is another matter.
+    pair.switch("b", "stopped")
+    assert notes(pair.switch("b")) == ["answer recorded"]
+
+
+def test_without_a_record_a_wake_makes_none(pair: Host) -> None:
+    path = pair.stack_dir / "run" / "canary.json"
+    path.unlink()
+    assert notes(pair.switch("b")) == ["answers; there is no answer of a fresh start to compare with"]
+    assert not path.exists()
+    pair.switch("b", "stopped")
+    assert notes(pair.switch("b")) == ["answer recorded"]
+
+
+def test_a_start_that_a_switch_saw_begin_is_recorded(host: Host) -> None:
+    host.settings["canary"] = "auto"
+    host.declare("a", standin={"load_seconds": 1})
+    host.up(a="loading")
+    assert notes(host.switch("a")) == ["answer recorded"]
+    assert record(host, "a")["start"] == starter(host, "a").start_id()
+
+
+def test_a_new_start_may_answer_otherwise_though_no_metrics_tell_of_it(pair: Host) -> None:
+    pair.models[1]["env"]["STANDIN_FAULTS"] = json.dumps([{"path": "/metrics", "fault": "empty_200", "times": 0}])
+    pair.switch("b", "stopped")
+    pair.switch("b")
+    for _start in range(2):
+        pair.switch("b", "stopped")
+        pair.models[1]["start_command"][3] += "-newer"
+        result = pair.switch("b")
+        assert "it was started since, so that was recorded anew" in result.warnings[0]
+        assert result.active_model == "b"
+
+
+def test_a_start_by_somebody_else_is_believed_after_one_of_our_own(pair: Host) -> None:
+    before = record(pair, "b")
+    pair.models[1]["start_command"][3] = "org/other"
+    started_by_somebody_else(pair, "b")
+    result = pair.switch("b")
+    # Its wake may have gone wrong as well as its weights been changed.
+    assert rungs(result)[2:] == [
+        "- wake b", "- verify b", "retry reload b", "retry verify b", "restart stop b", "restart start b",
+        "restart verify b",
+    ]  # fmt: skip
+    assert "it was started since, so that was recorded anew" in result.warnings[0]
+    after = record(pair, "b")
+    assert after["text"] != before["text"]
+    assert (after["suspect"], after["renewed"]) == (False, False)
+    pair.switch("a")
+    assert notes(pair.switch("b")) == ["answers as recorded"]
+
+
+def test_what_cannot_be_compared_is_told_and_not_recorded(pair: Host) -> None:
+    before = record(pair, "b")
+    pair.models[1]["start_command"][3] = "org/other"
+    pair.models[1]["args"] = {"max_model_len": 100}
+    started_by_somebody_else(pair, "b")
+    result = pair.switch("b")
+    assert notes(result) == ["answers otherwise than recorded"]
+    assert "it was started otherwise since: if it answers rightly, record that (record_canary)" in result.warnings[0]
+    assert record(pair, "b") == before
+
+
+@pytest.mark.parametrize("start", [1764358943.51, None])
+def test_a_record_that_tells_a_start_by_the_metrics_is_read(pair: Host, start: float | None) -> None:
+    path = pair.stack_dir / "run" / "canary.json"
+    known = json.loads(path.read_text(encoding="utf-8"))
+    del known["models"]["b"]["renewed"]
+    known["models"]["b"]["start"] = start
+    path.write_text(json.dumps(known), encoding="utf-8")
+    assert notes(pair.switch("b")) == ["answers as recorded"]
+    pair.switch("a")
+    # What is not known is not the same as what is not known.
+    pair.switch("b", "stopped")
+    pair.models[1]["start_command"][3] = "org/other"
+    assert "it was started since, so that was recorded anew" in pair.switch("b").warnings[0]
+
+
 def test_an_answer_is_recorded_on_request(pair: Host) -> None:
     pair.fault("b", ANSWER, "wrong_text", times=0)
     with pair.switcher() as switcher:
@@ -178,9 +298,10 @@ def test_a_record_that_cannot_be_read_or_written(pair: Host, tmp_path: Path) -> 
     path = pair.stack_dir / "run" / "canary.json"
     for damaged in ("{", "[]", '{"models": {"b": {}}}', '{"models": {"b": {"text": 5}}}'):
         path.write_text(damaged, encoding="utf-8")
-        assert notes(pair.switch("b")) == ["answer recorded"]
+        assert notes(pair.switch("b")) == ["answers; there is no answer of a fresh start to compare with"]
         pair.switch("a")
     path.unlink()
+    pair.switch("b", "stopped")
     (pair.stack_dir / "run" / "canary.json.new").mkdir()
     result = pair.switch("b")
     assert result.active_model == "b"

@@ -190,6 +190,10 @@ def test_what_is_remembered(tmp_path: Path) -> None:
     before = path.stat()
     capacity.remember(stack, "b", {1: 3.0})
     assert path.stat().st_ino == before.st_ino
+    assert capacity.remembered_of(stack, "b") == ""
+    capacity.remember(stack, "b", {1: 3.0}, "4711 on Monday")
+    assert capacity.remembered_of(stack, "b") == "4711 on Monday"
+    assert capacity.remembered(stack) == {"a": {0: 21.0}, "b": {1: 3.0}}
     assert [left.name for left in path.parent.iterdir()] == ["memory.json"]
 
 
@@ -197,7 +201,7 @@ def test_what_is_remembered(tmp_path: Path) -> None:
     "text",
     ["", "{", "[]", "\x00\xff", '{"models": 3}', '{"models": {"a": 3}}', '{"models": {"a": {"x": 1}}}',
      '{"models": {"a": {"0": "much"}}}', '{"models": {"a": {"0": null}}}', '{"models": {"a": {"0": NaN}}}',
-     '{"models": {"a": {"0": 1e999}}}'],
+     '{"models": {"a": {"0": 1e999}}}', '{"models": {"a": {"0": "much"}}, "starts": 3}'],
 )  # fmt: skip
 def test_a_damaged_record_is_none_and_is_mended(tmp_path: Path, text: str) -> None:
     path = tmp_path / "run/memory.json"
@@ -206,7 +210,7 @@ def test_a_damaged_record_is_none_and_is_mended(tmp_path: Path, text: str) -> No
     assert capacity.remembered(str(tmp_path)) == {}
     (tmp_path / "run/memory.json.new").write_text("left by somebody who was killed", encoding="utf-8")
     capacity.remember(str(tmp_path), "a", {0: 1.0})
-    assert json.loads(path.read_text(encoding="utf-8")) == {"models": {"a": {"0": 1.0}}}
+    assert json.loads(path.read_text(encoding="utf-8")) == {"models": {"a": {"0": 1.0}}, "starts": {"a": ""}}
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 

@@ -228,6 +228,40 @@ def test_a_damaged_pid_file_is_none(stack_dir: Path, saved: str) -> None:
     assert command(stack_dir, "true").process() == Process(False)
 
 
+def test_a_start_is_told_by_its_process_and_when_that_began(stack_dir: Path) -> None:
+    server = command(stack_dir, "sleep", "300")
+    assert server.start_id() == ""
+    server.start()
+    first = server.start_id()
+    assert first
+    assert command(stack_dir, "sleep", "300").start_id() == first
+    server.stop()
+    assert server.start_id() == ""
+    server.start()
+    assert server.start_id() not in ("", first)
+    server.stop()
+
+
+def test_what_a_launcher_has_left_behind_is_not_known(stack_dir: Path) -> None:
+    server = shell(stack_dir, "exit 0", stop_command=["true"])
+    server.start()
+    wait_until(lambda: server.process().running is not True)
+    assert server.start_id() == ""
+
+
+def test_a_process_of_another_boot_is_another(stack_dir: Path) -> None:
+    first = command(stack_dir, "sleep", "300")
+    first.start()
+    pid_file = stack_dir / "run" / "m.pid"
+    pid_file.write_text(json.dumps({**json.loads(pid_file.read_text()), "boot": "another"}))
+    server = command(stack_dir, "sleep", "300")
+    assert server.process() == Process(False)
+    assert server.start_id() == ""
+    assert raised(server.stop).startswith("m was not started by its start_command here")
+    assert first.child is not None
+    assert first.child.poll() is None
+
+
 @pytest.mark.parametrize("started", ["1", None])
 def test_another_process_with_the_same_id_is_left_alone(stack_dir: Path, started: str | None) -> None:
     (stack_dir / "run").mkdir(parents=True)
@@ -607,6 +641,23 @@ def test_how_a_container_fares(
     assert "{{.State.Running}} {{.State.ExitCode}}" in call
 
 
+@pytest.mark.parametrize(
+    ("answer", "start"),
+    [
+        ((0, "true 0123abcd 2026-11-21T16:43:55.123456789Z\n", ""), "0123abcd 2026-11-21T16:43:55.123456789Z"),
+        ((0, "false 0123abcd 2026-11-21T16:43:55.123456789Z\n", ""), ""),
+        ((0, "what?\n", ""), ""),
+        ((1, "\n", "Error: No such object: vllm-m\n"), ""),
+        ((1, "\n", NO_DAEMON), ""),
+    ],
+)
+def test_a_start_is_told_by_the_container_and_when_it_was_started(
+    docker: Docker, service: ComposeService, answer: tuple[int, str, str], start: str
+) -> None:
+    docker.answer({"inspect": answer})
+    assert service.start_id() == start
+
+
 def test_the_processes_of_a_container(docker: Docker, service: ComposeService) -> None:
     docker.answer({"top": (0, "PID\n4711\n4780\n", "")})
     assert service.pids() == [4711, 4780]
@@ -671,4 +722,5 @@ def test_no_docker(docker: Docker, service: ComposeService) -> None:
     assert raised(service.stop) == remedy
     assert service.process() == Process(None)
     assert service.pids() == []
+    assert service.start_id() == ""
     assert service.last_lines() == []

@@ -8,6 +8,7 @@ import os
 
 import pytest
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors import SwitchFailed
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.lifecycle import Command
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.lock import HostLock
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.plan import WAKE
 
@@ -48,6 +49,25 @@ def test_a_wake_that_would_run_out_of_memory_is_not_tried(pair: Host) -> None:
     assert pair.states()["b"] == "sleeping"
     thief.life.close()
     assert pair.switch("b").active_model == "b"
+
+
+def test_what_another_start_has_needed_keeps_no_wake_from_being_tried(pair: Host) -> None:
+    # Somebody has started it anew with less, and it has slept since.
+    command = Command(pair.model("b"), str(pair.stack_dir), pair.inventory.switching)
+    command.stop()
+    pair.switch("a", "stopped")
+    pair.models[1]["env"]["STANDIN_VRAM_GB"] = "5"
+    pair.up(b=1)
+    thief = GpuHost(pair.gpu_dir, ("0",), 24, "python3")
+    thief.hold(10)
+    assert pair.switch("b").active_model == "b"
+    remembered = json.loads((pair.stack_dir / "run" / "memory.json").read_text(encoding="utf-8"))
+    assert remembered["models"]["b"] == {}
+    pair.switch("b", "sleeping")
+    remembered = json.loads((pair.stack_dir / "run" / "memory.json").read_text(encoding="utf-8"))
+    assert remembered["models"]["b"] == {"0": pytest.approx(5, abs=1.5)}
+    assert remembered["starts"]["b"] == command.start_id() != ""
+    thief.life.close()
 
 
 def test_a_load_that_would_run_out_of_memory_is_not_tried(pair: Host) -> None:
