@@ -118,15 +118,15 @@ MUTANTS = (
     Mutant(
         "lock/entered-unlocked",
         "lock.py",
-        "if not wait(lambda: _try(descriptor, fcntl.LOCK_EX), seconds):",
-        "if not wait(lambda: True, seconds):",
+        "if not take() and not wait(take, seconds):",
+        "if not take() and not wait(lambda: True, seconds):",
         "who waits for the lock goes on without it",
     ),
     Mutant(
         "lock/shared",
         "lock.py",
-        "if not _try(descriptor, fcntl.LOCK_EX):\n                if tell",
-        "if not _try(descriptor, fcntl.LOCK_SH):\n                if tell",
+        "taken = _try(self.descriptor, fcntl.LOCK_EX)",
+        "taken = _try(self.descriptor, fcntl.LOCK_SH)",
         "two switches hold the lock at once",
     ),
     Mutant(
@@ -392,22 +392,22 @@ MUTANTS = (
     Mutant(
         "record/wrong-answer-recorded",
         "canary.py",
-        "if known is None or known.served != _served(model):",
-        "if known is None or known.served != _served(model) or text != known.text:",
-        "a wrong answer is recorded as the right one",
+        "if came != WOKEN and not refused and (known is None or other):",
+        "if not refused and (known is None or other):",
+        "the answer after a mere wake is recorded as the right one",
     ),
     Mutant(
         "record/mended-by-a-restart",
         "canary.py",
-        "known_start = known.start == start or restarted or known.suspect",
-        "known_start = known.start == start or known.suspect",
+        "if (came == STARTED and not known.suspect) or (came == RESTARTED and known.renewed):",
+        "if came != WOKEN and not known.suspect or (came == RESTARTED and known.renewed):",
         "after a restart for a failure any answer is taken for right",
     ),
     Mutant(
         "record/suspicion-forgotten",
         "canary.py",
-        "known_start = known.start == start or restarted or known.suspect",
-        "known_start = known.start == start or restarted",
+        "if (came == STARTED and not known.suspect) or (came == RESTARTED and known.renewed):",
+        "if came == STARTED or (came == RESTARTED and known.renewed):",
         "after a refused answer, any answer of the next start is taken for right",
     ),
     Mutant(
@@ -434,8 +434,8 @@ MUTANTS = (
     Mutant(
         "record/pid-of-another",
         "lifecycle.py",
-        "return pid if started is not None and _start_time(pid) == started else None",
-        "return pid if started is not None and _start_time(pid) is not None else None",
+        "lives = started is not None and _start_time(pid) == started and boot in (None, _boot_id())",
+        "lives = started is not None and _start_time(pid) is not None and boot in (None, _boot_id())",
         "a process that got the id of one that ended is taken for the server",
     ),
     Mutant(
