@@ -10,7 +10,7 @@ import pytest
 import requests
 
 from tests.integration_playbooks.conftest import Inventory
-from tests.playbooklib import Ansible, Host, launched
+from tests.playbooklib import Ansible, Host, Run, launched
 
 LOADING = {"STANDIN_LOAD_SECONDS": 0.4}
 
@@ -144,6 +144,12 @@ def test_a_model_that_dies_does_not_cost_the_one_that_was_active(inventory: Inve
     assert [row[:2] for row in rows(ansible)] == [["first", "active"], ["second", "sleeping"], ["broken", "stopped"]]
 
 
+def told(run: Run) -> list[tuple[float, str]]:
+    """The lines of progress and when they came. What a slow machine takes so long for is told once more: that aside."""
+    lines = [(when, line.rstrip()) for when, line in run.lines if line.startswith("host: ")]
+    return [(when, line) for when, line in lines if "still loading" not in line]
+
+
 @pytest.mark.versions
 @pytest.mark.parametrize("banners", ["true", "false"])
 def test_nobody_waits_without_a_word(inventory: Inventory, tmp_path: Path, banners: str) -> None:
@@ -155,11 +161,10 @@ def test_nobody_waits_without_a_word(inventory: Inventory, tmp_path: Path, banne
     ansible = inventory(Host(tmp_path, models))
     run = ansible.play("bootstrap", env={"ANSIBLE_DISPLAY_SKIPPED_HOSTS": banners}, terminal=True)
     run.changed()
-    # On a slow machine it takes so long that it is said once more.
-    said = [(when, line) for when, line in run.lines if line.startswith("host: ") and "still loading" not in line]
+    said = told(run)
     order = ["second", "third", "fourth", "first"]
     following = [f"; next: {name}" for name in order[1:]] + [""]
-    assert [re.sub(r"\d+\.\d s", "N s", line).rstrip() for _when, line in said] == [
+    assert [re.sub(r"\d+\.\d s", "N s", line) for _when, line in said] == [
         text
         for number, (name, after) in enumerate(zip(order, following, strict=True), 1)
         for text in (
@@ -167,7 +172,7 @@ def test_nobody_waits_without_a_word(inventory: Inventory, tmp_path: Path, banne
             f"host: {name} is loaded and {'active' if name == 'first' else 'asleep'}, N s{after}",
         )
     ]
-    assert all(len(line.rstrip()) <= 80 for _when, line in said)
+    assert all(len(line) <= 80 for _when, line in said)
     # Each is printed when it is so, and not when the task has ended.
     for (began, _line), (ended, _end) in zip(said[::2], said[1::2], strict=True):
         assert ended - began >= load
@@ -182,9 +187,8 @@ def test_nobody_waits_without_a_word(inventory: Inventory, tmp_path: Path, banne
 def test_models_that_load_side_by_side_are_told_together(inventory: Inventory, tmp_path: Path) -> None:
     models = [launched("a", env=LOADING), launched("b", gpus=[1], env=LOADING), launched("c", env=LOADING)]
     ansible = inventory(Host(tmp_path, models))
-    lines = [line.rstrip() for line in ansible.play("bootstrap").output.splitlines() if line.startswith("host: ")]
+    lines = [re.sub(r"\d+\.\d s", "N s", line) for _when, line in told(ansible.play("bootstrap"))]
     assert lines[0] == "host: loading a and b (1, 2 of 3) ..."
-    assert re.fullmatch(r"host: a is loaded and asleep, \d\.\d s", lines[1])
-    assert re.fullmatch(r"host: b is loaded and asleep, \d\.\d s; next: c", lines[2])
-    lines = [line for line in ansible.play("bootstrap").output.splitlines() if line.startswith("host: ")]
+    assert lines[1:3] == ["host: a is loaded and asleep, N s", "host: b is loaded and asleep, N s; next: c"]
+    lines = [line for _when, line in told(ansible.play("bootstrap"))]
     assert lines[1:3] == ["host: a is asleep already", "host: b is asleep already; next: c"]
