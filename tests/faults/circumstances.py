@@ -127,7 +127,11 @@ def _unwritten() -> Iterator[Cell]:
                 never=("drain", "sleep", "wake", "start", "stop"),
             )
     for code, why in whys.items():
-        for name, setup, first in (("start, from its first call on", STOPPED, ("call", "POST")),):
+        for name, setup, first in (
+            ("wake, from its first call on", Setup(), ("call", "POST")),
+            ("start, from its first call on", STOPPED, ("call", "POST")),
+            ("start, once it was started", STOPPED, ("start", "vllm_standin")),
+        ):
             yield Cell(
                 step,
                 code,
@@ -137,7 +141,17 @@ def _unwritten() -> Iterator[Cell]:
                 moments=(Moment("write", ".", errno=code, times=0, after=first, certain=False),),
                 ends=(B,) if "wake" in name else (A, B),
             )
-    for record in ("last_switch",):
+    for size in (0, 500):
+        yield Cell(
+            step,
+            "limit",
+            f"{size} bytes",
+            f"no file may be longer than {size} bytes",
+            moments=(Moment("begin", "", limit=size),),
+            ends=(A,),
+            never=("sleep", "wake", "start", "stop"),
+        )
+    for record in ("wanted", "last_switch"):
         for code, why in whys.items():
             failing = Moment("write", rf"^{record}\.json", errno=code, times=0)
             yield Cell(step, code, record, f"{why} when it writes {record}.json", moments=(failing,), ends=(B,))
@@ -165,6 +179,7 @@ def _killed_writers() -> Iterator[Cell]:
                 )
     for fault, moment, what in (
         ("start", Moment("start", "vllm_standin", kill=0), "before it started a server"),
+        ("pid write", Moment("write", r"^b\.pid", kill=0), "before it noted the process"),
         ("started 0.1 s", Moment("start", "vllm_standin", kill=0.1), "a moment after it started a server"),
         ("started 0.4 s", Moment("start", "vllm_standin", kill=0.4), "while a server loaded"),
     ):
