@@ -97,7 +97,7 @@ def _wake(client: Client) -> str:
 @question("`is_sleeping` at once after the answer of `/sleep`, and of `/wake_up`")
 def _at_once(client: Client) -> str:
     seen = []
-    for _ in range(4):
+    for _time in range(4):
         client.post("/sleep?level=1")
         asleep = client.is_sleeping()
         client.post("/wake_up")

@@ -210,7 +210,8 @@ class HostLock:
 
     def _begin(self, file: _File, purpose: str) -> None:
         """Take over what the last switch has left, and write down that this one begins."""
-        assert file.descriptor is not None
+        if file.descriptor is None:
+            raise AssertionError("the lock is held")
         self._read(file.descriptor)
         self.last_failed_at, self.failed_at = self.failed_at, 0.0
         began = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())

@@ -144,7 +144,7 @@ def test_who_waited_for_a_lock_that_was_removed_takes_the_one_that_counts(
 
 
 def test_a_lock_that_is_removed_lets_nobody_in(tmp_path: Path) -> None:
-    first, second = (HostLock(str(tmp_path), str(tmp_path / "place")) for _ in "12")
+    first, second = (HostLock(str(tmp_path), str(tmp_path / "place")) for _one in "12")
     with first.hold("a active", 1, once):
         first.check()
         os.unlink(first.path)
