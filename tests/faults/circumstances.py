@@ -16,63 +16,23 @@ Each is a circumstance of the switch from a to b, named by its heading, by what 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from .cells import STOPPED, Cell
 from .host import Setup
-from .scene import (
-    Moment,
-    begins_and_is_killed,
-)
+from .scene import Moment
 
 B, A, NAMED = "b active", "a active again", "error state"
-# As a switch takes them, in the order of its calls; the first two only where requests run.
-PAUSE, SLEEP = "POST /sleep.*level=0", "POST /sleep.*level=[12]"
+# As a switch takes them, in the order of its calls.
+SLEEP = "POST /sleep.*level=[12]"
 WAKE, WEIGHTS, RELOAD, CACHE = "POST /wake_up", "POST /wake_up.*weights", "POST /collective_rpc", "POST /wake_up.*kv_"
 RESET, ANSWER = "POST /reset_prefix_cache", "POST /v1/completions"
-# A look is slower than one call may be, and each of its calls is not.
-QUICK_LOOK = (("probe_timeout_seconds", 1.0), ("request_timeout_seconds", 4.0))
-STANDING = ("stop", "start")  # steps that no server here is in need of
 
 
 def cells() -> Iterator[Cell]:
     """All of them."""
     yield from _cut_off_amid()
-    yield from _waited_for()
     yield from _unwritten()
     yield from _killed_writers()
-
-
-def _waited_for() -> Iterator[Cell]:
-    """The switch before was killed, and a server is still busy with what it was told."""
-    step = "after a switch that was killed"
-    slow: dict[str, Any] = {"move_seconds": 2.0, "more": (("request_timeout_seconds", 8.0),)}
-    for kind, setup, calls in (
-        ("level 1", Setup(**slow), [("sleep", "a", SLEEP), ("wake", "b", WAKE)]),
-        (
-            "level 2",
-            Setup(a="2", b="2", **slow),
-            [("sleep", "a", SLEEP), ("wake", "b", WEIGHTS), ("caches", "b", CACHE)],
-        ),
-    ):
-        for call, server, match in calls:
-            for target in ("b", "a"):
-                cut = begins_and_is_killed("b", Moment("call", match, server, kill=0.3))
-                # b is half awake then, and a is wanted: what b still has there is to go.
-                half_awake = call == "wake" and kind == "level 2" and target == "a"
-                what, ends = f"its {call} goes on, and {target} is wanted", (B,) if target == "b" else (A,)
-                yield Cell(
-                    step,
-                    f"{call} goes on",
-                    f"{kind}, to {target}",
-                    what,
-                    setup,
-                    target=target,
-                    before=(cut,),
-                    ends=ends,
-                    never=("stop a", "start") if half_awake else STANDING,
-                    more_seconds=30,
-                )
 
 
 def _cut_off_amid() -> Iterator[Cell]:
