@@ -141,6 +141,5 @@ def _killed_writers() -> Iterator[Cell]:
         ("start", Moment("start", "vllm_standin", kill=0), "before it started a server"),
         ("pid write", Moment("write", r"^b\.pid", kill=0), "before it noted the process"),
         ("started 0.1 s", Moment("start", "vllm_standin", kill=0.1), "a moment after it started a server"),
-        ("started 0.4 s", Moment("start", "vllm_standin", kill=0.4), "while a server loaded"),
     ):
         yield Cell(step, fault, "start", f"it was killed {what}", STOPPED, moments=(moment,), killed=True)

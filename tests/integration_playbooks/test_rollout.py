@@ -6,6 +6,7 @@ from __future__ import annotations
 import functools
 import http.server
 import json
+import shlex
 import sys
 import threading
 from collections.abc import Iterator
@@ -53,8 +54,9 @@ def operator(host: Host, *words: str) -> list[str]:
     host.stack.mkdir()
     models = {"vllm_models": host.models, "vllm_switching": {}}
     (host.stack / "models.json").write_text(json.dumps(models), encoding="utf-8")
-    engine = f"{sys.executable} -m switching --stack-dir '{host.stack}' {' '.join(words)}"
-    return ["sh", "-c", f"cd '{ROOT}/plugins/module_utils' && {engine} > '{host.stack}/said' 2>&1; exit 1"]
+    engine = shlex.join([sys.executable, "-m", "switching", "--stack-dir", str(host.stack), *words])
+    folder, said = shlex.quote(f"{ROOT}/plugins/module_utils"), shlex.quote(f"{host.stack}/said")
+    return ["sh", "-c", f"cd {folder} && {engine} > {said} 2>&1; exit 1"]
 
 
 def awake(servers: dict[str, Server]) -> str:
