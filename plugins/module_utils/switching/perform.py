@@ -279,6 +279,9 @@ class Performer:
             raise
         except OSError as error:
             verdict = canary.Verdict("", f"the canary's answer of {model.id} could not be recorded: {error}")
+        # The answer may have been its last.
+        if not server.is_healthy():
+            raise ServerError(f"{model.id}'s engine died (/health answers 503)").with_log(self.host.last_lines(model))
         if verdict.warning:
             self.warnings.append(verdict.warning)
         return verdict.note
