@@ -399,14 +399,14 @@ MUTANTS = (
     Mutant(
         "record/mended-by-a-restart",
         "canary.py",
-        "if (came == STARTED and not known.suspect) or (came == RESTARTED and known.renewed):",
-        "if came != WOKEN and not known.suspect or (came == RESTARTED and known.renewed):",
+        "if not known.suspect and (came == STARTED or (came == RESTARTED and known.renewed)):",
+        "if not known.suspect and came != WOKEN:",
         "after a restart for a failure any answer is taken for right",
     ),
     Mutant(
         "record/suspicion-forgotten",
         "canary.py",
-        "if (came == STARTED and not known.suspect) or (came == RESTARTED and known.renewed):",
+        "if not known.suspect and (came == STARTED or (came == RESTARTED and known.renewed)):",
         "if came == STARTED or (came == RESTARTED and known.renewed):",
         "after a refused answer, any answer of the next start is taken for right",
     ),

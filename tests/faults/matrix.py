@@ -411,8 +411,8 @@ def healing(cell: Cell, host: Host, scene: Scene, results: list[dict[str, Any] |
         if not client.whole and not _cut(results):
             counts = [result["requests"] for result in results if result]
             wrong.append(f"the client's request was lost, and no result says that it was cut: {counts}")
-    # A wrong text after a start by intent is taken for the new right one, with a warning.
-    for name, known in _known_answers(host).items() if cell.fault != "wrong-text" else ():
+    # What is started by intent may answer otherwise than before: that is recorded anew, with a warning.
+    for name, known in _known_answers(host).items() if (cell.step, cell.fault) != ("start", "wrong-text") else ():
         if known != host.canaries[name]:
             wrong.append(f"recorded as the right answer of {name} is {known!r} now, and was {host.canaries[name]!r}")
     return wrong

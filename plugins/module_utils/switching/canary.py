@@ -22,8 +22,6 @@ from .masking import Mask, secrets_of
 from .server import Server
 from .texts import map_text
 
-Start = typing.Callable[[], str]
-
 _NAME = "canary"
 
 # How a server that is asked came to be awake: by a wake of this switch, or somebody else's; by a start that this switch
@@ -73,12 +71,12 @@ def read(model: Model, stack_dir: str) -> Record | None:
     return None
 
 
-def record(server: Server, model: Model, stack_dir: str, start: Start) -> Verdict:
+def record(server: Server, model: Model, stack_dir: str, start: str) -> Verdict:
     """Ask twice and remember the answer. The server has to be ready. Raises ServerError or OSError."""
     return _record(server, model, stack_dir, start, server.canary())
 
 
-def prove(server: Server, model: Model, stack_dir: str, start: Start, came: str) -> Verdict:
+def prove(server: Server, model: Model, stack_dir: str, start: str, came: str) -> Verdict:
     """Compare the answer of a server that is ready with the recorded one; record it where it was just started.
 
     C(start) tells which start of the server it is, and C(came) is one of WOKEN, STARTED and RESTARTED. What a server
@@ -94,25 +92,22 @@ def prove(server: Server, model: Model, stack_dir: str, start: Start, came: str)
     if known is None:
         return Verdict("answers; there is no answer of a fresh start to compare with")
     if text == known.text:
-        if came != WOKEN:
-            served = _served(model)
-            _write(
-                model, stack_dir, dataclasses.replace(known, start=start(), served=served, suspect=False, renewed=False)
-            )
-        elif known.suspect or known.renewed:
-            _write(model, stack_dir, dataclasses.replace(known, suspect=False, renewed=False))
+        # So this start is known to be right, whoever made it: a wrong answer of it is not one of an unknown start.
+        served = known.served if came == WOKEN else _served(model)
+        proved = dataclasses.replace(known, start=start, served=served, suspect=False, renewed=False)
+        if proved != known:
+            _write(model, stack_dir, proved)
         return Verdict("answers as recorded")
     differs = (
         f"{model.id} answers the fixed prompt with {_short(text)}, not with {_short(known.text)} as recorded on "
         f"{known.recorded}"
     )
-    if (came == STARTED and not known.suspect) or (came == RESTARTED and known.renewed):
+    if not known.suspect and (came == STARTED or (came == RESTARTED and known.renewed)):
         # Started by intent, so its weights or vLLM may have been changed by intent.
         verdict = _record(server, model, stack_dir, start, text)
         return Verdict(verdict.note, f"{differs}; it was started since, so that was recorded anew")
-    now = start()
-    renewed = came == WOKEN and now != known.start and "" not in (now, known.start)
-    if renewed and other:
+    renewed = came == WOKEN and start != known.start and "" not in (start, known.start)
+    if renewed and other and not known.suspect:
         remedy = "if it answers rightly, record that (record_canary)"
         return Verdict("answers otherwise than recorded", f"{differs}; it was started otherwise since: {remedy}")
     if model.canary == "enforce" or (model.canary == "auto" and known.reproducible):
@@ -123,10 +118,10 @@ def prove(server: Server, model: Model, stack_dir: str, start: Start, came: str)
     return Verdict("answers otherwise than recorded", f"{differs} (canary)")
 
 
-def _record(server: Server, model: Model, stack_dir: str, start: Start, text: str) -> Verdict:
+def _record(server: Server, model: Model, stack_dir: str, start: str, text: str) -> Verdict:
     reproducible = server.canary() == text
     now = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
-    _write(model, stack_dir, Record(text, reproducible, start(), server.version(), _served(model), now))
+    _write(model, stack_dir, Record(text, reproducible, start, server.version(), _served(model), now))
     return Verdict("answer recorded" + ("" if reproducible else ", but a second one was another"))
 
 

@@ -21,6 +21,7 @@ from .errors import (
     WrongAnswer,
 )
 from .host import Host
+from .inventory import Model
 from .plan import DRAIN, RECORD, RELOAD, SLEEP, START, STOP, STOPPED, VERIFY, WAIT, WAKE, Step
 from .result import Steps, step_record
 
@@ -236,10 +237,7 @@ class Performer:
             nonlocal listens
             listens = True
             try:
-                if not server.is_healthy():
-                    raise ServerError(f"{model.id}'s engine died (/health answers 503)").with_log(
-                        self.host.last_lines(model)
-                    )
+                self._check_engine(model)
                 return not server.is_sleeping()
             except Unreachable:
                 listens = False
@@ -264,24 +262,35 @@ class Performer:
             ).with_log(self.host.last_lines(model))
         if step.model == self.to_record or not model.ready_completion:
             return None
+        note = self._prove_answer(model)
+        # The answer may have been its last. Who only takes long now has just given one.
+        with contextlib.suppress(Unresponsive):
+            self._check_engine(model)
+        return note
+
+    def _check_engine(self, model: Model) -> None:
+        """Raise ServerError where a server says that its engine is dead, or what else keeps it from telling."""
+        if not self.host.servers[model.id].is_healthy():
+            raise ServerError(f"{model.id}'s engine died (/health answers 503)").with_log(self.host.last_lines(model))
+
+    def _prove_answer(self, model: Model) -> str | None:
+        """See that a server answers, and as it should; what is worth knowing about that."""
+        server = self.host.servers[model.id]
         if not canary.applies(model):
             server.complete()
             return None
         came = canary.WOKEN
-        if step.model in self.fresh:
-            came = canary.RESTARTED if self.begun.get(step.model) else canary.STARTED
-        start = self.host.lifecycles[model.id].start_id
+        if model.id in self.fresh:
+            came = canary.RESTARTED if self.begun.get(model.id) else canary.STARTED
+        start = self.host.lifecycles[model.id].start_id()
         try:
             verdict = canary.prove(server, model, self.host.stack_dir, start, came)
-            self.wrong.discard(step.model)
+            self.wrong.discard(model.id)
         except WrongAnswer:
-            self.wrong.add(step.model)
+            self.wrong.add(model.id)
             raise
         except OSError as error:
             verdict = canary.Verdict("", f"the canary's answer of {model.id} could not be recorded: {error}")
-        # The answer may have been its last.
-        if not server.is_healthy():
-            raise ServerError(f"{model.id}'s engine died (/health answers 503)").with_log(self.host.last_lines(model))
         if verdict.warning:
             self.warnings.append(verdict.warning)
         return verdict.note
@@ -289,7 +298,7 @@ class Performer:
     def _record_canary(self, step: Step) -> str | None:
         model = self.host.models[step.model]
         try:
-            start = self.host.lifecycles[step.model].start_id
+            start = self.host.lifecycles[step.model].start_id()
             return canary.record(self.host.servers[step.model], model, self.host.stack_dir, start).note
         except OSError as error:
             # The switch is done, whatever becomes of its record.

@@ -207,6 +207,25 @@ def test_garbage_after_a_wake_is_not_recorded_by_a_restart_either(pair: Host) ->
     assert notes(pair.switch("b")) == ["answer recorded"]
 
 
+@pytest.mark.parametrize("right_between", [True, False])
+def test_a_restart_that_was_refused_is_no_start_by_somebody_else(pair: Host, right_between: bool) -> None:
+    before = record(pair, "b")
+    order: dict[str, Any] = {"path": ANSWER, "fault": "wrong_text", "times": 0}
+    pair.models[1]["env"]["STANDIN_FAULTS"] = json.dumps([order])
+    pair.fault("b", **order)
+    for _time in range(2):
+        text, result = failed(pair, "b")
+        assert "restart verify b" in rungs(result)
+        assert "(canary)" in text
+        assert record(pair, "b")["text"] == before["text"]
+        if right_between:
+            pair.call("b", "DELETE", "/standin/faults")
+            assert notes(pair.switch("b")) == ["answers as recorded"]
+            assert record(pair, "b")["start"] == starter(pair, "b").start_id() != before["start"]
+            pair.switch("a")
+            pair.fault("b", **order)
+
+
 def test_without_a_record_a_wake_makes_none(pair: Host) -> None:
     path = pair.stack_dir / "run" / "canary.json"
     path.unlink()
