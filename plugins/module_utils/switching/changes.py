@@ -59,7 +59,7 @@ def undone(stack_dir: str, name: str, change: Change, after: States) -> None:
     _write(stack_dir, saved, {**known, name: change._replace(after=after)})
 
 
-def strangers(change: Change, seen: typing.Mapping[str, Observation]) -> list[str]:
+def changed_since(change: Change, seen: typing.Mapping[str, Observation]) -> list[str]:
     """The models that somebody has woken or put to sleep since the change.
 
     One that has ended by itself is none: that it did may be why the change is to be undone.

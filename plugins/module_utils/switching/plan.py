@@ -49,8 +49,8 @@ class Observation:
     None where they were not asked for or the server doesn't tell. C(problem) says what is wrong when C(state) is
     error, C(remedy) what to do about it; C(dead) says that the server is beyond answering, so that stopping it loses
     nothing. C(process) says whether the server's own process or container runs, None where nobody looked or can tell.
-    C(started) is when it began, in seconds since 1970, where that was told. C(doubtful) says that a wake of the server
-    was cut off: asleep it may hold part of its GPU memory, awake it may have wrong weights.
+    C(doubtful) says that a wake of the server was cut off: asleep it may hold part of its GPU memory, awake it may have
+    wrong weights.
     """
 
     state: str
@@ -60,7 +60,6 @@ class Observation:
     problem: str = ""
     dead: bool = False
     process: bool | None = None
-    started: float | None = dataclasses.field(default=None, compare=False)
     remedy: str = dataclasses.field(default="", compare=False)
     doubtful: bool = False
 

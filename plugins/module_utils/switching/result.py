@@ -155,6 +155,12 @@ def describe(seen: Observation) -> str:
     )
 
 
+def results_of(outcomes: typing.Iterable[Result | SwitchingError]) -> list[Result]:
+    """The results that there are, also of those that failed when something had been done."""
+    found = (one.result if isinstance(one, SwitchFailed) else one for one in outcomes)
+    return [one for one in found if isinstance(one, Result)]
+
+
 def together(models: typing.Sequence[Model], outcomes: typing.Sequence[Result | SwitchingError]) -> Result:
     """The one result of several. Raises the error of a single one as it is, else SwitchFailed with all of them."""
     if len(outcomes) == 1:
@@ -162,8 +168,7 @@ def together(models: typing.Sequence[Model], outcomes: typing.Sequence[Result | 
             raise outcomes[0]
         return outcomes[0]
     errors = [one for one in outcomes if isinstance(one, SwitchingError)]
-    results = [one.result if isinstance(one, SwitchFailed) else one for one in outcomes]
-    done = [one for one in results if isinstance(one, Result)]
+    done = results_of(outcomes)
     message = "\n".join(f"{m.id}: {one}" for m, one in zip(models, outcomes) if isinstance(one, SwitchingError))
     if not done:
         raise SwitchingError(message)

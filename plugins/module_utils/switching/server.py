@@ -24,9 +24,8 @@ from .plan import ACTIVE, ERROR, LOADING, SLEEPING, STOPPED, Observation
 _GAUGES = {
     "vllm:num_requests_running": "running",
     "vllm:num_requests_waiting": "waiting",
-    "process_start_time_seconds": "started",
 }
-_GAUGE_LINE = re.compile(r"^(vllm:[a-z_]+|process_start_time_seconds)(?:\{([^}]*)\})? (\S+)$", re.MULTILINE)
+_GAUGE_LINE = re.compile(r"^(vllm:[a-z_]+)(?:\{([^}]*)\})? (\S+)$", re.MULTILINE)
 _SLEEP_LABEL = re.compile(r'sleep_state="([a-z_]+)"')
 
 # The fixed prompt of the canary: long enough to run through all of the weights, short enough to cost little.
@@ -105,7 +104,6 @@ class Server:
             level=metrics.get("level") if asleep else None,
             running=metrics.get("running"),
             waiting=metrics.get("waiting"),
-            started=metrics.get("started"),
             doubtful=at_odds,
             problem="its engines do not sleep at one level" if at_odds else "",
         )
@@ -157,11 +155,6 @@ class Server:
         if metrics["running"] is None:
             return None
         return metrics["running"], metrics["waiting"] or 0
-
-    def started(self) -> float | None:
-        """When the server's process began, in seconds since 1970; it tells one start from another. None if unknown."""
-        started = self._metrics()["started"]
-        return None if started is None else float(started)
 
     def version(self) -> str:
         """What the server says that its version is; empty where it says nothing."""
@@ -268,11 +261,11 @@ class Server:
         )
 
     def _metrics(self) -> dict[str, typing.Any]:
-        """running, waiting, started and sleep level, each None where the server has no gauge for it.
+        """running, waiting and sleep level, each None where the server has no gauge for it.
 
         at_odds says that its engines do not sleep at one level, so that no level is known.
         """
-        found: dict[str, typing.Any] = dict.fromkeys(("running", "waiting", "started", "level"))
+        found: dict[str, typing.Any] = dict.fromkeys(("running", "waiting", "level"))
         found["at_odds"] = False
         try:
             text = self._call("GET", "/metrics").text
@@ -291,7 +284,7 @@ class Server:
         for known, values in numbers.items():
             read = [value for value in values if value is not None]
             if len(read) == len(values):  # else nobody knows the sum
-                found[known] = sum(read) if known == "started" else int(sum(read))
+                found[known] = int(sum(read))
         if found["waiting"] is None and "waiting" in numbers:
             found["running"] = None
         # No gauge (0.11): the level is not known. A gauge that says awake while /is_sleeping says true belongs to a

@@ -39,7 +39,7 @@ from .plan import (
     make_plan,
     predict,
 )  # fmt: skip
-from .result import Result, States, Steps, describe, joined, step_record, summary, together
+from .result import Result, States, Steps, describe, joined, results_of, step_record, summary, together
 from .server import Server
 
 DEFAULT_STACK_DIR = "/opt/homegpt"
@@ -237,8 +237,7 @@ class Switcher:
 
     def _note_change(self, change: str, outcomes: typing.Sequence[Result | SwitchingError]) -> None:
         """Record what has changed under the name of the change, or that what others have changed is not theirs now."""
-        results = [one.result if isinstance(one, SwitchFailed) else one for one in outcomes]
-        done = [one for one in results if isinstance(one, Result)]
+        done = results_of(outcomes)
         try:
             changes.note(self.stack_dir, change, done, record.last_displaced(self.stack_dir))
         except OSError as error:
@@ -280,12 +279,10 @@ class Switcher:
         done: list[Result] = []
         for models, wanted in changes.goals(self.inventory, target, seen):
             outcomes = self._side_by_side(models, wanted, check, started)
-            for outcome in outcomes:
-                result = outcome.result if isinstance(outcome, SwitchFailed) else outcome
-                if isinstance(result, Result):
-                    done.append(result)
-                    if check:
-                        self.foreseen.update(result.models)
+            for result in results_of(outcomes):
+                done.append(result)
+                if check:
+                    self.foreseen.update(result.models)
             errors = [one for one in outcomes if isinstance(one, SwitchingError)]
             if errors:
                 return done, errors[0]
@@ -304,11 +301,11 @@ class Switcher:
             seen = self.host.observe(self.inventory.enabled)
             place = tuple(m.id for m in self.inventory.enabled if found is None or m.id in found.after)
             begun = Result(False, (place,), seen, seen, [], self.clock() - started)
-            strange = changes.strangers(found, seen) if found else []
-            if found is None or strange:
-                what = ", ".join(f"{name} is {describe(seen[name])}" for name in strange or begun.active_models)
+            others = changes.changed_since(found, seen) if found else []
+            if found is None or others:
+                what = ", ".join(f"{name} is {describe(seen[name])}" for name in others or begun.active_models)
                 why = (
-                    "somebody has switched since" if strange else "another switch was made since, or it changed nothing"
+                    "somebody has switched since" if others else "another switch was made since, or it changed nothing"
                 )
                 raise ChangedSince(f"{what or 'nothing is active'}: {why}, so nothing of {change} is undone", begun)
             done, error = self._reach(found.before, seen, check, started)
@@ -377,8 +374,7 @@ class Switcher:
     ) -> list[str]:
         """Record how a switch ended that did something, for whoever asks what the host is. What could not be done."""
         errors = [outcome for outcome in outcomes if isinstance(outcome, SwitchingError)]
-        done = [one.result if isinstance(one, SwitchFailed) else one for one in outcomes]
-        results = [one for one in done if isinstance(one, Result) and one.steps]
+        results = [one for one in results_of(outcomes) if one.steps]
         if not results and not errors:
             return []
         rungs = [one.rung for one in results if one.rung]
@@ -601,8 +597,7 @@ class Switcher:
 
 def _warn(outcomes: typing.Sequence[Result | SwitchingError], warnings: typing.Sequence[str]) -> None:
     """Add what there is to warn of to the first of these that has a result."""
-    results = [one.result if isinstance(one, SwitchFailed) else one for one in outcomes]
-    for result in [one for one in results if isinstance(one, Result)][:1]:
+    for result in results_of(outcomes)[:1]:
         result.warnings.extend(warnings)
 
 

@@ -488,10 +488,9 @@ def test_requests_of_all_engines_are_added_up(not_vllm: NotVllm) -> None:
     ],
 )
 def test_gauges_that_are_no_numbers(not_vllm: NotVllm, gauges: str, counted: tuple[int, int] | None) -> None:
-    not_vllm.answers["/metrics"] = (200, f"vllm:num_requests_{gauges}\nprocess_start_time_seconds 1e999\n")
+    not_vllm.answers["/metrics"] = (200, f"vllm:num_requests_{gauges}\n")
     with server_for(not_vllm.port) as server:
         assert server.count_requests() == counted
-        assert server.started() is None
 
 
 def sleep_gauge(engine: int, state: str) -> str:
@@ -559,7 +558,6 @@ def test_whatever_is_answered_only_a_server_error_comes_of_it(not_vllm: NotVllm,
             server.is_healthy,
             server.is_sleeping,
             server.count_requests,
-            server.started,
             server.can_drain,
             server.canary,
             lambda: server.sleep(1),
