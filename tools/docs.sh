@@ -6,6 +6,9 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PATH=$PWD/.venv/bin:$PATH
+# antsibull-docs writes a log into the home folder.
+mkdir -p .build/home
+export HOME=$PWD/.build/home
 unset ANSIBLE_CONFIG ANSIBLE_COLLECTIONS_PATH
 
 names() {
