@@ -22,7 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / ".build"))
@@ -81,6 +81,11 @@ def pair(folder: Path) -> Iterator[tuple[Server, Server]]:
         b.call("POST", "/sleep?level=1").raise_for_status()
         with start_standin("org/a", names=["a"], log=folder / "a.log") as a:
             yield a, b
+
+
+def models_of(servers: tuple[Server, ...]) -> list[dict[str, Any]]:
+    """The inventory's entries. They are no containers, so that Docker's command line is not timed with the core."""
+    return [served(server, name, start_command=["false"], env={}) for server, name in zip(servers, "ab", strict=True)]
 
 
 def timed(work: Callable[[], object]) -> float:
@@ -142,7 +147,7 @@ def measure_core_with(folder: Path, rounds: int, canary: str, figure: Figure) ->
     """Take the samples of one figure of the core."""
     folder.mkdir()
     with pair(folder) as servers:
-        models = [served(server, name) for server, name in zip(servers, "ab", strict=True)]
+        models = models_of(servers)
 
         def switch(model: str) -> None:
             with Switcher(parse(models, {"canary": canary}), str(folder / "stack")) as switcher:
@@ -171,7 +176,7 @@ def measure_playbook(folder: Path, rounds: int) -> list[Figure]:
     to_ping = Figure("switch.yml / a play with one ping", 1.6)
     to_uri = Figure("switch.yml / the same by uri tasks", 0.5)
     with pair(folder) as servers:
-        host = Host(folder, [served(server, name) for server, name in zip(servers, "ab", strict=True)])
+        host = Host(folder, models_of(servers))
         ansible = Ansible(str(Path(sys.executable).with_name("ansible-playbook")), folder, [host])
 
         def play(playbook: str | Path, model: str = "") -> float:

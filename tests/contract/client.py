@@ -45,9 +45,10 @@ class Client:
         return self.complete(prompt, tokens).json()["choices"][0]["text"]
 
     def long_completion(self) -> Any:
-        """Start one in the background; return its future once it runs."""
+        """Start one in the background; return its future once it runs and has a token."""
+        before = self.generated()
         future = self.pool.submit(self.complete, "once", LONG)
-        self.until(lambda: self.running() == 1)
+        self.until(lambda: self.running() == 1 and self.generated() > before)
         return future
 
     def is_sleeping(self) -> bool:
@@ -61,6 +62,9 @@ class Client:
 
     def running(self) -> float:
         return sum(self.metrics("vllm:num_requests_running").values())
+
+    def generated(self) -> float:
+        return sum(self.metrics("vllm:generation_tokens_total").values())
 
     def waiting(self) -> float:
         return sum(self.metrics("vllm:num_requests_waiting").values())

@@ -314,7 +314,11 @@ class Engine:
                         await self._change(due - loop.time())
                         continue
                     due = 0.0
-                generation.tokens = min(generation.tokens + step, generation.wanted)
+                made = min(step, generation.wanted - generation.tokens)
+                if not generation.tokens:
+                    self.token_totals[0] += generation.prompt_tokens
+                generation.tokens += made
+                self.token_totals[1] += made
                 if generation.tokens >= generation.wanted:
                     generation.finish = generation.finish_with
                 yield generation.tokens
@@ -323,8 +327,6 @@ class Engine:
             self._step(finished=generation.started)
             self._notify()
             self.finished[generation.finish or "abort"] += 1
-            self.token_totals[0] += generation.prompt_tokens
-            self.token_totals[1] += generation.tokens
             self.host.event("request_end", finish=generation.finish or "lost", tokens=generation.tokens)
             if self.when_idle and not self.generations:
                 # When that has been answered.
