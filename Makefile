@@ -10,7 +10,7 @@ PYTEST := .venv/bin/python -m pytest
 
 .PHONY: help
 help: ## list the targets
-	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 12
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 15
 
 .PHONY: setup
 setup: ## build .venv, everything pinned; make this checkout resolvable as homegpt.vllm

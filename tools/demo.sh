@@ -51,6 +51,7 @@ tell_what_to_try() {
 To try in any shell:
 
 cd $(printf %q "$PWD")
+export ANSIBLE_CALLBACK_RESULT_FORMAT=yaml  # what went wrong as lines
 
 # Another model, with a picture of what was done and when (a browser shows it):
 $play/switch.yml -e model=qwen3-vl-32b -e timeline=.build/demo/switch.svg

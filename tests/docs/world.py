@@ -29,7 +29,7 @@ from tests.serverlib import ROOT, STANDIN
 FIRST_PORT = 8001
 STACK = "/opt/homegpt"
 # Of each of its two GPUs.
-GPU_TOTAL_GB = "48"
+GPU_TOTAL_GB = "32"
 # The pages say what it is.
 ANSIBLE_CFG = """\
 [defaults]
