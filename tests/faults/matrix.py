@@ -326,15 +326,17 @@ def bound(action: str, setup: Setup) -> float:
             "drain": setup.drain_seconds + 3 * probe + call,
             # The call, the wait until it is so, and the last look.
             "sleep": 2 * call + probe,
-            # Two looks; SIGTERM and SIGKILL, or the command; the wait until its port is closed, and its last looks.
-            "stop": 2 * probe + max(2 * stop, settings["command_timeout_seconds"] + 2 * stop) + call + 2 * probe,
+            # On a rung two calls tell what it cuts. Two looks; SIGTERM and SIGKILL, or the command; the wait until its
+            # port is closed, and its last looks.
+            "stop": 4 * probe + max(2 * stop, settings["command_timeout_seconds"] + 2 * stop) + call + 2 * probe,
             # Four calls, one of them up to three times.
             "wake": 6 * call,
             "reload": 4 * call,
             "start": 2 * stop,
             # The wait, the last two looks, the answer, and when the server was started.
             "verify": ready + 2 * probe + call + probe,
-            "wait": 0,
+            # For an answer: one of a wake or a sleep at most, and a look of two tries at its end.
+            "wait": max(setup.drain_seconds, call) + 4 * probe,
             "record": 2 * call + 2 * probe,
         }[action]
     )
@@ -351,8 +353,10 @@ def in_time(answer: Answer, cell: Cell) -> list[str]:
         most = bound(step["action"], setup) + SLACK_STEP + cell.more_seconds
         if step["seconds"] is None or step["seconds"] > most:
             wrong.append(f"{step['action']} {step['model']} took {step['seconds']} s, {most:g} s at most were stated")
-    # Before all; before a retry; and on the way back before and after each of two.
-    observations = 1 + any("failed" in step for step in steps) + (4 if answer.status else 0)
+    # Before all; after a wait; before a retry; when it is to be drained before a rung; and on the way back before and
+    # after each of two, with a count of what was woken.
+    observations = 1 + any(step["action"] == "wait" for step in steps) + any("failed" in step for step in steps)
+    observations += any(step.get("escalation") in ("stop", "restart") for step in steps) + (8 if answer.status else 0)
     most = sum(bound(step["action"], setup) for step in steps) + SLACK_PROCESS
     most += observations * 2 * setup.settings["probe_timeout_seconds"] + cell.more_seconds
     if answer.seconds > most:

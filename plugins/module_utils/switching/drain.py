@@ -31,7 +31,8 @@ class Outcome(typing.NamedTuple):
 class Drain:
     """Lets the running requests of one server end, up to the deadline, and settles what becomes of the rest.
 
-    C(ending) says that the server is to be stopped, so that it can't keep any. C(held) says, also after an error, that
+    C(ending) says that the server is to be stopped, so that it can't keep any. C(by_looking): nothing is asked of it
+    but how many it has, since nobody knows what it is. C(held) says, also after an error, that
     it takes no more requests: C(Server.resume) takes that back.
     """
 
@@ -42,7 +43,9 @@ class Drain:
         wait: typing.Callable[[typing.Callable[[], bool], float], bool],
         ending: bool,
         clock: typing.Callable[[], float] = time.monotonic,
+        by_looking: bool = False,
     ) -> None:
+        self.by_looking = by_looking
         self.server = server
         self.settings = settings
         self.wait = wait
@@ -61,7 +64,7 @@ class Drain:
         able, in_time = False, False
         started, deadline = self.clock(), self.settings.drain_timeout_seconds
         with contextlib.suppress(ServerError):
-            able = self.server.can_drain()
+            able = not self.by_looking and self.server.can_drain()
             # From the call on, also if its answer never comes.
             self.held = able
             in_time = able and self.server.drain(deadline)
@@ -69,7 +72,7 @@ class Drain:
             self._idle()  # what came meanwhile waits in the server; what runs on has not been drained, whatever it said
             in_time = self._last is None or self._last[0] == 0
         if not in_time:
-            if self._uncounted and not able:
+            if self._uncounted and not able and not self.by_looking:
                 return Outcome(dict.fromkeys(FATES), note="the server does not count its requests")
             # By looking: the server can't drain, or broke that off before its time, or it is over.
             in_time = self._wait_idle(max(0.0, deadline - (self.clock() - started)))

@@ -53,6 +53,8 @@ class Host:
         self.models = {m.id: m for m in inventory.models}
         self.servers = {m.id: server(m, self.settings) for m in inventory.models}
         self.lifecycles = {m.id: lifecycle(m, stack_dir, self.settings) for m in inventory.models}
+        # What each was when it was looked at last.
+        self.seen: dict[str, Observation] = {}
         self._pool = concurrent.futures.ThreadPoolExecutor(max_workers=len(inventory.models))
 
     @functools.cached_property
@@ -87,12 +89,24 @@ class Host:
             if seen.state == STOPPED and process.remains:
                 problem = f"{model.id}'s server ended, but processes that it started have not"
                 return Observation(ERROR, problem=problem, dead=True, process=True)
-            state = ERROR if seen.state == LOADING else seen.state
-            return dataclasses.replace(seen, state=state, process=seen.process or running)
+            known = seen.process or running
+            unknown = seen.unknown or (seen.state == LOADING and known is not False)
+            if unknown and known is False:
+                # Nothing of ours runs, so it is somebody else; unless the last that is known of it is that it served.
+                served = model.id in self.lock.active_since or model.id in self.lock.begun
+                known, unknown = (None, True) if served else (False, False)
+            return dataclasses.replace(
+                seen,
+                state=ERROR if seen.state == LOADING else seen.state,
+                dead=(seen.dead or seen.unknown) and not unknown,
+                unknown=unknown,
+                process=known,
+            )
 
         models = tuple(models)
         seen = dict(zip((m.id for m in models), self.each(look, models)))
         seen.update({n: dataclasses.replace(o, problem=self.mask(o.problem)) for n, o in seen.items() if o.problem})
+        self.seen.update(seen)
         return {m.id: seen.get(m.id, Observation(DISABLED)) for m in self.inventory.models}
 
     def report(self) -> tuple[dict[str, Observation], dict[str, float | None]]:

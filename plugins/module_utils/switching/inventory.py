@@ -181,7 +181,7 @@ class Switching:
     connect_timeout_seconds: float = 0.5
     """How long a connection may take."""
     probe_timeout_seconds: float = 5.0
-    """How long a look at a server may take; two looks without an answer mean that it hangs."""
+    """How long each call of a look may take; a server that gives no answer is asked again before it is stopped."""
     drain_timeout_seconds: float = 30.0
     """How long running requests may go on before a sleep."""
     drain_timeout_action: str = "abort"

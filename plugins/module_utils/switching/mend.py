@@ -100,7 +100,9 @@ class Mender:
     def _stop_sleepless(self, step: Step, error: Exception) -> None:
         """A server that can't be put to sleep is stopped: the GPU has to be free."""
         try:
-            self.performer.perform(Step(STOP, step.model), rung="stop")
+            self._end(step.model, "stop")
+        except DrainTimeout:
+            raise
         except SwitchingError as second:
             raise LifecycleError(f"{error}; and it could not be stopped: {second}").with_log(second.log) from None
         for done in self.performer.steps:
@@ -110,6 +112,13 @@ class Mender:
             if done["model"] == step.model and "requests" in done:
                 lost = [done["requests"][fate] for fate in (PARKED, CUT)]
                 done["requests"] = {**done["requests"], PARKED: 0, CUT: None if None in lost else sum(lost)}
+
+    def _end(self, name: str, rung: str) -> None:
+        """Stop a server, when what runs on it has ended."""
+        if not self.performer.drained(name) and self.performer.running(name):
+            self.performer.ending.add(name)
+            self.performer.perform(Step(DRAIN, name), rung=rung)
+        self.performer.perform(Step(STOP, name), rung=rung)
 
     def _wake_again(self, lane: Lane, step: Step, error: Exception) -> None:
         """What is done about a wake that failed: once more, then a restart."""
@@ -123,8 +132,11 @@ class Mender:
             raise error
         self.performer.begun[name] = True
         try:
-            for action in (STOP, START, VERIFY):
+            self._end(name, "restart")
+            for action in (START, VERIFY):
                 self.performer.perform(Step(action, name), rung="restart")
+        except DrainTimeout:
+            raise
         except SwitchingError as second:
             kind = type(second) if isinstance(second, (WrongAnswer, NoMemory)) else LifecycleError
             raise kind(f"{error}; and a restart failed: {second}").with_log(second.log) from None
@@ -209,6 +221,8 @@ class Mender:
                 # Awake, it would go on giving wrong answers to whoever asks.
                 try:
                     self.execute(self.plan(seen, self.host.models[name], SLEEPING))
+                except DrainTimeout as second:
+                    message += f"\n{name} answers wrongly and is left awake: {brief(str(second), name)}"
                 except SwitchingError as second:
                     reason = brief(str(second), name)
                     message += (
@@ -239,5 +253,7 @@ class Mender:
         seen = self.host.observe(self.host.inventory.enabled)
         for name in self.performer.begun:
             if seen[name].state == ERROR and seen[name].process is not False:
-                seen[name] = dataclasses.replace(seen[name], dead=True, process=True)
+                if seen[name].unknown and self.performer.running(name):
+                    continue  # it has been given something to do
+                seen[name] = dataclasses.replace(seen[name], dead=True, unknown=False, process=True)
         return seen

@@ -9,7 +9,7 @@ import contextlib
 import typing
 
 from . import canary, capacity
-from .drain import Drain
+from .drain import CUT, FATES, Drain
 from .errors import (
     LifecycleError,
     NoMemory,
@@ -22,7 +22,7 @@ from .errors import (
 )
 from .host import Host
 from .inventory import Model
-from .plan import DRAIN, RECORD, RELOAD, SLEEP, START, STOP, STOPPED, VERIFY, WAIT, WAKE, Step
+from .plan import DRAIN, LOADING, RECORD, RELOAD, SLEEP, START, STOP, STOPPED, VERIFY, WAIT, WAKE, Step
 from .result import Steps, step_record
 
 
@@ -94,16 +94,36 @@ class Performer:
         """Whether this switch has stopped the model."""
         return any(done["action"] == STOP and done["model"] == name and "failed" not in done for done in self.steps)
 
+    def drained(self, name: str) -> bool:
+        """Whether this switch has drained the model's server and not woken it since: its requests are accounted for."""
+        moves = (DRAIN, WAKE, START, VERIFY)
+        done = [step for step in self.steps if step["model"] == name and step["action"] in moves]
+        return bool(done) and done[-1]["action"] == DRAIN and "failed" not in done[-1]
+
+    def running(self, name: str) -> int | None:
+        """How many requests a stop of a server would cut; None where it does not say, 0 where it is gone or dead."""
+        server = self.host.servers[name]
+        try:
+            counts = server.count_requests() if server.is_healthy() else (0, 0)
+        except Unreachable:
+            return 0
+        except ServerError:
+            return None
+        return None if counts is None else sum(counts)
+
     def _drain(self, step: Step) -> str:
         server = self.host.servers[step.model]
         # Before the drain: nvidia-smi may take its time, and nothing may come between the drain and the sleep.
         self._free_before[step.model] = self._free_memory(step.model)
-        drain = Drain(server, self.settings, self.host.wait, step.model in self.ending, self.host.clock)
-        self.host.lock.begin(step.model, DRAIN)
+        seen = self.host.seen.get(step.model)
+        by_looking = seen is not None and seen.unknown
+        drain = Drain(server, self.settings, self.host.wait, step.model in self.ending, self.host.clock, by_looking)
+        if not by_looking:
+            self.host.lock.begin(step.model, DRAIN)
         try:
             outcome = drain.run()
         except SwitchingError:
-            if not drain.held:
+            if not drain.held and not by_looking:
                 self.host.lock.settle(step.model)
             raise
         finally:
@@ -213,6 +233,13 @@ class Performer:
         self.fresh.add(step.model)
 
     def _stop(self, step: Step) -> None:
+        *earlier, this = [done for done in self.steps if done["model"] == step.model]
+        seen = self.host.seen.get(step.model)
+        if earlier and not self.drained(step.model) and not (seen and seen.state in (LOADING, STOPPED)):
+            # On a rung: what it has been given since it was woken.
+            cut = self.running(step.model)
+            if cut != 0:
+                this["requests"] = {**dict.fromkeys(FATES, 0), CUT: cut}
         lifecycle = self.host.lifecycles[step.model]
 
         def gone() -> bool:

@@ -45,12 +45,12 @@ class Observation:
     """What one server was seen to be.
 
     C(level) is 0, 1 or 2 while it sleeps, None where the server doesn't tell. At level 0 it is only paused, or has to
-    finish requests before it sleeps: it keeps its GPU memory. C(running) and C(waiting) count requests,
-    None where they were not asked for or the server doesn't tell. C(problem) says what is wrong when C(state) is
-    error, C(remedy) what to do about it; C(dead) says that the server is beyond answering, so that stopping it loses
-    nothing. C(process) says whether the server's own process or container runs, None where nobody looked or can tell.
-    C(doubtful) says that a wake of the server was cut off: asleep it may hold part of its GPU memory, awake it may have
-    wrong weights.
+    finish requests before it sleeps: it keeps its GPU memory. C(running) and C(waiting) count requests, None where they
+    were not asked for or the server doesn't tell. C(problem) says what is wrong when C(state) is error, C(remedy) what
+    to do about it; C(dead) says that the server is beyond answering, so that stopping it loses nothing, C(unknown) that
+    it gave no answer in time, so that it may be busy and have requests. C(process) says whether the server's own
+    process or container runs, None where nobody looked or can tell. C(doubtful) says that a wake of the server was cut
+    off: asleep it may hold part of its GPU memory, awake it may have wrong weights.
     """
 
     state: str
@@ -62,6 +62,7 @@ class Observation:
     process: bool | None = None
     remedy: str = dataclasses.field(default="", compare=False)
     doubtful: bool = False
+    unknown: bool = False
 
     @property
     def asleep(self) -> bool:
@@ -186,25 +187,32 @@ class _Planner:
         seen = self.observed[model.id]
         if seen.state == STOPPED or (seen.state == ERROR and seen.process is False):
             return []
-        drain = (Step(DRAIN, model.id),) if seen.state == ACTIVE or seen.paused else ()
+        drain = (Step(DRAIN, model.id),) if seen.state == ACTIVE or seen.paused or seen.unknown else ()
         lane: Lane = (*drain, Step(STOP, model.id))
         return [(lane,)]
 
     def _check_usable(self, model: Model) -> None:
         seen = self.observed[model.id]
-        if seen.state == ERROR and (not seen.dead or seen.process is False):
+        if seen.state == ERROR and not seen.unknown and (not seen.dead or seen.process is False):
             raise Blocked(f"{model.id} can't be used: {seen.problem}{_remedy(seen)}")
 
     def _bury(self, model: Model) -> Stage:
-        """The lanes that stop the dead: the first stage, so that who is awake has lost nothing if that fails."""
-        return tuple((Step(STOP, m.id),) for m in (model, *self.inventory.conflicting(model)) if self._is_dead(m))
+        """The lanes that stop the dead, and those that never answer: the first stage, so that who is awake has lost
+        nothing if that fails."""
+        lanes: list[Lane] = []
+        for m in (model, *self.inventory.conflicting(model)):
+            if self._is_dead(m):
+                lanes.append((Step(STOP, m.id),))
+            elif self.observed[m.id].unknown and not m.disabled:
+                lanes.append((Step(DRAIN, m.id), Step(STOP, m.id)))
+        return tuple(lanes)
 
     def _is_dead(self, model: Model) -> bool:
         seen = self.observed[model.id]
         return seen.state == ERROR and seen.dead and seen.process is not False and not model.disabled
 
     def _displace(self, model: Model) -> Stage:
-        """The lanes that free the model's GPUs of all but the dead."""
+        """The lanes that free the model's GPUs of all but those that C(_bury) stops."""
         lanes = []
         for other in self.inventory.conflicting(model):
             seen = self.observed[other.id]
@@ -222,7 +230,7 @@ class _Planner:
             elif seen.state == LOADING or (seen.state == SLEEPING and seen.doubtful):
                 # It serves nobody and can't sleep, but soon holds the GPU, or holds a part of it.
                 lanes.append((Step(STOP, other.id),))
-            elif seen.state == ERROR and not seen.dead:
+            elif seen.state == ERROR and not seen.dead and not seen.unknown:
                 raise Blocked(
                     f"{other.id} shares a GPU with {model.id} and nobody can tell whether it is awake: {seen.problem}"
                     + _remedy(seen)

@@ -10,7 +10,6 @@ whether it can drain is told by its version, since an old one that is asked dies
 
 from __future__ import annotations
 
-import math
 import re
 import time
 import typing
@@ -57,7 +56,6 @@ class Server:
         self.url = f"http://127.0.0.1:{model.host_port}"
         self.connection = Connection(model.host_port, switching.connect_timeout_seconds)
         self._served_name: str | None = None
-        self._look_until: float | None = None
 
     def close(self) -> None:
         """Close the connection."""
@@ -66,8 +64,9 @@ class Server:
     def observe(self, count_requests: bool = False) -> Observation:
         """What the server is: active, sleeping, stopped (nothing listens) or error. Never raises a ServerError.
 
-        Loading, with C(dead) set, is a guess that holds if the server's process runs: something takes connections and
-        drops them, as Docker does for a container that does not listen yet.
+        One that gives no answer in time, or breaks it off, is slow or busy for all that is known: unknown. Loading,
+        with C(dead) set, is a guess that holds if the server's process runs: something takes connections and drops
+        them, as Docker does for a container that does not listen yet.
         C(count_requests) asks for the number of running and waiting requests too.
         """
         self._served_name = None
@@ -79,8 +78,6 @@ class Server:
             except ServerError:
                 # Once more: it may only be busy, or about to die, or have been misled once.
                 return self._look(count_requests)
-            finally:
-                self._look_until = None
         except Unreachable:
             return Observation(STOPPED)
         except _HungUp as error:
@@ -88,11 +85,10 @@ class Server:
         except ServerError as error:
             # Once it has named its model it is the server and it runs, whoever started it.
             known = True if self._served_name else None
-            dead = isinstance(error, Unresponsive)
-            return Observation(ERROR, problem=str(error), dead=dead, process=known, remedy=error.remedy)
+            unknown = isinstance(error, Unresponsive)
+            return Observation(ERROR, problem=str(error), unknown=unknown, process=known, remedy=error.remedy)
 
     def _look(self, count_requests: bool) -> Observation:
-        self._look_until = time.monotonic() + self.switching.probe_timeout_seconds
         if not self.is_healthy():
             return Observation(ERROR, problem=f"{self.model.id}'s engine is dead (/health answers 503)", dead=True)
         self._check_identity()
@@ -320,7 +316,7 @@ class Server:
     def _call(self, method: str, path: str, body: typing.Any = None, timeout: float | None = None) -> Answer:
         """One HTTP call; the answer when its status is 200, else an error that says what went wrong."""
         timeout = timeout or self.switching.probe_timeout_seconds
-        until = min(time.monotonic() + timeout, self._look_until or math.inf)
+        until = time.monotonic() + timeout
         headers = {}
         if self.model.api_key and path.startswith("/v1"):
             headers["Authorization"] = f"Bearer {self.model.api_key}"

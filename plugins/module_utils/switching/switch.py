@@ -33,6 +33,7 @@ from .plan import (
     STOPPED,
     VERIFY,
     WAIT,
+    WAKE,
     Observation,
     Plan,
     Step,
@@ -472,13 +473,20 @@ class Switcher:
         if not check and (plan.steps or last):
             self._prove_records()
         if check:
-            waits = [Step(WAIT, name) for name, _left in self._stays(model, before, plan)]
+            waits = [Step(WAIT, name) for name in self._silent(before, plan)]
+            waits += [Step(WAIT, name) for name, _left in self._stays(model, before, plan)]
             steps = [step_record(step) for step in (*waits, *plan.steps, *([last] if last else []))]
             return self._result(model, before, predict(before, plan), steps, [], started)
         performer = Performer(self.host, started, model.id if last else None)
         begun = {name for name, one in self.lock.begun.items() if one.action == START}
         performer.fresh.update(name for name, seen in before.items() if seen.state == LOADING or name in begun)
         mender = Mender(performer, self._plan)
+        waited: set[str] = set()
+        while set(self._silent(before, plan)) - waited:
+            self._let_answer([name for name in self._silent(before, plan) if name not in waited], performer)
+            waited.update(self._silent(before, plan))
+            before = self.host.observe((*self.inventory.enabled, *hidden))
+            plan = self._plan(before, model, wanted)
 
         def result(after: States) -> Result:
             return self._result(model, before, after, performer.steps, performer.warnings, started)
@@ -507,6 +515,24 @@ class Switcher:
 
     def _plan(self, seen: States, model: Model, wanted: str) -> Plan:
         return make_plan(self.inventory, seen, model, wanted, self.mem_available_gb(), self.reserved_gb)
+
+    def _silent(self, before: States, plan: Plan) -> list[str]:
+        """Those whose state the plan depends on, and that gave no answer in time."""
+        return sorted({step.model for step in plan.steps if before[step.model].unknown})
+
+    def _let_answer(self, names: typing.Sequence[str], performer: Performer) -> None:
+        """Wait until they answer, no longer than a request, or a wake or sleep that was begun, may take."""
+        self.host.each(lambda name: performer.perform(Step(WAIT, name), self._await_answer), names)
+
+    def _await_answer(self, step: Step) -> str:
+        begun = self.lock.begun.get(step.model)
+        moves = begun is not None and begun.action in (SLEEP, WAKE)
+        which = "request_timeout_seconds" if moves else "drain_timeout_seconds"
+        seconds: float = getattr(self.settings, which)
+        model = self.host.models[step.model]
+        if self.host.wait(lambda: not self.host.observe([model])[model.id].unknown, seconds):
+            return f"{model.id} did not answer at first"
+        return f"{model.id} did not answer for {seconds:g} s ({which})"
 
     def _stays(self, model: Model, before: States, plan: Plan) -> list[tuple[str, float]]:
         """Those that have to make room and have not been active for as long as they may, with the seconds left."""
@@ -574,7 +600,7 @@ class Switcher:
             for states in (before, after)
         ]
         return Result(
-            changed=any("failed" not in step for step in steps),
+            changed=any("failed" not in step and step["action"] != WAIT for step in steps),
             warnings=[self.host.mask(warning) for warning in warnings],
             places=(tuple(m.id for m in group),),
             before=shown[0],

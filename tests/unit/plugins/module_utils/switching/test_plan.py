@@ -54,6 +54,8 @@ DEAD_NOT_OURS = Observation(ERROR, problem="it hangs", dead=True, process=False)
 WRONG = Observation(ERROR, problem="it says nonsense")
 WRONG_OURS = Observation(ERROR, problem="it says nonsense", process=True)
 WRONG_NOT_OURS = Observation(ERROR, problem="it says nonsense", process=False)
+UNKNOWN = Observation(ERROR, problem="no answer", unknown=True)
+UNKNOWN_OURS = Observation(ERROR, problem="no answer", unknown=True, process=True)
 ANY = (
     AWAKE,
     ASLEEP_1,
@@ -68,6 +70,8 @@ ANY = (
     WRONG,
     WRONG_OURS,
     WRONG_NOT_OURS,
+    UNKNOWN,
+    UNKNOWN_OURS,
 )
 
 
@@ -106,6 +110,15 @@ CELLS: list[tuple[Observation, str | None, str | None, str]] = [
     (WRONG, None, None, "stop a"),
     (WRONG_OURS, None, None, "stop a"),
     (WRONG_NOT_OURS, None, None, ""),
+    *(
+        (
+            seen,
+            "drain a, stop a; start a, verify a",
+            "drain a, stop a; start a, verify a; sleep a (level 1)",
+            "drain a, stop a",
+        )
+        for seen in (UNKNOWN, UNKNOWN_OURS)
+    ),
 ]
 SINGLE_CELLS = [
     pytest.param(seen, wanted, plan, id=f"{seen.state}-{number}-{wanted}")
@@ -143,7 +156,8 @@ def test_a_model_whose_gpu_another_one_holds(seen: Observation, wanted: str, pla
         plan = f"drain b, sleep b (level 1); {plan}; wake b (level 1), verify b"
     if wanted != STOPPED:
         # What is dead is stopped while b is still awake: should that fail, b has lost nothing.
-        plan = plan.replace("drain b, sleep b (level 1); stop a; ", "stop a; drain b, sleep b (level 1); ")
+        for end in ("stop a; ", "drain a, stop a; "):
+            plan = plan.replace(f"drain b, sleep b (level 1); {end}", f"{end}drain b, sleep b (level 1); ")
     assert plan_of(inventory, [seen, AWAKE], wanted) == plan
 
 
@@ -176,6 +190,8 @@ def test_a_model_on_other_gpus_changes_nothing(
         (WRONG, None, ""),
         (WRONG_OURS, None, None),
         (WRONG_NOT_OURS, "", ""),
+        (UNKNOWN, "drain b, stop b; ", ""),
+        (UNKNOWN_OURS, "drain b, stop b; ", None),
         (Observation(DISABLED), "", ""),
     ],
 )
@@ -419,9 +435,11 @@ class Host:
         self.observed = observed
         self.state = {name: self._first_state(name) for name in self.models}
         self.level = {name: seen.level for name, seen in observed.items()}
-        self.ready = {name for name, seen in observed.items() if seen in (AWAKE, PAUSED)}
+        # An unknown one may be: it is treated as if it were.
+        self.ready = {name for name, seen in observed.items() if seen in (AWAKE, PAUSED) or seen.unknown}
         self.drained: set[str] = set()
         self.touched: set[str] = set()
+        self.left: set[str] = set()
 
     def _first_state(self, name: str) -> str:
         seen = self.observed[name]
@@ -472,8 +490,10 @@ class Host:
     def _leave(self, step: Step) -> None:
         """Nobody's requests are cut: whoever was found awake is drained first."""
         name = step.model
-        if name in self.ready and self.observed[name].state == ACTIVE:
+        has_requests = (self.observed[name].state == ACTIVE or self.observed[name].unknown) and name not in self.left
+        if name in self.ready and has_requests:
             assert name in self.drained, f"{step}: its requests are cut"
+        self.left.add(name)
         self.ready.discard(name)
         self.drained.discard(name)
         self.state[name] = "leaving"
@@ -553,7 +573,7 @@ def who_blocks(inventory: Inventory, observed: dict[str, Observation], model: Mo
     """The models because of which there is no safe plan, want of RAM aside."""
     blockers = set()
     seen = observed[model.id]
-    if wanted != STOPPED and seen.state == ERROR and (not seen.dead or seen.process is False):
+    if wanted != STOPPED and seen.state == ERROR and not seen.unknown and (not seen.dead or seen.process is False):
         blockers.add(model.id)
     if needs_the_gpu(observed, model, wanted):
         for other in inventory.conflicting(model):
@@ -562,7 +582,7 @@ def who_blocks(inventory: Inventory, observed: dict[str, Observation], model: Mo
                 in_error = seen.state == ERROR and seen.process is True
                 in_the_way = seen.state in (ACTIVE, LOADING) or seen == PAUSED or in_error
             else:
-                in_the_way = seen.state == ERROR and not seen.dead and seen.process is not False
+                in_the_way = seen.state == ERROR and not (seen.dead or seen.unknown) and seen.process is not False
             if in_the_way:
                 blockers.add(other.id)
     return blockers
@@ -607,7 +627,16 @@ def check_shape(inventory: Inventory, model: Model, plan: Plan) -> None:
 
 def check_dead_first(observed: dict[str, Observation], plan: Plan) -> None:
     """Nobody who is awake makes room while a stop of a dead one, which may fail, is still to come."""
-    stages = [{(step.action, step.model) for lane in stage for step in lane} for stage in plan.stages]
+    unknown = {name for name, seen in observed.items() if seen.unknown}
+    stages = [
+        {
+            (step.action, step.model)
+            for lane in stage
+            for step in lane
+            if (step.action, step.model in unknown) != (DRAIN, True)
+        }
+        for stage in plan.stages
+    ]
     dead = {(STOP, name) for name, seen in observed.items() if seen.state == ERROR}
     buried = max((number for number, stage in enumerate(stages) if stage & dead), default=-1)
     makes_room = (number for number, stage in enumerate(stages) if any(action == DRAIN for action, _name in stage))
@@ -671,7 +700,8 @@ def check_end(
     for other in others:
         before = observed[other.id]
         if other.id in touched:
-            assert before.state in (ACTIVE, LOADING) or before == PAUSED or before.dead, "it was in nobody's way"
+            in_the_way = before.state in (ACTIVE, LOADING) or before == PAUSED or before.dead or before.unknown
+            assert in_the_way, "it was in nobody's way"
         if wanted == ACTIVE and other.conflicts_with(model):
             assert after[other.id].state not in (ACTIVE, LOADING)
             assert after[other.id] != PAUSED
@@ -722,7 +752,7 @@ MODELS = [
     )
 ]
 # What makes for long plans is frequent, what blocks them is rare.
-SEEN = (*(AWAKE, GONE, COMING_UP) * 6, *(ASLEEP_1, ASLEEP_2, ASLEEP, PAUSED, DEAD, DEAD_OURS) * 3, *ANY)
+SEEN = (*(AWAKE, GONE, COMING_UP) * 6, *(ASLEEP_1, ASLEEP_2, ASLEEP, PAUSED, DEAD, DEAD_OURS, UNKNOWN) * 3, *ANY)
 
 
 @st.composite

@@ -249,10 +249,19 @@ def test_a_dead_engine(not_vllm: NotVllm) -> None:
 
 
 @pytest.mark.usefixtures("quick_probes")
-def test_a_server_that_hangs_is_dead(standin: serverlib.Server, server: Server) -> None:
+def test_a_server_that_hangs_is_unknown(standin: serverlib.Server, server: Server) -> None:
     standin.fault("/health", "hang", times=0)
     text = f"m: GET {standin.url}/health: no answer within 1 s"
-    assert server.observe() == Observation(ERROR, problem=text, dead=True)
+    assert server.observe() == Observation(ERROR, problem=text, unknown=True)
+
+
+@pytest.mark.usefixtures("quick_probes")
+@pytest.mark.parametrize("slept", [False, True])
+def test_each_call_of_a_look_has_its_own_time(standin: serverlib.Server, server: Server, slept: bool) -> None:
+    if slept:
+        standin.call("POST", "/sleep?level=1")
+    standin.fault("*", "hang", seconds=0.6, times=0)
+    assert server.observe(count_requests=True).state == (SLEEPING if slept else ACTIVE)
 
 
 @pytest.mark.usefixtures("quick_probes")
@@ -271,7 +280,7 @@ def test_a_server_that_stops_within_an_answer_does_not_answer_in_time() -> None:
 
     with listener(meet) as port, server_for(port) as server:
         seen = server.observe()
-    assert (seen.state, seen.dead) == (ERROR, True)
+    assert (seen.state, seen.unknown, seen.dead) == (ERROR, True, False)
     assert f"m: GET http://127.0.0.1:{port}/health: " in seen.problem
     assert "listens" not in seen.problem
 
@@ -404,8 +413,9 @@ def test_a_connection_that_breaks_off(standin: serverlib.Server, server: Server,
     standin.fault(path, fault, times=0)
     seen = server.observe()
     # Dropped without a word: so does Docker for a container that does not listen yet. The process decides.
-    assert seen.state == (LOADING if (fault, path) == ("refuse", "/health") else ERROR)
-    assert seen.dead
+    loading = (fault, path) == ("refuse", "/health")
+    assert seen.state == (LOADING if loading else ERROR)
+    assert (seen.dead, seen.unknown) == (loading, not loading)
     assert seen.problem.startswith(f"m: GET {standin.url}{path}: the connection broke off: ")
 
 
@@ -807,7 +817,7 @@ def test_the_connect_timeout_is_its_own() -> None:
             seen = server.observe()
             assert time.monotonic() - started < 3
     assert seen == Observation(
-        ERROR, problem=f"m: GET http://127.0.0.1:{port}/health: no connection within 0.2 s", dead=True
+        ERROR, problem=f"m: GET http://127.0.0.1:{port}/health: no connection within 0.2 s", unknown=True
     )
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import requests
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching import switch
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors import (
     Blocked,
@@ -344,20 +345,133 @@ def test_a_loading_server_in_the_way_is_stopped(host: Host) -> None:
 
 
 @pytest.mark.usefixtures("quick_probes")
-def test_a_hanging_server_in_the_way_is_stopped(pair: Host) -> None:
+def test_a_hanging_server_in_the_way_is_drained_and_stopped(pair: Host) -> None:
+    pair.settings["drain_timeout_seconds"] = 0.5
     pair.up(a="active", b=1)
-    pair.fault("a", "/health", "hang", times=0)
+    pair.fault("a", "*", "hang", times=0)
+    foretold = pair.switch("b", check=True)
     result = pair.switch("b")
-    assert steps(result) == ["stop a", "wake b 1", "verify b"]
-    assert result.before["a"].dead
+    assert steps(foretold) == steps(result) == ["wait a", "drain a", "stop a", "wake b 1", "verify b"]
+    assert result.steps[0]["note"] == "a did not answer for 0.5 s (drain_timeout_seconds)"
+    assert result.steps[1]["note"] == "an unknown number of requests still ran after 0.5 s and were cut"
+    assert result.requests["cut"] is None
+    assert (result.before["a"].unknown, result.before["a"].dead) == (True, False)
     assert pair.states() == {"a": "stopped", "b": "active"}
 
 
 @pytest.mark.usefixtures("quick_probes")
+@pytest.mark.parametrize("action", ["fail", "keep"])
+@pytest.mark.parametrize("name", ["a", "b"])
+def test_a_hanging_server_whose_requests_may_not_be_cut_is_left_alone(pair: Host, action: str, name: str) -> None:
+    pair.settings.update(drain_timeout_seconds=0.5, drain_timeout_action=action)
+    pair.models[0]["env"]["STANDIN_TOKENS_PER_SECOND"] = "20"
+    pair.up(a="active", b=1)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(pair.completion, "a", 200)
+        pair.wait_until(lambda: pair.running("a") == 1, "the completion runs")
+        pair.fault("a", "*", "hang", times=0)
+        text, result = failed(lambda: pair.switch(name))
+        pair.call("a", "DELETE", "/standin/faults")
+        assert answer.result(timeout=300)["finish_reason"] == "length"
+    assert steps(result) == ["wait a", "drain a"]
+    assert "an unknown number of requests still ran after 0.5 s" in text
+    assert "\nWhat to do: switch when it has less to do, raise drain_timeout_seconds" in text
+    assert pair.states() == {"a": "active", "b": "sleeping"}
+
+
+def test_a_slow_server_is_drained_as_any_other(pair: Host) -> None:
+    """Each of its calls is answered in time, all of them together are not."""
+    pair.settings["probe_timeout_seconds"] = 1
+    pair.models[0]["env"]["STANDIN_TOKENS_PER_SECOND"] = "20"
+    pair.up(a="active", b=1)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(pair.completion, "a", 60)
+        pair.wait_until(lambda: pair.running("a") == 1, "the completion runs")
+        pair.fault("a", "*", "hang", seconds=0.6, times=0)
+        result = pair.switch("b")
+        assert answer.result(timeout=300)["finish_reason"] == "length"
+    assert steps(result) == ["drain a", "sleep a 1", "wake b 1", "verify b"]
+    assert (result.previous_model, result.requests["cut"]) == ("a", 0)
+
+
+@pytest.mark.parametrize("name", ["a", "b"])
+def test_a_server_that_answers_late_is_waited_for(pair: Host, name: str) -> None:
+    pair.settings["probe_timeout_seconds"] = 0.5
+    pair.up(a="active", b=1)
+    pair.fault("a", "/is_sleeping", "hang", times=3)
+    result = pair.switch(name)
+    moved = ["drain a", "sleep a 1", "wake b 1", "verify b"] if name == "b" else []
+    assert steps(result) == ["wait a", *moved]
+    assert result.steps[0]["note"] == "a did not answer at first"
+    assert (result.changed, result.previous_model, result.active_model) == (name == "b", "a", name)
+
+
+def answers_soon(host: Host, name: str) -> bool:
+    """Whether a server tells whether it sleeps: not while it moves memory."""
+    try:
+        host.call(name, "GET", "/is_sleeping", timeout=0.2)
+    except requests.Timeout:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("what", "name", "done"),
+    [
+        ("wake", "b", ["wait b", "verify b"]),
+        ("wake", "a", ["wait b", "drain b", "sleep b 1", "wake a 1", "verify a"]),
+        ("sleep", "b", ["wait a", "wake b 1", "verify b"]),
+        ("sleep", "a", ["wait a", "wake a 1", "verify a"]),
+    ],
+)
+def test_what_a_killed_switch_has_begun_is_waited_for(host: Host, what: str, name: str, done: list[str]) -> None:
+    """As long as a wake or a sleep may take, and not as long as a drain."""
+    moves: dict[str, object] = {"sleep_seconds": 2.5, "wake_seconds": 2.5}
+    host.declare("a", standin=moves if what == "sleep" else {})
+    host.declare("b", standin=moves if what == "wake" else {})
+    host.up(b=1)
+    if what == "wake":
+        host.up(a=1)
+    else:
+        host.up(a="active")
+    host.settings.update(probe_timeout_seconds=0.4, drain_timeout_seconds=0.2)
+    mover, call = ("b", "/wake_up") if what == "wake" else ("a", "/sleep?level=1&mode=wait")
+    with host.switcher() as switcher, switcher.lock.hold("killed", 1, lambda _done, _seconds: False):
+        switcher.lock.begin(mover, what)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        pool.submit(host.call, mover, "POST", call)
+        host.wait_until(lambda: not answers_soon(host, mover), "it moves")
+        result = host.switch(name)
+    assert steps(result) == done
+    other = "a" if name == "b" else "b"
+    assert host.states() == {name: "active", other: "sleeping"}
+
+
+def test_a_restart_waits_for_what_runs(host: Host) -> None:
+    """It was woken, and never proved: meanwhile somebody has found it."""
+    host.settings["canary"] = "enforce"
+    host.declare("a", standin={"tokens_per_second": 40})
+    host.switch("a")
+    with host.switcher() as switcher, switcher.lock.hold("killed", 1, lambda _done, _seconds: False):
+        switcher.lock.begin("a", "wake")
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(host.completion, "a", 320)
+        host.wait_until(lambda: host.running("a") == 1, "the completion runs")
+        host.fault("a", "/v1/completions", "wrong_text", times=0)
+        result = host.switch("a")
+        assert answer.result(timeout=300)["finish_reason"] == "length"
+    assert steps(result) == [
+        "verify a", "reload a", "verify a", "drain a", "stop a", "start a", "verify a",
+    ]  # fmt: skip
+    assert result.requests == {"drained": 1, "parked": 0, "cut": 0}
+
+
+@pytest.mark.usefixtures("quick_probes")
 def test_a_hanging_server_that_is_wanted_is_restarted(pair: Host) -> None:
+    pair.settings["drain_timeout_seconds"] = 0.5
     pair.up(a="active")
     pair.fault("a", "/is_sleeping", "hang", times=0)
-    assert steps(pair.switch("a")) == ["stop a", "start a", "verify a"]
+    assert steps(pair.switch("a")) == ["wait a", "drain a", "stop a", "start a", "verify a"]
     assert pair.states()["a"] == "active"
 
 
@@ -715,7 +829,7 @@ def test_a_server_that_can_neither_sleep_nor_stop_leaves_all_as_it_was(
 
 
 def test_a_dead_server_that_cannot_be_stopped_costs_nobody_the_gpu(pair: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    pair.settings.update(probe_timeout_seconds=1.5, stop_timeout_seconds=0.1)
+    pair.settings.update(probe_timeout_seconds=1.5, stop_timeout_seconds=0.1, drain_timeout_seconds=0.2)
     pair.up(b=1)
     pair.up(a="active")
     pair.fault("b", "/health", "hang", times=0)
@@ -724,7 +838,7 @@ def test_a_dead_server_that_cannot_be_stopped_costs_nobody_the_gpu(pair: Host, m
     for wanted in ("active", "sleeping"):
         text, result = failed(lambda: pair.switch("b", wanted))  # noqa: B023
         assert "does not end, even when killed" in text
-        assert steps(result) == ["stop b"]
+        assert steps(result) == ["wait b", "drain b", "stop b"]
         assert (result.previous_model, result.active_model) == ("a", "a")
     assert pair.changing_calls("a") == before
 
