@@ -15,7 +15,19 @@ from .inventory import Inventory, Model, Switching
 from .lifecycle import Lifecycle
 from .lock import HostLock
 from .masking import Mask, secrets_of
-from .plan import ACTIVE, DISABLED, ERROR, LOADING, SLEEPING, STOPPED, Observation
+from .plan import (
+    ACTIVE,
+    DISABLED,
+    DRAIN,
+    ERROR,
+    LOADING,
+    SLEEP,
+    SLEEPING,
+    START,
+    STOPPED,
+    WAKE,
+    Observation,
+)  # fmt: skip
 from .server import Server
 
 T = typing.TypeVar("T")
@@ -74,9 +86,7 @@ class Host:
         def look(model: Model) -> Observation:
             seen = self.servers[model.id].observe(count_requests)
             if seen.state in (ACTIVE, SLEEPING):
-                if model.id in self.lock.doubtful:
-                    return dataclasses.replace(seen, doubtful=True, problem="its last wake was not proved")
-                return seen
+                return self._with_notes(model, seen)
             process = self.lifecycles[model.id].process()
             running = process.running
             if seen.state == LOADING and running is False:
@@ -84,8 +94,10 @@ class Host:
                 seen = self.servers[model.id].observe(count_requests)
             if seen.remedy:
                 seen = dataclasses.replace(seen, remedy=seen.remedy.format(log=self.lifecycles[model.id].log_command))
+            begun, was_active = self.lock.begun.get(model.id), model.id in self.lock.active_since
             if seen.state in (STOPPED, LOADING) and running:
-                return Observation(LOADING)
+                comes = begun is not None and begun.action in (START, WAKE)
+                return Observation(LOADING, was_serving=comes or was_active)
             if seen.state == STOPPED and process.remains:
                 problem = f"{model.id}'s server ended, but processes that it started have not"
                 return Observation(ERROR, problem=problem, dead=True, process=True)
@@ -93,14 +105,14 @@ class Host:
             unknown = seen.unknown or (seen.state == LOADING and known is not False)
             if unknown and known is False:
                 # Nothing of ours runs, so it is somebody else; unless the last that is known of it is that it served.
-                served = model.id in self.lock.active_since or model.id in self.lock.begun
-                known, unknown = (None, True) if served else (False, False)
+                known, unknown = (None, True) if was_active or begun else (False, False)
             return dataclasses.replace(
                 seen,
                 state=ERROR if seen.state == LOADING else seen.state,
                 dead=(seen.dead or seen.unknown) and not unknown,
                 unknown=unknown,
                 process=known,
+                was_serving=unknown and (was_active or (begun is not None and begun.action in (DRAIN, SLEEP))),
             )
 
         models = tuple(models)
@@ -108,6 +120,21 @@ class Host:
         seen.update({n: dataclasses.replace(o, problem=self.mask(o.problem)) for n, o in seen.items() if o.problem})
         self.seen.update(seen)
         return {m.id: seen.get(m.id, Observation(DISABLED)) for m in self.inventory.models}
+
+    def _with_notes(self, model: Model, seen: Observation) -> Observation:
+        """What a server that answers is, with what was begun on it and not proved."""
+        begun = self.lock.begun.get(model.id)
+        action = begun.action if begun else ""
+        if seen.state == SLEEPING and seen.level == 0:
+            if action in (DRAIN, SLEEP):
+                # Paused by a switch that was cut off; after a drain nothing else is still to come.
+                return dataclasses.replace(seen, doubtful=False, problem="", held=action == DRAIN, was_serving=True)
+            if seen.doubtful:
+                seen = dataclasses.replace(seen, level=None)
+        if action == WAKE:
+            return dataclasses.replace(seen, doubtful=True, problem="its last wake was not proved")
+        # Before 0.17 a pause is not seen.
+        return dataclasses.replace(seen, held=True) if seen.state == ACTIVE and action == DRAIN else seen
 
     def report(self) -> tuple[dict[str, Observation], dict[str, float | None]]:
         """What all models are, with their requests, and the GPU memory that each one's server holds, in GB.

@@ -36,6 +36,7 @@ from .plan import (
     STOP,
     STOPPED,
     VERIFY,
+    WAIT,
     WAKE,
     Lane,
     Observation,
@@ -151,9 +152,9 @@ class Mender:
             if level != 1 and self.host.servers[name].can_reload:
                 steps = [Step(RELOAD, name), Step(VERIFY, name)]
         else:
-            seen = self.host.servers[name].observe()
+            seen = self.host.observe([self.host.models[name]])[name]
             if seen.state == SLEEPING:
-                # What the gauge says of one that is half awake is the level it slept at.
+                # What the gauge says of one that is half awake is the level it slept at, or nothing that can be used.
                 steps = [Step(WAKE, name, seen.level), Step(VERIFY, name)]
             elif seen.state == ACTIVE and (step.action == VERIFY or level in (0, 1)):
                 steps = [Step(VERIFY, name)]  # only the answer was lost, or wrong
@@ -198,15 +199,20 @@ class Mender:
                 self.host.lock.settle(name)
         seen = self._observe_failed()
         for previous in self.host.inventory.enabled:
-            if before[previous.id].state != ACTIVE or seen[previous.id].state == ACTIVE:
+            here = seen[previous.id]
+            if not before[previous.id].serving or (here.state == ACTIVE and not here.held):
                 continue
             if previous.id == model.id and wanted != ACTIVE:
+                continue
+            if here.unknown and not self._touched(previous.id):
+                message += f"\n{previous.id} was active before, and gives no answer: nothing was done to it"
                 continue
             if "roll_back" not in self.settings.escalation:
                 message += f"\n{previous.id}, active before, was not put back (escalation is without roll_back)"
                 continue
             # Where two that conflict were found awake, one of them is enough.
-            if any(seen[m.id].state == before[m.id].state == ACTIVE for m in self.host.inventory.conflicting(previous)):
+            rivals = self.host.inventory.conflicting(previous)
+            if any(seen[m.id].state == ACTIVE and before[m.id].serving for m in rivals):
                 continue
             try:
                 self.execute(self.plan(seen, previous, ACTIVE))
@@ -247,6 +253,10 @@ class Mender:
         if log:
             message += "\nThe last lines of its log:" + "".join(f"\n  {line}" for line in log[-_SHOWN_LINES:])
         return seen, message
+
+    def _touched(self, name: str) -> bool:
+        """Whether this switch has done anything to a model's server but to let its requests end."""
+        return any(done["model"] == name and done["action"] not in (WAIT, DRAIN) for done in self.performer.steps)
 
     def _observe_failed(self) -> dict[str, Observation]:
         """What the models are. One that this switch has woken or started and that makes no sense counts as dead."""

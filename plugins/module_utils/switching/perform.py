@@ -22,7 +22,21 @@ from .errors import (
 )
 from .host import Host
 from .inventory import Model
-from .plan import DRAIN, LOADING, RECORD, RELOAD, SLEEP, START, STOP, STOPPED, VERIFY, WAIT, WAKE, Step
+from .plan import (
+    DRAIN,
+    LOADING,
+    RECORD,
+    RELOAD,
+    SLEEP,
+    SLEEPING,
+    START,
+    STOP,
+    STOPPED,
+    VERIFY,
+    WAIT,
+    WAKE,
+    Step,
+)  # fmt: skip
 from .result import Steps, step_record
 
 
@@ -116,7 +130,7 @@ class Performer:
         # Before the drain: nvidia-smi may take its time, and nothing may come between the drain and the sleep.
         self._free_before[step.model] = self._free_memory(step.model)
         seen = self.host.seen.get(step.model)
-        by_looking = seen is not None and seen.unknown
+        by_looking = seen is not None and (seen.unknown or (seen.state == SLEEPING and seen.doubtful))
         drain = Drain(server, self.settings, self.host.wait, step.model in self.ending, self.host.clock, by_looking)
         if not by_looking:
             self.host.lock.begin(step.model, DRAIN)
@@ -199,6 +213,10 @@ class Performer:
         return start != "" and start == self.host.lifecycles[name].start_id()
 
     def _wake(self, step: Step) -> str | None:
+        if step.level == 0:  # it has all its memory
+            self.begun.setdefault(step.model, False)
+            self.host.servers[step.model].resume()
+            return None
         need = capacity.remembered(self.host.stack_dir).get(step.model)
         # One that is half awake holds a part of that itself.
         if need and step.model not in self.host.lock.doubtful:

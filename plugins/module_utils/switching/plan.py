@@ -50,7 +50,10 @@ class Observation:
     to do about it; C(dead) says that the server is beyond answering, so that stopping it loses nothing, C(unknown) that
     it gave no answer in time, so that it may be busy and have requests. C(process) says whether the server's own
     process or container runs, None where nobody looked or can tell. C(doubtful) says that a wake of the server was cut
-    off: asleep it may hold part of its GPU memory, awake it may have wrong weights.
+    off: asleep it may hold part of its GPU memory, awake it may have wrong weights. C(held) says that a drain was cut
+    off, so that for all that is known it takes no requests, and that nothing else is still to come of it.
+    C(was_serving) says of one that is not active that it served, or was to, when a switch was cut off or it stopped
+    answering.
     """
 
     state: str
@@ -63,16 +66,23 @@ class Observation:
     remedy: str = dataclasses.field(default="", compare=False)
     doubtful: bool = False
     unknown: bool = False
+    held: bool = False
+    was_serving: bool = dataclasses.field(default=False, compare=False)
+
+    @property
+    def serving(self) -> bool:
+        """Whether it serves, or was about to until a switch was cut off or it stopped answering."""
+        return self.state == ACTIVE or self.was_serving
 
     @property
     def asleep(self) -> bool:
         """Whether it has given its GPU memory back."""
-        return self.state == SLEEPING and self.level != 0
+        return self.state == SLEEPING and self.level != 0 and not self.doubtful
 
     @property
     def paused(self) -> bool:
-        """Whether it takes no requests but keeps its GPU memory."""
-        return self.state == SLEEPING and self.level == 0
+        """Whether it takes no requests but keeps its GPU memory, and sleeps when it is told to."""
+        return self.state == SLEEPING and self.level == 0 and not self.doubtful
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +167,7 @@ class _Planner:
         seen = self.observed[model.id]
         self._check_usable(model)
         dead, displaced = self._bury(model), self._displace(model)
-        if seen.state == ACTIVE:
+        if seen.state == ACTIVE and not seen.held:
             return [dead, displaced, *([((Step(VERIFY, model.id),),)] if seen.doubtful else [])]
         return [dead, displaced, *self._bring_up(model)]
 
@@ -177,19 +187,24 @@ class _Planner:
         stages = [dead, displaced, *loaded, ((Step(SLEEP, model.id, level),),)]
         back: list[Model] = []
         for other in self.inventory.conflicting(model):
-            was_active = self.observed[other.id].state == ACTIVE and not other.disabled
+            was_active = self.observed[other.id].serving and not other.disabled
             if was_active and not any(other.conflicts_with(one) for one in back) and not self._crowded(other, model):
                 back.append(other)
-                stages += self._bring_back(other, displaced)
+                stages += self._bring_back(other, (*dead, *displaced))
         return stages
 
     def stop(self, model: Model) -> list[Stage]:
         seen = self.observed[model.id]
         if seen.state == STOPPED or (seen.state == ERROR and seen.process is False):
             return []
-        drain = (Step(DRAIN, model.id),) if seen.state == ACTIVE or seen.paused or seen.unknown else ()
-        lane: Lane = (*drain, Step(STOP, model.id))
-        return [(lane,)]
+        awake = seen.state == ACTIVE or seen.paused or seen.unknown
+        drain: Lane = (Step(DRAIN, model.id),) if awake else self._finish(model)
+        return [((*drain, Step(STOP, model.id)),)]
+
+    def _finish(self, model: Model) -> Lane:
+        """What one that says that it sleeps has to end first: in doubt, its requests may go on."""
+        seen = self.observed[model.id]
+        return (Step(DRAIN, model.id),) if seen.state == SLEEPING and seen.doubtful and seen.running != 0 else ()
 
     def _check_usable(self, model: Model) -> None:
         seen = self.observed[model.id]
@@ -217,8 +232,10 @@ class _Planner:
         for other in self.inventory.conflicting(model):
             seen = self.observed[other.id]
             if other.disabled:
-                if seen.state in (ACTIVE, LOADING) or seen.paused or (seen.state == ERROR and seen.process):
+                half = seen.state == SLEEPING and seen.doubtful
+                if seen.state in (ACTIVE, LOADING) or seen.paused or half or (seen.state == ERROR and seen.process):
                     what = f"in error ({seen.problem})" if seen.state == ERROR else seen.state
+                    what = f"in doubt ({seen.problem})" if half else what
                     raise Blocked(
                         f"{other.id} is disabled, so it is left alone, but its server is {what} and holds a GPU "
                         f"that {model.id} needs: stop it, or set its startup_mode to sleep"
@@ -228,8 +245,8 @@ class _Planner:
             elif seen.state == ERROR and seen.process is False:
                 pass  # whatever answers on its port is not the server, and holds no GPU of ours
             elif seen.state == LOADING or (seen.state == SLEEPING and seen.doubtful):
-                # It serves nobody and can't sleep, but soon holds the GPU, or holds a part of it.
-                lanes.append((Step(STOP, other.id),))
+                # It takes no requests and can't sleep, but soon holds the GPU, or holds a part of it.
+                lanes.append((*self._finish(other), Step(STOP, other.id)))
             elif seen.state == ERROR and not seen.dead and not seen.unknown:
                 raise Blocked(
                     f"{other.id} shares a GPU with {model.id} and nobody can tell whether it is awake: {seen.problem}"
@@ -241,6 +258,8 @@ class _Planner:
         """The stages that make a server ready, whatever it is now; a dead one has been stopped before."""
         seen = self.observed[model.id]
         verify = Step(VERIFY, model.id)
+        if seen.held:
+            return [((Step(WAKE, model.id, 0), verify),)]
         if seen.paused:
             # A sleep that still waits for requests would come true after a wake, so it is waited for. At which level it
             # sleeps then is not known.
@@ -249,7 +268,7 @@ class _Planner:
             return [((*rest, up, verify),)]
         if seen.state == SLEEPING:
             # The wake for an unknown level is right from any state, also half awake.
-            return [((Step(WAKE, model.id, None if seen.doubtful else seen.level), verify),)]
+            return [((*self._finish(model), Step(WAKE, model.id, None if seen.doubtful else seen.level), verify),)]
         if seen.state == LOADING:
             return [((verify,),)]
         return [((Step(START, model.id), verify),)]
@@ -268,8 +287,8 @@ class _Planner:
                 return True
         return False
 
-    def _bring_back(self, model: Model, displaced: Stage) -> list[Stage]:
-        rest = next(lane for lane in displaced if lane[-1].model == model.id)[-1]
+    def _bring_back(self, model: Model, gone: Stage) -> list[Stage]:
+        rest = next(lane for lane in gone if lane[-1].model == model.id)[-1]
         up = Step(START, model.id) if rest.action == STOP else Step(WAKE, model.id, rest.level)
         return [((up, Step(VERIFY, model.id)),)]
 

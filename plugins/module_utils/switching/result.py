@@ -43,8 +43,8 @@ class Result:
 
     @property
     def previous_models(self) -> list[str]:
-        """The models that were active there before."""
-        return self._active(self.before, self.places)
+        """The models that served there before, or were about to."""
+        return self._serving(self.before, self.places)
 
     @property
     def active_model(self) -> str | None:
@@ -53,13 +53,19 @@ class Result:
 
     @property
     def previous_model(self) -> str | None:
-        """The model that was active there before."""
-        return next(iter(self._active(self.before, self.places[:1])), None)
+        """The model that served there before, or was about to."""
+        return next(iter(self._serving(self.before, self.places[:1])), None)
 
     @staticmethod
     def _active(states: States, places: typing.Iterable[typing.Iterable[str]]) -> list[str]:
         names = dict.fromkeys(name for place in places for name in place)
         return [name for name in names if name in states and states[name].state == ACTIVE]
+
+    @staticmethod
+    def _serving(states: States, places: typing.Iterable[typing.Iterable[str]]) -> list[str]:
+        names = dict.fromkeys(name for place in places for name in place)
+        serving = [name for name in names if name in states and states[name].serving]
+        return sorted(serving, key=lambda name: states[name].state != ACTIVE)
 
     @property
     def requests(self) -> dict[str, int | None]:
@@ -87,8 +93,12 @@ class Result:
 
     @property
     def displaced(self) -> list[str]:
-        """The models that were active before and are not any more."""
-        return [n for n, seen in self.before.items() if seen.state == ACTIVE and self.models[n].state != ACTIVE]
+        """The models that served before, or were about to, and are not active any more."""
+        return [n for n, seen in self.before.items() if seen.serving and self._left(seen, self.models[n])]
+
+    @staticmethod
+    def _left(before: Observation, now: Observation) -> bool:
+        return now.state != ACTIVE and (before.state, before.level) != (now.state, now.level)
 
     @property
     def activated(self) -> list[str]:

@@ -94,14 +94,21 @@ class Server:
         self._check_identity()
         asleep = self.is_sleeping()
         metrics = self._metrics() if asleep or count_requests else {}
-        at_odds = asleep and metrics["at_odds"]
+        level = metrics.get("level") if asleep else None
+        doubt = ""
+        if asleep and metrics["at_odds"]:
+            doubt = "its engines do not sleep at one level"
+        elif level == 0 and not metrics["awake"] and () < self._release() < (0, 17):
+            level = None  # there it is a sleep as any other
+        elif level == 0 and metrics["awake"] and self._release() < (0, 31):
+            doubt = "its sleep gauge says that it is awake, and /is_sleeping that it is not"
         return Observation(
             SLEEPING if asleep else ACTIVE,
-            level=metrics.get("level") if asleep else None,
+            level=level,
             running=metrics.get("running"),
             waiting=metrics.get("waiting"),
-            doubtful=at_odds,
-            problem="its engines do not sleep at one level" if at_odds else "",
+            doubtful=bool(doubt),
+            problem=doubt,
         )
 
     def is_healthy(self) -> bool:
@@ -164,8 +171,12 @@ class Server:
         """Whether the server knows how to finish or park its requests (C(mode), vLLM 0.17 and later)."""
         if self.model.sleep_requests:
             return False
+        return self._release() >= (0, 17)
+
+    def _release(self) -> tuple[int, ...]:
+        """Major and minor version; nothing where the server does not say."""
         numbers = re.match(r"(\d{1,6})\.(\d{1,6})(?!\d)", self.version())
-        return numbers is not None and (int(numbers.group(1)), int(numbers.group(2))) >= (0, 17)
+        return (int(numbers.group(1)), int(numbers.group(2))) if numbers else ()
 
     def drain(self, seconds: float) -> bool:
         """Take no more requests and wait for the running ones; whether they ended in time.
@@ -259,10 +270,11 @@ class Server:
     def _metrics(self) -> dict[str, typing.Any]:
         """running, waiting and sleep level, each None where the server has no gauge for it.
 
-        at_odds says that its engines do not sleep at one level, so that no level is known.
+        at_odds says that its engines do not sleep at one level, so that no level is known; awake that a sleep gauge
+        says so.
         """
         found: dict[str, typing.Any] = dict.fromkeys(("running", "waiting", "level"))
-        found["at_odds"] = False
+        found["at_odds"] = found["awake"] = False
         try:
             text = self._call("GET", "/metrics").text
         except (Refused, BadAnswer):
@@ -283,8 +295,9 @@ class Server:
                 found[known] = int(sum(read))
         if found["waiting"] is None and "waiting" in numbers:
             found["running"] = None
-        # No gauge (0.11): the level is not known. A gauge that says awake while /is_sleeping says true belongs to a
-        # server that was paused, or that finishes its requests before it sleeps: it has all its memory.
+        # No gauge (0.11.0): the level is not known. One that says awake, or nothing, while /is_sleeping says true: the
+        # server was paused, or finishes its requests before it sleeps, and has all its memory. Before 0.31 it says
+        # awake of one that is half awake too.
         levels = [
             1 if states.get("weights_offloaded") else 2 if states.get("discard_all") else 0
             for states in engines.values()
@@ -293,6 +306,7 @@ class Server:
         if levels and len(levels) == len(engines) and len(set(levels)) == 1:
             found["level"] = levels[0]
         found["at_odds"] = len(set(levels)) > 1
+        found["awake"] = any(states.get("awake") for states in engines.values())
         return found
 
     def _send(self, request: Request, level: int) -> str:

@@ -196,6 +196,119 @@ def killed_at(host: Host, name: str, call: str, monkeypatch: pytest.MonkeyPatch)
             switcher.switch(name)
 
 
+def busy(host: Host, name: str, seconds: float) -> concurrent.futures.Future[Any]:
+    """A completion that runs for so long on a server of 40 tokens per second."""
+    pool = concurrent.futures.ThreadPoolExecutor(1)
+    answer = pool.submit(host.completion, name, int(40 * seconds))
+    host.wait_until(lambda: host.running(name) == 1, "the completion runs")
+    pool.shutdown(wait=False)
+    return answer
+
+
+def paused_by_a_killed_drain(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A switch to b that was killed when a had been paused; a runs a request for a second or two."""
+    host.declare("a", sleep_level=1, standin={"tokens_per_second": 40})
+    host.declare("b", sleep_level=1)
+    host.declare("c", sleep_level=1)
+    host.up(b=1)
+    host.up(c=1)
+    host.up(a="active")
+    answer = busy(host, "a", 1)
+    killed_at(host, "b", "/sleep?level=1", monkeypatch)  # the drain has ended well
+    answer.result(timeout=300)
+    with host.switcher() as switcher, switcher.lock.hold("killed", 1, lambda _done, _seconds: False):
+        switcher.lock.begin("a", "drain")  # as it was a moment before
+    assert host.call("a", "GET", "/is_sleeping").json()["is_sleeping"] is True
+
+
+def test_what_a_killed_drain_has_paused_goes_on(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    paused_by_a_killed_drain(host, monkeypatch)
+    before = host.changing_calls("a")
+    result = host.switch("a")
+    assert taken(result) == ["wake a", "verify a"]
+    assert host.changing_calls("a")[len(before) :] == ["POST /wake_up?tags=scheduling", "POST /v1/completions"]
+    assert (result.previous_model, result.active_model, notes(host)) == ("a", "a", {})
+    assert host.completion("a")["finish_reason"] == "length"
+
+
+def test_what_a_killed_drain_has_paused_is_put_back(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    paused_by_a_killed_drain(host, monkeypatch)
+    host.settings["escalation"] = ["roll_back"]
+    host.fault("c", "/wake_up", "status_500", times=0)
+    with pytest.raises(SwitchFailed, match="a is active again") as caught:
+        host.switch("c")
+    assert (caught.value.result.previous_model, caught.value.result.active_model) == ("a", "a")
+    assert host.states() == {"a": "active", "b": "sleeping", "c": "stopped"}
+    assert notes(host) == {}
+
+
+def test_what_a_killed_drain_has_paused_makes_room_and_is_what_was_replaced(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paused_by_a_killed_drain(host, monkeypatch)
+    result = host.switch("c")
+    assert taken(result) == ["drain a", "sleep a", "wake c", "verify c"]
+    assert (result.previous_model, result.displaced) == ("a", ["a"])
+    with host.switcher() as switcher:
+        assert switcher.roll_back().active_model == "a"
+
+
+def test_a_load_that_was_cut_off_is_what_was_to_serve(host: Host) -> None:
+    host.declare("a", standin={"load_seconds": 60})
+    host.declare("b")
+    host.up(b=1)
+    host.up(a="loading")
+    with host.switcher() as switcher:
+        with switcher.lock.hold("killed", 1, lambda _done, _seconds: False):
+            switcher.lock.begin("a", "start")
+        before = switcher.host.observe(switcher.inventory.enabled)
+        assert before["a"].serving
+        assert not before["b"].serving
+    assert host.switch("b").displaced == ["a"]
+
+
+@pytest.fixture
+def half(host: Host) -> Host:
+    """The models a and b, of which b was woken half by somebody who left no note, on a vLLM that calls that awake."""
+    for name in "ab":
+        host.declare(name, sleep_level=2, standin={"version": "0.29.0"})
+    host.up(b=2)
+    host.call("b", "POST", "/wake_up?tags=weights")
+    return host
+
+
+@pytest.mark.parametrize("wanted", ["active", "sleeping"])
+def test_one_that_somebody_woke_half_is_never_woken_plainly(half: Host, wanted: str) -> None:
+    with half.switcher() as switcher:
+        seen = switcher.report()["models"]["b"]
+    assert (seen["state"], seen["level"]) == ("sleeping", None)
+    assert seen["problem"] == "its sleep gauge says that it is awake, and /is_sleeping that it is not"
+    result = half.switch("b", wanted)
+    assert taken(result)[:2] == ["wake b", "verify b"]
+    assert "POST /wake_up" not in half.changing_calls("b")
+    assert half.call("b", "GET", "/standin/state").json()["weights_right"] is (wanted == "active")
+    assert half.states()["b"] == wanted
+
+
+def test_one_that_somebody_woke_half_is_stopped_to_make_room(half: Host) -> None:
+    assert taken(half.switch("a")) == ["stop b", "start a", "verify a"]
+    assert half.states() == {"a": "active", "b": "stopped"}
+
+
+def test_one_that_is_paused_by_somebody_else_may_have_requests(half: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For all that is known: a sleep that waits for them looks the same."""
+    half.settings["drain_timeout_seconds"] = 0.3
+    monkeypatch.setattr(Server, "count_requests", lambda _self: (1, 0))
+    metrics = Server._metrics
+    monkeypatch.setattr(Server, "_metrics", lambda self: {**metrics(self), "running": 1})
+    calls = half.changing_calls("b")
+    result = half.switch("a")
+    assert taken(result) == ["drain b", "stop b", "start a", "verify a"]
+    assert result.requests["cut"] == 1
+    # It was only looked at: a pause would hide what it is.
+    assert half.changing_calls("b") == calls
+
+
 def test_a_start_is_noted_before_it_is_made(pair: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     noted: list[dict[str, Any]] = []
 

@@ -56,6 +56,10 @@ WRONG_OURS = Observation(ERROR, problem="it says nonsense", process=True)
 WRONG_NOT_OURS = Observation(ERROR, problem="it says nonsense", process=False)
 UNKNOWN = Observation(ERROR, problem="no answer", unknown=True)
 UNKNOWN_OURS = Observation(ERROR, problem="no answer", unknown=True, process=True)
+HELD = Observation(SLEEPING, level=0, held=True)
+AWAKE_HELD = Observation(ACTIVE, held=True)
+HALF = Observation(SLEEPING, doubtful=True, running=0)  # its GPU is not known to be free
+HALF_BUSY = Observation(SLEEPING, level=1, doubtful=True, running=2)
 ANY = (
     AWAKE,
     ASLEEP_1,
@@ -72,6 +76,10 @@ ANY = (
     WRONG_NOT_OURS,
     UNKNOWN,
     UNKNOWN_OURS,
+    HELD,
+    AWAKE_HELD,
+    HALF,
+    HALF_BUSY,
 )
 
 
@@ -119,6 +127,10 @@ CELLS: list[tuple[Observation, str | None, str | None, str]] = [
         )
         for seen in (UNKNOWN, UNKNOWN_OURS)
     ),
+    (HELD, "wake a (level 0), verify a", "drain a, sleep a (level 1)", "drain a, stop a"),
+    (AWAKE_HELD, "wake a (level 0), verify a", "drain a, sleep a (level 1)", "drain a, stop a"),
+    (HALF, "wake a, verify a", "wake a, verify a; sleep a (level 1)", "stop a"),
+    (HALF_BUSY, "drain a, wake a, verify a", "drain a, wake a, verify a; sleep a (level 1)", "drain a, stop a"),
 ]
 SINGLE_CELLS = [
     pytest.param(seen, wanted, plan, id=f"{seen.state}-{number}-{wanted}")
@@ -192,6 +204,10 @@ def test_a_model_on_other_gpus_changes_nothing(
         (WRONG_NOT_OURS, "", ""),
         (UNKNOWN, "drain b, stop b; ", ""),
         (UNKNOWN_OURS, "drain b, stop b; ", None),
+        (HELD, "drain b, sleep b (level 1); ", None),
+        (AWAKE_HELD, "drain b, sleep b (level 1); ", None),
+        (HALF, "stop b; ", None),
+        (HALF_BUSY, "drain b, stop b; ", None),
         (Observation(DISABLED), "", ""),
     ],
 )
@@ -436,9 +452,11 @@ class Host:
         self.state = {name: self._first_state(name) for name in self.models}
         self.level = {name: seen.level for name, seen in observed.items()}
         # An unknown one may be: it is treated as if it were.
-        self.ready = {name for name, seen in observed.items() if seen in (AWAKE, PAUSED) or seen.unknown}
+        self.ready = {name for name, seen in observed.items() if seen.state == ACTIVE or seen.paused or seen.unknown}
+        self.busy = {name for name, seen in observed.items() if seen == HALF_BUSY}
         self.drained: set[str] = set()
         self.touched: set[str] = set()
+        self.slept: set[str] = set()
         self.left: set[str] = set()
 
     def _first_state(self, name: str) -> str:
@@ -447,8 +465,10 @@ class Host:
             # What is not our server holds no GPU of ours. A disabled model counts only if its server is known to run.
             runs = seen.process if self.models[name].disabled else seen.process is not False
             return "up" if runs else "gone"
-        if seen == PAUSED:
+        if seen.paused:
             return "up"
+        if seen.doubtful and seen.state == SLEEPING:
+            return "half"
         return {ACTIVE: "up", LOADING: "up", SLEEPING: "asleep"}.get(seen.state, "gone")
 
     def carry_out(self, plan: Plan, shuffle: random.Random) -> None:
@@ -465,18 +485,22 @@ class Host:
         name = step.model
         self.touched.add(name)
         if step.action == DRAIN:
-            assert name in self.ready, f"{step}: it has nothing to drain"
+            assert name in self.ready | self.busy, f"{step}: it has nothing to drain"
         elif step.action == SLEEP:
             assert name in self.ready, f"{step}: only one that is ready can be put to sleep"
             assert step.level in (1, 2)
             self._leave(step)
         elif step.action == STOP:
-            assert self.state[name] in ("up", "asleep"), f"{step}: it is {self.state[name]}"
+            assert self.state[name] in ("up", "asleep", "half"), f"{step}: it is {self.state[name]}"
             self._leave(step)
         elif step.action == WAKE:
-            assert self.state[name] == "asleep", f"{step}: it is {self.state[name]}"
+            seen = self.observed[name]
+            resumed = seen.held and name not in self.slept
+            assert resumed or self.state[name] in ("asleep", "half"), f"{step}: it is {self.state[name]}"
+            assert name not in self.busy - self.drained, f"{step}: it has requests"
             # One that was paused may have gone to sleep at another level than the one asked for now.
-            known = None if self.observed[name] == PAUSED else self.level[name]
+            known = None if seen == PAUSED or (seen.doubtful and name not in self.slept) else self.level[name]
+            known = 0 if resumed else known
             assert step.level == known, f"{step}: it sleeps at level {known}"
             self._come(step)
         elif step.action == START:
@@ -490,11 +514,13 @@ class Host:
     def _leave(self, step: Step) -> None:
         """Nobody's requests are cut: whoever was found awake is drained first."""
         name = step.model
-        has_requests = (self.observed[name].state == ACTIVE or self.observed[name].unknown) and name not in self.left
-        if name in self.ready and has_requests:
+        seen = self.observed[name]
+        has_requests = (seen.state == ACTIVE or seen.unknown) and name not in self.left
+        if (name in self.ready and has_requests) or name in self.busy:
             assert name in self.drained, f"{step}: its requests are cut"
         self.left.add(name)
         self.ready.discard(name)
+        self.busy.discard(name)
         self.drained.discard(name)
         self.state[name] = "leaving"
 
@@ -512,6 +538,7 @@ class Host:
             self.drained.add(name)
         elif step.action == SLEEP:
             self.state[name], self.level[name] = "asleep", step.level
+            self.slept.add(name)
         elif step.action == STOP:
             self.state[name], self.level[name] = "gone", None
         elif step.action == VERIFY:
@@ -565,7 +592,8 @@ def check_rules(
 def needs_the_gpu(observed: dict[str, Observation], model: Model, wanted: str) -> bool:
     """Whether the model has to be the only one on its GPUs, if only to be loaded before it sleeps."""
     if wanted == SLEEPING:
-        return observed[model.id].state not in (ACTIVE, SLEEPING) and model.sleep_level != "stop"
+        seen = observed[model.id]
+        return (seen.state not in (ACTIVE, SLEEPING) or seen in (HALF, HALF_BUSY)) and model.sleep_level != "stop"
     return wanted == ACTIVE
 
 
@@ -580,7 +608,7 @@ def who_blocks(inventory: Inventory, observed: dict[str, Observation], model: Mo
             seen = observed[other.id]
             if other.disabled:
                 in_error = seen.state == ERROR and seen.process is True
-                in_the_way = seen.state in (ACTIVE, LOADING) or seen == PAUSED or in_error
+                in_the_way = seen.state in (ACTIVE, LOADING) or seen.paused or seen.doubtful or in_error
             else:
                 in_the_way = seen.state == ERROR and not (seen.dead or seen.unknown) and seen.process is not False
             if in_the_way:
@@ -597,9 +625,10 @@ def check_ram_is_short(
     culprit: str,
 ) -> None:
     """Only one that is told to sleep at level 1, has to sleep now and finds no RAM may block for that reason."""
-    to_sleep = [model] if wanted == SLEEPING or observed[model.id] == PAUSED else []
+    to_sleep = [model] if wanted == SLEEPING or observed[model.id].paused else []
     if needs_the_gpu(observed, model, wanted):
-        to_sleep += [m for m in inventory.conflicting(model) if observed[m.id] in (AWAKE, PAUSED) and not m.disabled]
+        others = [m for m in inventory.conflicting(model) if not m.disabled]
+        to_sleep += [m for m in others if observed[m.id].state == ACTIVE or observed[m.id].paused]
     assert culprit in {m.id for m in to_sleep if m.sleep_level == "1"}
     assert mem is not None
     assert sum(copied(m) for m in to_sleep if m.sleep_level in ("1", "auto")) > mem
@@ -700,7 +729,8 @@ def check_end(
     for other in others:
         before = observed[other.id]
         if other.id in touched:
-            in_the_way = before.state in (ACTIVE, LOADING) or before == PAUSED or before.dead or before.unknown
+            in_the_way = before.state in (ACTIVE, LOADING) or before.paused or before.doubtful
+            in_the_way = in_the_way or before.dead or before.unknown
             assert in_the_way, "it was in nobody's way"
         if wanted == ACTIVE and other.conflicts_with(model):
             assert after[other.id].state not in (ACTIVE, LOADING)
@@ -710,7 +740,8 @@ def check_end(
         elif wanted == SLEEPING and before.state == ACTIVE:
             # Of two that conflict with each other it is enough that one is back.
             rivals = [after[m.id] for m in inventory.conflicting(other)]
-            assert any(r.state in (ACTIVE, LOADING, ERROR) or r == PAUSED for r in rivals), "it was not put back"
+            in_place = (r.state in (ACTIVE, LOADING, ERROR) or r.paused or r.doubtful for r in rivals)
+            assert any(in_place), "it was not put back"
 
 
 def test_every_pair_of_models_on_one_gpu() -> None:
@@ -752,7 +783,11 @@ MODELS = [
     )
 ]
 # What makes for long plans is frequent, what blocks them is rare.
-SEEN = (*(AWAKE, GONE, COMING_UP) * 6, *(ASLEEP_1, ASLEEP_2, ASLEEP, PAUSED, DEAD, DEAD_OURS, UNKNOWN) * 3, *ANY)
+SEEN = (
+    *(AWAKE, GONE, COMING_UP) * 6,
+    *(ASLEEP_1, ASLEEP_2, ASLEEP, PAUSED, DEAD, DEAD_OURS, UNKNOWN, HELD, HALF) * 3,
+    *ANY,
+)
 
 
 @st.composite

@@ -534,6 +534,40 @@ def test_engines_that_sleep_otherwise_than_each_other(
     assert seen.problem == ("its engines do not sleep at one level" if doubtful else "")
 
 
+@pytest.mark.parametrize(
+    ("version", "gauge", "level", "doubtful"),
+    [
+        # Awake and asleep at once: paused, or half awake; only from 0.31 on it is surely paused.
+        ("0.33.0", "awake", 0, False),
+        ("0.31.0", "awake", 0, False),
+        ("0.30.1", "awake", 0, True),
+        ("0.17.1", "awake", 0, True),
+        ("0.12.0", "awake", 0, True),
+        ("", "awake", 0, True),
+        # Neither: paused at level 0, which before 0.17 was a sleep.
+        ("0.33.0", "", 0, False),
+        ("0.17.1", "", 0, False),
+        ("0.16.0", "", None, False),
+        ("", "", 0, False),
+        ("0.17.1", "weights_offloaded", 1, False),
+    ],
+)
+def test_a_gauge_that_does_not_say_asleep(
+    not_vllm: NotVllm, version: str, gauge: str, level: int | None, doubtful: bool
+) -> None:
+    not_vllm.answers = {
+        "/v1/models": (200, '{"data": [{"id": "m"}]}'),
+        "/is_sleeping": (200, '{"is_sleeping": true}'),
+        "/version": (200, json.dumps({"version": version})),
+        "/metrics": (200, sleep_gauge(0, gauge)),
+    }
+    with server_for(not_vllm.port) as server:
+        seen = server.observe()
+    assert (seen.state, seen.level, seen.doubtful, bool(seen.problem)) == (SLEEPING, level, doubtful, doubtful)
+    # It has given its memory back where that is known, and only there.
+    assert seen.asleep is (level != 0)
+
+
 DEEP = "[" * 200_000
 HELL = [
     DEEP,

@@ -366,6 +366,7 @@ def test_a_hanging_server_whose_requests_may_not_be_cut_is_left_alone(pair: Host
     pair.settings.update(drain_timeout_seconds=0.5, drain_timeout_action=action)
     pair.models[0]["env"]["STANDIN_TOKENS_PER_SECOND"] = "20"
     pair.up(a="active", b=1)
+    pair.switch("a")  # so that it is known to be the one that serves
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         answer = pool.submit(pair.completion, "a", 200)
         pair.wait_until(lambda: pair.running("a") == 1, "the completion runs")
@@ -375,6 +376,8 @@ def test_a_hanging_server_whose_requests_may_not_be_cut_is_left_alone(pair: Host
         assert answer.result(timeout=300)["finish_reason"] == "length"
     assert steps(result) == ["wait a", "drain a"]
     assert "an unknown number of requests still ran after 0.5 s" in text
+    assert "\na was active before, and gives no answer: nothing was done to it\n" in text
+    assert result.previous_model == "a"
     assert "\nWhat to do: switch when it has less to do, raise drain_timeout_seconds" in text
     assert pair.states() == {"a": "active", "b": "sleeping"}
 
