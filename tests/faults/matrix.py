@@ -353,9 +353,9 @@ def in_time(answer: Answer, cell: Cell) -> list[str]:
         most = bound(step["action"], setup) + SLACK_STEP + cell.more_seconds
         if step["seconds"] is None or step["seconds"] > most:
             wrong.append(f"{step['action']} {step['model']} took {step['seconds']} s, {most:g} s at most were stated")
-    # Before all; after a wait; before a retry; when it is to be drained before a rung; and on the way back before and
-    # after each of two, with a count of what was woken.
-    observations = 1 + any(step["action"] == "wait" for step in steps) + any("failed" in step for step in steps)
+    # Before all; at the end; after a wait; before a retry; when it is to be drained before a rung; and on the way back
+    # before and after each of two, with a count of what was woken.
+    observations = 2 + any(step["action"] == "wait" for step in steps) + any("failed" in step for step in steps)
     observations += any(step.get("escalation") in ("stop", "restart") for step in steps) + (8 if answer.status else 0)
     most = sum(bound(step["action"], setup) for step in steps) + SLACK_PROCESS
     most += observations * 2 * setup.settings["probe_timeout_seconds"] + cell.more_seconds

@@ -202,6 +202,8 @@ class Switching:
     canary: str = "auto"
     """`enforce`: another answer than the recorded one is a failed wake; `warn`: it is told; `off`; `auto`: enforce
     where the answer was the same twice in a row when it was recorded, else warn."""
+    prove_interval_seconds: float = 3600.0
+    """A switch that finds all as wanted asks for the answer again when the last proof of this start is older."""
     ready_completion: bool = True
     """Whether a model must answer a one-token completion to count as ready."""
     macros: typing.Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -668,6 +670,7 @@ _SWITCHING_FIELDS = {
     "failure_backoff_seconds": _Field(_number(minimum=0)),
     "escalation": _Field(_escalation),
     "canary": _Field(_canary),
+    "prove_interval_seconds": _Field(_number(minimum=0)),
     "ready_completion": _Field(_boolean),
     "macros": _MODEL_FIELDS["macros"],
 }

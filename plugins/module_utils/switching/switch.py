@@ -45,6 +45,8 @@ from .server import Server
 
 DEFAULT_STACK_DIR = "/opt/homegpt"
 _LAST_SWITCH = "last_switch"
+# Which start of a server was proved when.
+_PROOF = "proof"
 
 
 class Switcher:
@@ -468,9 +470,9 @@ class Switcher:
         """Switch under the lock, which was asked for when C(started)."""
         hidden = [other for other in self.inventory.conflicting(model) if other.disabled]
         before = {**self.host.observe((*self.inventory.enabled, *hidden)), **self.foreseen}
-        plan = self._plan(before, model, wanted)
+        plan = self._plan_and_prove(before, model, wanted)
         last = Step(RECORD, model.id) if record_canary else None
-        if not check and (plan.steps or last):
+        if not check and (last or any(step.action != VERIFY for step in plan.steps)):
             self._prove_records()
         if check:
             waits = [Step(WAIT, name) for name in self._silent(before, plan)]
@@ -486,7 +488,7 @@ class Switcher:
             self._let_answer([name for name in self._silent(before, plan) if name not in waited], performer)
             waited.update(self._silent(before, plan))
             before = self.host.observe((*self.inventory.enabled, *hidden))
-            plan = self._plan(before, model, wanted)
+            plan = self._plan_and_prove(before, model, wanted)
 
         def result(after: States) -> Result:
             return self._result(model, before, after, performer.steps, performer.warnings, started)
@@ -494,7 +496,7 @@ class Switcher:
         try:
             if self._let_stay(model, before, plan, performer):
                 before = self.host.observe((*self.inventory.enabled, *hidden))
-                plan = self._plan(before, model, wanted)
+                plan = self._plan_and_prove(before, model, wanted)
             mender.execute(plan)
             after = _after(before, plan, performer.steps)
             if after[model.id].state != predict(before, plan)[model.id].state:
@@ -503,6 +505,9 @@ class Switcher:
                 raise LifecycleError(f"{failed}, so it was stopped")
             if last:
                 performer.perform(last)
+            if plan.steps or last:
+                after = self._look_again((*self.inventory.enabled, *hidden), after, performer)
+                self._check_end(model, wanted, after, performer)
         except SwitchingError as error:
             after, message = mender.put_back(model, wanted, before, error)
             self._note_end(after, performer.steps, failed=True)
@@ -512,6 +517,68 @@ class Switcher:
             raise
         self._note_end(after, performer.steps, failed=False)
         return result(after)
+
+    def _plan_and_prove(self, seen: States, model: Model, wanted: str) -> Plan:
+        """The plan; a model that is to stay active is proved where the last proof of its start is too old."""
+        plan = self._plan(seen, model, wanted)
+        stays = wanted == ACTIVE and not any(step.model == model.id for step in plan.steps)
+        if not stays or not model.ready_completion or self._is_proved(model):
+            return plan
+        return Plan((*plan.stages, ((Step(VERIFY, model.id),),)))
+
+    def _is_proved(self, model: Model) -> bool:
+        proof = records.models(self.stack_dir, _PROOF).get(model.id)
+        if not isinstance(proof, dict) or not isinstance(proof.get("at"), (int, float)):
+            return False
+        if not 0 <= self.now() - proof["at"] < self.settings.prove_interval_seconds:
+            return False
+        start = self.host.lifecycles[model.id].start_id()
+        return start != "" and start == proof.get("start")
+
+    def _note_proof(self, name: str) -> None:
+        start = self.host.lifecycles[name].start_id()
+        if start:
+            with records.changing, contextlib.suppress(OSError):  # it is proved once more then
+                known = records.models(self.stack_dir, _PROOF)
+                proof = {"start": start, "at": round(self.now(), 3)}
+                records.write(self.stack_dir, _PROOF, {"models": {**known, name: proof}})
+
+    def _look_again(
+        self, models: typing.Sequence[Model], foretold: States, performer: Performer
+    ) -> dict[str, Observation]:
+        """What the models are at the end, whatever the steps have made of them."""
+        proved = sorted(
+            {step["model"] for step in performer.steps if step["action"] == VERIFY and "failed" not in step}
+        )
+        work: list[typing.Callable[[], dict[str, Observation] | None]] = [lambda: self.host.observe(models)]
+        work += [functools.partial(self._note_proof, name) for name in proved if foretold[name].state == ACTIVE]
+        after = dict(self.host.each(lambda one: one(), work)[0] or {})
+        for name, seen in after.items():
+            told = foretold[name]
+            if seen.unknown and told.state == ACTIVE and name in proved:
+                performer.warnings.append(f"{name} was proved, and then gave no answer in time")
+                after[name] = told
+            elif seen.state == told.state == STOPPED:
+                after[name] = told
+            elif seen.state == told.state == SLEEPING and seen.level is None and not seen.doubtful:
+                after[name] = dataclasses.replace(seen, level=told.level)
+            elif seen.state == ACTIVE and told.state in (SLEEPING, STOPPED):
+                performer.warnings.append(
+                    f"{name} is active, though this switch left it {told.state}: somebody woke it"
+                )
+        return after
+
+    def _check_end(self, model: Model, wanted: str, after: States, performer: Performer) -> None:
+        """See that a model that was made active is."""
+        seen = after[model.id]
+        if wanted != ACTIVE or seen.state == ACTIVE:
+            return
+
+        def act(_step: Step) -> None:
+            why = f" ({seen.problem})" if seen.problem else ""
+            raise LifecycleError(f"{model.id} was ready, but is {describe(seen)} at the end{why}")
+
+        performer.perform(Step(VERIFY, model.id), act)
 
     def _plan(self, seen: States, model: Model, wanted: str) -> Plan:
         return make_plan(self.inventory, seen, model, wanted, self.mem_available_gb(), self.reserved_gb)
@@ -594,15 +661,26 @@ class Switcher:
     ) -> Result:
         group = [m for m in self.inventory.enabled if m.id == model.id or m.conflicts_with(model)]
 
-        # A disabled model may have been looked at, but it is not ours to report on.
+        def is_change(step: dict[str, typing.Any]) -> bool:
+            if step["action"] == VERIFY:
+                return bool(before[step["model"]].state != after[step["model"]].state)
+            return bool(step["action"] != WAIT)
+
+        # A disabled model may have been looked at, but it is not ours to report on. Requests come and go.
         shown = [
-            {m.id: Observation(DISABLED) if m.disabled else states[m.id] for m in self.inventory.models}
+            {
+                m.id: Observation(DISABLED)
+                if m.disabled
+                else dataclasses.replace(states[m.id], running=None, waiting=None)
+                for m in self.inventory.models
+            }
             for states in (before, after)
         ]
         return Result(
-            changed=any("failed" not in step and step["action"] != WAIT for step in steps),
+            changed=any("failed" not in step and is_change(step) for step in steps),
             warnings=[self.host.mask(warning) for warning in warnings],
-            places=(tuple(m.id for m in group),),
+            # Where two are active it is the one that was asked for.
+            places=((model.id, *(m.id for m in group if m.id != model.id)),),
             before=shown[0],
             models=shown[1],
             steps=steps,

@@ -37,7 +37,7 @@ SWITCHING_KEYS = (
     "available_ram_gb, max_retries, health_check_interval_seconds, request_timeout_seconds, connect_timeout_seconds, "
     "probe_timeout_seconds, drain_timeout_seconds, drain_timeout_action, stop_timeout_seconds, "
     "command_timeout_seconds, lock_timeout_seconds, min_active_seconds, failure_backoff_seconds, escalation, canary, "
-    "ready_completion, macros"
+    "prove_interval_seconds, ready_completion, macros"
 )
 REQUESTS = {"sleep_requests": [{"endpoint": "/down"}], "wake_requests": [{"endpoint": "/up"}]}
 

@@ -28,9 +28,9 @@ from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors impo
     Unreachable,
 )
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import Model, Switching
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching.lifecycle import Process
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.lifecycle import Command, Process
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.perform import Performer
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching.plan import STOPPED, Observation
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.plan import ACTIVE, STOPPED, Observation
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.result import Result
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.server import Server
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.switch import Switcher
@@ -285,6 +285,109 @@ def test_the_completion_that_proves_a_server_ready_can_be_turned_off(host: Host,
     assert host.changing_calls("a") == ([COMPLETION] if asked else [])
 
 
+# ---- the end is looked at ---------------------------------------------------------------------
+
+
+def test_what_somebody_woke_meanwhile_is_told_as_it_is(pair: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    pair.up(a="active", b=1)
+    verify = Performer._verify
+
+    def woken(self: Performer, step: Any) -> str | None:
+        note = verify(self, step)
+        pair.call("a", "POST", "/wake_up").raise_for_status()
+        return note
+
+    monkeypatch.setattr(Performer, "_verify", woken)
+    result = pair.switch("b")
+    assert {name: seen.state for name, seen in result.models.items()} == pair.states() == {"a": "active", "b": "active"}
+    assert (result.active_model, result.previous_model, result.displaced) == ("b", "a", [])
+    assert result.warnings == ["a is active, though this switch left it sleeping: somebody woke it"]
+    pair.forget_events()
+
+
+def test_who_dies_when_it_was_proved_is_not_told_active(pair: Host) -> None:
+    pair.up(a="active", b=1)
+    pair.fault("b", "/v1/completions", "die_after_200")
+    text, _result = failed(lambda: pair.switch("b"))
+    assert text.startswith("b could not be made active: it was ready, but is stopped at the end")
+    assert "\nFailed: verify b\na is active again\nThe host is left with: a active, b stopped\nWhat to do: " in text
+    assert pair.states() == {"a": "active", "b": "stopped"}
+
+
+def test_a_model_put_to_sleep_that_somebody_woke_is_told_active(pair: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    pair.up(a="active")
+    sleep = Performer._sleep
+
+    def woken(self: Performer, step: Any) -> None:
+        sleep(self, step)
+        pair.call("a", "POST", "/wake_up").raise_for_status()
+
+    monkeypatch.setattr(Performer, "_sleep", woken)
+    result = pair.switch("a", "sleeping")
+    assert (result.models["a"].state, result.active_model, len(result.warnings)) == ("active", "a", 1)
+
+
+@pytest.mark.parametrize("version", ["0.11.0", "0.32.0"])
+def test_the_level_of_a_sleep_is_told_also_where_the_server_does_not(host: Host, version: str) -> None:
+    host.declare("a", sleep_level=2, standin={"version": version})
+    host.up(a="active")
+    assert host.switch("a", "sleeping").models["a"] == Observation("sleeping", level=2)
+
+
+class Now:
+    """The time of day, which moves when it is told to."""
+
+    def __init__(self) -> None:
+        self.seconds = 1e9
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+def test_unchanged_is_proved_now_and_then(pair: Host) -> None:
+    now = Now()
+    pair.up(a="active")
+    for passed, done in ((0, ["verify a"]), (0, []), (3599, []), (2, ["verify a"]), (1, []), (-50, ["verify a"])):
+        now.seconds += passed
+        before = len(pair.changing_calls("a"))
+        assert steps(pair.switch("a", check=True, now=now)) == done
+        result = pair.switch("a", now=now)
+        assert (steps(result), result.changed, result.active_model) == (done, False, "a")
+        assert pair.changing_calls("a")[before:] == [COMPLETION] * len(done)
+    pair.settings["prove_interval_seconds"] = 0
+    for _run in range(2):
+        assert steps(pair.switch("a", now=now)) == ["verify a"]
+
+
+def test_a_proof_is_of_one_start(pair: Host) -> None:
+    pair.switch("a")
+    assert pair.switch("a").steps == []
+    lifecycle = Command(pair.model("a"), str(pair.stack_dir), pair.inventory.switching)
+    lifecycle.stop()
+    pair.up(a="active")
+    assert steps(pair.switch("a")) == ["verify a"]
+    # One that nobody knows is never the one that was proved.
+    (pair.stack_dir / "run" / "a.pid").rename(pair.stack_dir / "run" / "a.hidden")
+    for _run in range(2):
+        assert steps(pair.switch("a")) == ["verify a"]
+    (pair.stack_dir / "run" / "a.hidden").rename(pair.stack_dir / "run" / "a.pid")
+
+
+def test_unchanged_that_is_wrong_is_mended(pair: Host) -> None:
+    pair.settings.update(canary="enforce", prove_interval_seconds=0)
+    pair.switch("a")
+    pair.fault("a", "/v1/completions", "wrong_text")
+    result = pair.switch("a")
+    assert steps(result) == ["verify a", "reload a", "verify a"]
+    assert result.changed
+
+
+def test_a_model_that_completes_nothing_has_nothing_to_prove(host: Host) -> None:
+    host.declare("a", ready_completion=False)
+    host.up(a="active")
+    assert host.switch("a").steps == []
+
+
 # ---- servers in a bad way ---------------------------------------------------------------------
 
 
@@ -403,7 +506,7 @@ def test_a_server_that_answers_late_is_waited_for(pair: Host, name: str) -> None
     pair.up(a="active", b=1)
     pair.fault("a", "/is_sleeping", "hang", times=3)
     result = pair.switch(name)
-    moved = ["drain a", "sleep a 1", "wake b 1", "verify b"] if name == "b" else []
+    moved = ["drain a", "sleep a 1", "wake b 1", "verify b"] if name == "b" else ["verify a"]
     assert steps(result) == ["wait a", *moved]
     assert result.steps[0]["note"] == "a did not answer at first"
     assert (result.changed, result.previous_model, result.active_model) == (name == "b", "a", name)
@@ -1004,7 +1107,7 @@ class Loading(Server):
         self.polls: list[float] = []
 
     def observe(self, count_requests: bool = False) -> Observation:
-        return Observation(STOPPED)
+        return Observation(STOPPED if self.clock.now < self.ready_at else ACTIVE)
 
     def is_healthy(self) -> bool:
         self.polls.append(self.clock.now)
@@ -1035,6 +1138,9 @@ class Runs:
     def process(self) -> Process:
         self.process_looks += 1
         return Process(True if self.process_looks > 1 else None)
+
+    def start_id(self) -> str:
+        return ""
 
     def last_lines(self) -> list[str]:
         return []
