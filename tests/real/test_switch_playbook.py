@@ -99,7 +99,7 @@ def test_back_from_level_2_with_the_same_answer(settled: Real) -> None:
         answer = complete(settled.port(A), A, 64)["text"]
         before = settled.posts()
         ansible.play("switch", "-e", f"model={B}").changed()
-        assert settled.new_posts(before, A) == ["/sleep?level=2&mode=wait"]
+        assert settled.new_posts(before, A) == ["/sleep?level=0&mode=wait", "/sleep?level=2&mode=wait"]
 
         before = settled.posts()
         assert ansible.play("switch", "-e", f"model={A}").changed() == 1

@@ -201,7 +201,7 @@ class Engine:
             await self._sleep_memory(level)
 
     async def _sleep_memory(self, level: int) -> None:
-        if "weights" in self.asleep or (self.family.old and self.asleep):
+        if "weights" in self.asleep or (self.asleep and not self.family.sleeps_from_half_awake):
             say("WARNING", "abstract.py:384", "Executor is already sleeping.")
             return
         if self.settings.sleep_seconds:

@@ -63,6 +63,11 @@ class Family:
         return self.release >= (0, 31)
 
     @property
+    def sleeps_from_half_awake(self) -> bool:
+        """A sleep of what is half awake does something."""
+        return self.release >= (0, 31)
+
+    @property
     def times_the_sleep(self) -> bool:
         """/metrics tells how long sleeps and wakes took."""
         return self.release >= (0, 31)

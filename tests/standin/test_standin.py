@@ -360,8 +360,13 @@ def test_what_is_said_of_a_sleep(start: Start, version: str) -> None:
     post(a, "/wake_up")
     assert text(a) == right
 
-    # After a reload that failed nothing tells that the weights are wrong.
+    # What is half awake sleeps no more.
     post(a, "/sleep?level=2")
+    post(a, "/wake_up?tags=weights")
+    post(a, "/sleep?level=2")
+    assert (state(a)["asleep"] == ["kv_cache", "weights"]) == (version in NEW)
+
+    # After a reload that failed nothing tells that the weights are wrong.
     a.fault("/collective_rpc", "status_500")
     post(a, "/wake_up?tags=weights")
     assert post(a, "/collective_rpc", json={"method": "reload_weights"}).status_code == 500

@@ -9,12 +9,15 @@ import contextlib
 import time
 import typing
 
-from .errors import DrainTimeout, ServerError, Unreachable, Unresponsive
+from .errors import CannotCut, DrainTimeout, Refused, ServerError, Unreachable, Unresponsive
 from .inventory import Switching
 from .server import Server
 
 DRAINED, PARKED, CUT = "drained", "parked", "cut"
 FATES = (DRAINED, PARKED, CUT)
+
+# How often a server is asked to hold what comes: it may answer nonsense once.
+_ATTEMPTS = 3
 
 Counts = typing.Tuple[int, int]
 
@@ -32,8 +35,8 @@ class Drain:
     """Lets the running requests of one server end, up to the deadline, and settles what becomes of the rest.
 
     C(ending) says that the server is to be stopped, so that it can't keep any. C(by_looking): nothing is asked of it
-    but how many it has, since nobody knows what it is. C(held) says, also after an error, that
-    it takes no more requests: C(Server.resume) takes that back.
+    but how many it has, since nobody knows what it is. To be read afterwards, also after an error: C(held), whether the
+    server takes no more requests, which C(Server.resume) takes back; and C(requests), how many had which fate.
     """
 
     def __init__(
@@ -52,38 +55,97 @@ class Drain:
         self.ending = ending
         self.clock = clock
         self.held = False
+        self.requests: dict[str, int | None] = {}
+        self._until = 0.0
         self._gone = False
         self._uncounted = False
         self._last: Counts | None = None
 
     def run(self) -> Outcome:
-        """Drain. Raises DrainTimeout where requests still run that may not be cut."""
-        if self._idle():
-            return self._lost() if self._gone else Outcome({})
+        """Drain. Raises DrainTimeout where what still runs may not be cut, CannotCut where no sleep cuts it."""
+        outcome = self._run()
+        self.requests = outcome.requests
+        return outcome
+
+    def _run(self) -> Outcome:
+        idle = self._idle()
+        if self._gone:
+            return self._lost()
         first = self._last
-        able, in_time = False, False
-        started, deadline = self.clock(), self.settings.drain_timeout_seconds
-        with contextlib.suppress(ServerError):
-            able = not self.by_looking and self.server.can_drain()
-            # From the call on, also if its answer never comes.
-            self.held = able
-            in_time = able and self.server.drain(deadline)
-        if in_time:
-            self._idle()  # what came meanwhile waits in the server; what runs on has not been drained, whatever it said
-            in_time = self._last is None or self._last[0] == 0
-        if not in_time:
-            if self._uncounted and not able and not self.by_looking:
+        self._until = self.clock() + self.settings.drain_timeout_seconds
+        able = not self.by_looking and self._able()
+        # Where nothing runs too: what comes between this look and the sleep must neither be cut nor keep that waiting.
+        in_time = paused = able and self._pause()
+        if not paused and not self.held:
+            able = False
+            if self._uncounted and not self.by_looking:
                 return Outcome(dict.fromkeys(FATES), note="the server does not count its requests")
-            # By looking: the server can't drain, or broke that off before its time, or it is over.
-            in_time = self._wait_idle(max(0.0, deadline - (self.clock() - started)))
-            self._gone = self._gone or (in_time and self._died())
+            in_time = self._wait_idle(self._left())
+        elif not paused:
+            in_time = self._wait_idle(0)
+        self._gone = self._gone or (in_time and not paused and not idle and self._died())
         if self._gone:
             return self._lost()
         left = None if self._last is None else sum(self._last)
         if not in_time:
             return self._overdue(able, first, left)
+        if able and not paused and self.settings.drain_timeout_action != "abort":
+            self._resume()
+            raise DrainTimeout(
+                f"{self.server.model.id}: it does not hold what comes, so that its sleep could cut that "
+                f"(drain_timeout_action is {self.settings.drain_timeout_action})"
+            )
         drained = None if first is None else first[0] if able else sum(first)
+        if drained == 0 and left == 0:
+            return Outcome({})
         return self._outcome(drained, CUT if self.ending else PARKED, left)
+
+    def _pause(self) -> bool:
+        """Have the server hold what comes and finish what runs; whether it does, and has, within the time."""
+        failures = 0
+        while failures < _ATTEMPTS:
+            # From the call on, also if its answer never comes.
+            self.held = True
+            done = False
+            try:
+                # Once nothing runs it has to be quick.
+                done = self.server.drain(max(self._left(), self.settings.probe_timeout_seconds if failures else 0.0))
+            except Refused:
+                if not self.server.can_cut():
+                    self.held = False  # only some servers of this version can
+                    return False
+            except ServerError:
+                pass
+            if done:
+                self._idle()  # what runs on has not been drained, whatever was said
+            running, waiting = self._last or (0, 0)
+            if self._gone or (done and not running and not (waiting and self._let_in())):
+                return True
+            failures += 0 if done and not running else 1
+            # It broke that off, or has not done it: by looking, and then once more.
+            if not self._wait_idle(self._left()):
+                return False
+        return False
+
+    def _let_in(self) -> bool:
+        """Let in what has come meanwhile, if it would be cut by a stop and there is time for it."""
+        return self.ending and self._left() > 0 and self._resume()
+
+    def _able(self) -> bool:
+        for _attempt in range(2):
+            with contextlib.suppress(ServerError):
+                return self.server.can_drain()
+        return False
+
+    def _left(self) -> float:
+        return max(0.0, self._until - self.clock())
+
+    def _resume(self) -> bool:
+        """Have the server take requests again. Where that fails it stays held, and is resumed when all is put back."""
+        with contextlib.suppress(ServerError):
+            self.server.resume()
+            self.held = False
+        return not self.held
 
     def _wait_idle(self, seconds: float) -> bool:
         # A server that doesn't count may be idle or not: the deadline decides.
@@ -119,15 +181,19 @@ class Drain:
         action, seconds = self.settings.drain_timeout_action, self.settings.drain_timeout_seconds
         still = f"{'an unknown number of' if left is None else left} requests still ran after {seconds:g} s"
         drained = max(0, sum(first) - left) if first is not None and left is not None else None
+        can_cut = False
+        with contextlib.suppress(ServerError):
+            can_cut = self.server.can_cut()
         if action == "abort":
-            return self._outcome(drained, CUT, left, "abort", f"{still} and were cut")
-        if action == "keep" and able and not self.ending:
+            outcome = self._outcome(drained, CUT, left, "abort", f"{still} and were cut")
+            if can_cut or self.ending or self.server.model.sleep_requests:
+                return outcome
+            self.requests = outcome.requests
+            raise CannotCut(f"{self.server.model.id}: {still}, and no sleep of this vLLM cuts them")
+        if action == "keep" and able and can_cut and not self.ending:
             return self._outcome(drained, PARKED, left, "keep", f"{still} and are parked until the next wake")
         if self.held:
-            # Where that fails it stays held, and is resumed once more when all is put back.
-            with contextlib.suppress(ServerError):
-                self.server.resume()
-                self.held = False
+            self._resume()
         why = "" if action == "fail" else ", and a server of this vLLM or one that is to be stopped can't park them"
         raise DrainTimeout(
             f"{self.server.model.id}: {still} (drain_timeout_seconds; drain_timeout_action is {action}){why}"

@@ -94,6 +94,10 @@ class DrainTimeout(ServerError):
     remedy = "switch when it has less to do, raise drain_timeout_seconds, or set drain_timeout_action to abort"
 
 
+class CannotCut(ServerError):
+    """Requests still ran at the deadline and may be cut, but only by the end of the server."""
+
+
 class WrongAnswer(ServerError):
     """The canary: a server that was woken answers otherwise than when it was known good."""
 

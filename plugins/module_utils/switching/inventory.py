@@ -114,7 +114,7 @@ class Model:
     alone."""
     sleep_level: str = "auto"
     """`1`: weights go to host RAM; `2`: weights are discarded and loaded again at the wake; `stop`: the server ends;
-    `auto`: 1 while the RAM budget holds it, else 2."""
+    `auto`: 1 while the RAM budget holds it, else 2, or `stop` with vLLM 0.17 to 0.23."""
     args: typing.Mapping[str, typing.Any] = dataclasses.field(default_factory=dict)
     """Arguments of `vllm serve`, such as `max_model_len: 131072`. `true` is a flag, `false` its `--no-` form, lists
     and dictionaries are what vLLM makes of them."""

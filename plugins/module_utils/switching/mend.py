@@ -75,6 +75,7 @@ class Mender:
             step = planned
             if step.action == WAKE and self.performer.stopped(step.model):
                 step = Step(START, step.model)  # it was to sleep until now, and could not
+            step = self.performer.instead(step)
             try:
                 self.performer.perform(step)
             except (DrainTimeout, NoMemory):
@@ -106,9 +107,11 @@ class Mender:
             raise
         except SwitchingError as second:
             raise LifecycleError(f"{error}; and it could not be stopped: {second}").with_log(second.log) from None
+        # Else it waited for requests that came when there had been none, or for nothing; or it has died of them.
+        told = step.model in self.performer.held and not isinstance(error, Unresponsive)
+        told = told or any("requests" in done for done in self.performer.steps if done["model"] == step.model)
         for done in self.performer.steps:
-            if done["model"] == step.model and done["action"] == DRAIN and isinstance(error, Unresponsive):
-                # It waited for requests that came when there had been none, or for nothing.
+            if done["model"] == step.model and done["action"] == DRAIN and not told:
                 done.setdefault("requests", {**dict.fromkeys(FATES, 0), CUT: None})
             if done["model"] == step.model and "requests" in done:
                 lost = [done["requests"][fate] for fate in (PARKED, CUT)]
@@ -154,8 +157,9 @@ class Mender:
         else:
             seen = self.host.observe([self.host.models[name]])[name]
             if seen.state == SLEEPING:
-                # What the gauge says of one that is half awake is the level it slept at, or nothing that can be used.
-                steps = [Step(WAKE, name, seen.level), Step(VERIFY, name)]
+                # Of one that is half awake the gauge says anything: it slept at the level that it was woken from.
+                again = next((step for step in lane if step.action == WAKE), Step(WAKE, name, seen.level))
+                steps = [again, Step(VERIFY, name)]
             elif seen.state == ACTIVE and (step.action == VERIFY or level in (0, 1)):
                 steps = [Step(VERIFY, name)]  # only the answer was lost, or wrong
             elif seen.state == ACTIVE and self.host.servers[name].can_reload:

@@ -11,6 +11,7 @@ import typing
 from . import canary, capacity
 from .drain import CUT, FATES, Drain
 from .errors import (
+    DrainTimeout,
     LifecycleError,
     NoMemory,
     ServerDied,
@@ -36,6 +37,7 @@ from .plan import (
     WAIT,
     WAKE,
     Step,
+    stopped_instead,
 )  # fmt: skip
 from .result import Steps, step_record
 
@@ -104,6 +106,18 @@ class Performer:
             self.held.discard(step.model)
             self.host.lock.settle(step.model)
 
+    def instead(self, step: Step) -> Step:
+        """What is done instead of a step, for what was not known of a server when that was planned."""
+        if step.action != SLEEP or step.level != 2 or self.host.models[step.model].sleep_level != "auto":
+            return step
+        reason = ""
+        with contextlib.suppress(ServerError):
+            reason = self.host.servers[step.model].no_level_2()
+        if not reason:
+            return step
+        self.warnings.append(stopped_instead(step.model, reason))
+        return Step(STOP, step.model)
+
     def stopped(self, name: str) -> bool:
         """Whether this switch has stopped the model."""
         return any(done["action"] == STOP and done["model"] == name and "failed" not in done for done in self.steps)
@@ -112,7 +126,7 @@ class Performer:
         """Whether this switch has drained the model's server and not woken it since: its requests are accounted for."""
         moves = (DRAIN, WAKE, START, VERIFY)
         done = [step for step in self.steps if step["model"] == name and step["action"] in moves]
-        return bool(done) and done[-1]["action"] == DRAIN and "failed" not in done[-1]
+        return bool(done) and done[-1]["action"] == DRAIN and ("failed" not in done[-1] or "requests" in done[-1])
 
     def running(self, name: str) -> int | None:
         """How many requests a stop of a server would cut; None where it does not say, 0 where it is gone or dead."""
@@ -143,10 +157,14 @@ class Performer:
         finally:
             if drain.held:
                 self.held.add(step.model)
+            if drain.requests:
+                self._record_of(step)["requests"] = drain.requests
         self._modes[step.model] = outcome.mode
-        if outcome.requests:
-            next(done for done in reversed(self.steps) if done["model"] == step.model)["requests"] = outcome.requests
         return outcome.note
+
+    def _record_of(self, step: Step) -> dict[str, typing.Any]:
+        """What is written down of the step that is under way."""
+        return next(done for done in reversed(self.steps) if done["model"] == step.model)
 
     def _sleep(self, step: Step) -> None:
         server = self.host.servers[step.model]
@@ -157,6 +175,8 @@ class Performer:
         except Unresponsive:
             # The answer may be all that is lost. One that still waits for requests is not asleep, whatever it says.
             if not self.host.wait(lambda: server.observe().asleep, self.settings.probe_timeout_seconds):
+                if step.model not in self.held and self.settings.drain_timeout_action != "abort":
+                    self._check_idle(step)
                 raise
         mode, paused = self._modes.get(step.model, "wait"), step.model in self.held
         if paused and mode != "wait":
@@ -164,13 +184,31 @@ class Performer:
             # server again does nothing but put that right; not by abort, which would cut what has come since.
             server.sleep(step.level or 1, "keep" if mode == "keep" else "wait")
         # A server that a drain has paused says that it sleeps, and has all its memory.
-        asleep = (lambda: server.observe().asleep) if paused else server.is_sleeping
+        asleep = server.is_asleep if paused else server.is_sleeping
         if not self.host.wait(asleep, self.settings.request_timeout_seconds):
             raise ServerError(
                 f"{step.model} took the call to sleep but is still awake after "
                 f"{self.settings.request_timeout_seconds:g} s (request_timeout_seconds)"
             )
+        if not paused and not server.can_cut():
+            self._check_idle(step)
         self._remember_freed(step.model, free)
+
+    def _check_idle(self, step: Step) -> None:
+        """A server that held nothing may have been given a request before it slept, and have it still."""
+        counts = None
+        with contextlib.suppress(ServerError):
+            counts = self.host.servers[step.model].count_requests()
+        if not counts or not counts[0]:
+            return
+        why = f"{step.model} was given {counts[0]} requests while it went to sleep, and can't hold them"
+        action = self.settings.drain_timeout_action
+        if action == "abort":
+            self._record_of(step)["requests"] = {**dict.fromkeys(FATES, 0), CUT: counts[0]}
+            raise ServerError(why)
+        for again in (WAKE, VERIFY):
+            self.perform(Step(again, step.model, step.level if again == WAKE else None))
+        raise DrainTimeout(f"{why} (drain_timeout_action is {action}), so that it was woken")
 
     def _free_memory(self, name: str) -> dict[int, float] | None:
         """The free memory of a model's GPUs, if it is worth knowing before a sleep."""
@@ -231,7 +269,11 @@ class Performer:
         self.fresh.discard(step.model)
         self.host.lock.begin(step.model, WAKE)
         self.begun.setdefault(step.model, False)
-        return self.host.servers[step.model].wake(step.level)
+        server = self.host.servers[step.model]
+        cut = server.cut_held(step.level)
+        if cut != 0:
+            self._record_of(step)["requests"] = {**dict.fromkeys(FATES, 0), CUT: cut}
+        return server.wake(step.level)
 
     def _reload(self, step: Step) -> str | None:
         return self.host.servers[step.model].reload()

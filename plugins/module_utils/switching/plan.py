@@ -53,7 +53,7 @@ class Observation:
     off: asleep it may hold part of its GPU memory, awake it may have wrong weights. C(held) says that a drain was cut
     off, so that for all that is known it takes no requests, and that nothing else is still to come of it.
     C(was_serving) says of one that is not active that it served, or was to, when a switch was cut off or it stopped
-    answering.
+    answering. C(no_level_2) says why it should not sleep at level 2, if there is a reason.
     """
 
     state: str
@@ -68,6 +68,7 @@ class Observation:
     unknown: bool = False
     held: bool = False
     was_serving: bool = dataclasses.field(default=False, compare=False)
+    no_level_2: str = dataclasses.field(default="", compare=False)
 
     @property
     def serving(self) -> bool:
@@ -103,9 +104,10 @@ Stage = typing.Tuple[Lane, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What to do, in order. An empty plan means that everything is as wanted."""
+    """What to do, in order, and what is to be said about it. An empty plan means that everything is as wanted."""
 
     stages: tuple[Stage, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @property
     def steps(self) -> tuple[Step, ...]:
@@ -129,7 +131,8 @@ def make_plan(
     """
     planner = _Planner(inventory, observed, mem_available_gb, reserved_gb)
     stages = {ACTIVE: planner.activate, SLEEPING: planner.put_to_sleep, STOPPED: planner.stop}[wanted](model)
-    return Plan(tuple(stage for stage in (tuple(lane for lane in stage if lane) for stage in stages) if stage))
+    whole = tuple(stage for stage in (tuple(lane for lane in stage if lane) for stage in stages) if stage)
+    return Plan(whole, tuple(dict.fromkeys(planner.warnings)))
 
 
 def predict(observed: typing.Mapping[str, Observation], plan: Plan) -> dict[str, Observation]:
@@ -145,6 +148,11 @@ def predict(observed: typing.Mapping[str, Observation], plan: Plan) -> dict[str,
     return after
 
 
+def stopped_instead(name: str, reason: str) -> str:
+    """What is said of a server that better does not sleep at level 2."""
+    return f"{name} is stopped instead of put to sleep at level 2 (its sleep_level is auto): {reason}"
+
+
 class _Planner:
     def __init__(
         self,
@@ -156,6 +164,7 @@ class _Planner:
         self.inventory = inventory
         self.observed = observed
         self.mem_available_gb = mem_available_gb
+        self.warnings: list[str] = []
         # Host RAM held by servers that sleep at level 1. One whose level is not known is counted: better too careful.
         self.sleeping_gb = reserved_gb + sum(
             m.weights_gb or 0.0
@@ -184,7 +193,8 @@ class _Planner:
         dead, displaced = self._bury(model), self._displace(model)
         loaded = self._bring_up(model)
         level = self._sleep_level(model)
-        stages = [dead, displaced, *loaded, ((Step(SLEEP, model.id, level),),)]
+        rest = Step(SLEEP, model.id, level) if level else Step(STOP, model.id)
+        stages = [dead, displaced, *loaded, ((rest,),)]
         back: list[Model] = []
         for other in self.inventory.conflicting(model):
             was_active = self.observed[other.id].serving and not other.disabled
@@ -294,13 +304,15 @@ class _Planner:
 
     def _rest(self, model: Model) -> Lane:
         """Take an awake server off the GPU the way its sleep level says."""
-        drain = Step(DRAIN, model.id)
-        if model.sleep_level == "stop":
-            return (drain, Step(STOP, model.id))
-        return (drain, Step(SLEEP, model.id, self._sleep_level(model)))
+        level = None if model.sleep_level == "stop" else self._sleep_level(model)
+        return (Step(DRAIN, model.id), Step(SLEEP, model.id, level) if level else Step(STOP, model.id))
 
-    def _sleep_level(self, model: Model) -> int:
-        """Level 1 where the RAM budget and the host's free RAM hold the weights, else 2; books what it grants."""
+    def _sleep_level(self, model: Model) -> int | None:
+        """Level 1 where the RAM budget and the host's free RAM hold the weights, else 2; books what it grants.
+
+        None where it should better be stopped than sleep at level 2.
+        """
+        no_level_2 = self.observed[model.id].no_level_2
         weights = model.weights_gb or 0.0
         free = self.mem_available_gb
         transient = weights * LEVEL_1_TRANSIENT_SHARE
@@ -313,8 +325,16 @@ class _Planner:
         if model.sleep_level == "auto":
             budget = self.inventory.switching.available_ram_gb
             if budget < LEVEL_1_MINIMUM_RAM_GB or self.sleeping_gb + weights > budget or not fits_host:
-                return 2
+                if not no_level_2:
+                    return 2
+                self.warnings.append(stopped_instead(model.id, no_level_2))
+                return None
         elif model.sleep_level == "2":
+            if no_level_2:
+                self.warnings.append(
+                    f"{model.id} sleeps at level 2, as its sleep_level says, although {no_level_2}: what it holds then "
+                    "is cut before each wake; sleep_level auto takes level 1 or stops it"
+                )
             return 2
         self.sleeping_gb += weights
         if free is not None:

@@ -3,13 +3,14 @@
 # SPDX-License-Identifier: MIT
 """One vLLM server's HTTP API. Every peculiarity of it is handled here and nowhere else.
 
-Facts about vLLM were read from the wheels of 0.11.0, 0.16.0, 0.32.0 and 0.33.0 and seen on a running 0.32.0; the
-contract suite of this project checks them against a real server. What to do is decided by what a server answers; only
-whether it can drain is told by its version, since an old one that is asked dies of it.
+Facts about vLLM were read from the wheels of 0.11.0 to 0.33.0 and seen on real servers; the contract suite of this
+project checks them against those. What to do is decided by what a server answers, and by its version (C(versions))
+only where to ask would be to do harm.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 import typing
@@ -19,6 +20,7 @@ from .connection import Answer, BrokenOff, Connection, Late, NoConnection, NotHt
 from .errors import BadAnswer, DevModeOff, Refused, ServerError, Unreachable, Unresponsive
 from .inventory import Model, Request, Switching
 from .plan import ACTIVE, ERROR, LOADING, SLEEPING, STOPPED, Observation
+from .versions import Abilities, abilities
 
 _GAUGES = {
     "vllm:num_requests_running": "running",
@@ -36,6 +38,9 @@ _HELLO = {"prompt": "Hello", "max_tokens": 1, "temperature": 0}
 _RELOAD = (Request("/collective_rpc", body={"method": "reload_weights"}), Request("/reset_prefix_cache"))
 _RELOADING_WAKE = (Request("/wake_up?tags=weights"), _RELOAD[0], Request("/wake_up?tags=kv_cache"), _RELOAD[1])
 _PLAIN_WAKE = (Request("/wake_up"),)
+_ABORTED = re.compile(
+    r'^vllm:request_success_total\{[^}]*finished_reason="abort"[^}]*\} (\d+(?:\.\d+)?(?:e\+\d\d?)?)$', re.MULTILINE
+)
 
 
 class _HungUp(Unresponsive):
@@ -56,6 +61,7 @@ class Server:
         self.url = f"http://127.0.0.1:{model.host_port}"
         self.connection = Connection(model.host_port, switching.connect_timeout_seconds)
         self._served_name: str | None = None
+        self._version = ""
 
     def close(self) -> None:
         """Close the connection."""
@@ -79,6 +85,7 @@ class Server:
                 # Once more: it may only be busy, or about to die, or have been misled once.
                 return self._look(count_requests)
         except Unreachable:
+            self._version = ""  # whoever listens there next may be of another
             return Observation(STOPPED)
         except _HungUp as error:
             return Observation(LOADING, problem=str(error), dead=True, remedy=error.remedy)
@@ -95,12 +102,14 @@ class Server:
         asleep = self.is_sleeping()
         metrics = self._metrics() if asleep or count_requests else {}
         level = metrics.get("level") if asleep else None
-        doubt = ""
+        able, no_level_2, doubt = Abilities(), "", ""
+        with contextlib.suppress(Unresponsive):  # one call that is lost: it is asked again when it matters
+            able, no_level_2 = self.abilities(), self.no_level_2()
         if asleep and metrics["at_odds"]:
             doubt = "its engines do not sleep at one level"
-        elif level == 0 and not metrics["awake"] and () < self._release() < (0, 17):
-            level = None  # there it is a sleep as any other
-        elif level == 0 and metrics["awake"] and self._release() < (0, 31):
+        elif level == 0 and not metrics["awake"] and able.level_0_sleeps:
+            level = None
+        elif level == 0 and metrics["awake"] and not able.tells_half:
             doubt = "its sleep gauge says that it is awake, and /is_sleeping that it is not"
         return Observation(
             SLEEPING if asleep else ACTIVE,
@@ -109,6 +118,7 @@ class Server:
             waiting=metrics.get("waiting"),
             doubtful=bool(doubt),
             problem=doubt,
+            no_level_2=no_level_2,
         )
 
     def is_healthy(self) -> bool:
@@ -149,6 +159,10 @@ class Server:
             raise self._bad_answer("GET", "/is_sleeping", answer)
         return sleeping
 
+    def is_asleep(self) -> bool:
+        """Whether the server sleeps and has given its memory back, as far as it tells: not if it is only paused."""
+        return self.is_sleeping() and self._metrics()["level"] != 0
+
     def count_requests(self) -> tuple[int, int] | None:
         """How many requests run and how many wait; None where the server has no such gauges.
 
@@ -167,32 +181,48 @@ class Server:
             return ""
         return version if isinstance(version, str) else ""
 
-    def can_drain(self) -> bool:
-        """Whether the server knows how to finish or park its requests (C(mode), vLLM 0.17 and later)."""
-        if self.model.sleep_requests:
-            return False
-        return self._release() >= (0, 17)
+    def abilities(self) -> Abilities:
+        """What the server's version can. It is asked for that once, until it has been gone."""
+        if not self._version:
+            self._version = self.version()
+        return abilities(self._version)
 
-    def _release(self) -> tuple[int, ...]:
-        """Major and minor version; nothing where the server does not say."""
-        numbers = re.match(r"(\d{1,6})\.(\d{1,6})(?!\d)", self.version())
-        return (int(numbers.group(1)), int(numbers.group(2))) if numbers else ()
+    def no_level_2(self) -> str:
+        """Why the server should not sleep at level 2; nothing where it may."""
+        if self.abilities().reload_last:
+            return ""
+        return f"vLLM {self._version} answers what it holds before its weights are back"
+
+    def can_drain(self) -> bool:
+        """Whether the server knows how to hold what comes and to finish what runs (vLLM 0.12 and later)."""
+        return not self.model.sleep_requests and (self.abilities().modes or self.abilities().door)
+
+    def can_cut(self) -> bool:
+        """Whether its sleep can end, or park, the requests that run (vLLM 0.17 and later)."""
+        return not self.model.sleep_requests and self.abilities().modes
 
     def drain(self, seconds: float) -> bool:
         """Take no more requests and wait for the running ones; whether they ended in time.
 
         The memory stays as it is (level 0), so that C(resume) takes it back. At level 1 or 2 nothing could: a server
-        that still waits goes to sleep whenever its last request ends, even when it has been woken meanwhile.
+        that still waits goes to sleep whenever its last request ends, even when it has been woken meanwhile. Before
+        0.17 level 0 is a sleep that loses the weights, and there is another call.
         """
+        call = "/sleep?level=0&mode=wait" if self.abilities().modes else "/pause?wait_for_inflight_requests=true"
         try:
-            self._call("POST", "/sleep?level=0&mode=wait", timeout=max(seconds, 0.01))
+            self._call("POST", call, timeout=max(seconds, 0.01))
         except Unresponsive:
             return False
         return True
 
     def resume(self) -> None:
         """Take requests again after C(drain)."""
-        self._call("POST", "/wake_up?tags=scheduling", timeout=self.switching.request_timeout_seconds)
+        if not self.abilities().door:
+            self._call("POST", "/wake_up?tags=scheduling", timeout=self.switching.request_timeout_seconds)
+            return
+        # On 0.16 it is answered, and done, when what runs has ended.
+        with contextlib.suppress(Unresponsive):
+            self._call("POST", "/resume")
 
     def sleep(self, level: int, mode: str = "wait") -> None:
         """Ask the server to sleep; see that it does with is_sleeping, since old servers answer before they are done.
@@ -212,7 +242,30 @@ class Server:
         """
         plain = level in (0, 1)
         requests_made = self.model.wake_requests or (_PLAIN_WAKE if plain else _RELOADING_WAKE)
-        return "".join([self._send(request, 2 if level is None else level) for request in requests_made])
+        note = "".join([self._send(request, 2 if level is None else level) for request in requests_made])
+        if not self.model.wake_requests and self.abilities().door:
+            self.resume()  # no wake does that there
+        return note
+
+    def cut_held(self, level: int | None) -> int | None:
+        """End what a sleeping server holds, where that would run before a wake from this level is complete.
+
+        Returns how many requests were cut; None where the server does not tell.
+        """
+        if level in (0, 1) or self.model.wake_requests or self.abilities().reload_last:
+            return 0
+        before = self._aborted()
+        self._call("POST", "/sleep?level=2&mode=abort", timeout=self.switching.request_timeout_seconds)
+        after = self._aborted()
+        return None if before is None or after is None else max(0, after - before)
+
+    def _aborted(self) -> int | None:
+        """How many requests the server has ended before they were done, since it began."""
+        try:
+            found = _ABORTED.findall(self._call("GET", "/metrics").text)
+        except (Refused, BadAnswer):
+            return None
+        return int(sum(map(float, found))) if found else None
 
     @property
     def can_reload(self) -> bool:
@@ -319,6 +372,8 @@ class Server:
                 request.body,
                 request.timeout or self.switching.request_timeout_seconds,
             )
+            if answer.text.lstrip().startswith('{"error"'):
+                self._json(request.method, request.endpoint, answer)
             if not (
                 request.endpoint == "/reset_prefix_cache"
                 and answer.text
@@ -365,7 +420,16 @@ class Server:
             parsed = None
         if not isinstance(parsed, dict):
             raise self._bad_answer(method, path, answer)
+        self._check_error(method, path, parsed)
         return parsed
+
+    def _check_error(self, method: str, path: str, parsed: typing.Mapping[str, typing.Any]) -> None:
+        """Raise Refused where a 200 has an error in its body, as 0.16 has when its engine dies of a completion."""
+        error = parsed.get("error")
+        if isinstance(error, dict):
+            code, what = error.get("code"), f"{self.model.id}: {method} {self.url}{path}"
+            status = code if isinstance(code, int) and not isinstance(code, bool) else 500
+            raise Refused(f"{what}: answered 200 with an error: {_printable(str(error.get('message')))}", status)
 
     def _bad_answer(self, method: str, path: str, answer: Answer) -> BadAnswer:
         what = f"{self.model.id}: {method} {self.url}{path}"

@@ -478,7 +478,7 @@ class Switcher:
             waits = [Step(WAIT, name) for name in self._silent(before, plan)]
             waits += [Step(WAIT, name) for name, _left in self._stays(model, before, plan)]
             steps = [step_record(step) for step in (*waits, *plan.steps, *([last] if last else []))]
-            return self._result(model, before, predict(before, plan), steps, [], started)
+            return self._result(model, before, predict(before, plan), steps, list(plan.warnings), started)
         performer = Performer(self.host, started, model.id if last else None)
         begun = {name for name, one in self.lock.begun.items() if one.action == START}
         performer.fresh.update(name for name, seen in before.items() if seen.state == LOADING or name in begun)
@@ -497,12 +497,15 @@ class Switcher:
             if self._let_stay(model, before, plan, performer):
                 before = self.host.observe((*self.inventory.enabled, *hidden))
                 plan = self._plan_and_prove(before, model, wanted)
+            performer.warnings += plan.warnings
             mender.execute(plan)
             after = _after(before, plan, performer.steps)
             if after[model.id].state != predict(before, plan)[model.id].state:
-                failures = (s["failed"] for s in performer.steps if "failed" in s and s["model"] == model.id)
-                failed = next(failures, f"{model.id} did not become {wanted}")
-                raise LifecycleError(f"{failed}, so it was stopped")
+                failures = [s["failed"] for s in performer.steps if "failed" in s and s["model"] == model.id]
+                # Else it was loaded for it, and then known to be better stopped.
+                if failures or wanted != SLEEPING or after[model.id].state != STOPPED:
+                    failed = (*failures, f"{model.id} did not become {wanted}")[0]
+                    raise LifecycleError(f"{failed}, so it was stopped")
             if last:
                 performer.perform(last)
             if plan.steps or last:
@@ -524,7 +527,7 @@ class Switcher:
         stays = wanted == ACTIVE and not any(step.model == model.id for step in plan.steps)
         if not stays or not model.ready_completion or self._is_proved(model):
             return plan
-        return Plan((*plan.stages, ((Step(VERIFY, model.id),),)))
+        return Plan((*plan.stages, ((Step(VERIFY, model.id),),)), plan.warnings)
 
     def _is_proved(self, model: Model) -> bool:
         proof = records.models(self.stack_dir, _PROOF).get(model.id)

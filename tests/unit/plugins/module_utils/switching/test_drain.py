@@ -169,3 +169,165 @@ def test_a_resume_that_fails_is_no_reason_to_cut(host: Host, ask: Ask) -> None:
         host.switch("b")
     assert len(answer.result(timeout=300)["text"].split()) == 300
     assert host.states() == {"a": "active", "b": "sleeping"}
+
+
+# ---- between the look and the sleep -------------------------------------------------------------
+
+
+def called(host: Host, name: str) -> bool:
+    """Whether the call has come that has a fault."""
+    return host.call(name, "GET", "/standin/faults").json() == []
+
+
+@pytest.mark.parametrize("action", ["fail", "keep", "abort"])
+def test_what_comes_between_the_look_and_the_sleep_is_held(host: Host, ask: Ask, action: str) -> None:
+    host.settings.update(drain_timeout_action=action, request_timeout_seconds=1, probe_timeout_seconds=1)
+    declare(host)
+    # The call to sleep is slow to be heard, and then would wait for the request for longer than it may take.
+    host.fault("a", "/sleep", "hang", match="level=1", seconds=0.7)
+    with ThreadPoolExecutor(1) as pool:
+        switch = pool.submit(host.switch, "b")
+        host.wait_until(lambda: called(host, "a"), "a is to sleep")
+        late = ask("a", 600)
+        result = switch.result()
+    assert requests_of(result) == [0, 0, 0]
+    assert "escalation" not in str(result.steps)
+    assert host.states() == {"a": "sleeping", "b": "active"}
+    assert not late.done()
+    host.switch("a")
+    assert len(late.result(timeout=300)["text"].split()) == 600
+
+
+def test_what_comes_while_one_drains_that_is_to_stop_is_let_in(host: Host, ask: Ask) -> None:
+    host.settings["drain_timeout_action"] = "fail"
+    declare(host, sleep_level="stop")
+    first = ask("a", 100)
+    with ThreadPoolExecutor(1) as pool:
+        switch = pool.submit(host.switch, "b")
+        host.wait_until(lambda: host.call("a", "GET", "/standin/state").json()["paused"], "a takes no more requests")
+        second = ask("a", 50)
+        result = switch.result()
+    assert (len(first.result()["text"].split()), len(second.result()["text"].split())) == (100, 50)
+    assert requests_of(result)[1:] == [0, 0]
+    assert host.states() == {"a": "stopped", "b": "active"}
+
+
+@pytest.mark.parametrize("action", ["fail", "keep"])
+def test_one_that_does_not_hold_what_comes_does_not_sleep_where_nothing_may_be_cut(host: Host, action: str) -> None:
+    host.settings["drain_timeout_action"] = action
+    declare(host)
+    host.fault("a", "/sleep", "status_500", match="level=0", times=0)
+    with pytest.raises(SwitchFailed, match="a: it does not hold what comes"):
+        host.switch("b")
+    assert host.states() == {"a": "active", "b": "sleeping"}
+    host.settings["drain_timeout_action"] = "abort"
+    assert requests_of(host.switch("b")) == [0, 0, 0]
+    assert host.states() == {"a": "sleeping", "b": "active"}
+
+
+# ---- before 0.17 --------------------------------------------------------------------------------
+
+
+def on_a_cpu(host: Host, version: str, **fields: Any) -> None:
+    """Models a and b as C(declare), but a frees nothing: no engine dies of what runs while it sleeps."""
+    host.declare("a", standin={"tokens_per_second": 100, "version": version}, **fields)
+    host.models[-1]["start_command"].remove("--enable-sleep-mode")
+    host.declare("b")
+    host.up(a="active", b=1)
+
+
+def asked_meanwhile(host: Host, ask: Ask, tokens: int) -> tuple[Future[dict[str, Any]], Result | BaseException]:
+    """Switch to b; a gets a request when it has been looked at and is to sleep."""
+    host.fault("a", "/sleep", "hang", seconds=0.7)
+    with ThreadPoolExecutor(1) as pool:
+        switch = pool.submit(host.switch, "b")
+        host.wait_until(lambda: called(host, "a"), "a is to sleep")
+        late = ask("a", tokens)
+        return late, switch.exception() or switch.result()
+
+
+@pytest.mark.parametrize("action", ["fail", "keep"])
+def test_what_can_not_be_held_has_the_server_woken_again(host: Host, ask: Ask, action: str) -> None:
+    host.settings["drain_timeout_action"] = action
+    on_a_cpu(host, "0.11.0")
+    late, error = asked_meanwhile(host, ask, 200)
+    assert isinstance(error, SwitchFailed)
+    assert f"a was given 1 requests while it went to sleep, and can't hold them (drain_timeout_action is {action})" in (
+        str(error)
+    )
+    assert len(late.result(timeout=60)["text"].split()) == 200
+    assert requests_of(error.result)[2] == 0
+    assert host.states() == {"a": "active", "b": "sleeping"}
+
+
+def test_what_can_not_be_held_is_told_as_cut(host: Host, ask: Ask) -> None:
+    host.settings["stop_timeout_seconds"] = 1
+    on_a_cpu(host, "0.11.0")
+    late, result = asked_meanwhile(host, ask, 1500)
+    assert isinstance(result, Result)
+    assert late.exception(timeout=60) is not None
+    assert requests_of(result)[2] != 0
+    assert host.states() == {"a": "stopped", "b": "active"}
+
+
+def test_what_an_old_engine_dies_of_is_told_as_cut(host: Host, ask: Ask) -> None:
+    declare(host, version="0.11.0")
+    late, result = asked_meanwhile(host, ask, 1500)
+    assert isinstance(result, Result)
+    assert late.exception(timeout=60) is not None
+    assert requests_of(result)[2] != 0
+    assert host.states() == {"a": "stopped", "b": "active"}
+
+
+@pytest.mark.parametrize("version", ["0.11.0", "0.12.0", "0.16.0"])
+def test_what_no_sleep_cuts_is_cut_by_a_stop(host: Host, ask: Ask, version: str) -> None:
+    host.settings.update(drain_timeout_seconds=0.3, stop_timeout_seconds=1)
+    declare(host, version=version)
+    answer = ask("a", 3000)
+    result = host.switch("b")
+    assert answer.exception(timeout=60) is not None
+    assert requests_of(result) == [0, 0, 1]
+    assert "a: 1 requests still ran after 0.3 s, and no sleep of this vLLM cuts them" in result.steps[0]["failed"]
+    assert [step.get("escalation") for step in result.steps][:2] == [None, "stop"]
+    assert host.states() == {"a": "stopped", "b": "active"}
+
+
+@pytest.mark.parametrize("version", ["0.12.0", "0.16.0"])
+@pytest.mark.parametrize("level", [1, 2])
+def test_an_old_server_holds_what_comes_at_its_door(host: Host, ask: Ask, version: str, level: int) -> None:
+    declare(host, version=version, sleep_level=level)
+    first = ask("a", 100)
+    with ThreadPoolExecutor(2) as pool:
+        switch = pool.submit(host.switch, "b")
+        host.wait_until(lambda: host.call("a", "GET", "/standin/state").json()["door_shut"], "a takes no more requests")
+        late = pool.submit(host.completion, "a", 50)
+        host.wait_until(lambda: host.call("a", "GET", "/standin/state").json()["held"], "a holds the request")
+        result = switch.result()
+        assert requests_of(result) == [1, 0, 0]
+        assert len(first.result()["text"].split()) == 100
+        assert not late.done()
+        host.switch("a")
+        assert len(late.result(timeout=60)["text"].split()) == 50
+    assert "POST /resume" in host.changing_calls("a")
+    assert host.call("a", "GET", "/standin/state").json()["weights_right"] is True
+
+
+@pytest.mark.parametrize("version", ["0.12.0", "0.16.0"])
+@pytest.mark.parametrize("action", ["fail", "keep"])
+def test_a_door_that_was_shut_in_vain_is_opened(host: Host, ask: Ask, version: str, action: str) -> None:
+    host.settings.update(drain_timeout_seconds=0.3, drain_timeout_action=action, probe_timeout_seconds=1)
+    declare(host, version=version)
+    first = ask("a", 200)
+    with pytest.raises(SwitchFailed):
+        host.switch("b")
+    assert len(host.completion("a", 5)["text"].split()) == 5
+    assert len(first.result(timeout=60)["text"].split()) == 200
+    assert host.states() == {"a": "active", "b": "sleeping"}
+
+
+def test_an_old_server_without_a_door_is_drained_by_looking(host: Host, ask: Ask) -> None:
+    declare(host, version="0.16.0")
+    host.fault("a", "/pause", "status_500", times=0)
+    answer = ask("a", 60)
+    assert requests_of(host.switch("b")) == [1, 0, 0]
+    assert len(answer.result()["text"].split()) == 60

@@ -40,6 +40,7 @@ from tests import serverlib
 if TYPE_CHECKING:
     from .conftest import Host, Processes, TwoAwake
 
+PAUSE = "POST /sleep?level=0&mode=wait"
 SLEEP_1 = "POST /sleep?level=1&mode=wait"
 SLEEP_2 = "POST /sleep?level=2&mode=wait"
 COMPLETION = "POST /v1/completions"
@@ -111,7 +112,7 @@ def test_a_switch_at_level_2(host: Host) -> None:
     host.up(a="active")
     result = host.switch("b")
     assert steps(result) == ["drain a", "sleep a 2", "wake b 2", "verify b"]
-    assert host.changing_calls("a") == [SLEEP_2]
+    assert host.changing_calls("a") == [PAUSE, SLEEP_2]
     assert host.changing_calls("b")[-5:] == [*RELOADING_WAKE, COMPLETION]
     assert host.completion("b") == answer
 
@@ -123,7 +124,7 @@ def test_a_switch_between_models_that_stop(host: Host) -> None:
     result = host.switch("b")
     assert steps(result) == ["drain a", "stop a", "start b", "verify b"]
     assert host.states() == {"a": "stopped", "b": "active"}
-    assert host.changing_calls("a") == []
+    assert host.changing_calls("a") == [PAUSE]
 
 
 @pytest.mark.parametrize("level", [1, 2])
@@ -748,7 +749,7 @@ def test_a_server_that_goes_while_it_is_drained_is_gone(pair: Host) -> None:
 def test_a_server_that_cannot_sleep_is_stopped(pair: Host, fault: str, gist: str) -> None:
     pair.settings["request_timeout_seconds"] = 1
     pair.up(a="active", b=1)
-    pair.fault("a", "/sleep", fault, times=0)
+    pair.fault("a", "/sleep", fault, match="level=1", times=0)
     result = pair.switch("b")
     assert steps(result) == ["drain a", "sleep a 1", "stop a", "wake b 1", "verify b"]
     assert gist in result.steps[1]["failed"]
@@ -758,7 +759,7 @@ def test_a_server_that_cannot_sleep_is_stopped(pair: Host, fault: str, gist: str
 
 def test_a_model_that_was_to_sleep_and_cannot_is_a_failure(pair: Host) -> None:
     pair.up(a="active", b=1)
-    pair.fault("a", "/sleep", "status_500")
+    pair.fault("a", "/sleep", "status_500", match="level=1")
     text, result = failed(lambda: pair.switch("a", "sleeping"))
     assert text.startswith("a could not be made sleeping: POST /sleep")
     assert "answered 500" in text
