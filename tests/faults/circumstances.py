@@ -16,23 +16,363 @@ Each is a circumstance of the switch from a to b, named by its heading, by what 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
-from .cells import STOPPED, Cell
-from .host import Setup
-from .scene import Moment
+from .cells import EVER, LEVEL_2, ONCE, STOPPED, Cell, set_
+from .host import TOKENS_PER_SECOND, Setup
+from .scene import (
+    ONE_GPU,
+    Moment,
+    asks,
+    begins_and_is_killed,
+    frees,
+    holds_lock,
+    kills,
+    opens_lock,
+    posts,
+    removes_lock,
+    replaces_lock,
+    rival,
+    rival_of_another_stack,
+    several,
+    switches,
+)
 
 B, A, NAMED = "b active", "a active again", "error state"
-# As a switch takes them, in the order of its calls.
-SLEEP = "POST /sleep.*level=[12]"
+# As a switch takes them, in the order of its calls; the first two only where requests run.
+PAUSE, SLEEP = "POST /sleep.*level=0", "POST /sleep.*level=[12]"
 WAKE, WEIGHTS, RELOAD, CACHE = "POST /wake_up", "POST /wake_up.*weights", "POST /collective_rpc", "POST /wake_up.*kv_"
 RESET, ANSWER = "POST /reset_prefix_cache", "POST /v1/completions"
+# A look is slower than one call may be, and each of its calls is not.
+QUICK_LOOK = (("probe_timeout_seconds", 1.0), ("request_timeout_seconds", 4.0))
+STANDING = ("stop", "start")  # steps that no server here is in need of
 
 
 def cells() -> Iterator[Cell]:
     """All of them."""
+    yield from _slow()
+    yield from _silent()
     yield from _cut_off_amid()
+    yield from _waited_for()
+    yield from _come_between()
     yield from _unwritten()
     yield from _killed_writers()
+    yield from _locks()
+    yield from _left_half_way()
+    yield from _by_hand()
+    yield from _proved()
+    yield from _believed()
+    yield from _hells()
+    yield from _families()
+
+
+def _every_call(seconds: float, fault: str = "hang", **more: Any) -> list[dict[str, Any]]:
+    return [{"path": "*", "fault": fault, "seconds": seconds, "times": 0, **more}]
+
+
+def _slow() -> Iterator[Cell]:
+    """Slow is not dead."""
+    step = "a slow host"
+    for seconds in (0.3, 0.6):
+        for names in ("a", "b", "ab"):
+            who = {"a": "the active one takes", "b": "the target takes", "ab": "both take"}[names]
+            for kind, more in (
+                ("level 1", Setup(more=QUICK_LOOK)),
+                ("level 2", Setup(a="2", b="2", more=QUICK_LOOK)),
+                ("abort", Setup(client_seconds=2, drain_seconds=20, more=QUICK_LOOK)),
+                ("fail", Setup(client_seconds=2, drain_seconds=20, drain_action="fail", more=QUICK_LOOK)),
+                ("keep", Setup(client_seconds=4, drain_seconds=1, drain_action="keep", more=QUICK_LOOK)),
+            ):
+                what = f"{who} {seconds} s for each call"
+                yield Cell(
+                    step,
+                    f"{names} {seconds} s",
+                    kind,
+                    what,
+                    more,
+                    {n: _every_call(seconds) for n in names},
+                    ends=(B,),
+                    never=STANDING,
+                    more_seconds=60,
+                )
+
+
+def _silent() -> Iterator[Cell]:
+    """No answer in time: nobody knows what such a server is, or how many requests it has."""
+    step = "a silent server"
+    for action in ("abort", "fail", "keep"):
+        for busy in (0.0, 3.0):
+            setup = Setup(client_seconds=busy, drain_seconds=2, drain_action=action)
+            ends = (B,) if action == "abort" else (A,)
+            never = () if action == "abort" else ("stop", "sleep", "wake")
+            what = f"the active one{', which has a request,' if busy else ''} answers too late for ever"
+            yield Cell(
+                step,
+                f"a {'busy' if busy else 'idle'}",
+                action,
+                what,
+                setup,
+                {"a": _every_call(2.0)},
+                ends=ends,
+                never=never,
+                more_seconds=20,
+            )
+        setup = Setup(drain_seconds=2, drain_action=action)
+        yield Cell(
+            step,
+            "b",
+            action,
+            "the target answers too late for ever",
+            setup,
+            {"b": _every_call(2.0)},
+            ends=(A, NAMED),
+            more_seconds=20,
+        )
+    patient = (("request_timeout_seconds", 4.0), ("connect_timeout_seconds", 0.3))
+    for name, who in (("a", "the active one"), ("b", "the target")):
+        for busy in (0.0, 3.0) if name == "a" else (0.0,):
+            setup = Setup(client_seconds=busy, drain_seconds=12, drain_action="fail", more=patient)
+            for fault, what in (("hang", "does not answer"), ("full", "takes no connection")):
+                order = {"path": "*", "fault": fault, "seconds": 2.5, "times": 3 if fault == "hang" else 1}
+                when = "busy" if busy else "for a while"
+                yield Cell(
+                    step,
+                    f"{name} {fault}",
+                    when,
+                    f"{who} {what} for a while",
+                    setup,
+                    {name: [order]},
+                    ends=(B,),
+                    never=STANDING,
+                    more_seconds=20,
+                )
+
+
+def _waited_for() -> Iterator[Cell]:
+    """The switch before was killed, and a server is still busy with what it was told."""
+    step = "after a switch that was killed"
+    slow: dict[str, Any] = {"move_seconds": 2.0, "more": (("request_timeout_seconds", 8.0),)}
+    for kind, setup, calls in (
+        ("level 1", Setup(**slow), [("sleep", "a", SLEEP), ("wake", "b", WAKE)]),
+        (
+            "level 2",
+            Setup(a="2", b="2", **slow),
+            [("sleep", "a", SLEEP), ("wake", "b", WEIGHTS), ("caches", "b", CACHE)],
+        ),
+    ):
+        for call, server, match in calls:
+            for target in ("b", "a"):
+                cut = begins_and_is_killed("b", Moment("call", match, server, kill=0.3))
+                # b is half awake then, and a is wanted: what b still has there is to go.
+                half_awake = call == "wake" and kind == "level 2" and target == "a"
+                what, ends = f"its {call} goes on, and {target} is wanted", (B,) if target == "b" else (A,)
+                yield Cell(
+                    step,
+                    f"{call} goes on",
+                    f"{kind}, to {target}",
+                    what,
+                    setup,
+                    target=target,
+                    before=(cut,),
+                    ends=ends,
+                    never=("stop a", "start") if half_awake else STANDING,
+                    more_seconds=30,
+                )
+
+
+def _come_between() -> Iterator[Cell]:
+    """A request comes after the server was seen idle."""
+    step = "a request comes between"
+    for action in ("abort", "fail", "keep"):
+        for level in ("1", "2", "stop"):
+            setup = Setup(a=level, tokens_per_second=TOKENS_PER_SECOND, drain_action=action)
+            moments = [("before the first count", Moment("call", "GET /metrics", "a", act=asks("a", 2)))]
+            if level != "stop":
+                moments.append(("before the sleep", Moment("call", SLEEP, "a", act=asks("a", 2))))
+                moments.append(("before the pause", Moment("call", PAUSE, "a", act=asks("a", 2))))
+            for when, moment in moments:
+                # Where it may not be cut and does not end in time, there is no switch.
+                yield Cell(
+                    step,
+                    when,
+                    f"{level} {action}",
+                    f"a request of 2 s comes {when}",
+                    setup,
+                    moments=(moment,),
+                    never=("stop a",) if level != "stop" or action != "abort" else (),
+                )
+
+
+def _left_half_way() -> Iterator[Cell]:
+    """What the switch before has left counts, and the switch after it fails."""
+    step = "what a switch that was killed has left"
+    failing = {"b": [{"path": "/wake_up", "fault": "status_500", "times": 0}]}
+    for action in ("abort", "fail", "keep"):
+        for client in (1.0, 4.0):
+            setup = Setup(
+                client_seconds=0,
+                tokens_per_second=TOKENS_PER_SECOND,
+                drain_seconds=6,
+                drain_action=action,
+                without=("retry", "restart"),
+            )
+            cut = begins_and_is_killed("b", Moment("call", PAUSE, "a", kill=0.3))
+            yield Cell(
+                step,
+                f"a paused, {client:g} s",
+                action,
+                "a is paused, and b does not wake",
+                setup,
+                failing,
+                before=(asks("a", client), cut),
+                ends=(A,),
+                more_seconds=10,
+            )
+
+
+def _by_hand() -> Iterator[Cell]:
+    """Somebody acts past the engine."""
+    step = "somebody acts by hand"
+    half = "/wake_up?tags=weights"
+    for level in ("1", "2"):
+        setup = Setup(a=level, b=level)
+        whole = [half, "/collective_rpc", "/wake_up?tags=kv_cache"] if level == "2" else ["/wake_up"]
+        for what, path in (("half wakes", [half]), ("wakes", whole)):
+            # b is awake, and then a is too: nothing is to be left so.
+            for target in ("a", "b"):
+                before = (switches("b"), frees("b"), posts("a", *path))
+                yield Cell(
+                    step,
+                    f"{what} a",
+                    f"level {level}, to {target}",
+                    f"b was active, and somebody {what} a",
+                    setup,
+                    target=target,
+                    before=before,
+                    by_hand=True,
+                    ends=(B,) if target == "b" else (A,),
+                )
+    yield Cell(
+        step, "pauses a", ONCE, "somebody has paused a", before=(posts("a", "/sleep?level=0&mode=wait"),), ends=(B,)
+    )
+    yield Cell(
+        step,
+        "pauses a",
+        "and b does not wake",
+        "somebody has paused a, and b does not wake",
+        Setup(without=("retry", "restart")),
+        {"b": [{"path": "/wake_up", "fault": "status_500", "times": 0}]},
+        before=(posts("a", "/sleep?level=0&mode=wait"),),
+        ends=(A,),
+    )
+    for what, act in (
+        ("wakes a", several(frees("b"), posts("a", "/wake_up"))),
+        ("puts b to sleep", posts("b", "/sleep?level=1")),
+        ("kills a", kills("a")),
+        ("kills b", kills("b")),
+    ):
+        for when, moment in (
+            ("at its answer", Moment("call", ANSWER, "b", act=act)),
+            ("at its last look", Moment("call", "GET /is_sleeping", "b", skip=1, act=act)),
+        ):
+            said = f"somebody {what} {when}"
+            yield Cell(step, what, when, said, moments=(moment,), by_hand=what == "wakes a")
+
+
+def _proved() -> Iterator[Cell]:
+    """Nothing is to be done, as it seems."""
+    step = "it is active already"
+    now = (("prove_interval_seconds", 0),)
+    for fault in ("500", "hang", "dropped", "killed", "frozen", "oom"):
+        yield _seen(step, "a", "/health", fault, ONCE)
+    for fault in ("wrong-text", "500", "hang"):
+        yield _seen(step, "a", "/v1/completions", fault, EVER, Setup(more=now))
+    yield Cell(
+        step,
+        "paused",
+        ONCE,
+        "somebody has paused it",
+        target="a",
+        ends=(A,),
+        before=(posts("a", "/sleep?level=0&mode=wait"),),
+    )
+
+
+def _seen(step: str, server: str, path: str, fault: str, variant: str, setup: Setup | None = None) -> Cell:
+    from .cells import FAULTS
+
+    order = {"path": path, "fault": FAULTS[fault][0], "times": 1 if variant == ONCE else 0}
+    name = f"{fault} {path}".replace("/", " ")
+    return Cell(
+        step, name, variant, f"it {FAULTS[fault][1]} ({path})", setup or Setup(), {server: [order]}, target=server
+    )
+
+
+def _believed() -> Iterator[Cell]:
+    """Which answer is the right one."""
+    step = "what is recorded"
+    wrong = [{"path": "/v1/completions", "fault": "wrong_text", "times": 0}]
+    edit = set_("b", "args", {"gpu_memory_utilization": 0.5})
+    for setup, kind in ((Setup(), "level 1"), (LEVEL_2, "level 2")):
+        what = "args were edited, and b answers wrongly after a mere wake"
+        yield Cell(step, "edited", kind, what, setup, {"b": wrong}, change=edit, ends=(A, NAMED))
+    dumb = [{"path": "/metrics", "fault": "html", "times": 0}]
+    for setup, kind in ((Setup(), "wake"), (LEVEL_2, "wake, level 2"), (STOPPED, "start")):
+        yield Cell(step, "no metrics", kind, "its metrics tell no start", setup, {"a": dumb, "b": dumb}, ends=(B,))
+    yield Cell(
+        step,
+        "no metrics, wrong",
+        "wake",
+        "its metrics tell no start, and it answers wrongly",
+        Setup(),
+        {"b": [*dumb, *wrong]},
+        ends=(A, NAMED),
+    )
+
+
+def _families() -> Iterator[Cell]:
+    """Servers of other versions."""
+    for version in ("0.11.0", "0.12.0", "0.16.0", "0.17.1", "0.20.2", "0.29.0"):
+        step = f"vLLM {version}"
+        plain, level_2 = Setup(version=version), Setup(a="2", b="2", version=version)
+        yield Cell(step, "nothing", "level 1", "nothing", plain, ends=(B,))
+        yield Cell(
+            step,
+            "wake 500",
+            ONCE,
+            "its wake is answered 500",
+            plain,
+            {"b": [{"path": "/wake_up", "fault": "status_500"}]},
+        )
+        yield Cell(
+            step,
+            "reload 500",
+            ONCE,
+            "the first reload of weights is answered 500",
+            level_2,
+            {"b": [{"path": "/collective_rpc", "fault": "status_500"}]},
+        )
+        yield Cell(
+            step,
+            "killed after weights",
+            ONCE,
+            "the switch was killed when half of b was awake",
+            level_2,
+            moments=(Moment("call", RELOAD, "b", kill=0),),
+            killed=True,
+        )
+        for action in ("abort", "fail"):
+            busy = Setup(version=version, client_seconds=4, drain_seconds=1, drain_action=action)
+            yield Cell(step, "busy", action, "a request does not end in time", busy)
+        between = Setup(version=version, tokens_per_second=TOKENS_PER_SECOND, drain_seconds=4)
+        yield Cell(
+            step,
+            "a request comes",
+            "before the sleep",
+            "a request of 2 s comes before the sleep",
+            between,
+            moments=(Moment("call", SLEEP, "a", act=asks("a", 2)),),
+        )
 
 
 def _cut_off_amid() -> Iterator[Cell]:
@@ -68,6 +408,18 @@ def _cut_off_amid() -> Iterator[Cell]:
                     moments=(moment,),
                     killed=True,
                 )
+    for action in ("abort", "fail", "keep"):
+        # Long enough for a slow machine to come to the drain.
+        busy = Setup(client_seconds=8, drain_seconds=12, drain_action=action)
+        yield Cell(
+            step,
+            "drain amid",
+            action,
+            "it was killed amid its drain",
+            busy,
+            moments=(Moment("call", PAUSE, "a", kill=0.3),),
+            killed=True,
+        )
 
 
 def _unwritten() -> Iterator[Cell]:
@@ -141,5 +493,70 @@ def _killed_writers() -> Iterator[Cell]:
         ("start", Moment("start", "vllm_standin", kill=0), "before it started a server"),
         ("pid write", Moment("write", r"^b\.pid", kill=0), "before it noted the process"),
         ("started 0.1 s", Moment("start", "vllm_standin", kill=0.1), "a moment after it started a server"),
+        ("started 0.4 s", Moment("start", "vllm_standin", kill=0.4), "while a server loaded"),
     ):
         yield Cell(step, fault, "start", f"it was killed {what}", STOPPED, moments=(moment,), killed=True)
+
+
+def _locks() -> Iterator[Cell]:
+    """Whose the lock is."""
+    step = "the lock"
+    for name, match, server in (("sleep", SLEEP, "a"), ("wake", WAKE, "b")):
+        for to in ("a", "b"):
+            yield Cell(
+                step,
+                f"rival to {to}",
+                f"at the {name}",
+                f"somebody else switches to {to} meanwhile",
+                moments=(Moment("call", match, server, act=rival(to)),),
+            )
+        for what, removes in (("removes", removes_lock), ("replaces", replaces_lock)):
+            at = Moment("call", match, server, act=removes)
+            yield Cell(step, what, f"at the {name}", f"somebody {what} its file", moments=(at,))
+        for to in ("a", "b"):
+            at = Moment("call", match, server, act=rival_of_another_stack(to))
+            what = f"another stack of the same GPU is switched to {to} meanwhile"
+            yield Cell(step, f"another stack's rival to {to}", f"at the {name}", what, moments=(ONE_GPU, at))
+        for what, removes in (("removes", removes_lock), ("replaces", replaces_lock)):
+            for to in ("a", "b"):
+                at = Moment("call", match, server, act=several(removes, rival(to)))
+                yield Cell(
+                    step,
+                    f"{what}, rival to {to}",
+                    f"at the {name}",
+                    f"somebody {what} its file, and another switches to {to}",
+                    moments=(at,),
+                )
+    for kind in ("shared", "exclusive"):
+        yield Cell(
+            step, "stranger", kind, "another user of the host wants to hold it", before=(holds_lock(kind),), ends=(B,)
+        )
+        what = "another user of the host wants to hold it, and it was everybody's"
+        yield Cell(
+            step, "stranger, old file", kind, what, before=(opens_lock, switches("a"), holds_lock(kind)), ends=(B,)
+        )
+    yield Cell(step, "mode", ONCE, "its file was everybody's", before=(opens_lock,), private=True, ends=(B,))
+
+
+def _hells() -> Iterator[Cell]:
+    """Answers that no parser takes."""
+    step = "answers that can't be read"
+    for server in ("a", "b"):
+        for path in ("/is_sleeping", "/v1/models"):
+            for variant in (ONCE, EVER):
+                yield _answers(step, server, path, "deep-json", variant)
+    for fault in ("odd-numbers", "two-engines"):
+        for server in ("a", "b"):
+            for variant in (ONCE, EVER):
+                yield _answers(step, server, "/metrics", fault, variant)
+    yield _answers(step, "b", "/v1/completions", "deep-json", ONCE)
+    yield _answers(step, "b", "/v1/completions", "deep-json", EVER)
+    yield _answers(step, "b", "/collective_rpc", "deep-json", ONCE, LEVEL_2)
+
+
+def _answers(step: str, server: str, path: str, fault: str, variant: str, setup: Setup | None = None) -> Cell:
+    from .cells import FAULTS
+
+    order = {"path": path, "fault": FAULTS[fault][0], "times": 1 if variant == ONCE else 0}
+    what = f"{server} {FAULTS[fault][1]} ({path})"
+    return Cell(step, f"{server} {fault} {path}".replace("/", " "), variant, what, setup or Setup(), {server: [order]})
