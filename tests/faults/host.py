@@ -193,7 +193,8 @@ class Client:
             time.sleep(0.01)
 
     def _requests(self, host: Host) -> int:
-        return int(host.get(self.name, "/standin/state").json()["requests"])
+        state = host.get(self.name, "/standin/state").json()
+        return int(state["requests"] + state["held"])
 
     def _ask(self) -> None:
         body = {"model": self.name, "prompt": "Once upon a time", "max_tokens": self.tokens, "temperature": 0}

@@ -16,7 +16,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -30,18 +29,6 @@ from .host import MARK, Answer, Client, Host
 
 Act = Callable[["Scene"], None]
 NOBODY = 65534
-# Holds a file's lock, if it can be opened, until its input ends.
-HOLD = """
-import fcntl, os, sys
-try:
-    descriptor = os.open(sys.argv[1], os.O_RDONLY)
-    fcntl.flock(descriptor, (fcntl.LOCK_SH if sys.argv[2] == "shared" else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-except OSError as error:
-    print(error, flush=True)
-else:
-    print("held", flush=True)
-sys.stdin.read()
-"""
 
 
 @dataclass(frozen=True)
@@ -151,7 +138,8 @@ class Scene:
 
     def hold(self, path: Path, kind: str) -> bool:
         """Let another user of the host hold a file's lock, if the system allows it; whether it does."""
-        command = [sys.executable, "-c", HOLD, str(path), kind]
+        # No Python: it may be for its owner alone. The lock is held, if it can be opened, until the input ends.
+        command = ["flock", "--nonblock", f"--{kind}", str(path), "sh", "-c", "echo held; read -r _end"]
         user = {"user": NOBODY, "group": NOBODY, "extra_groups": []} if os.geteuid() == 0 else {}
         holder = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd="/",

@@ -72,8 +72,8 @@ class Observation:
 
     @property
     def serving(self) -> bool:
-        """Whether it serves, or was about to until a switch was cut off or it stopped answering."""
-        return self.state == ACTIVE or self.was_serving
+        """Whether it serves, but for a pause, or was about to until a switch was cut off or it stopped answering."""
+        return self.state == ACTIVE or self.paused or self.was_serving
 
     @property
     def asleep(self) -> bool:

@@ -510,6 +510,13 @@ class Switcher:
                 performer.perform(last)
             if plan.steps or last:
                 after = self._look_again((*self.inventory.enabled, *hidden), after, performer)
+                rivals = [m.id for m in self.inventory.conflicting(model) if not m.disabled]
+                if wanted == ACTIVE and any(after[name].state == ACTIVE for name in rivals):
+                    # Once: whoever has woken one meanwhile may do so again.
+                    rest = self._plan(after, model, wanted)
+                    mender.execute(rest)
+                    foretold = _after(after, rest, performer.steps)
+                    after = self._look_again((*self.inventory.enabled, *hidden), foretold, performer)
                 self._check_end(model, wanted, after, performer)
         except SwitchingError as error:
             after, message = mender.put_back(model, wanted, before, error)
