@@ -299,7 +299,10 @@ class _Planner:
 
     def _bring_back(self, model: Model, gone: Stage) -> list[Stage]:
         rest = next(lane for lane in gone if lane[-1].model == model.id)[-1]
-        up = Step(START, model.id) if rest.action == STOP else Step(WAKE, model.id, rest.level)
+        seen = self.observed[model.id]
+        # One that was paused may have gone to sleep by a call that came before.
+        level = None if seen.paused and not seen.held else rest.level
+        up = Step(START, model.id) if rest.action == STOP else Step(WAKE, model.id, level)
         return [((up, Step(VERIFY, model.id)),)]
 
     def _rest(self, model: Model) -> Lane:

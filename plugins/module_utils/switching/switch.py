@@ -574,7 +574,7 @@ class Switcher:
                 after[name] = dataclasses.replace(seen, level=told.level)
             elif seen.state == ACTIVE and told.state in (SLEEPING, STOPPED):
                 performer.warnings.append(
-                    f"{name} is active, though this switch left it {told.state}: somebody woke it"
+                    f"{name} was active again, though this switch left it {told.state}: somebody woke it"
                 )
         return after
 

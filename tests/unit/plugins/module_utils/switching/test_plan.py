@@ -736,8 +736,8 @@ def check_end(
             assert after[other.id].state not in (ACTIVE, LOADING)
             assert after[other.id] != PAUSED
         if after[other.id].state == ACTIVE:
-            assert before.state == ACTIVE, "it was not awake before"
-        elif wanted == SLEEPING and before.state == ACTIVE:
+            assert before.serving, "it was not awake before"
+        elif wanted == SLEEPING and before.serving and other.id in touched:
             # Of two that conflict with each other it is enough that one is back.
             rivals = [after[m.id] for m in inventory.conflicting(other)]
             in_place = (r.state in (ACTIVE, LOADING, ERROR) or r.paused or r.doubtful for r in rivals)

@@ -289,20 +289,36 @@ def test_the_completion_that_proves_a_server_ready_can_be_turned_off(host: Host,
 # ---- the end is looked at ---------------------------------------------------------------------
 
 
-def test_what_somebody_woke_meanwhile_is_told_as_it_is(pair: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("times", "left"), [(1, "sleeping"), (2, "active")])
+def test_who_is_woken_meanwhile_is_put_to_sleep_once_and_told_as_it_is(
+    pair: Host, monkeypatch: pytest.MonkeyPatch, times: int, left: str
+) -> None:
     pair.up(a="active", b=1)
-    verify = Performer._verify
+    verify, sleep, woken = Performer._verify, Performer._sleep, []
 
-    def woken(self: Performer, step: Any) -> str | None:
+    def wake() -> None:
+        if len(woken) < times:
+            woken.append("a")
+            pair.call("a", "POST", "/wake_up").raise_for_status()
+
+    def verified(self: Performer, step: Any) -> str | None:
         note = verify(self, step)
-        pair.call("a", "POST", "/wake_up").raise_for_status()
+        wake()
         return note
 
-    monkeypatch.setattr(Performer, "_verify", woken)
+    def asleep(self: Performer, step: Any) -> None:
+        sleep(self, step)
+        if woken:
+            wake()
+
+    monkeypatch.setattr(Performer, "_verify", verified)
+    monkeypatch.setattr(Performer, "_sleep", asleep)
     result = pair.switch("b")
-    assert {name: seen.state for name, seen in result.models.items()} == pair.states() == {"a": "active", "b": "active"}
-    assert (result.active_model, result.previous_model, result.displaced) == ("b", "a", [])
-    assert result.warnings == ["a is active, though this switch left it sleeping: somebody woke it"]
+    assert {name: seen.state for name, seen in result.models.items()} == pair.states() == {"a": left, "b": "active"}
+    assert (result.active_model, result.previous_model) == ("b", "a")
+    assert result.displaced == (["a"] if left == "sleeping" else [])
+    assert result.warnings == ["a was active again, though this switch left it sleeping: somebody woke it"] * times
+    assert [step["model"] for step in result.steps if step["action"] == "sleep"] == ["a", "a"]
     pair.forget_events()
 
 
