@@ -27,6 +27,7 @@ from tests.serverlib import ROOT, free_port, real_command, real_settings
 
 A, B = "tiny-a", "tiny-b"
 WEIGHTS = "model.safetensors"
+LONGEST = 16384  # tokens that the tiny models take
 SWITCHING: dict[str, Any] = {"canary": "auto", "failure_backoff_seconds": 0}
 
 
@@ -143,7 +144,7 @@ class Pair:
         """Return the start_command."""
         if not before:
             return real_command(self.venv, weights, "${host_port}", ["${id}"])
-        return [*before, *real_command(self.venv, weights, "{port}", ["${id}"])]
+        return [*before, *real_command(self.venv, weights, "{port}", ["${id}"], max_model_len=LONGEST)]
 
     def _bootstrap(self) -> Run:
         over = threading.Event()

@@ -6,7 +6,8 @@
 It starts the command, with a free port for {port}, in its own process group, ends with it, and passes on what comes to
 PORT. An order is a file in FOLDER: `fail` or `stall`, with the beginning of a path and query in it. The next such call
 is answered 500 and not passed on, or is passed on and its answer kept back for a minute; the order is then `failed`, or
-`stalled` once the server has answered. Every call that is passed on is written to `calls` there, with its status.
+`stalled` once the server has answered. While there is `slow`, every call is passed on so many seconds late. Each that
+is passed on is written to `calls` there, with its status.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ def handler(folder: Path, inner: int) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         def pass_on(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            with contextlib.suppress(FileNotFoundError):
+                time.sleep(float((folder / "slow").read_text(encoding="utf-8")))
             if taken(folder, "fail", self.path):
                 (folder / "failed").touch()
                 self.note(500, "not passed on")

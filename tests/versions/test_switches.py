@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ pytestmark = pytest.mark.timeout(1800)  # vLLM has perhaps to be built first
 
 SWITCHES = fewer("versions", "make vllm-versions", "switches under streams", 6, 4)
 LEVELS = {1: SWITCHES - 2, 2: 2}
+LONG = 14000  # tokens: a minute
 
 
 class Asker(Client):
@@ -224,6 +226,66 @@ def test_the_next_switch_away_from_it_does_not_leave_it_half_awake(half_awake: P
         whole = [n for n, post in enumerate(posts) if post.startswith(("/wake_up?tags=kv_cache 200", "/wake_up 200"))]
         slept = [n for n, post in enumerate(posts) if post.startswith(("/sleep?level=1", "/sleep?level=2"))]
         assert whole and slept and whole[0] < slept[-1], posts
+
+
+# ---- servers of which every call takes its time --------------------------------------------------
+
+SLOW_SECONDS = 2.0
+DRAIN_SECONDS = {"fail": 5, "keep": 5, "wait": 600}  # of which those of the first two end before the stream
+
+
+@pytest.mark.parametrize("action", list(DRAIN_SECONDS))
+def test_slow_calls_cut_no_stream(
+    settled: Pair, family: Family, orders: dict[str, Path], action: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in (A, B):
+        (orders[name] / "slow").write_text(str(SLOW_SECONDS), encoding="utf-8")
+    settled.stack.declare(
+        drain_timeout_action="abort" if action == "wait" else action, drain_timeout_seconds=DRAIN_SECONDS[action]
+    )
+    with ThreadPoolExecutor(1) as pool:
+        began = time.monotonic()
+        stream = pool.submit(long_stream, settled.host.port(A))
+        time.sleep(2 * SLOW_SECONDS)
+        answer = settled.stack.switch(B)
+        whole_by_then = stream.done()
+        kept = answer.result.get("active_model") == B and not whole_by_then
+        if kept:
+            assert awake(settled) == {B}
+            back = settled.stack.switch(A)
+            assert back.status == 0, back.errors
+        text, reason = stream.result(300)
+        seconds = time.monotonic() - began
+    result = answer.result
+    with capsys.disabled():
+        print(f"\n{action}: a stream of {seconds:.0f} s, {len(text)} characters; the switch: {answer.errors or result}")
+    assert (len(text) > 0, reason) == (True, "length")
+    if action == "wait":
+        assert (answer.status, result["active_model"], whole_by_then) == (0, B, True)
+        assert result["requests"] == {"drained": 1, "parked": 0, "cut": 0}
+        assert awake(settled) == {B}
+    elif action == "keep" and family.modes:
+        assert (answer.status, kept) == (0, True)
+        assert result["requests"] == {"drained": 0, "parked": 1, "cut": 0}
+    else:
+        assert (answer.status, result["requests"]["cut"], whole_by_then) == (1, 0, False), result
+        assert result["states"] == {A: "active", B: "sleeping"}
+        assert awake(settled) == {A}
+
+
+def long_stream(port: int) -> tuple[str, str]:
+    """Read a stream that runs for a minute; return its text, and why it says it has ended ("" where it was cut)."""
+    text, reason = "", ""
+    body = {"model": A, "prompt": "Once upon a time", "max_tokens": LONG, "temperature": 0, "ignore_eos": True}
+    url = f"http://127.0.0.1:{port}/v1/completions"
+    with requests.post(url, json={**body, "stream": True}, stream=True, timeout=300) as answer:
+        answer.raise_for_status()
+        for line in answer.iter_lines():
+            if line and line != b"data: [DONE]":
+                for choice in json.loads(line.removeprefix(b"data: "))["choices"]:
+                    text += choice["text"]
+                    reason = choice["finish_reason"] or reason
+    return text, reason
 
 
 def pid(pair: Pair, name: str) -> int:
