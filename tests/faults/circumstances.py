@@ -495,7 +495,8 @@ def _killed_writers() -> Iterator[Cell]:
         ("started 0.1 s", Moment("start", "vllm_standin", kill=0.1), "a moment after it started a server"),
         ("started 0.4 s", Moment("start", "vllm_standin", kill=0.4), "while a server loaded"),
     ):
-        yield Cell(step, fault, "start", f"it was killed {what}", STOPPED, moments=(moment,), killed=True)
+        loads = Setup(b="stop", load_seconds=1.0)  # long enough to be killed in
+        yield Cell(step, fault, "start", f"it was killed {what}", loads, moments=(moment,), killed=True)
 
 
 def _locks() -> Iterator[Cell]:

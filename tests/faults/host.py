@@ -67,6 +67,7 @@ class Setup:
     drain_action: str = "abort"
     gpus_tell: bool = False  # nvidia-smi answers
     move_seconds: float = 0.0  # how long a sleep and a wake take
+    load_seconds: float = 0.0  # how long a server loads
     without: tuple[str, ...] = ()  # rungs that are turned off
     tokens_per_second: int = 0  # 0: as many as can be, unless a client's generation runs
     version: str = ""  # of vLLM, as which the servers behave
@@ -243,6 +244,7 @@ class Host:
             "asleep_gb": ASLEEP_GB,
             "sleep_seconds": self.setup.move_seconds,
             "wake_seconds": self.setup.move_seconds,
+            "load_seconds": self.setup.load_seconds,
             "faults_file": self.faults(name),
             "tokens_per_second": TOKENS_PER_SECOND if self.setup.client_seconds else self.setup.tokens_per_second,
             **({"version": self.setup.version} if self.setup.version else {}),
