@@ -585,7 +585,7 @@ MUTANTS = (
         "a server that was started anew counts as proved",
     ),
     Mutant(
-        "records/begun-forgotten",
+        "record/begun-forgotten",
         "host.py",
         "comes = begun is not None and begun.action in (START, WAKE)",
         "comes = False",
