@@ -29,7 +29,8 @@ pytestmark = pytest.mark.timeout(1800)  # vLLM has perhaps to be built first
 
 SWITCHES = fewer("versions", "make vllm-versions", "switches under streams", 6, 4)
 LEVELS = {1: SWITCHES - 2, 2: 2}
-LONG = 14000  # tokens: a minute
+# About a minute.
+LONG = {"max_tokens": 16000, "logprobs": 5}
 
 
 class Asker(Client):
@@ -231,12 +232,28 @@ def test_the_next_switch_away_from_it_does_not_leave_it_half_awake(half_awake: P
 # ---- servers of which every call takes its time --------------------------------------------------
 
 SLOW_SECONDS = 2.0
+SLOW_VERSIONS = ("0.11.0", "0.17.1", "0.32.0")
 DRAIN_SECONDS = {"fail": 5, "keep": 5, "wait": 600}  # of which those of the first two end before the stream
 
 
+@pytest.fixture
+def minutes(version: str) -> None:
+    """Only where the run may take minutes longer."""
+    if not os.environ.get("SLOW"):
+        pytest.skip("allowed: make vllm-versions runs it")
+    if version not in SLOW_VERSIONS:
+        pytest.skip(f"allowed: it is run on {', '.join(SLOW_VERSIONS)}")
+
+
+@pytest.mark.usefixtures("minutes")
 @pytest.mark.parametrize("action", list(DRAIN_SECONDS))
 def test_slow_calls_cut_no_stream(
-    settled: Pair, family: Family, orders: dict[str, Path], action: str, capsys: pytest.CaptureFixture[str]
+    minutes: None,
+    settled: Pair,
+    family: Family,
+    orders: dict[str, Path],
+    action: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     for name in (A, B):
         (orders[name] / "slow").write_text(str(SLOW_SECONDS), encoding="utf-8")
@@ -258,7 +275,7 @@ def test_slow_calls_cut_no_stream(
         seconds = time.monotonic() - began
     result = answer.result
     with capsys.disabled():
-        print(f"\n{action}: a stream of {seconds:.0f} s, {len(text)} characters; the switch: {answer.errors or result}")
+        print(f"\n{action}: a stream of {seconds:.0f} s; the switch: {answer.errors or result['requests']}")
     assert (len(text) > 0, reason) == (True, "length")
     if action == "wait":
         assert (answer.status, result["active_model"], whole_by_then) == (0, B, True)
@@ -268,17 +285,17 @@ def test_slow_calls_cut_no_stream(
         assert (answer.status, kept) == (0, True)
         assert result["requests"] == {"drained": 0, "parked": 1, "cut": 0}
     else:
-        assert (answer.status, result["requests"]["cut"], whole_by_then) == (1, 0, False), result
-        assert result["states"] == {A: "active", B: "sleeping"}
+        assert (answer.status, result["requests"]["cut"]) == (1, 0), result
+        assert {name: one["state"] for name, one in result["models"].items()} == {A: "active", B: "sleeping"}
         assert awake(settled) == {A}
 
 
 def long_stream(port: int) -> tuple[str, str]:
-    """Read a stream that runs for a minute; return its text, and why it says it has ended ("" where it was cut)."""
+    """Read a stream that runs for a minute; return its text, and why it ended ("" where it was cut)."""
     text, reason = "", ""
-    body = {"model": A, "prompt": "Once upon a time", "max_tokens": LONG, "temperature": 0, "ignore_eos": True}
+    body = {"model": A, "prompt": "Once upon a time", "temperature": 0, "ignore_eos": True, "stream": True, **LONG}
     url = f"http://127.0.0.1:{port}/v1/completions"
-    with requests.post(url, json={**body, "stream": True}, stream=True, timeout=300) as answer:
+    with requests.post(url, json=body, stream=True, timeout=300) as answer:
         answer.raise_for_status()
         for line in answer.iter_lines():
             if line and line != b"data: [DONE]":

@@ -294,7 +294,8 @@ def test_who_is_woken_meanwhile_is_put_to_sleep_once_and_told_as_it_is(
     pair: Host, monkeypatch: pytest.MonkeyPatch, times: int, left: str
 ) -> None:
     pair.up(a="active", b=1)
-    verify, sleep, woken = Performer._verify, Performer._sleep, []
+    verify, sleep = Performer._verify, Performer._sleep
+    woken: list[str] = []
 
     def wake() -> None:
         if len(woken) < times:
@@ -322,9 +323,15 @@ def test_who_is_woken_meanwhile_is_put_to_sleep_once_and_told_as_it_is(
     pair.forget_events()
 
 
-def test_who_dies_when_it_was_proved_is_not_told_active(pair: Host) -> None:
+def test_who_dies_when_it_was_proved_is_not_told_active(pair: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     pair.up(a="active", b=1)
-    pair.fault("b", "/v1/completions", "die_after_200")
+    look_again = Switcher._look_again
+
+    def dies(self: Switcher, *arguments: Any) -> dict[str, Observation]:
+        self.host.lifecycles["b"].stop()
+        return look_again(self, *arguments)
+
+    monkeypatch.setattr(Switcher, "_look_again", dies)
     text, _result = failed(lambda: pair.switch("b"))
     assert text.startswith("b could not be made active: it was ready, but is stopped at the end")
     assert "\nFailed: verify b\na is active again\nThe host is left with: a active, b stopped\nWhat to do: " in text
