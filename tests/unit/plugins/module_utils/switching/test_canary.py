@@ -207,6 +207,16 @@ def test_garbage_after_a_wake_is_not_recorded_by_a_restart_either(pair: Host) ->
     assert notes(pair.switch("b")) == ["answer recorded"]
 
 
+def test_a_restart_after_a_wake_that_failed_is_no_reason_to_believe_another_answer(pair: Host) -> None:
+    before = record(pair, "b")
+    pair.models[1]["start_command"][3] = "org/other"
+    pair.fault("b", "/wake_up", "status_500", times=0)
+    text, result = failed(pair, "b")
+    assert rungs(result)[4:7] == ["restart stop b", "restart start b", "restart verify b"]
+    assert "(canary)" in text
+    assert record(pair, "b") == {**before, "suspect": True}
+
+
 @pytest.mark.parametrize("right_between", [True, False])
 def test_a_restart_that_was_refused_is_no_start_by_somebody_else(pair: Host, right_between: bool) -> None:
     before = record(pair, "b")
