@@ -33,6 +33,7 @@ UNIT = "tests/unit/plugins/module_utils/switching"
 # A mutant may well hang what it breaks.
 TESTS_SECONDS, CELLS_SECONDS, ONE_TEST_SECONDS = 900.0, 300.0, 120
 NOTHING_FAILED = 0
+SIDE_BY_SIDE = 4
 
 
 @dataclass(frozen=True)
@@ -694,7 +695,9 @@ def files_of(mutant: Mutant) -> list[str]:
 
 def failing(files: list[str], copy: Copy) -> str:
     """The first unit test that fails, "" where all pass."""
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=no", "-rfE", f"--timeout={ONE_TEST_SECONDS}", *files]
+    # Most of them wait for servers most of the time.
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=no", "-rfE", "-n", str(SIDE_BY_SIDE)]
+    command += [f"--timeout={ONE_TEST_SECONDS}", *files]
     status, printed = copy.run(command, TESTS_SECONDS)
     if status == NOTHING_FAILED:
         return ""

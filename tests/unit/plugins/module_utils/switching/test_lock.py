@@ -340,6 +340,15 @@ def test_what_has_come_true_or_was_taken_back_is_not_noted(host: Host) -> None:
         assert notes(host) == {}
 
 
+def test_of_switches_side_by_side_one_that_ends_well_does_not_hide_that_another_failed(tmp_path: Path) -> None:
+    lock = HostLock(str(tmp_path))
+    with lock.hold("a and c active", 1, lambda _done, _seconds: False):
+        lock.note({}, 5.0)
+        lock.note({"c": 4.0}, 0.0)
+    lock.peek()
+    assert (lock.active_since, lock.failed_at) == ({"c": 4.0}, 5.0)
+
+
 def test_notes_of_an_older_engine_are_read(tmp_path: Path) -> None:
     lock = HostLock(str(tmp_path))
     (tmp_path / "run").mkdir()
