@@ -39,7 +39,7 @@ MOMENTS = ROOT / "tests" / "faults" / "moments.py"
 # b is the bigger one, so that another process can leave room for a and none for b.
 GPU_GB, VRAM_GB, ASLEEP_GB = 25.0, {"a": 20.0, "b": 22.0}, 1.0
 # To bring a host up, and to heal it, may take a busy machine its time.
-PATIENT = {"max_retries": 300, "request_timeout_seconds": 20, "probe_timeout_seconds": 5, "stop_timeout_seconds": 10}
+PATIENT = {"max_retries": 150, "request_timeout_seconds": 20, "probe_timeout_seconds": 5, "stop_timeout_seconds": 10}
 TOKENS_PER_SECOND = 50
 # A run that takes longer is no run with bounds.
 KILL_AFTER_SECONDS = 90.0
@@ -195,7 +195,8 @@ class Client:
 
     def _requests(self, host: Host) -> int:
         state = host.get(self.name, "/standin/state").json()
-        return int(state["requests"] + state["held"])
+        # One may end while the next begins.
+        return int(state["requests"] + state["held"] + state["finished"])
 
     def _ask(self) -> None:
         body = {"model": self.name, "prompt": "Once upon a time", "max_tokens": self.tokens, "temperature": 0}
@@ -299,10 +300,10 @@ class Host:
         """Return what the command line is called with."""
         return ["--stack-dir", str(stack or self.stack), "switch", name, "--json"]
 
-    def patiently(self, name: str) -> Answer:
+    def patiently(self, name: str, **settings: str) -> Answer:
         """Run the host's own command line with time enough."""
         declaration = self.declaration()
-        declaration["vllm_switching"] |= PATIENT
+        declaration["vllm_switching"] |= PATIENT | settings
         self.write(declaration)
         try:
             return self.switch(name)
@@ -371,7 +372,7 @@ class Host:
             return Seen("sleeping", state["level"]) if asleep else Seen("active", None, self.text(name))
         except requests.ConnectionError:
             return Seen("error" if self.lives(name) else "stopped")
-        except (requests.RequestException, ValueError, KeyError):
+        except (requests.RequestException, ValueError, KeyError, RecursionError):
             return Seen("error")
 
     def pid(self, name: str) -> int:

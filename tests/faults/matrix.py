@@ -46,7 +46,7 @@ from tests.serverlib import ROOT
 from tests.standin.gpu import GpuHost, OutOfMemory
 
 from . import document
-from .cells import Cell, cells, concerned
+from .cells import FAULTS, Cell, cells, concerned
 from .host import GPU_GB, Answer, Client, Host, Run, Seen, Setup
 from .scene import Scene
 
@@ -60,6 +60,8 @@ SLACK_STEP, SLACK_PROCESS = 1.0, 2.0
 NVIDIA_SMI_SECONDS = 10.0
 B_ACTIVE, A_ACTIVE, NAMED = "b active", "a active again", "error state"
 CUT_OFF = "cut off"
+AS_IT_WAS = "as it was"  # of several alone: a host that was not touched has what it had
+ENDING = {FAULTS[kind][0] for kind in ("killed", "frozen", "oom")}
 
 
 @dataclass
@@ -180,6 +182,8 @@ def _run_cell(cell: Cell, host: Host, outcome: Outcome) -> None:
         outcome.left = CUT_OFF
     else:
         outcome.left = left(last, seen, host, asked)
+        if cell.several and not outcome.left and untouched(last):
+            outcome.left = AS_IT_WAS
         wrong += end_state(last, seen, host, outcome.left)
         wrong += truth(cell, last, seen, asked)
         wrong += [text for name, one in answers for text in message(one, name, cell)]
@@ -274,6 +278,11 @@ def left(answer: Answer, seen: dict[str, Seen], host: Host, asked: str = "b") ->
     return ""
 
 
+def untouched(answer: Answer) -> bool:
+    """Whether a switch was refused before it did anything, and said so."""
+    return answer.status == 1 and not (answer.result or {}).get("steps") and bool(answer.said)
+
+
 def end_state(answer: Answer, seen: dict[str, Seen], host: Host, which: str) -> list[str]:
     """I2: one of the three."""
     if answer.status is None:
@@ -291,13 +300,16 @@ def truth(cell: Cell, answer: Answer, seen: dict[str, Seen], asked: str = "b") -
     if answer.result is None:
         return ["exit status 0 without a result"] if answer.status == 0 else []
     says = answer.result["active_model"] == asked and answer.result["models"][asked]["state"] == "active"
-    # One that is active and can't be proved stays so.
-    if (answer.status == 0) != says and not (answer.status == 1 and answer.result["previous_model"] == asked):
+    # One that is active and can't be proved stays so; and of several somebody else may have made it active.
+    kept = answer.status == 1 and (cell.several or answer.result["previous_model"] == asked)
+    if (answer.status == 0) != says and not kept:
         wrong.append(f"exit status {answer.status} with active_model {answer.result['active_model']}")
     for name, one in seen.items():
         said = answer.result["models"][name]
         # A server that still answers nonsense while it is looked at can't be known.
-        blind = name in cell.orders and cell.variant != "once"
+        blind = name in cell.orders and (cell.variant != "once" or cell.several)
+        if cell.several and one.state == "error" and ends(cell, name):
+            continue  # at the last look, or after it
         if said["state"] in ("error", "loading"):
             if one.state in ("active", "sleeping") and not blind:
                 wrong.append(f"the result says that {name} is {said['state']}, but it is {one.state}")
@@ -312,9 +324,15 @@ def truth(cell: Cell, answer: Answer, seen: dict[str, Seen], asked: str = "b") -
     says = answer.result["active_model"]
     unknown = any(answer.result["models"][name]["state"] in ("error", "loading") for name in active)
     differs = says not in active if active else says is not None
-    if differs and not (says is None and unknown):
+    ended = cell.several and says is not None and not active and ends(cell, says)
+    if differs and not (says is None and unknown) and not ended:
         wrong.append(f"the result says that {says} is active, but {' and '.join(active) or 'none'} is")
     return wrong
+
+
+def ends(cell: Cell, name: str) -> bool:
+    """Whether a server is to end, or to stop answering, at a call that comes when it comes."""
+    return any(order["fault"] in ENDING for order in cell.orders.get(name, []))
 
 
 def tells_level(cell: Cell, name: str) -> bool:
@@ -409,6 +427,9 @@ def healing(cell: Cell, host: Host, scene: Scene, results: list[dict[str, Any] |
     for name, other in (("b", "a"), ("a", "b")):
         again = host.patiently(name)
         results.append(again.result)
+        if again.status == 1 and cell.several:
+            again = as_told(cell, host, name, again)
+            results.append(again.result)
         if again.status != 0:
             wrong.append(f"healing: switch {name} exits {again.status}: {again.said}")
             break
@@ -420,7 +441,9 @@ def healing(cell: Cell, host: Host, scene: Scene, results: list[dict[str, Any] |
             client.wait(0 if _parked(results) else 1)
     for client in scene.clients:
         client.wait(10)
-        if not client.whole and not _cut(results):
+        # Whoever ends a server, or a switch amid its sleep, cuts what runs on it; and nobody is told.
+        excused = cell.several and (None in results or client.name in scene.killed or ends(cell, client.name))
+        if not client.whole and not _cut(results) and not excused:
             counts = [result["requests"] for result in results if result]
             wrong.append(f"the client's request was lost, and no result says that it was cut: {counts}")
     # What is started by intent may answer otherwise than before: that is recorded anew, with a warning.
@@ -428,6 +451,17 @@ def healing(cell: Cell, host: Host, scene: Scene, results: list[dict[str, Any] |
         if known != host.canaries[name]:
             wrong.append(f"recorded as the right answer of {name} is {known!r} now, and was {host.canaries[name]!r}")
     return wrong
+
+
+def as_told(cell: Cell, host: Host, name: str, failed: Answer) -> Answer:
+    """Do what the message says, where a server that never answers again is to be told from one that will."""
+    if "drain_timeout_action to abort" in failed.said and any(ends(cell, one) for one in cell.orders):
+        return host.patiently(name, drain_timeout_action="abort")
+    if "is not ready after" in failed.said and any(
+        order["fault"] == "deaf" for orders in cell.orders.values() for order in orders
+    ):
+        return host.patiently(name)
+    return failed
 
 
 def _known_answers(host: Host) -> dict[str, str]:

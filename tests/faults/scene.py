@@ -77,6 +77,7 @@ class Scene:
         self.clients: list[Client] = []
         self.others: list[tuple[str, Answer]] = []
         self.problems: list[str] = []
+        self.killed: set[str] = set()  # servers
         self.holders: list[subprocess.Popen[str]] = []
         self._rivals: list[threading.Thread] = []
 
@@ -211,6 +212,7 @@ def kills(name: str) -> Act:
 
     def act(scene: Scene) -> None:
         pid = scene.host.pid(name)
+        scene.killed.add(name)
         os.kill(pid, signal.SIGKILL)
         until = time.monotonic() + 10
         while scene.host.lives(name) and time.monotonic() < until:

@@ -577,6 +577,7 @@ class Api:
                 "requests": len(engine.generations),
                 "door_shut": engine.door_shut,
                 "held": engine.held,
+                "finished": sum(engine.finished.values()),
             }
         )
 
