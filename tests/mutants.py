@@ -580,9 +580,9 @@ MUTANTS = (
     ),
     Mutant(
         "right/proof-of-another-start",
-        "switch.py",
-        'return start != "" and start == proof.get("start")',
-        "return True",
+        "host.py",
+        "return bool(start) and start == self.lifecycles[model.id].start_id()",
+        "return bool(start)",
         "a server that was started anew counts as proved",
     ),
     Mutant(

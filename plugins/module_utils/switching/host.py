@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import typing
 
-from . import capacity
+from . import capacity, records
 from .inventory import Inventory, Model, Switching
 from .lifecycle import Lifecycle
 from .lock import HostLock
@@ -41,6 +41,9 @@ _POLL_SHARE = 0.01
 _POLL_LAST_SECONDS = 2.0
 # Looking whether a process lives may cost a docker command, so it is done less often.
 _PROCESS_LOOK_SECONDS = 0.5
+
+# Which start of a server was proved when.
+PROOF = "proof"
 
 
 class Host:
@@ -95,6 +98,9 @@ class Host:
             if seen.remedy:
                 seen = dataclasses.replace(seen, remedy=seen.remedy.format(log=self.lifecycles[model.id].log_command))
             begun, was_active = self.lock.begun.get(model.id), model.id in self.lock.active_since
+            if seen.state == STOPPED and running and self.was_proved(model):
+                problem = f"{model.id}'s process lives, but refuses connections, and it had been loaded"
+                return Observation(ERROR, problem=problem, dead=True, process=True, was_serving=was_active)
             if seen.state in (STOPPED, LOADING) and running:
                 comes = begun is not None and begun.action in (START, WAKE)
                 return Observation(LOADING, was_serving=comes or was_active)
@@ -135,6 +141,12 @@ class Host:
             return dataclasses.replace(seen, doubtful=True, problem="its last wake was not proved")
         # Before 0.17 a pause is not seen.
         return dataclasses.replace(seen, held=True) if seen.state == ACTIVE and action == DRAIN else seen
+
+    def was_proved(self, model: Model) -> bool:
+        """Whether it is the start of its server that was ready before."""
+        proved = records.models(self.stack_dir, PROOF).get(model.id)
+        start = proved.get("start") if isinstance(proved, dict) else None
+        return bool(start) and start == self.lifecycles[model.id].start_id()
 
     def report(self) -> tuple[dict[str, Observation], dict[str, float | None]]:
         """What all models are, with their requests, and the GPU memory that each one's server holds, in GB.

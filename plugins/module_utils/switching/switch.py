@@ -15,7 +15,7 @@ import typing
 from . import canary, capacity, changes, records
 from . import wanted as record
 from .errors import ChangedSince, LifecycleError, NotProvisioned, SwitchFailed, SwitchingError
-from .host import Host
+from .host import PROOF, Host
 from .inventory import ESCALATION, Inventory, Model, Switching
 from .lifecycle import ComposeService, Lifecycle, for_model
 from .lock import HostLock
@@ -45,8 +45,6 @@ from .server import Server
 
 DEFAULT_STACK_DIR = "/opt/homegpt"
 _LAST_SWITCH = "last_switch"
-# Which start of a server was proved when.
-_PROOF = "proof"
 
 
 class Switcher:
@@ -537,21 +535,20 @@ class Switcher:
         return Plan((*plan.stages, ((Step(VERIFY, model.id),),)), plan.warnings)
 
     def _is_proved(self, model: Model) -> bool:
-        proof = records.models(self.stack_dir, _PROOF).get(model.id)
+        proof = records.models(self.stack_dir, PROOF).get(model.id)
         if not isinstance(proof, dict) or not isinstance(proof.get("at"), (int, float)):
             return False
         if not 0 <= self.now() - proof["at"] < self.settings.prove_interval_seconds:
             return False
-        start = self.host.lifecycles[model.id].start_id()
-        return start != "" and start == proof.get("start")
+        return self.host.was_proved(model)
 
     def _note_proof(self, name: str) -> None:
         start = self.host.lifecycles[name].start_id()
         if start:
             with records.changing, contextlib.suppress(OSError):  # it is proved once more then
-                known = records.models(self.stack_dir, _PROOF)
+                known = records.models(self.stack_dir, PROOF)
                 proof = {"start": start, "at": round(self.now(), 3)}
-                records.write(self.stack_dir, _PROOF, {"models": {**known, name: proof}})
+                records.write(self.stack_dir, PROOF, {"models": {**known, name: proof}})
 
     def _look_again(
         self, models: typing.Sequence[Model], foretold: States, performer: Performer

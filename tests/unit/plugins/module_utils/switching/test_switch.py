@@ -7,6 +7,7 @@ After every test the `host` fixture checks that no two servers were awake on one
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import os
 import socket
 import subprocess
@@ -336,6 +337,17 @@ def test_who_dies_when_it_was_proved_is_not_told_active(pair: Host, monkeypatch:
     assert text.startswith("b could not be made active: it was ready, but is stopped at the end")
     assert "\nFailed: verify b\na is active again\nThe host is left with: a active, b stopped\nWhat to do: " in text
     assert pair.states() == {"a": "active", "b": "stopped"}
+
+
+def test_who_had_been_loaded_and_refuses_connections_is_not_waited_for(pair: Host) -> None:
+    pair.up(a=1, b=1)
+    pair.switch("b")
+    pair.fault("b", "/health", "deaf")
+    with contextlib.suppress(requests.RequestException):
+        pair.call("b", "GET", "/health")
+    result = pair.switch("b")
+    assert [step["action"] for step in result.steps] == ["stop", "start", "verify"]
+    assert pair.states() == {"a": "sleeping", "b": "active"}
 
 
 def test_a_model_put_to_sleep_that_somebody_woke_is_told_active(pair: Host, monkeypatch: pytest.MonkeyPatch) -> None:
