@@ -201,7 +201,7 @@ def _row(host: str, result: Given | None, keeps: bool, check: bool) -> Row:
         row["to"] = row["from"]
         row["result"] = KEPT if row["from"] else NOT_KEPT
         row["reason"] = "" if row["from"] else "no model is active there that could be kept"
-    elif result.get("changed") or result.get("steps"):
+    elif result.get("changed"):  # a model that is only proved once more is not
         row["result"] = WOULD_SWITCH if check else SWITCHED
     else:
         row["result"] = UNCHANGED
