@@ -317,6 +317,7 @@ class Api:
     async def pause(self, request: web.Request) -> web.Response:
         """POST /pause?mode=, before 0.17 ?wait_for_inflight_requests="""
         waits = request.query.get("wait_for_inflight_requests", "false").lower() in ("true", "1", "yes", "on")
+        waits = waits and self.family.pauses_by_its_old_name
         mode = "wait" if waits else "abort" if self.family.old else self.mode(request)
         await asyncio.shield(asyncio.ensure_future(self.engine.pause(mode)))
         return answer({"status": "paused"})

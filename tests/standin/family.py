@@ -43,6 +43,11 @@ class Family:
         return (0, 16) <= self.release < (0, 17)
 
     @property
+    def pauses_by_its_old_name(self) -> bool:
+        """/pause knows wait_for_inflight_requests; else it cuts what runs, as without a mode (seen on 0.32.0)."""
+        return self.release < (0, 31)
+
+    @property
     def pauses_only_in_dev_mode(self) -> bool:
         """/pause and /resume are not there without dev mode."""
         return self.release >= (0, 16)
