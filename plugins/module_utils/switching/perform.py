@@ -62,6 +62,8 @@ class Performer:
         self.steps: Steps = []
         self.warnings: list[str] = []
         self.begun: dict[str, bool] = {}
+        # Which start of a server has been proved: asking may cost a docker command.
+        self.starts: dict[str, str] = {}
         self.fresh: set[str] = set()
         self.wrong: set[str] = set()
         self.held: set[str] = set()
@@ -369,7 +371,7 @@ class Performer:
         came = canary.WOKEN
         if model.id in self.fresh:
             came = canary.RESTARTED if self.begun.get(model.id) else canary.STARTED
-        start = self.host.lifecycles[model.id].start_id()
+        start = self.starts[model.id] = self.host.lifecycles[model.id].start_id()
         try:
             verdict = canary.prove(server, model, self.host.stack_dir, start, came)
             self.wrong.discard(model.id)

@@ -542,8 +542,9 @@ class Switcher:
             return False
         return self.host.was_proved(model)
 
-    def _note_proof(self, name: str) -> None:
-        start = self.host.lifecycles[name].start_id()
+    def _note_proof(self, name: str, start: str | None) -> None:
+        if start is None:
+            start = self.host.lifecycles[name].start_id()
         if start:
             with records.changing, contextlib.suppress(OSError):  # it is proved once more then
                 known = records.models(self.stack_dir, PROOF)
@@ -558,7 +559,11 @@ class Switcher:
             {step["model"] for step in performer.steps if step["action"] == VERIFY and "failed" not in step}
         )
         work: list[typing.Callable[[], dict[str, Observation] | None]] = [lambda: self.host.observe(models)]
-        work += [functools.partial(self._note_proof, name) for name in proved if foretold[name].state == ACTIVE]
+        work += [
+            functools.partial(self._note_proof, name, performer.starts.get(name))
+            for name in proved
+            if foretold[name].state == ACTIVE and self.host.models[name].ready_completion
+        ]
         after = dict(self.host.each(lambda one: one(), work)[0] or {})
         for name, seen in after.items():
             told = foretold[name]
