@@ -248,12 +248,7 @@ def minutes(version: str) -> None:
 @pytest.mark.usefixtures("minutes")
 @pytest.mark.parametrize("action", list(DRAIN_SECONDS))
 def test_slow_calls_cut_no_stream(
-    minutes: None,
-    settled: Pair,
-    family: Family,
-    orders: dict[str, Path],
-    action: str,
-    capsys: pytest.CaptureFixture[str],
+    settled: Pair, family: Family, orders: dict[str, Path], action: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in (A, B):
         (orders[name] / "slow").write_text(str(SLOW_SECONDS), encoding="utf-8")

@@ -143,7 +143,7 @@ class Host:
         return dataclasses.replace(seen, held=True) if seen.state == ACTIVE and action == DRAIN else seen
 
     def was_proved(self, model: Model) -> bool:
-        """Whether it is the start of its server that was ready before."""
+        """Whether the start of its server that runs now was proved before; not where nobody knows which start it is."""
         proved = records.models(self.stack_dir, PROOF).get(model.id)
         start = proved.get("start") if isinstance(proved, dict) else None
         return bool(start) and start == self.lifecycles[model.id].start_id()
