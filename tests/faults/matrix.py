@@ -337,7 +337,8 @@ def ends(cell: Cell, name: str) -> bool:
 
 def tells_level(cell: Cell, name: str) -> bool:
     """Whether a server has a sleep gauge that can be read."""
-    return cell.setup.version != "0.11.0" and all(order["path"] != "/metrics" for order in cell.orders.get(name, []))
+    orders = cell.orders.get(name, [])
+    return cell.setup.version != "0.11.0" and all(order["path"] not in ("/metrics", "*") for order in orders)
 
 
 def bound(action: str, setup: Setup) -> float:
