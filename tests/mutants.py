@@ -586,6 +586,22 @@ MUTANTS = (
         "a server that was started anew counts as proved",
     ),
     Mutant(
+        "right/proved-before-it-slept",
+        "perform.py",
+        "        self.host.lock.begin(step.model, SLEEP)\n        self.host.forget_proof(step.model)\n",
+        "        self.host.lock.begin(step.model, SLEEP)\n",
+        "what somebody woke after a sleep counts as proved",
+        ("switch",),
+    ),
+    Mutant(
+        "requests/deaf-is-idle",
+        "host.py",
+        "problem=problem, dead=True, uncounted=True, process=True",
+        "problem=problem, dead=True, process=True",
+        "what the stop of a server cuts that refuses connections is not told",
+        ("switch",),
+    ),
+    Mutant(
         "record/begun-forgotten",
         "host.py",
         "comes = begun is not None and begun.action in (START, WAKE)",

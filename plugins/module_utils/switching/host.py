@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import typing
@@ -100,7 +101,9 @@ class Host:
             begun, was_active = self.lock.begun.get(model.id), model.id in self.lock.active_since
             if seen.state == STOPPED and running and self.was_proved(model):
                 problem = f"{model.id}'s process lives, but refuses connections, and it had been loaded"
-                return Observation(ERROR, problem=problem, dead=True, process=True, was_serving=was_active)
+                return Observation(
+                    ERROR, problem=problem, dead=True, uncounted=True, process=True, was_serving=was_active
+                )
             if seen.state in (STOPPED, LOADING) and running:
                 comes = begun is not None and begun.action in (START, WAKE)
                 return Observation(LOADING, was_serving=comes or was_active)
@@ -147,6 +150,18 @@ class Host:
         proved = records.models(self.stack_dir, PROOF).get(model.id)
         start = proved.get("start") if isinstance(proved, dict) else None
         return bool(start) and start == self.lifecycles[model.id].start_id()
+
+    def note_proof(self, name: str, start: str, at: float | None) -> None:
+        """Record that this start of a model's server is proved; with None that it is to be proved once more."""
+        with records.changing, contextlib.suppress(OSError):  # it is proved once more then
+            known = records.models(self.stack_dir, PROOF)
+            records.write(self.stack_dir, PROOF, {"models": {**known, name: {"start": start, "at": at}}})
+
+    def forget_proof(self, name: str) -> None:
+        """Record that what is awake after this has to be proved, whoever wakes it."""
+        proof = records.models(self.stack_dir, PROOF).get(name)
+        if isinstance(proof, dict) and proof.get("at") is not None:
+            self.note_proof(name, str(proof.get("start") or ""), None)
 
     def report(self) -> tuple[dict[str, Observation], dict[str, float | None]]:
         """What all models are, with their requests, and the GPU memory that each one's server holds, in GB.

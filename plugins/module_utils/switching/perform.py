@@ -136,7 +136,8 @@ class Performer:
         try:
             counts = server.count_requests() if server.is_healthy() else (0, 0)
         except Unreachable:
-            return 0
+            # It may only have stopped to listen.
+            return 0 if self.host.lifecycles[name].process().running is False else None
         except ServerError:
             return None
         return None if counts is None else sum(counts)
@@ -172,6 +173,7 @@ class Performer:
         server = self.host.servers[step.model]
         free = self._free_before.pop(step.model) if step.model in self._free_before else self._free_memory(step.model)
         self.host.lock.begin(step.model, SLEEP)
+        self.host.forget_proof(step.model)
         try:
             server.sleep(step.level or 1, self._modes.get(step.model, "wait"))
         except Unresponsive:
@@ -270,6 +272,7 @@ class Performer:
                     capacity.remember(self.host.stack_dir, step.model, {})
         self.fresh.discard(step.model)
         self.host.lock.begin(step.model, WAKE)
+        self.host.forget_proof(step.model)
         self.begun.setdefault(step.model, False)
         server = self.host.servers[step.model]
         cut = server.cut_held(step.level)
@@ -302,6 +305,8 @@ class Performer:
             cut = self.running(step.model)
             if cut != 0:
                 this["requests"] = {**dict.fromkeys(FATES, 0), CUT: cut}
+        elif not earlier and seen and seen.uncounted:
+            this["requests"] = {**dict.fromkeys(FATES, 0), CUT: None}
         lifecycle = self.host.lifecycles[step.model]
 
         def gone() -> bool:

@@ -53,7 +53,8 @@ class Observation:
     off: asleep it may hold part of its GPU memory, awake it may have wrong weights. C(held) says that a drain was cut
     off, so that for all that is known it takes no requests, and that nothing else is still to come of it.
     C(was_serving) says of one that is not active that it served, or was to, when a switch was cut off or it stopped
-    answering. C(no_level_2) says why it should not sleep at level 2, if there is a reason.
+    answering. C(uncounted) says of a dead one that it may have requests all the same, and that nobody can ask how many.
+    C(no_level_2) says why it should not sleep at level 2, if there is a reason.
     """
 
     state: str
@@ -62,6 +63,7 @@ class Observation:
     waiting: int | None = None
     problem: str = ""
     dead: bool = False
+    uncounted: bool = dataclasses.field(default=False, compare=False)
     process: bool | None = None
     remedy: str = dataclasses.field(default="", compare=False)
     doubtful: bool = False

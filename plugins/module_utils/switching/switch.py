@@ -546,10 +546,7 @@ class Switcher:
         if start is None:
             start = self.host.lifecycles[name].start_id()
         if start:
-            with records.changing, contextlib.suppress(OSError):  # it is proved once more then
-                known = records.models(self.stack_dir, PROOF)
-                proof = {"start": start, "at": round(self.now(), 3)}
-                records.write(self.stack_dir, PROOF, {"models": {**known, name: proof}})
+            self.host.note_proof(name, start, round(self.now(), 3))
 
     def _look_again(
         self, models: typing.Sequence[Model], foretold: States, performer: Performer

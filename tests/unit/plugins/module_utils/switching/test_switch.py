@@ -347,6 +347,8 @@ def test_who_had_been_loaded_and_refuses_connections_is_not_waited_for(pair: Hos
         pair.call("b", "GET", "/health")
     result = pair.switch("b")
     assert [step["action"] for step in result.steps] == ["stop", "start", "verify"]
+    # It may have been working still.
+    assert result.requests == {"drained": 0, "parked": 0, "cut": None}
     assert pair.states() == {"a": "sleeping", "b": "active"}
 
 
@@ -407,6 +409,34 @@ def test_a_proof_is_of_one_start(pair: Host) -> None:
     for _run in range(2):
         assert steps(pair.switch("a")) == ["verify a"]
     (pair.stack_dir / "run" / "a.hidden").rename(pair.stack_dir / "run" / "a.pid")
+
+
+def test_what_has_slept_is_proved_whoever_wakes_it(pair: Host) -> None:
+    for name in ("a", "b"):
+        pair.switch(name)
+    pair.call("b", "POST", "/sleep?level=1").raise_for_status()
+    pair.call("a", "POST", "/wake_up").raise_for_status()
+    assert [steps(pair.switch("a")) for _run in range(2)] == [["verify a"], []]
+
+
+def test_what_was_woken_is_proved_though_its_lock_was_lost(pair: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    pair.settings.update(canary="enforce")
+    pair.switch("a")
+    pair.call("a", "POST", "/sleep?level=1").raise_for_status()
+    wake = Performer._wake
+
+    def loses_the_lock(self: Performer, step: Any) -> str | None:
+        note = wake(self, step)
+        (pair.stack_dir / "run" / "switch.lock").unlink()
+        return note
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Performer, "_wake", loses_the_lock)
+        pair.fault("a", "/v1/completions", "wrong_text")
+        text, _result = failed(lambda: pair.switch("a"))
+    assert "a answers wrongly and could not be put to sleep" in text
+    assert pair.states()["a"] == "active"
+    assert steps(pair.switch("a")) == ["verify a"]
 
 
 def test_unchanged_that_is_wrong_is_mended(pair: Host) -> None:
