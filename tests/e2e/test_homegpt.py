@@ -134,6 +134,7 @@ def test_docker_compose_finds_no_fault(story: Story) -> None:
     config = json.loads(checked.stdout)
     services = config["services"]
     assert set(services) == {f"vllm-{name}" for name in (*MANAGED, DISABLED)} | {"open-webui"}
+    assert services["open-webui"]["restart"] == "always"
     for model in story.stack.models:
         service = services[str(model["container_name"])]
         (port,) = service["ports"]
