@@ -17,7 +17,9 @@ from . import compose
 
 Models = typing.Sequence[typing.Mapping[str, typing.Any]]
 
-URLS, KEYS, PARAMS = "OPENAI_API_BASE_URLS", "OPENAI_API_KEYS", "DEFAULT_MODEL_PARAMS"
+URLS = "OPENAI_API_BASE_URLS"
+KEYS = "OPENAI_API_KEYS"
+PARAMS = "DEFAULT_MODEL_PARAMS"
 NO_PROXY = ("NO_PROXY", "no_proxy")
 
 # Its health check asks itself.

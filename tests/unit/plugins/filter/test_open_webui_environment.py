@@ -14,7 +14,8 @@ from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory i
 
 PARSER = {"enable_auto_tool_choice": True, "tool_call_parser": "hermes"}
 LOOPBACK = "localhost,127.0.0.1,::1"
-URLS, KEYS = "OPENAI_API_BASE_URLS", "OPENAI_API_KEYS"
+URLS = "OPENAI_API_BASE_URLS"
+KEYS = "OPENAI_API_KEYS"
 
 
 def models(*given: dict[str, Any]) -> list[dict[str, Any]]:
