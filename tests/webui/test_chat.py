@@ -142,7 +142,7 @@ def visit(chromium: str, ansible_playbook: str, tmp_path_factory: pytest.TempPat
         )
         assert visited.returncode == 0, f"{visited.stderr}\n{interface.tail()}"
         print(f"after {time.monotonic() - began:.0f} s the visit is over; screenshots are in {folder}")
-        seen = Visit(service, json.loads(visited.stdout), hole.asked, interface.url, environment, servers)
+        seen = Visit(service, json.loads(visited.stdout), list(hole.asked), interface.url, environment, servers)
         for name in servers:
             lines = (folder / f"{name}.requests").read_text(encoding="utf-8").splitlines()
             seen.arrived[name] = [json.loads(line) for line in lines]
