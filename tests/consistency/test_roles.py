@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -42,3 +43,9 @@ def test_every_way_into_the_role_is_specified(role: str) -> None:
     tasks = {path.stem for path in (ROOT / "roles" / role / "tasks").iterdir()}
     assert entries <= tasks
     assert {"main"} <= entries
+
+
+def test_the_open_webui_that_is_tested_is_the_one_that_is_deployed() -> None:
+    script = (ROOT / "tools" / "open_webui.sh").read_text(encoding="utf-8")
+    (version,) = re.findall(r"^version=(\S+)$", script, re.MULTILINE)
+    assert read("open_webui", "defaults/main.yml")["open_webui_image"].endswith(f":v{version}")

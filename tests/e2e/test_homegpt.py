@@ -134,6 +134,7 @@ def test_docker_compose_finds_no_fault(story: Story) -> None:
     config = json.loads(checked.stdout)
     services = config["services"]
     assert set(services) == {f"vllm-{name}" for name in (*MANAGED, DISABLED)} | {"open-webui"}
+    assert services["open-webui"]["restart"] == "always"
     for model in story.stack.models:
         service = services[str(model["container_name"])]
         (port,) = service["ports"]
@@ -167,6 +168,7 @@ def test_the_webui_reaches_every_model_by_its_name(story: Story) -> None:
     urls = env["OPENAI_API_BASE_URLS"].split(";")
     assert urls == [f"http://vllm-{name}:8000/v1" for name in MANAGED]
     assert env["OPENAI_API_KEYS"].split(";") == ["dummy"] * len(urls)
+    assert {f"vllm-{name}" for name in MANAGED} <= set(env["NO_PROXY"].split(","))
     # It starts before its first answer; the play does not wait for it.
     answer = requests.get(f"http://127.0.0.1:{story.stack.webui_port}/api/models", timeout=30)
     listed = json.dumps(answer.json())

@@ -261,6 +261,19 @@ TABLE = [
         "host: b: container_name open-webui is Open WebUI's: choose another, or another open_webui_container_name",
         model={"container_name": "open-webui"},
     ),
+    Row(
+        "an address that is none",
+        "site",
+        "host: open_webui_env.OPENAI_API_BASE_URLS has an empty entry, which Open WebUI takes for api.openai.com, with "
+        "the key at that place: leave it out, with its semicolon, or write https://api.openai.com/v1",
+        variables={"open_webui_env": {"OPENAI_API_BASE_URLS": "http://vllm-b:8000/v1;"}},
+    ),
+    Row(
+        "two keys in one",
+        "bootstrap",
+        "host: b: Open WebUI takes a semicolon for the end of a key: give it an API key without",
+        model={"args": {"api_key": "key-one;key-two"}},
+    ),
     # The roles' variables.
     Row(
         "whole number",

@@ -167,3 +167,20 @@ def test_the_roles_say_what_their_variables_may_be() -> None:
         "or false: put it in quotes)",
         "vllm_volumes[1] must be text, is a dictionary",
     ]
+
+
+def test_what_open_webui_would_get_wrong_is_told_where_it_is_deployed() -> None:
+    wrong: dict[str, Any] = {"open_webui_env": {"OPENAI_API_BASE_URLS": "http://x/v1;", "DEFAULT_MODEL_PARAMS": "x"}}
+    key = {"args": {"api_key": "one;two"}}
+    told = preflight.check("site", [host(model=key, **wrong)])
+    assert [line.partition(":")[0] for line in told] == ["gpu1"] * 3
+    assert [part in line for part, line in zip(("a: Open WebUI", "BASE_URLS", "PARAMS"), told, strict=True)] == [
+        True
+    ] * 3
+    assert preflight.check("bootstrap", [host(model=key, **wrong)]) == told
+    assert preflight.check("status", [host(model=key, **wrong)]) == []
+    assert preflight.check("site", [host(model=key, open_webui_enabled=False, **wrong)]) == []
+    # One that it is not told of has its key for itself.
+    assert preflight.check("site", [host(model={**key, "startup_mode": "disabled"})]) == []
+    # What is no dictionary is told by its type.
+    assert preflight.check("site", [host(open_webui_env=["x"])]) == []

@@ -1,0 +1,115 @@
+# -*- coding: utf-8 -*-
+# Copyright (c) HomeGPT
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The environment of Open WebUI's container, and what is wrong with one. Runs on the controller.
+
+What is said here of Open WebUI was seen with its version 0.12.4, or stands in its source (config.py, env.py,
+utils/middleware.py, routers/openai.py). tests/webui shows it.
+"""
+
+from __future__ import annotations
+
+import json
+import typing
+
+from . import compose
+
+Models = typing.Sequence[typing.Mapping[str, typing.Any]]
+
+URLS = "OPENAI_API_BASE_URLS"
+KEYS = "OPENAI_API_KEYS"
+PARAMS = "DEFAULT_MODEL_PARAMS"
+NO_PROXY = ("NO_PROXY", "no_proxy")
+
+# Its health check asks itself.
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+# For the list of models every server is asked at once, and the slowest is waited for: 10 s unless this is set. A server
+# that sleeps answers at once, and one that does not run refuses.
+LIST_SECONDS = "3"
+
+
+def environment(models: Models, given: typing.Any, models_for_all: bool, inline: bool = False) -> dict[str, str]:
+    """What the models (all that it is to know) add to the environment that was given, as texts for a compose file.
+
+    What was given wins, and is left out here. Only hosts without a proxy and the models' default parameters are joined:
+    who gives some does not mean the others to go. Raises ValueError for what mistakes() tells.
+    """
+    wrong = list(mistakes(models, given))
+    if wrong:
+        raise ValueError("; ".join(wrong))
+    own = _texts(given)
+    known = {_url(model): compose.api_key(model).in_compose(inline) for model in models}
+    urls = _entries(own[URLS]) if URLS in own else list(known)
+    added = {
+        "ENABLE_OPENAI_API": str(bool(urls)),
+        URLS: ";".join(known),
+        # A key goes to the address at its place: none of a model's to another server.
+        KEYS: ";".join(known.get(url, "") for url in urls),
+        "ENABLE_OLLAMA_API": "False",
+        "ENABLE_PERSISTENT_CONFIG": "False",
+        # Else accounts of the role `user` see no model until an administrator shares each.
+        "BYPASS_MODEL_ACCESS_CONTROL": str(models_for_all),
+        # Else each start asks a hub for weights, and hangs for ever where that takes connections and never answers.
+        "OFFLINE_MODE": "True",
+        "AIOHTTP_CLIENT_TIMEOUT_MODEL_LIST": LIST_SECONDS,
+        "WEBUI_SECRET_KEY": "${WEBUI_SECRET_KEY}",
+    }
+    # An empty list is none for it, but one of an empty entry.
+    found = {name: text for name, text in added.items() if name not in own and text.strip(";")}
+    if not all(_has_tool_parser(model) for model in models):
+        # A chat from the browser carries the built-in tools, and vLLM answers 400 to tools unless it was given a parser
+        # for them. With `legacy` tools go into the prompt. That is for all models then: an administrator can set
+        # `native` for one, an environment variable can't.
+        params = {"function_calling": "legacy", **json.loads(own.get(PARAMS, "{}"))}
+        found[PARAMS] = compose.escape(json.dumps(params))
+    # Programs differ in which of the two they read, and a lower-case one hides the other.
+    unproxied = _unproxied(models, [own.get(name, "") for name in NO_PROXY])
+    return {**found, **dict.fromkeys(NO_PROXY, compose.escape(",".join(unproxied)))}
+
+
+def mistakes(models: Models, given: typing.Any) -> typing.Iterator[str]:
+    """What Open WebUI would get wrong, with the remedy."""
+    for model in models:
+        if ";" in compose.api_key(model).plain:
+            yield "%s: Open WebUI takes a semicolon for the end of a key: give it an API key without" % model["id"]
+    try:
+        own = _texts(given)
+    except ValueError as error:
+        yield "open_webui_env: %s" % error
+        return
+    if not all(_entries(own.get(URLS, "x"))):
+        yield (
+            "open_webui_env.%s has an empty entry, which Open WebUI takes for api.openai.com, with the key at that "
+            "place: leave it out, with its semicolon, or write https://api.openai.com/v1" % URLS
+        )
+    try:
+        right = isinstance(json.loads(own.get(PARAMS, "{}")), dict)
+    except ValueError:
+        right = False
+    if not right:
+        yield "open_webui_env.%s must be a JSON object, or Open WebUI ignores it" % PARAMS
+
+
+def _texts(given: typing.Any) -> dict[str, str]:
+    return {name: word.plain for name, word in compose.plain_environment_words(given, "").items()}
+
+
+def _url(model: typing.Mapping[str, typing.Any]) -> str:
+    return "http://%s:%s/v1" % (model["container_name"], model["port"])
+
+
+def _entries(urls: str) -> list[str]:
+    return [url.strip() for url in urls.split(";")]
+
+
+def _has_tool_parser(model: typing.Mapping[str, typing.Any]) -> bool:
+    return bool(model["args"].get("enable_auto_tool_choice") and model["args"].get("tool_call_parser"))
+
+
+def _unproxied(models: Models, given: typing.Iterable[str]) -> list[str]:
+    entries = [entry.strip() for text in given for entry in text.split(",") if entry.strip()]
+    if "*" in entries:
+        return ["*"]  # it means all only where it stands alone
+    return list(dict.fromkeys([*entries, *LOOPBACK, *(model["container_name"] for model in models)]))
