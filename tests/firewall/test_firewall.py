@@ -87,10 +87,15 @@ def started(box: Box) -> str:
     return box.run("docker", "inspect", "--format", "{{.Name}} {{.State.StartedAt}}", "vllm-a", "open-webui")
 
 
+def loaded(box: Box) -> bool:
+    """Whether the kernel has the rules."""
+    return "table ip homegpt_vllm" in box.run("nft", "list", "tables")
+
+
 def there(box: Box) -> bool:
     """Whether there are all of the firewall's files and its table; neither may be there alone."""
     seen = {box.succeeds("test", "-e", path) for path in FILES}
-    seen.add("table ip homegpt_vllm" in box.run("nft", "list", "tables"))
+    seen.add(loaded(box))
     assert len(seen) == 1, seen
     return seen == {True}
 
@@ -228,7 +233,7 @@ def test_it_is_there_again_after_a_restart_of_the_engine_and_a_flush(box: Box, s
     # Debian's own service empties all tables at a start and at a reload.
     for how in ("start", "reload", "restart"):
         box.run("systemctl", how, "nftables")
-        until(lambda: there(box), lambda: box.run("journalctl", "--unit", UNIT))
+        until(lambda: loaded(box), lambda: box.run("journalctl", "--unit", UNIT))
     box.run("systemctl", "stop", "nftables")
     box.run("systemctl", "restart", "docker")
     box.run(*up)
@@ -337,3 +342,33 @@ def test_teardown_removes_it_with_the_last_who_relies_on_it(box: Box, site: Call
     assert site(playbook="teardown").changed() == 0
     box.run("docker", "run", "--detach", "--name", "other", "--publish", "127.0.0.1:8101:8000", "tiny:local")
     until(lambda: box.answers("127.0.0.1:8101"), lambda: "the rules are still there", 20)
+
+
+def test_a_host_that_can_not_have_the_rules_is_refused(box: Box, site: Callable[..., Run]) -> None:
+    box.run("mv", "/usr/sbin/nft", "/usr/sbin/nft.away")
+    assert "install nftables" in site("--check").output
+    box.run("sh", "-c", "cp /etc/os-release /srv; rm /etc/os-release; echo ID=fedora >/etc/os-release")
+    failure = site().failure()
+    assert "isn't Debian (12 or later) or Ubuntu (22.04 or later), so this role can't install nftables" in failure
+    box.run("sh", "-c", "cp /srv/os-release /etc/os-release; mv /usr/sbin/nft.away /usr/sbin/nft")
+    # A kernel without what it takes.
+    box.write("/usr/local/sbin/nft", "#!/bin/sh\necho Operation not supported >&2\nexit 1\n", "0755")
+    failure = site().failure()
+    assert "The neighbours of this host can't be kept from its containers:" in failure
+    assert "Operation not supported" in failure and "or set docker_host_firewall to absent" in failure
+    box.run("rm", "/usr/local/sbin/nft")
+    assert not there(box)
+
+
+def test_without_systemd_the_rules_are_loaded_and_that_is_told(box: Box, site: Callable[..., Run]) -> None:
+    box.run("mount", "-t", "tmpfs", "tmpfs", "/run/systemd")
+    first = site()
+    assert first.changed() > 0
+    assert "nothing loads the rules that keep neighbours from the containers after a boot" in first.output
+    assert not box.answers("127.0.0.1:8101")
+    assert not box.succeeds("test", "-e", FILES[1])
+    assert site().changed() == 0
+    assert site(*ABSENT).changed() > 0
+    assert not there(box)
+    assert box.answers("127.0.0.1:8101")
+    box.run("umount", "/run/systemd")

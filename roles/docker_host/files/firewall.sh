@@ -1,6 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
-# firewall.sh: prints what there is of the firewall, a NAME=VALUE a line, and changes nothing. Follows probe.sh; teardown runs it alone.
+# firewall.sh [teardown]: prints what there is of the firewall, a NAME=VALUE a line, and changes nothing. Follows probe.sh;
+# teardown runs it alone.
 LC_ALL=C
 PATH=$PATH:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 export LC_ALL PATH
@@ -51,7 +52,9 @@ fi
 say firewall_left_open "${left_open:-}"
 
 # Containers, running or not, whose ports are published on loopback: who else relies on the rules.
-# shellcheck disable=SC2016 # the template's names
-say firewall_relied_on "$(docker ps --all --quiet 2> /dev/null | xargs -r docker inspect --format \
-    '{{.Name}}{{range .HostConfig.PortBindings}}{{range .}} {{.HostIp}}{{end}}{{end}}' 2> /dev/null |
-    sed -n 's,^/\([^ ]*\) .*127\..*,\1,p')"
+if [ "${1:-}" = teardown ]; then
+    # shellcheck disable=SC2016 # the template's names
+    say firewall_relied_on "$(docker ps --all --quiet 2> /dev/null | xargs -r docker inspect --format \
+        '{{.Name}}{{range .HostConfig.PortBindings}}{{range .}} {{.HostIp}}{{end}}{{end}}' 2> /dev/null |
+        sed -n 's,^/\([^ ]*\) .*127\..*,\1,p')"
+fi
