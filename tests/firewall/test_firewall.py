@@ -47,15 +47,14 @@ PLAY = 500.0
 def box(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
     """A host with the engine, the image and compose, on which nothing was provisioned."""
     with Box(tmp_path_factory.mktemp(request.param), request.param, MODELS) as made:
-        compose = Path("~/.docker/cli-plugins/docker-compose").expanduser()
-        if not compose.exists():
-            found = [Path(f"/usr/{lib}/docker/cli-plugins/docker-compose") for lib in ("libexec", "lib", "local/lib")]
-            compose = next(path for path in found if path.exists())
-        made.run("mkdir", "-p", "/usr/local/lib/docker/cli-plugins")
-        spaces = ["nsenter", "--target", str(made.pid), "--mount", "--"]
-        with compose.open("rb") as program:
-            target = "/usr/local/lib/docker/cli-plugins/docker-compose"
-            subprocess.run([*spaces, "sh", "-c", f"cat >{target} && chmod 0755 {target}"], stdin=program, check=True)
+        folders = ["~/.docker", "/usr/local/lib/docker", "/usr/libexec/docker", "/usr/lib/docker"]
+        plugins = [Path(folder).expanduser() / "cli-plugins/docker-compose" for folder in folders]
+        found = [plugin for plugin in plugins if plugin.exists()]
+        assert found, "docker compose is not on this machine: make engine"
+        target = "/usr/local/lib/docker/cli-plugins/docker-compose"
+        copy = ["nsenter", "--target", str(made.pid), "--mount", "--", "install", "-D", "/dev/stdin", target]
+        with found[0].open("rb") as program:
+            subprocess.run(copy, stdin=program, check=True)
         made.run("sh", text=IMAGE)
         yield made
 
