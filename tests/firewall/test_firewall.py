@@ -81,6 +81,13 @@ def closed(box: Box) -> bool:
     return seen == {False}
 
 
+def restarted(box: Box, how: str) -> None:
+    """Restart the engine, and have its containers run."""
+    box.run("sh", "-c", how)
+    box.run("docker", "compose", "--project-directory", "/opt/homegpt", "up", "--detach")
+    until(lambda: box.answers(f"{HERE}:3000"), lambda: box.run("docker", "ps", "--all"))
+
+
 def started(box: Box) -> str:
     """Return when the containers started."""
     return box.run("docker", "inspect", "--format", "{{.Name}} {{.State.StartedAt}}", "vllm-a", "open-webui")
@@ -223,20 +230,24 @@ def test_what_is_meant_to_be_reached_is_left_open(box: Box, site: Callable[..., 
 
 def test_it_is_there_again_after_a_restart_of_the_engine_and_a_flush(box: Box, site: Callable[..., Run]) -> None:
     assert box.run("systemd-analyze", "verify", FILES[1]) == ""
-    up = ["docker", "compose", "--project-directory", "/opt/homegpt", "up", "--detach"]
-    for how in ("systemctl restart docker", "nft flush ruleset; systemctl restart docker"):
-        box.run("sh", "-ec", how)
-        box.run(*up)
-        until(lambda: box.answers(f"{HERE}:3000"), lambda: box.run("docker", "ps", "--all"))
+    # systemd starts Docker's service three times a minute and not more often.
+    restart = "systemctl reset-failed docker; systemctl restart docker"
+    for how in (restart, f"nft flush ruleset; {restart}"):
+        restarted(box, how)
         assert closed(box), how
-    # Debian's own service empties all tables at a start and at a reload.
-    for how in ("start", "reload", "restart"):
+    # Debian's own service empties all tables at a start and at a reload, the engine's too. The first start of this boot.
+    restarted(box, f"systemctl start nftables; {restart}")
+    assert loaded(box)
+    for how in ("reload", "restart"):
         box.run("systemctl", how, "nftables")
         until(lambda: loaded(box), lambda: box.run("journalctl", "--unit", UNIT))
     box.run("systemctl", "stop", "nftables")
-    box.run("systemctl", "restart", "docker")
-    box.run(*up)
-    assert there(box)
+    assert not loaded(box)
+    box.run("systemctl", "start", "nftables")
+    until(lambda: loaded(box), lambda: box.run("journalctl", "--unit", UNIT))
+    box.run("systemctl", "stop", "nftables")
+    restarted(box, restart)
+    assert closed(box)
     # What somebody has taken out of the kernel is told by check mode, and `site` puts it back.
     handle = box.run("sh", "-c", "nft --handle list table ip homegpt_vllm | sed -n 's/.*127.*# handle //p'")
     box.run("nft", "delete", "rule", "ip", "homegpt_vllm", "neighbours", "handle", handle)
