@@ -235,7 +235,7 @@ def test_it_is_there_again_after_a_restart_of_the_engine_and_a_flush(box: Box, s
     for how in (restart, f"nft flush ruleset; {restart}"):
         restarted(box, how)
         assert closed(box), how
-    # Debian's own service empties all tables at a start and at a reload, the engine's too. The first start of this boot.
+    # Debian's own service empties all tables at a start and at a reload, the engine's too. The first start.
     restarted(box, f"systemctl start nftables; {restart}")
     assert loaded(box)
     for how in ("reload", "restart"):
