@@ -27,7 +27,7 @@ demo: setup ## bootstrap and switch four stand-in models on this machine; KEEP=1
 .PHONY: test
 test: setup ## every test that needs no container engine and no real vLLM
 	$(PYTEST) -n 2 --dist loadfile tests --ignore tests/real --ignore tests/versions --ignore tests/e2e --ignore tests/fuzz --ignore tests/faults \
-		--ignore tests/fleet --ignore tests/webui
+		--ignore tests/fleet --ignore tests/webui --ignore tests/firewall
 
 .PHONY: fresh
 fresh: ## make demo and make test on bare Debian 12 and 13, as root and as a user; ROOTS="debian13 user": there alone (needs root)
@@ -118,6 +118,10 @@ ALONE := test_prefetch.py test_engine_restart.py
 fleet: engine ## twenty SSH hosts are provisioned, loaded, and switched by waves, with some that fail and hang
 	@bash tools/images.sh fleet
 	$(PYTEST) -s tests/fleet
+
+.PHONY: firewall
+firewall: setup ## who reaches the models on real engines 20.10 and 26.1, with the rules of nftables and without (needs root)
+	$(PYTEST) tests/firewall
 
 .PHONY: molecule
 molecule: engine ## every role's molecule scenarios

@@ -56,7 +56,7 @@ ROLES: dict[str, tuple[str, ...]] = {
     "site": ("docker_host", "vllm_servers", "open_webui", "compose_stack"),
     "bootstrap": ("vllm_servers", "open_webui"),
     "prefetch": ("vllm_servers",),
-    "teardown": ("compose_stack", "vllm_servers", "open_webui"),
+    "teardown": ("compose_stack", "vllm_servers", "open_webui", "docker_host"),
     "awx": ("awx",),
 }
 ALL_ROLES = ("awx", "compose_stack", "docker_host", "open_webui", "vllm_servers")

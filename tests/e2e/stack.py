@@ -119,6 +119,7 @@ class Stack(Host):
             "open_webui_port": self.webui_port,
             # What lies outside the stack's folder is this machine's own.
             "vllm_docker_host": False,
+            "docker_host_check_neighbours": False,
             "vllm_servers_logrotate_dir": "",
             "compose_stack_restore": False,
         }
