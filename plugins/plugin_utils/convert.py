@@ -46,6 +46,8 @@ UNREAD = "COMMAND-NOT-READ/"
 ENTRYPOINT_KEY = ""
 # Whether a model's gpus can be named by the ids that `nvidia-smi -L` prints (GPU-..., MIG-...).
 GPU_IDS = False
+# So many places are named before what is said of them.
+_FEW = 3
 # Environment variables that choose GPUs; each counts among those that the one before it has left. The collection sets
 # them from gpus.
 _VISIBLE = ("NVIDIA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
@@ -86,7 +88,16 @@ class Notes:
 
     def texts(self) -> list[str]:
         """The notes, each with its places."""
-        return [readable("%s: %s" % (_together(places), text)) for text, places in self._places.items()]
+        return [readable(_note(places, text)) for text, places in self._places.items()]
+
+
+def _note(places: typing.Sequence[str], text: str) -> str:
+    """A note; many places of one file stand behind its text, where they hide nothing."""
+    files = {place.partition(": ")[0] for place in places}
+    if len(places) <= _FEW or len(files) > 1:
+        return "%s: %s" % (_together(places), text)
+    (file,) = files
+    return "%s: %s: %s" % (file, text, ", ".join(place.partition(": ")[2] for place in places))
 
 
 def _together(places: typing.Iterable[str]) -> str:
@@ -136,7 +147,7 @@ class Builder:
         self.models: list[dict[str, typing.Any]] = []
         self._places: list[str] = []
         self._ids: set[str] = set()
-        self._variables = {str(name): scalar(value) for name, value in (variables or {}).items()}
+        self.values = {str(name): scalar(value) for name, value in (variables or {}).items()}
         self._tokens: dict[str, str] = {}
         self._volumes: list[tuple[str, str]] = []
         self._accesses: dict[str, list[str]] = {}
@@ -162,7 +173,7 @@ class Builder:
 
     def variable(self, name: str) -> str:
         """The value of an environment variable, or what stands for it."""
-        return self._variables.get(name, UNKNOWN % name)
+        return self.values.get(name, UNKNOWN % name)
 
     def known(self, value: typing.Any, place: str) -> typing.Any:
         """A value of a compose file with its variables replaced, however deep. Raises ConvertError with the place."""
@@ -170,9 +181,9 @@ class Builder:
         unset: list[str] = []
 
         def lookup(name: str) -> str | None:
-            if name not in self._variables:
+            if name not in self.values:
                 asked.append(name)
-            return self._variables.get(name)
+            return self.values.get(name)
 
         def missing(name: str) -> str:
             unset.append(name)
@@ -535,8 +546,10 @@ def split_words(command: typing.Any, place: str) -> list[str]:
         raise ConvertError([place + ": can't be split into words: check its quotes"]) from None
 
 
-def environment(given: typing.Any, place: str, notes: Notes) -> dict[str, str]:
-    """Environment variables, given as a dictionary or as C(NAME=value)."""
+def environment(
+    given: typing.Any, place: str, notes: Notes, values: typing.Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """Environment variables, given as a dictionary or as C(NAME=value); C(values) are those without a value here."""
     if isinstance(given, dict):
         pairs = [(str(name), value) for name, value in given.items()]
     else:
@@ -544,8 +557,13 @@ def environment(given: typing.Any, place: str, notes: Notes) -> dict[str, str]:
         pairs = [(name, value if equals else None) for name, equals, value in split]
     found = {}
     for name, value in pairs:
-        if value is None:
-            notes.add("%s.%s" % (place, name), "not taken over: its value comes from where compose runs; set it in env")
+        if value is None and name in (values or {}):
+            found[name] = (values or {})[name]
+        elif value is None:
+            key = "gpus" if name in _VISIBLE else "env"
+            notes.add(
+                "%s.%s" % (place, name), "not taken over: its value comes from where compose runs; set it in " + key
+            )
         else:
             found[name] = scalar(value)
     return found

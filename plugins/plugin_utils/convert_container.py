@@ -58,7 +58,7 @@ def read(
             mistakes.extend(error.mistakes)
             words[key] = []
     image = str(left.pop("image", None) or "")
-    env = convert.environment(left.pop("environment", None), place + ".environment", notes)
+    env = convert.environment(left.pop("environment", None), place + ".environment", notes, builder.values)
     start = launch.read(words["entrypoint"], words["command"], image, env, lambda name: convert.UNKNOWN % name)
     reserved, number = _devices(left, place, notes)
     access = _access(left)

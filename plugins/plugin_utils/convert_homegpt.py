@@ -120,6 +120,9 @@ def _entries(
             notes.add(place + ".container_name", "not taken over: its value is not in the file")
         ports = [port for port, _dummy in _published(service) if re.match(r"\d+:", port)]
         port = int(ports[0].partition(":")[0]) if ports else 0
+        inner = ports[0].partition(":")[2] if ports else ""
+        if inner.isdigit():
+            entry["port"] = int(inner)
         if not port or port in used:
             port = next(number for number in range(8001, 65536) if number not in used)
             notes.add(place, "has no port of its own that is published by number: host_port is chosen, look at it")

@@ -312,6 +312,11 @@ class _Swapped:
         mistakes: list[str] = []
         service, others = _docker_service(list(words))
         image = service["image"]
+        for published in service.pop("publish", []):
+            if str(self.port) not in published.split(":")[:-1]:
+                notes.add(
+                    place + ": --publish", "not taken over: its port on the host is the one of its proxy, or the next"
+                )
         told = convert.Notes()
         self.builder.notes = told
         try:
@@ -593,7 +598,7 @@ def _docker_service(words: list[str]) -> tuple[dict[str, typing.Any], list[str]]
     others = [name for name in switches if name not in _DOCKER_RUN]
     for name, values in options.items():
         key = _SERVICE_KEYS.get(name, name.replace("-", "_"))
-        if key in ("name", "publish"):
+        if key == "name":
             continue
         if key == "mount":
             service.setdefault("volumes", []).extend(map(_mount, values))

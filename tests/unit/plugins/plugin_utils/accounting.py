@@ -77,6 +77,21 @@ class Account:
             return False
         return all(text in self.texts for text in texts(value))
 
+    def of_option(self, key: str, word: str) -> bool:
+        """Whether an option of the result has this value, or the word is no value but one of the model's names."""
+        values = set(texts(self.model["args"][key]))
+        if word in values or word in (self.model["model"], *self.model.get("aliases", ())):
+            return True
+        try:
+            value = json.loads(word)
+        except ValueError:
+            return False
+        return set(texts(value)) <= values
+
+    def names(self, word: str) -> bool:
+        """Whether a note has this word, as a word."""
+        return any(re.search(r"(?<!\w)%s(?!\w)" % re.escape(word), note) for note in self.notes)
+
     def told(self, *parts: str) -> bool:
         """Whether one note has all of these."""
         return any(all(part in note for part in parts) for note in self.notes)
@@ -111,9 +126,11 @@ def of_service(service: Any, place: str, account: Account) -> list[str]:
                 value.items() if isinstance(value, dict) else [str(item).partition("=")[::2] for item in value or []]
             )
             lost += ["environment: %s" % name for name, item in pairs if not of_variable(str(name), item, account)]
-        elif key in ("container_name", "ports"):
-            # Told where they differ from what the manager's configuration says.
+        elif key == "container_name":
+            # The manager's configuration, where there is one, is what counts.
             continue
+        elif key == "ports":
+            lost += ["ports: %s" % port for port in value or [] if not of_port(port, account)]
         elif key == "volumes":
             lost += ["volumes: %s" % item for item in value or [] if not of_volume(item, account)]
         else:
@@ -123,7 +140,9 @@ def of_service(service: Any, place: str, account: Account) -> list[str]:
                     last == "count" and str(leaf) == str(len(account.model.get("gpus", [0])))
                 )
                 word = re.sub(r"\Anvidia\.com/gpu=", "", str(leaf))
-                if not same and leaf not in (None, "") and not account.has(word):
+                # Elsewhere a number that the result has too would be the same by chance.
+                kept = key in ("image", "gpus", "devices") or last in ("device_ids", "count") or "device_ids" in path
+                if not same and leaf not in (None, "") and not (kept and account.has(word)):
                     named = re.sub(r"\.\d+", "", path)
                     if not account.noted(place, named) and not gpus_told(path, account):
                         lost.append("%s: %s" % (path, leaf))
@@ -174,6 +193,14 @@ def of_variable(name: str, value: Any, account: Account) -> bool:
     return account.told(name) or (("TOKEN" in name) and account.told("vllm_hf_token"))
 
 
+def of_port(item: Any, account: Account) -> bool:
+    """Whether a port is the model's, or it is told that it is not."""
+    if isinstance(item, dict):
+        item = "%s:%s" % (item.get("published"), item.get("target"))
+    here = "%s:%s" % (account.model["host_port"], account.model.get("port", 8000))
+    return ":".join(str(item).split(":")[-2:]) == here or account.told(".ports")
+
+
 def of_volume(item: Any, account: Account) -> bool:
     """Whether a volume is in the result or told."""
     if isinstance(item, dict):
@@ -207,7 +234,7 @@ def of_words(words: list[str], account: Account) -> list[str]:
             name = re.sub(r"\Ano-", "", option)
             key = name.replace("-", "_")
             known = key in account.texts or account.has(word) or option.replace("-", "_") in account.texts
-            told = account.told("--" + name) or account.told(word)
+            told = account.told("--" + name) or account.names(word)
             if not (known or told or name in SET or name in DERIVED or word in LAUNCHERS):
                 lost.append(word)
             if match.group(2) is None:
@@ -216,11 +243,13 @@ def of_words(words: list[str], account: Account) -> list[str]:
         unknown = re.findall(r"\$\{(\w+)\}", word)
         if unknown and all(account.told(variable) for variable in unknown):
             continue
-        if account.has(word) or word in SET.get(name, ()) or name in ("port",) or word in LAUNCHERS or not word.strip():
+        key = re.sub(r"\Ano-", "", name).replace("-", "_")
+        kept = account.of_option(key, word) if key in account.model.get("args", {}) else account.has(word)
+        if kept or word in SET.get(name, ()) or name in ("port",) or word in LAUNCHERS or not word.strip():
             continue
         if name == "tensor-parallel-size" and str(len(account.model.get("gpus", [0]))) == word:
             continue
-        if re.search(r"/(vllm|python3?|bash|sh)\Z", word) or account.told(word) or account.told("--" + name + ":"):
+        if re.search(r"/(vllm|python3?|bash|sh)\Z", word) or account.names(word) or account.told("--" + name + ":"):
             continue
         if account.told("belong to no option") or re.fullmatch(r"[A-Za-z_]\w*=.*", word, re.DOTALL):
             assigned = word.partition("=")
@@ -270,7 +299,7 @@ def flat(words: list[str]) -> Iterator[str]:
 
 
 # Options of `docker run` that say how it is waited for, and those that compose's own way of running stands for.
-RUN = {"rm", "it", "i", "t", "d", "ti", "detach", "interactive", "tty", "name", "p", "publish", "gpus", "device"}
+RUN = {"rm", "it", "i", "t", "d", "ti", "detach", "interactive", "tty", "name", "gpus", "device"}
 RUN |= {"ipc", "runtime", "quiet", "replace", "group-add", "security-opt"}
 WITHOUT_WORD = {
     "rm",
@@ -339,6 +368,9 @@ def of_run(words: list[str], place: str, account: Account) -> list[str]:
             lost += [] if of_volume(named, account) else ["--mount " + value]
         elif name == "entrypoint":
             entrypoint = [value]
+        elif name in ("p", "publish"):
+            if str(account.model["host_port"]) not in value.split(":") and not account.told("--publish"):
+                lost.append("-p " + value)
         elif name not in RUN and not account.told(name) and not account.told("." + name.replace("-", "_")):
             lost.append("--" + name)
     return lost + of_words([*rest[:1], *entrypoint, *rest[1:]], account)

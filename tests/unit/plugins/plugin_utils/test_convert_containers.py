@@ -336,10 +336,10 @@ def test_every_word_of_a_service_is_taken_over_or_told() -> None:
 def test_the_account_notices_what_is_lost(key: str) -> None:
     """The account itself: without its notes, a service with one key more than the image loses that key."""
     model, found = alone(**EVERYTHING)
-    without = accounting.Account({"vllm_models": []}, [], {"model": "org/a", "gpus": [7]})
+    without = accounting.Account({"vllm_models": []}, [], {"model": "org/a", "host_port": 4, "gpus": [7]})
     unset: dict[str, str] = {}
     service = map_text({key: EVERYTHING[key]}, lambda text: compose_variables.interpolate(text, unset.get, str))
-    told = key in ("ipc", "container_name", "ports")
+    told = key in ("ipc", "container_name")
     assert bool(accounting.of_service(service, "services.a", without)) != told
     account = accounting.Account(found.variables, found.notes, model)
     assert accounting.of_service(service, "services.a", account) == []
@@ -380,6 +380,24 @@ def test_compose_files_without_a_manager() -> None:
         convert_homegpt.from_homegpt(None, [("c.yml", {"services": {"proxy": services["proxy"]}})], "")
     with pytest.raises(convert.ConvertError, match=r"services\.a: compose knows no variable \$\{A/b\}: write \$\$"):
         alone(command="${A/b}")
+
+
+def test_ports_and_values_from_elsewhere() -> None:
+    fields: dict[str, Any] = {"command": "org/a --port 5000", "ports": ["8001:5000"]}
+    fields["environment"] = ["A", "CUDA_VISIBLE_DEVICES"]
+    model, found = alone({"A": "b"}, **fields)
+    assert (model["host_port"], model["port"], model["env"]) == (8001, 5000, {"A": "b"})
+    assert noted(found, "environment.CUDA_VISIBLE_DEVICES", "set it in gpus")
+    assert noted(swapped(cmd="docker run -p 9797:8000 vllm/vllm-openai:v1 org/a")[1], "--publish", "its proxy")
+    assert not noted(swapped(cmd="docker run -p ${PORT}:8000 vllm/vllm-openai:v1 org/a")[1], "--publish")
+
+
+def test_places_do_not_hide_what_is_said_of_them() -> None:
+    services = {name: {"image": IMAGE, "command": "org/" + name, "shm_size": "1g"} for name in "abcd"}
+    found = convert_homegpt.from_homegpt(None, [("c.yml", {"services": services})], "")
+    (note,) = [note for note in found.notes if "shm_size" in note]
+    assert note.startswith("c.yml: not taken over: ")
+    assert note.endswith("services.c.shm_size, services.d.shm_size")
 
 
 def test_an_env_file_has_the_values() -> None:
