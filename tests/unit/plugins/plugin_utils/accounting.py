@@ -190,7 +190,9 @@ def of_variable(name: str, value: Any, account: Account) -> bool:
             if one != parts and len(one) > max(map(int, re.findall(r"\d+", text)), default=0)
         ]
         return account.told(name) or account.told("gpus is") or bool(set(gpus) & set(parts)) or bool(others)
-    return account.told(name) or (("TOKEN" in name) and account.told("vllm_hf_token"))
+    # The note about variables of the file that have no value may have one of the same name.
+    notes = [note for note in account.notes if "without a value, so that" not in note]
+    return any(name in note for note in notes) or ("TOKEN" in name and account.told("vllm_hf_token"))
 
 
 def of_port(item: Any, account: Account) -> bool:

@@ -244,8 +244,8 @@ EVERYTHING: dict[str, Any] = {
         '{"temperature": ${TEMP:-0.5}, "stop": ["$$", "x"]}',
         "${EAGER:+--enforce-eager}",
         "--served-model-name",
-        "${ALIAS-one}",
-        "two",
+        "${ALIAS-alpha}",
+        "beta",
         "--api-key",
         "${KEY}",
         "--enable-sleep-mode",
@@ -307,7 +307,7 @@ def test_every_word_of_a_service_is_taken_over_or_told() -> None:
         "override_generation_config": {"temperature": 0.5, "stop": ["$", "x"]},
         "optimization_level": 2,
     }
-    assert model["aliases"] == ["one", "two"]
+    assert model["aliases"] == ["alpha", "beta"]
     assert model["gpus"] == [1]
     assert found.variables["vllm_image"] == "hub/vllm-openai:v1"
     assert found.variables["vllm_volumes"] == ["/models:/models:ro", "/srv/d:/d", "/e:/e:ro"]
@@ -343,6 +343,18 @@ def test_the_account_notices_what_is_lost(key: str) -> None:
     assert bool(accounting.of_service(service, "services.a", without)) != told
     account = accounting.Account(found.variables, found.notes, model)
     assert accounting.of_service(service, "services.a", account) == []
+
+
+@pytest.mark.parametrize("key", ["args", "env", "aliases"])
+def test_the_account_notices_what_the_result_lacks(key: str) -> None:
+    model, found = alone(**EVERYTHING)
+    shown = map_text(EVERYTHING, lambda text: compose_variables.interpolate(text, {"B": "1"}.get, "${{{}}}".format))
+    for item in list(model[key]):
+        values = model[key]
+        left = [value for value in values if value != item]
+        lacking = {**model, key: left if isinstance(values, list) else {name: values[name] for name in left}}
+        account = accounting.Account(found.variables, found.notes, lacking)
+        assert accounting.of_service(shown, "services.a", account), item
 
 
 def test_compose_files_without_a_manager() -> None:
