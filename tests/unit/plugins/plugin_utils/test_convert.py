@@ -121,7 +121,7 @@ def test_no_compose_file_at_all() -> None:
         ({"environment": {"CUDA_VISIBLE_DEVICES": "1"}}, [1], {}, ""),
         ({"environment": ["CUDA_VISIBLE_DEVICES=2,3"], "command": "org/a -tp 2"}, [2, 3], {}, ""),
         ({"environment": ["CUDA_VISIBLE_DEVICES=2,3"]}, [2], {}, "uses the first alone"),
-        ({"environment": ["CUDA_VISIBLE_DEVICES=GPU-1"]}, [0], {}, "has no plain numbers"),
+        ({"environment": ["CUDA_VISIBLE_DEVICES=card-1"]}, [0], {}, "has no plain numbers"),
         ({"gpus": [{"count": 2}], "command": "org/a -tp 2"}, [0, 1], {}, ""),
         ({"gpus": [{"device_ids": ["2", "3"]}], "command": "org/a -tp 2"}, [2, 3], {}, ""),
         # Numbers within the container.

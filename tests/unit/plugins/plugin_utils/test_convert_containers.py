@@ -23,6 +23,13 @@ SCRIPT = (
 )
 
 
+@pytest.fixture(autouse=True)
+def without_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a model has no key for is told; tests of such a key turn it on."""
+    monkeypatch.setattr(convert, "ENTRYPOINT_KEY", "")
+    monkeypatch.setattr(convert, "GPU_IDS", False)
+
+
 def alone(variables: Any = None, lost: Any = (), **fields: Any) -> Found:
     """The entry of a compose file with one service and no manager, every word of it accounted for."""
     service = {"image": IMAGE, **fields}
