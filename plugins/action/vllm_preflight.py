@@ -84,8 +84,9 @@ class ActionModule(ActionBase):
         def evaluated(name):
             return plain(self._templar.template(task_vars[name]))
 
-        config = pathlib.Path(evaluated("__convert_file"))
-        found = [] if config.is_file() else [f"{config} is not there, or is no file"]
+        named = [evaluated("__convert_file")] if evaluated("__convert_name") else []
+        files = [pathlib.Path(name) for name in (*named, *evaluated("__convert_env"))]
+        found = [f"{file} is not there, or is no file" for file in files if not file.is_file()]
         lost = [pattern for pattern in evaluated("__convert_globs") if not glob.glob(pattern)]
         found += [f"homegpt_compose: there is no file {pattern}" for pattern in lost]
         if found:

@@ -25,11 +25,17 @@ options:
     type: dict
     default: {}
   name:
-    description: What C(config.yaml) is called in notes and mistakes.
+    description:
+      - What C(config.yaml) is called in notes and mistakes.
+      - Empty where there is none. Then each service of vLLM in the compose files becomes a model.
     type: str
     default: config.yaml
   variables:
     description: The values of the variables that the compose files use.
+    type: dict
+    default: {}
+  env:
+    description: The texts of C(.env) files with more values, by their names. Those in O(variables) win.
     type: dict
     default: {}
 """
@@ -55,21 +61,24 @@ from ansible.errors import AnsibleFilterError
 from ansible_collections.homegpt.vllm.plugins.plugin_utils.plain import plain
 
 
-def from_homegpt(config, compose=None, name="config.yaml", variables=None):
+def from_homegpt(config, compose=None, name="config.yaml", variables=None, env=None):
     """Variables, notes and text; raises AnsibleFilterError with every mistake."""
     # Not above: Ansible loads every filter of a collection for any of them.
     from ansible_collections.homegpt.vllm.plugins.plugin_utils import convert, convert_homegpt, inventory_file
 
     try:
+        values = convert.values(plain(variables or {}), plain(env or {}).items())
         files = [(file, inventory_file.read(file, text)) for file, text in plain(compose or {}).items()]
-        read = inventory_file.read(name, plain(config))
-        found = convert_homegpt.from_homegpt(read, files, name, plain(variables))
+        read = inventory_file.read(name, plain(config)) if name else None
+        found = convert_homegpt.from_homegpt(read, files, name, values)
     except (convert.ConvertError, inventory_file.ReadError) as error:
         raise AnsibleFilterError(str(error)) from None
     return {
         "variables": found.variables,
         "notes": found.notes,
-        "text": inventory_file.write(found.variables, found.notes, [name, *(file for file, dummy in files)]),
+        "text": inventory_file.write(
+            found.variables, found.notes, [*([name] if name else []), *(file for file, dummy in files)]
+        ),
         "secret": convert.holds_secrets(found.variables),
     }
 

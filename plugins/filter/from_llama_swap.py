@@ -36,6 +36,10 @@ options:
     description: The values of the environment variables that the file uses.
     type: dict
     default: {}
+  env:
+    description: The texts of C(.env) files with more values, by their names. Those in O(variables) win.
+    type: dict
+    default: {}
 """
 
 EXAMPLES = r"""
@@ -56,14 +60,15 @@ from ansible.errors import AnsibleFilterError
 from ansible_collections.homegpt.vllm.plugins.plugin_utils.plain import plain
 
 
-def from_llama_swap(config, servers="containers", name="config.yaml", variables=None):
+def from_llama_swap(config, servers="containers", name="config.yaml", variables=None, env=None):
     """Variables, notes and text; raises AnsibleFilterError with every mistake."""
     # Not above: Ansible loads every filter of a collection for any of them.
     from ansible_collections.homegpt.vllm.plugins.plugin_utils import convert, convert_llama_swap, inventory_file
 
     try:
+        values = convert.values(plain(variables or {}), plain(env or {}).items())
         read = inventory_file.read(name, plain(config))
-        found = convert_llama_swap.from_llama_swap(read, name, plain(servers), plain(variables))
+        found = convert_llama_swap.from_llama_swap(read, name, plain(servers), values)
     except (convert.ConvertError, inventory_file.ReadError) as error:
         raise AnsibleFilterError(str(error)) from None
     return {

@@ -11,7 +11,6 @@ argument or of an environment variable, since that may be a secret.
 from __future__ import annotations
 
 import collections
-import posixpath
 import re
 import shlex
 import typing
@@ -19,7 +18,7 @@ import typing
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching import inventory, masking
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors import InventoryError
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.texts import map_text
-from ansible_collections.homegpt.vllm.plugins.plugin_utils import serve_line
+from ansible_collections.homegpt.vllm.plugins.plugin_utils import compose_variables, launch, serve_line
 
 # What the collection gives every container (compose.service), and what it gives none.
 _OWN_ENVIRONMENT = {
@@ -39,8 +38,19 @@ _CACHES = {
 # Stands in a text where a variable was whose value nobody knows. No file has these characters.
 UNKNOWN = "\ue000%s\ue001"
 UNKNOWN_NAME = re.compile("\ue000(.*?)\ue001")
-# The model of an entry whose compose file is missing. Hugging Face has no such name, so it can't be loaded by mistake.
+# The model of an entry whose compose file is missing, and of one whose command says nothing that is understood. Hugging
+# Face has no such names, so they can't be loaded by mistake.
 PLACEHOLDER = "COMPOSE-FILE-MISSING/"
+UNREAD = "COMMAND-NOT-READ/"
+# The key of a model that has its container's entrypoint, as a list of words; empty while there is none.
+ENTRYPOINT_KEY = ""
+# Whether a model's gpus can be named by the ids that `nvidia-smi -L` prints (GPU-..., MIG-...).
+GPU_IDS = False
+# So many places are named before what is said of them.
+_FEW = 3
+# Environment variables that choose GPUs; each counts among those that the one before it has left. The collection sets
+# them from gpus.
+_VISIBLE = ("NVIDIA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
 
 
 class ConvertError(Exception):
@@ -70,9 +80,24 @@ class Notes:
         if place not in places:
             places.append(place)
 
+    def join(self, other: Notes) -> None:
+        """The notes of another one, behind these."""
+        for text, places in other._places.items():
+            for place in places:
+                self.add(place, text)
+
     def texts(self) -> list[str]:
         """The notes, each with its places."""
-        return ["%s: %s" % (_together(places), text) for text, places in self._places.items()]
+        return [readable(_note(places, text)) for text, places in self._places.items()]
+
+
+def _note(places: typing.Sequence[str], text: str) -> str:
+    """A note; many places of one file stand behind its text, where they hide nothing."""
+    files = {place.partition(": ")[0] for place in places}
+    if len(places) <= _FEW or len(files) > 1:
+        return "%s: %s" % (_together(places), text)
+    (file,) = files
+    return "%s: %s: %s" % (file, text, ", ".join(place.partition(": ")[2] for place in places))
 
 
 def _together(places: typing.Iterable[str]) -> str:
@@ -93,6 +118,25 @@ class Server(typing.NamedTuple):
     reserved: list[str] | None = None  # GPUs by name
     number: int | None = None  # or so many
     volumes: typing.Sequence[str] = ()
+    access: str = ""  # the vllm_gpu_access that its devices stand for, where they do
+    start: launch.Launch | None = None  # how it is started
+
+
+def values(
+    variables: typing.Mapping[str, typing.Any] | None, files: typing.Iterable[tuple[str, str]]
+) -> dict[str, str]:
+    """The values of variables: those that are given one by one, then those of C(.env) files, given as (name, text).
+
+    Raises ConvertError.
+    """
+    found = {str(name): scalar(value) for name, value in (variables or {}).items()}
+    for file, text in files:
+        try:
+            read = compose_variables.dotenv(text, found.get)
+        except compose_variables.BadVariable as error:
+            raise ConvertError(["%s: compose knows no variable %s" % (file, quoted(str(error)))]) from None
+        found = {**read, **found}
+    return found
 
 
 class Builder:
@@ -103,9 +147,10 @@ class Builder:
         self.models: list[dict[str, typing.Any]] = []
         self._places: list[str] = []
         self._ids: set[str] = set()
-        self._variables = {str(name): scalar(value) for name, value in (variables or {}).items()}
+        self.values = {str(name): scalar(value) for name, value in (variables or {}).items()}
         self._tokens: dict[str, str] = {}
         self._volumes: list[tuple[str, str]] = []
+        self._accesses: dict[str, list[str]] = {}
 
     def add(self, model: dict[str, typing.Any], place: str) -> None:
         """One more model, with where it comes from."""
@@ -128,44 +173,110 @@ class Builder:
 
     def variable(self, name: str) -> str:
         """The value of an environment variable, or what stands for it."""
-        return self._variables.get(name, UNKNOWN % name)
+        return self.values.get(name, UNKNOWN % name)
 
-    def known(self, value: typing.Any) -> typing.Any:
-        """A value of a compose file with its variables replaced, however deep."""
-        pattern = re.compile(r"\$(?:(\$)|(\w+)|\{(\w+)(?:(:?[-?+])([^{}]*))?\})")
+    def known(self, value: typing.Any, place: str) -> typing.Any:
+        """A value of a compose file with its variables replaced, however deep. Raises ConvertError with the place."""
+        asked: list[str] = []
+        unset: list[str] = []
 
-        def replace(match: re.Match[str]) -> str:
-            dollar, bare, name, operator, other = match.groups()
-            if dollar:
-                return "$"
-            name = name or bare
-            if operator in (":-", "-") and not self._variables.get(name):
-                return other or ""
-            return self.variable(name)
+        def lookup(name: str) -> str | None:
+            if name not in self.values:
+                asked.append(name)
+            return self.values.get(name)
 
-        return map_text(value, lambda text: pattern.sub(replace, text))
+        def missing(name: str) -> str:
+            unset.append(name)
+            return UNKNOWN % name
+
+        def replace(text: str) -> str:
+            try:
+                return compose_variables.interpolate(text, lookup, missing)
+            except compose_variables.BadVariable as error:
+                raise ConvertError(
+                    ["%s: compose knows no variable %s: write $$ for a dollar" % (place, quoted(str(error)))]
+                ) from None
+
+        found = map_text(value, replace)
+        defaults = [name for name in dict.fromkeys(asked) if name not in unset]
+        if defaults:
+            self.notes.add(
+                place,
+                "without a value, so that what the file says for that case is taken: %s. Give the file with the values "
+                "as convert_env, or single ones as convert_variables" % ", ".join(defaults),
+            )
+        return found
 
     def serve(self, model: dict[str, typing.Any], server: Server, place: str) -> None:
         """What a server's command, environment and container say, into its model."""
         line = serve_line.parse(server.words)
         for problem in line.problems:
             self.notes.add(place, problem)
+        if server.start is not None:
+            self._started(model, server.start, place)
         if unknown(line.model):
             self.notes.add(
-                place, "give the values of its variables as convert_variables: " + ", ".join(unknown(line.model))
+                place + ": model",
+                "give the values of its variables as convert_variables: " + ", ".join(unknown(line.model)),
             )
         else:
             model["model"] = line.model
         args = self._arguments(line.args, place)
         model["gpus"] = self.gpus(server, args, place)
         model["env"] = self._own_environment(server.env, place)
-        if server.image and not unknown(server.image):
+        if unknown(server.image):
+            self.notes.add(
+                place + ": image",
+                "not taken over: its value is not in the file (%s); set image or vllm_image"
+                % ", ".join(unknown(server.image)),
+            )
+        elif server.image:
             model["image"] = server.image
+        self._accesses.setdefault(server.access, []).append(place)
         model["args"] = args
         model["aliases"] = [*line.names, *model.get("aliases", [])]
         if line.host not in ("", "127.0.0.1", "localhost", "0.0.0.0"):  # noqa: S104  # nothing listens here
             self.notes.add(place + ": --host", "not taken over: ports are published on 127.0.0.1, always")
+        if unknown(line.port):
+            self.notes.add(place + ": --port", "not taken over: the collection sets it")
         self._volumes += [(volume, place) for volume in server.volumes]
+
+    def _started(self, model: dict[str, typing.Any], start: launch.Launch, place: str) -> None:
+        """What its container runs, where that is more than `vllm serve`; without a place for it, it is told."""
+        if start.entrypoint and ENTRYPOINT_KEY and not unknown(start.entrypoint):
+            model[ENTRYPOINT_KEY] = start.entrypoint
+            if start.problem:
+                self.notes.add(place, "its entrypoint is taken over as it is: check that it starts `vllm serve`")
+            return
+        if start.problem:
+            model["startup_mode"] = "disabled"
+            self.notes.add(
+                place,
+                "what it runs is not understood from here on: %s. It is disabled: see what that does, and write model, "
+                "gpus and args as they are to be" % quoted(start.problem),
+            )
+        for text in start.before:
+            self.notes.add(place, "not taken over, but run before vLLM: %s" % quoted(text))
+        if start.entrypoint and not (start.before or start.problem):
+            self.notes.add(
+                place,
+                "runs %s itself: a container here runs the entrypoint of its image, which then has to be `vllm serve`"
+                % quoted(" ".join(start.entrypoint)),
+            )
+
+    def unread(self, model: dict[str, typing.Any], place: str, prefix: str, why: str) -> None:
+        """Nobody knows what the model loads: a placeholder takes its place, and nothing switches to it."""
+        was = model.get("startup_mode", "sleep")
+        model.update(model=prefix + model["id"], startup_mode="disabled")
+        again = {
+            PLACEHOLDER: "Convert again with that file, or write",
+            UNREAD: "Convert again with what is missing, or write",
+        }[prefix]
+        self.notes.add(
+            place,
+            "%s, so nobody knows what it loads: it is disabled, with a placeholder as its model. %s its model, gpus "
+            "and args by hand%s" % (why, again, "" if was == "disabled" else " and put startup_mode back to %s" % was),
+        )
 
     def _arguments(self, args: dict[str, typing.Any], place: str) -> dict[str, typing.Any]:
         kept = {}
@@ -199,7 +310,7 @@ class Builder:
             where = "%s: %s" % (place, name)
             if name in _TOKENS:
                 self._token(value, where)
-            elif name in ("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES") or value == _OWN_ENVIRONMENT.get(name):
+            elif name in _VISIBLE or value == _OWN_ENVIRONMENT.get(name):
                 continue
             elif name in ("VLLM_SERVER_DEV_MODE", "VLLM_LOGGING_CONFIG_PATH"):
                 self.notes.add(where, "not taken over: the collection sets it")
@@ -219,19 +330,7 @@ class Builder:
         needed = 1
         for size in sizes:
             needed *= size if isinstance(size, int) and not isinstance(size, bool) and 0 < size < 1000 else 1
-        visible = _numbers(server.env.get("CUDA_VISIBLE_DEVICES"))
-        reserved = _numbers(",".join(server.reserved) if server.reserved else server.env.get("NVIDIA_VISIBLE_DEVICES"))
-        for name, numbers, text in (
-            ("CUDA_VISIBLE_DEVICES", visible, server.env.get("CUDA_VISIBLE_DEVICES")),
-            ("the reserved devices", reserved, ",".join(server.reserved or [])),
-        ):
-            if text and numbers is None:
-                self.notes.add(place, "%s has no plain numbers: check gpus, which counts as nvidia-smi does" % name)
-        if reserved and visible:
-            # In its container the reserved ones are numbered from 0.
-            inside = [reserved[number] for number in visible if number < len(reserved)]
-            visible = inside if len(inside) == len(visible) else reserved
-        available = visible or reserved or (list(range(server.number)) if server.number else None)
+        available = self._visible(server, place)
         if available is None:
             found = list(range(needed))
             self.notes.add(place, "says nothing of GPUs by number: gpus is %s, check it" % found)
@@ -254,10 +353,42 @@ class Builder:
             del args["tensor_parallel_size"]
         return found
 
+    def _visible(self, server: Server, place: str) -> list[typing.Any] | None:
+        """The GPUs that a server sees, by their numbers on the host, or their ids; None where nothing says which."""
+        found = list(range(server.number)) if server.number else None
+        given = [("the reserved devices", ",".join(server.reserved))] if server.reserved else []
+        for name, text in [*given, *((name, server.env[name]) for name in _VISIBLE if server.env.get(name))]:
+            if name == "NVIDIA_VISIBLE_DEVICES" and (text == "all" or found is not None):
+                if text not in ("all", server.reserved and ",".join(server.reserved)):
+                    self.notes.add(
+                        "%s: %s" % (place, name), "not taken over: beside reserved devices it counts nothing"
+                    )
+                continue
+            numbers = _numbers(text)
+            if numbers is None:
+                self.notes.add(
+                    "%s: %s" % (place, name), "has no plain numbers: check gpus, which counts as nvidia-smi does"
+                )
+            elif found and name not in ("the reserved devices", "NVIDIA_VISIBLE_DEVICES"):
+                # In its container the reserved ones are numbered from 0.
+                inside = [
+                    found[number] if isinstance(number, int) else number
+                    for number in numbers
+                    if not isinstance(number, int) or number < len(found)
+                ]
+                if len(inside) == len(numbers):
+                    found = inside
+                else:
+                    self.notes.add("%s: %s" % (place, name), "names GPUs that it was not given: check gpus")
+            else:
+                found = numbers
+        return found
+
     def finish(self, switching: dict[str, typing.Any], name: str) -> Converted:
         """The variables, once they are a right inventory."""
         found: dict[str, typing.Any] = {}
-        served = [model for model in self.models if not model["model"].startswith(PLACEHOLDER)]
+        served = [model for model in self.models if not model["model"].startswith((PLACEHOLDER, UNREAD))]
+        self._take_access(found)
         contained = [model for model in served if "start_command" not in model]
         images = {model.get("image", "") for model in contained}
         if len(images) == 1 and "" not in images:
@@ -303,6 +434,18 @@ class Builder:
             if not model["env"]:
                 del model["env"]
 
+    def _take_access(self, found: dict[str, typing.Any]) -> None:
+        """How containers are given their GPUs, where all that say so say the same."""
+        named = {access: places for access, places in self._accesses.items() if access}
+        if len(self._accesses) == 1 and named:
+            (found["vllm_gpu_access"],) = named
+        elif named:
+            self.notes.add(
+                ", ".join(place for places in named.values() for place in places),
+                "has devices for vllm_gpu_access: %s, and others have not: that variable is for all models of a host"
+                % ", ".join(sorted(named)),
+            )
+
     def _take_volumes(self, found: dict[str, typing.Any]) -> None:
         bases: dict[str, str] = {}
         kept: dict[str, str] = {}
@@ -318,6 +461,9 @@ class Builder:
             elif not source.startswith("/") or not target or unknown(volume):
                 self.notes.add(where, "not taken over: give it in vllm_volumes with the source's full path")
             else:
+                others = [option for option in mode.split(",") if option not in ("", "ro", "rw")]
+                if others:
+                    self.notes.add(where, "its options are not taken over: %s" % ", ".join(others))
                 taken = source + ":" + target + (":ro" if "ro" in mode.split(",") else "")
                 if kept.setdefault(target, taken) != taken:
                     self.notes.add(
@@ -359,6 +505,7 @@ _ORDER = [
     "host_port",
     "port",
     "container_name",
+    "entrypoint",
     "gpus",
     "gpu_memory_gb",
     "startup_mode",
@@ -399,8 +546,10 @@ def split_words(command: typing.Any, place: str) -> list[str]:
         raise ConvertError([place + ": can't be split into words: check its quotes"]) from None
 
 
-def environment(given: typing.Any, place: str, notes: Notes) -> dict[str, str]:
-    """Environment variables, given as a dictionary or as C(NAME=value)."""
+def environment(
+    given: typing.Any, place: str, notes: Notes, values: typing.Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """Environment variables, given as a dictionary or as C(NAME=value); C(values) are those without a value here."""
     if isinstance(given, dict):
         pairs = [(str(name), value) for name, value in given.items()]
     else:
@@ -408,19 +557,42 @@ def environment(given: typing.Any, place: str, notes: Notes) -> dict[str, str]:
         pairs = [(name, value if equals else None) for name, equals, value in split]
     found = {}
     for name, value in pairs:
-        if value is None:
-            notes.add("%s.%s" % (place, name), "not taken over: its value comes from where compose runs; set it in env")
+        if value is None and name in (values or {}):
+            found[name] = (values or {})[name]
+        elif value is None:
+            key = "gpus" if name in _VISIBLE else "env"
+            notes.add(
+                "%s.%s" % (place, name), "not taken over: its value comes from where compose runs; set it in " + key
+            )
         else:
             found[name] = scalar(value)
     return found
 
 
-def _numbers(text: str | None) -> list[int] | None:
-    """GPU numbers, each once; None where they are none."""
-    parts = [part.strip() for part in (text or "").split(",")]
-    if not all(part.isdigit() and len(part) < 4 for part in parts):
-        return None
-    return list(dict.fromkeys(map(int, parts)))
+def _numbers(text: str) -> list[typing.Any] | None:
+    """GPU numbers, or ids where those can be kept, each once; None where they are neither."""
+    found: list[typing.Any] = []
+    for part in (part.strip() for part in text.split(",")):
+        if part.isdigit() and len(part) < 4:
+            found.append(int(part))
+        elif GPU_IDS and re.match(r"(?:GPU|MIG)-[0-9A-Za-z/-]+\Z", part):
+            found.append(part)
+        else:
+            return None
+    return list(dict.fromkeys(found))
+
+
+def readable(text: str) -> str:
+    """A text with its unknown variables as they were."""
+    return UNKNOWN_NAME.sub(r"${\1}", text)
+
+
+def quoted(text: str) -> str:
+    """A part of the source for a note: on one line, not too long, and without values that may be secret."""
+    text = masking.Mask(masking.secrets_of(text))(text)
+    text = re.sub(r"""\b([A-Za-z_]\w*)=("[^"]*"|'[^']*'|[^\s;|&)]+)""", r"\1=...", text)
+    text = " ".join(text.split())
+    return text if len(text) <= 400 else text[:397] + "..."
 
 
 def unknown(value: typing.Any) -> list[str]:
@@ -447,14 +619,3 @@ def as_list(value: typing.Any) -> list[typing.Any]:
     if value is None:
         return []
     return list(value) if isinstance(value, (list, tuple)) else [value]
-
-
-def serve_words(words: list[str]) -> tuple[list[str], list[str]] | None:
-    """What stands before vLLM's command, and what behind it."""
-    for index, word in enumerate(words):
-        behind = words[index + 1 : index + 2]
-        if posixpath.basename(word) == "vllm" and behind == ["serve"]:
-            return words[:index], words[index + 2 :]
-        if word == "-m" and behind == ["vllm.entrypoints.openai.api_server"]:
-            return words[: max(index - 1, 0)], words[index + 2 :]
-    return None

@@ -7,28 +7,15 @@
 from __future__ import annotations
 
 import posixpath
+import re
 import typing
 
-from ansible_collections.homegpt.vllm.plugins.plugin_utils import convert
+from ansible_collections.homegpt.vllm.plugins.plugin_utils import convert, convert_container
 
 # homeGPT's manager has them, vllm_models and vllm_switching have them under the same name.
 _HOMEGPT_KEYS = ("gpu_memory_gb", "startup_mode")
+_SAYS = "does not say what it loads"
 _HOMEGPT_SWITCHING = ("available_ram_gb", "max_retries", "health_check_interval_seconds")
-_SERVICE_KEYS = frozenset(
-    [
-        "image",
-        "container_name",
-        "command",
-        "entrypoint",
-        "ports",
-        "deploy",
-        "gpus",
-        "volumes",
-        "environment",
-        "runtime",
-        "hostname",
-    ]
-)
 
 
 def from_homegpt(
@@ -39,29 +26,36 @@ def from_homegpt(
 ) -> convert.Converted:
     """The inventory of homeGPT's manager configuration and its compose files, given as (file name, content).
 
-    C(variables) are the values of variables in the compose files. Raises ConvertError.
+    Without a C(name) there is no such configuration: then each service of vLLM is a model. C(variables) are the values
+    of variables in the compose files. Raises ConvertError.
     """
     notes = convert.Notes()
     mistakes: list[str] = []
-    listed = config.get("models") if isinstance(config, dict) else None
-    if isinstance(listed, dict):
-        raise convert.ConvertError(
-            [name + ": models is a dictionary, as llama-swap's is: give the file as llama_swap_config"]
-        )
-    if not isinstance(listed, list) or not listed:
-        raise convert.ConvertError(
-            [name + ": has no list `models`: it must be the config.yaml of homeGPT's model manager"]
-        )
-    services = _services(composes, notes, mistakes)
     builder = convert.Builder(notes, variables)
+    alone = not name
+    if alone:
+        services = _services(composes, builder, mistakes, alone=True)
+        name = ", ".join(file for file, _dummy in composes)
+        origins = _origins(services)
+        config = {"models": _entries(origins, services, notes)}
+        if not origins and not mistakes:
+            mistakes.append("%s: has no service of vLLM: nothing in it is called vllm" % name)
+        if mistakes:
+            raise convert.ConvertError(mistakes)
+        listed = config["models"]
+    else:
+        listed, origins = _listed(config, name), []
+        services = _services(composes, builder, mistakes)
     taken: set[str] = set()
     for index, entry in enumerate(listed):
         place = "%s: models[%d]" % (name, index)
         if not isinstance(entry, dict) or not isinstance(entry.get("id"), (str, int)):
             mistakes.append(place + ": must be a dictionary with an id")
             continue
-        place += " (%s)" % entry["id"]
-        model = _homegpt_model(entry, place, services, taken, builder, mistakes)
+        place = services[origins[index]][0] if alone else "%s (%s)" % (place, entry["id"])
+        # A service of a file without a manager is called as it likes.
+        container = origins[index] if alone else str(entry.get("container_name") or "vllm-%s" % entry["id"])
+        model = _homegpt_model(entry, place, container, services, taken, builder, mistakes)
         builder.add(model, place)
     if mistakes:
         raise convert.ConvertError(mistakes)
@@ -73,15 +67,68 @@ def from_homegpt(
                 % (name, ", ".join("compose-vllm-%s.yml" % entry["id"] for entry in listed))
             ]
         )
-    for key, (place, _dummy, _dummy2) in services.items():
+    for key, (place, _dummy) in services.items():
         if key not in taken:
-            notes.add(place, "no model of %s belongs to this service: it is left out" % posixpath.basename(name))
+            why = "nothing in it is called vllm" if alone else "no model of %s belongs to it" % posixpath.basename(name)
+            notes.add(place, "left out: " + why)
     switching = _homegpt_switching(config, name, notes)
     for key in sorted(set(map(str, config)) - {"models", "switching"}):
         notes.add(
             "%s: %s" % (name, key), "not taken over: there is no manager; switches are made by homegpt.vllm.switch"
         )
     return builder.finish(switching, name)
+
+
+def _listed(config: typing.Any, name: str) -> list[typing.Any]:
+    listed = config.get("models") if isinstance(config, dict) else None
+    if isinstance(listed, dict):
+        raise convert.ConvertError(
+            [name + ": models is a dictionary, as llama-swap's is: give the file as llama_swap_config"]
+        )
+    if not isinstance(listed, list) or not listed:
+        raise convert.ConvertError(
+            [name + ": has no list `models`: it must be the config.yaml of homeGPT's model manager"]
+        )
+    return listed
+
+
+def _origins(services: typing.Mapping[str, tuple[str, typing.Mapping[str, typing.Any]]]) -> list[str]:
+    """The containers of the services that are vLLM's servers, where no manager lists them."""
+    return [
+        container
+        for container, (_dummy, service) in services.items()
+        if any("vllm" in str(service.get(key)).lower() for key in ("image", "command", "entrypoint"))
+    ]
+
+
+def _entries(
+    containers: typing.Iterable[str],
+    services: typing.Mapping[str, tuple[str, typing.Mapping[str, typing.Any]]],
+    notes: convert.Notes,
+) -> list[dict[str, typing.Any]]:
+    """What a manager's configuration would say of them."""
+    found = []
+    used: set[int] = set()
+    for container in containers:
+        place, service = services[container]
+        key = place.rpartition(": services.")[2]
+        entry: dict[str, typing.Any] = {"id": re.sub(r"\Avllm-(?=.)", "", key)}
+        if re.match(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+\Z", container):
+            entry["container_name"] = container
+        elif container != place:
+            entry["container_name"] = "vllm-" + entry["id"].lower()
+            notes.add(place + ".container_name", "not taken over: its value is not in the file")
+        ports = [port for port, _dummy in _published(service) if re.match(r"\d+:", port)]
+        port = int(ports[0].partition(":")[0]) if ports else 0
+        inner = ports[0].partition(":")[2] if ports else ""
+        if inner.isdigit():
+            entry["port"] = int(inner)
+        if not port or port in used:
+            port = next(number for number in range(8001, 65536) if number not in used)
+            notes.add(place, "has no port of its own that is published by number: host_port is chosen, look at it")
+        used.add(port)
+        found.append({**entry, "host_port": port})
+    return found
 
 
 def _homegpt_switching(
@@ -97,10 +144,14 @@ def _homegpt_switching(
 
 
 def _services(
-    composes: typing.Sequence[tuple[str, typing.Any]], notes: convert.Notes, mistakes: list[str]
-) -> dict[str, tuple[str, str, typing.Mapping[str, typing.Any]]]:
-    """The services of all compose files by their container's name, each with its place and its file."""
-    found: dict[str, tuple[str, str, typing.Mapping[str, typing.Any]]] = {}
+    composes: typing.Sequence[tuple[str, typing.Any]],
+    builder: convert.Builder,
+    mistakes: list[str],
+    alone: bool = False,
+) -> dict[str, tuple[str, typing.Mapping[str, typing.Any]]]:
+    """The services of all compose files by their container's name, each with its place, variables replaced."""
+    notes = builder.notes
+    found: dict[str, tuple[str, typing.Mapping[str, typing.Any]]] = {}
     for file, content in composes:
         services = content.get("services") if isinstance(content, dict) else None
         if isinstance(content, dict) and content.get("include") and not services:
@@ -109,33 +160,48 @@ def _services(
         if not isinstance(services, dict) or not all(isinstance(service, dict) for service in services.values()):
             mistakes.append(file + ": has no dictionary `services`: it must be a compose file")
             continue
-        for key, service in services.items():
+        for key in map(str, content):
+            if key == "include":
+                notes.add(file + ": include", "not followed: give each of those files as homegpt_compose")
+            elif key not in ("services", "version", "name", "networks", "volumes") and not key.startswith("x-"):
+                notes.add("%s: %s" % (file, key), "not taken over: write what it holds into env or args of the models")
+        for key, written in services.items():
             place = "%s: services.%s" % (file, key)
-            container = str(service.get("container_name") or key)
+            try:
+                service = builder.known(written, place)
+            except convert.ConvertError as error:
+                mistakes.extend(error.mistakes)
+                continue
+            container = convert.readable(str(service.get("container_name") or key))
+            if container in found and alone:
+                # Of services with different profiles one container can have the name at a time.
+                notes.add(place + ".container_name", "not taken over: another service is called so too")
+                container = place
             if container in found:
                 mistakes.append("%s: the container %s is in %s too" % (place, container, found[container][0]))
-            found[container] = (place, file, service)
+            found[container] = (place, service)
     return found
 
 
 def _homegpt_model(
     entry: typing.Mapping[str, typing.Any],
     place: str,
-    services: typing.Mapping[str, tuple[str, str, typing.Mapping[str, typing.Any]]],
+    source: str,
+    services: typing.Mapping[str, tuple[str, typing.Mapping[str, typing.Any]]],
     taken: set[str],
     builder: convert.Builder,
     mistakes: list[str],
 ) -> dict[str, typing.Any]:
     notes = builder.notes
     model: dict[str, typing.Any] = {"id": builder.new_id(str(entry["id"]), place)}
-    container = str(entry.get("container_name") or "vllm-%s" % entry["id"])
+    container = str(entry.get("container_name") or source)
     if entry.get("name") and entry["name"] != model["id"]:
         model["name"] = str(entry["name"])
     model["model"] = ""
     for key in ("host_port", "port"):
         if entry.get(key) is not None and (key, entry[key]) != ("port", 8000):
             model[key] = entry[key]
-    if container != "vllm-" + model["id"]:
+    if container not in ("vllm-" + model["id"], place):
         model["container_name"] = container
     for key in _HOMEGPT_KEYS:
         if entry.get(key) is not None:
@@ -144,25 +210,20 @@ def _homegpt_model(
         model["aliases"] = [str(entry["id"])]
     for key in sorted(set(map(str, entry)) - {"id", "name", "container_name", "port", "host_port", *_HOMEGPT_KEYS}):
         notes.add("%s: %s" % (place, key), "not taken over: vllm_models has no such key")
-    if container in services:
-        taken.add(container)
-        where, _dummy, service = services[container]
-        server = _compose_server(service, where, builder, mistakes)
-        _check_ports(service, model, where, notes)
-        builder.serve(model, server, where)
-    missing = "no compose file has the container %s (compose-vllm-%s.yml)" % (container, entry["id"])
-    if container in services and not model["model"]:
-        missing = "%s does not say what it loads" % services[container][0]
+    if source not in services:
+        why = "no compose file has the container %s (compose-vllm-%s.yml)" % (container, entry["id"])
+        builder.unread(model, place, convert.PLACEHOLDER, why)
+        return model
+    taken.add(source)
+    where, service = services[source]
+    was = model.get("startup_mode")
+    rest = {key: value for key, value in service.items() if key not in ("container_name", "ports")}
+    server = convert_container.read(rest, where, builder, mistakes)
+    _check_ports(service, model, where, notes)
+    builder.serve(model, server, where)
     if not model["model"]:
-        was = model.get("startup_mode", "sleep")
-        model.update(model=convert.PLACEHOLDER + model["id"], startup_mode="disabled")
-        notes.add(
-            place,
-            "%s, so nobody knows what it loads: it is disabled, with a placeholder as its model. Convert again with "
-            "that file, or write its model, gpus and args by hand%s"
-            % (missing, "" if was == "disabled" else " and put startup_mode back to %s" % was),
-        )
-    elif model.get("startup_mode") == "disabled":
+        builder.unread(model, place, convert.UNREAD, _SAYS if where == place else "%s %s" % (where, _SAYS))
+    elif model.get("startup_mode") == was == "disabled":
         notes.add(
             place, "startup_mode is disabled, as it was: nothing switches to it until you make it sleep or active"
         )
@@ -175,75 +236,28 @@ def _check_ports(
     """The manager's configuration wins over the compose file; say so where they differ."""
     wanted = "%s:%s" % (model.get("host_port"), model.get("port", 8000))
     published = []
+    for port, address in _published(service):
+        published.append(port)
+        if address and address not in ("127.0.0.1", "[::1]"):
+            notes.add(place + ".ports", "published on %s: here on 127.0.0.1 only" % address)
+    for item in convert.as_list(service.get("ports")):
+        for key in sorted(set(map(str, item)) - {"host_ip", "published", "target"}) if isinstance(item, dict) else ():
+            notes.add("%s.ports: %s" % (place, key), "not taken over: ports are TCP and the host's")
+    if published and wanted not in published:
+        notes.add(place + ".ports", "says %s, here it is %s: the latter counts" % (published[0], wanted))
+    others = [port for port in published[wanted not in published :] if port != wanted]
+    if others:
+        notes.add(place + ".ports", "not published: %s; a model has one port" % ", ".join(others))
+
+
+def _published(service: typing.Mapping[str, typing.Any]) -> list[tuple[str, str]]:
+    """The ports that a service publishes, as HOST:CONTAINER, and on which address."""
+    found = []
     for item in convert.as_list(service.get("ports")):
         if isinstance(item, dict):
-            published.append("%s:%s" % (item.get("published"), item.get("target")))
+            found.append(("%s:%s" % (item.get("published"), item.get("target")), str(item.get("host_ip") or "")))
         else:
-            published.append(":".join(str(item).split("/", maxsplit=1)[0].split(":")[-2:]))
-    if published and wanted not in published:
-        notes.add(
-            place + ".ports", "says %s, the manager's configuration %s: the latter counts" % (published[0], wanted)
-        )
-
-
-def _compose_server(
-    service: typing.Mapping[str, typing.Any], place: str, builder: convert.Builder, mistakes: list[str]
-) -> convert.Server:
-    """What a compose service says about its server, variables replaced."""
-    notes = builder.notes
-    try:
-        words = [
-            word
-            for key in ("entrypoint", "command")
-            for word in convert.split_words(builder.known(service.get(key)), place + "." + key)
-        ]
-    except convert.ConvertError as error:
-        mistakes.extend(error.mistakes)
-        words = []
-    found = convert.serve_words(words)
-    if found is None and service.get("entrypoint"):
-        notes.add(place + ".entrypoint", "not taken over: the command in it is not `vllm serve`")
-    words = words if found is None else found[1]
-    reserved, count = _reservation(service)
-    for key in sorted(map(str, service)):
-        if key in ("env_file", "extends", "secrets", "configs"):
-            notes.add("%s.%s" % (place, key), "not taken over: write what it holds into env or args of the model")
-        elif key in ("restart", "healthcheck", "logging", "labels", "depends_on", "networks", "pull_policy"):
-            notes.add("%s.%s" % (place, key), "not taken over: the collection sets its own")
-        elif key == "ipc" and service[key] == "host":
-            continue
-        elif key not in _SERVICE_KEYS:
-            notes.add("%s.%s" % (place, key), "not taken over: the collection's containers have no such setting")
-    return convert.Server(
-        words,
-        convert.environment(builder.known(service.get("environment")), place + ".environment", notes),
-        str(builder.known(service.get("image") or "")),
-        reserved,
-        count,
-        [_volume(item) for item in convert.as_list(builder.known(service.get("volumes")))],
-    )
-
-
-def _reservation(service: typing.Mapping[str, typing.Any]) -> tuple[list[str] | None, int | None]:
-    """The GPUs that a service reserves, by name, or how many; neither where it takes all."""
-    devices = service.get("gpus")
-    if devices is None:
-        limits = service.get("deploy")
-        for key in ("resources", "reservations", "devices"):
-            limits = limits.get(key) if isinstance(limits, dict) else None
-        devices = limits
-    for device in convert.as_list(devices):
-        if not isinstance(device, dict):
-            continue
-        if device.get("device_ids"):
-            return [str(number) for number in convert.as_list(device["device_ids"])], None
-        if str(device.get("count", "all")).isdigit():
-            return None, int(device["count"])
-    return None, None
-
-
-def _volume(item: typing.Any) -> str:
-    if isinstance(item, dict):
-        text = "%s:%s" % (item.get("source", ""), item.get("target", ""))
-        return text + (":ro" if item.get("read_only") else "")
-    return str(item)
+            rest, _colon, inner = str(item).rpartition(":")
+            address, _colon, outer = rest.rpartition(":")
+            found.append((re.sub(r"/tcp\Z", "", ":".join(filter(None, (outer, inner)))), address))
+    return found

@@ -15,7 +15,7 @@ import typing
 
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching import inventory
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.texts import map_text
-from ansible_collections.homegpt.vllm.plugins.plugin_utils import convert, serve_line
+from ansible_collections.homegpt.vllm.plugins.plugin_utils import convert, convert_container, launch, serve_line
 
 _DOCKER_SWITCHES = frozenset(
     [
@@ -42,7 +42,26 @@ _DOCKER_SWITCHES = frozenset(
         "P",
     ]
 )
-_DOCKER_NAMES = {"e": "env", "p": "publish", "v": "volume"}
+_DOCKER_NAMES = {"e": "env", "p": "publish", "v": "volume", "w": "workdir", "u": "user", "h": "hostname", "l": "label"}
+# Whether a container is waited for, and that it goes at its end: what a run is, not what is run.
+_DOCKER_RUN = frozenset(["detach", "interactive", "rm", "tty", "quiet", "sig-proxy", "replace", "d", "i", "t", "q"])
+# What a service of a compose file calls them.
+_SERVICE_KEYS = {
+    "env": "environment",
+    "volume": "volumes",
+    "device": "devices",
+    "group-add": "group_add",
+    "security-opt": "security_opt",
+    "env-file": "env_file",
+    "label": "labels",
+    "network": "networks",
+    "net": "networks",
+    "pull": "pull_policy",
+    "cap-add": "cap_add",
+    "ulimit": "ulimits",
+    "workdir": "working_dir",
+}
+_SINGLE = ("ipc", "runtime", "restart", "hostname", "shm_size", "user", "working_dir", "pull_policy")
 # What becomes of llama-swap's settings that have no counterpart.
 _PROXY_SETTINGS = [
     "logLevel",
@@ -132,7 +151,8 @@ def from_llama_swap(
         if model:
             builder.add(model, place)
     if not builder.models and not mistakes:
-        mistakes = ["%s: no model of it can be taken over: %s" % (name, "; ".join(notes.texts()))]
+        why = [text for text in notes.texts() if ": left out: " in text]
+        mistakes = ["%s: no model of it can be taken over: %s" % (name, "; ".join(why))]
     if mistakes:
         raise convert.ConvertError(mistakes)
     _preload(config, name, builder)
@@ -216,7 +236,7 @@ class _Swapped:
                 notes.add("%s.%s" % (place, key), "not taken over: nothing here is like it")
         words = convert.split_words(_uncommented(self.expand(entry["cmd"], "cmd")), place + ".cmd")
         env = convert.environment(self.expand(entry.get("env") or [], "env"), place + ".env", notes)
-        server = _command_server(words, env, place + ".cmd", notes)
+        server = self._server(words, env)
         sleeps, wakes = self._requests("sleep"), self._requests("wake")
         if str(entry.get("sleepMode", "enable")).lower() in ("disable", "disabled", "false"):
             notes.add(place + ".sleepMode", "switches its sleep off: its endpoints are not taken over")
@@ -247,12 +267,12 @@ class _Swapped:
         else:
             self.builder.serve(model, server, place + ".cmd")
             if not model["model"]:
-                raise convert.ConvertError([self._unnamed()])
+                self.builder.unread(model, place, convert.UNREAD, "the model that it loads is not found in its cmd")
             if entry.get("cmdStop"):
                 notes.add(place + ".cmdStop", "not taken over: docker compose stops its container")
             if server.image == "":
                 notes.add(place + ".cmd", "was a process of llama-swap and becomes a container: stop llama-swap first")
-            if model["model"].startswith(("/", "./", "~")):
+            if model["model"].startswith(("/", "./", "~")) and not server.image:
                 notes.add(
                     place + ".cmd",
                     "loads from a folder, which its container does not see: add the folder to vllm_volumes as "
@@ -261,6 +281,58 @@ class _Swapped:
         self._sleep(model, sleeps, wakes, server is None)
         self._proxy()
         return model
+
+    def _server(self, words: list[str], env: dict[str, str]) -> convert.Server | None:
+        """The server of its command; None where it is not vLLM. What is set before a command joins C(env)."""
+        place, notes = self.place + ".cmd", self.notes
+        main = launch.main_command(words, env, lambda name: convert.UNKNOWN % name)
+        env.update(main.env)
+        called = "vllm" in " ".join(words).lower()
+        if main.problem:
+            start = launch.Launch([], {}, [], main.before, main.problem)
+            return convert.Server([], env, start=start) if called else None
+        index = 1 + (main.words[1:2] == ["container"])
+        program = posixpath.basename(main.words[0]) if main.words else ""
+        if program in ("docker", "podman", "nerdctl") and main.words[index : index + 1] == ["run"]:
+            return self._docker(main.words[index + 1 :], env, main.before)
+        found = launch.serve_words(main.words)
+        if found is None:
+            start = launch.Launch([], {}, [], main.before, " ".join(main.words))
+            return convert.Server([], env, start=start) if called else None
+        prefix, _program, behind = found
+        if prefix:
+            notes.add(place, "a container needs no wrapper: %s" % convert.quoted(" ".join(prefix)))
+        return convert.Server(
+            behind, env, start=launch.Launch(behind, {}, [], main.before, plain=None if main.before else main.words)
+        )
+
+    def _docker(self, words: list[str], env: dict[str, str], before: list[str]) -> convert.Server | None:
+        """The server of `docker run`."""
+        place, notes = self.place + ".cmd", self.notes
+        mistakes: list[str] = []
+        service, others = _docker_service(list(words))
+        image = service["image"]
+        for published in service.pop("publish", []):
+            if str(self.port) not in published.split(":")[:-1]:
+                notes.add(
+                    place + ": --publish", "not taken over: its port on the host is the one of its proxy, or the next"
+                )
+        told = convert.Notes()
+        self.builder.notes = told
+        try:
+            server = convert_container.read(service, place, self.builder, mistakes)
+        finally:
+            self.builder.notes = notes
+        vllm = "vllm" in image.lower() or launch.serve_words([*service.get("entrypoint", []), *service["command"]])
+        if not vllm and "vllm" not in " ".join(service["command"]).lower():
+            return None
+        notes.join(told)
+        for name in others:
+            notes.add("%s: --%s" % (place, name), "not taken over: the collection's containers have no such setting")
+        start = server.start
+        if start is not None:
+            start = start._replace(before=[*before, *start.before])
+        return server._replace(env={**server.env, **env}, start=start)
 
     def _unnamed(self) -> str:
         return (
@@ -310,7 +382,10 @@ class _Swapped:
                     % (place, ", ".join(convert.unknown(words)))
                 ]
             )
-        started = list(words)
+        start = server.start if server else None
+        # Options can be added to the server's own words only.
+        open_end = start is None or bool(server and server.image) or start.plain is not None
+        started = list(start.plain if start and start.plain is not None else words)
         if server is None:
             model["model"] = str(self.expand(self.entry.get("useModelName") or self.key, "useModelName"))
             notes.add(
@@ -320,10 +395,17 @@ class _Swapped:
             )
         else:
             line = serve_line.parse(server.words)
-            if not line.model:
+            if not line.model and not (start and start.problem):
                 raise convert.ConvertError([self._unnamed()])
-            model["model"] = line.model
-            if server.image:
+            model["model"] = line.model or convert.UNREAD + model["id"]
+            if not open_end:
+                model["startup_mode"] = "disabled"
+                notes.add(
+                    place,
+                    "its server is behind a shell: add --enable-sleep-mode, --host 127.0.0.1 and --served-model-name "
+                    "to it by hand. It is disabled until then",
+                )
+            elif server.image:
                 notes.add(
                     place + ".cmd", "its container is still started by docker itself: it must end with that command"
                 )
@@ -470,57 +552,63 @@ def _preload(config: typing.Mapping[str, typing.Any], name: str, builder: conver
         builder.notes.add(name, "no model is active at first: set startup_mode to active for the one that is to be")
 
 
-def _command_server(words: list[str], env: dict[str, str], place: str, notes: convert.Notes) -> convert.Server | None:
-    """The server of a command; None where it is not vLLM. C(NAME=value) before a command joins C(env)."""
-    words = list(words)
-    while words and (posixpath.basename(words[0]) in ("env", "exec") or re.match(r"[A-Za-z_]\w*=", words[0])):
-        name, equals, value = words.pop(0).partition("=")
-        if equals:
-            env[name] = value
-    if len(words) > 2 and posixpath.basename(words[0]) in ("docker", "podman") and words[1] == "run":
-        return _docker_server(words[2:], env, place, notes)
-    found = convert.serve_words(words)
-    if found is None:
-        return None
-    if found[0]:
-        notes.add(place, "what stands before vLLM's own command is not taken over: a container needs no such wrapper")
-    return convert.Server(found[1], env)
-
-
 def _uncommented(command: str) -> str:
     """A command without its lines that are comments, and without the backslashes at the ends of its lines."""
     lines = [line for line in command.splitlines() if not line.lstrip().startswith("#")]
     return "\n".join(re.sub(r"\\\s*\Z", "", line) for line in lines)
 
 
-def _docker_server(words: list[str], env: dict[str, str], place: str, notes: convert.Notes) -> convert.Server | None:
-    """What `docker run` is told."""
+def _docker_service(words: list[str]) -> tuple[dict[str, typing.Any], list[str]]:
+    """What `docker run` is told, as a service of a compose file, and its options that no such file has."""
     options: dict[str, list[str]] = {}
+    switches: list[str] = []
     while words and words[0].startswith("-"):
         word = words.pop(0)
         name, equals, value = word.lstrip("-").partition("=")
         if not word.startswith("--") and len(name) > 1 and name not in _DOCKER_SWITCHES:
             if all(letter in _DOCKER_SWITCHES for letter in name):
+                switches += list(name)
                 continue
             name, equals, value = name[0], "=", name[1:] + equals + value
-        if name in _DOCKER_SWITCHES:
+        if name in _DOCKER_SWITCHES and (not equals or value in ("true", "false")):
+            switches += [name] * (value != "false")
             continue
         if not equals:
             value = words.pop(0) if words else ""
         options.setdefault(_DOCKER_NAMES.get(name, name), []).append(value)
-    image = words.pop(0) if words else ""
-    found = convert.serve_words(words)
-    if found is None and ("vllm" not in image or "entrypoint" in options):
-        return None
-    for item in options.pop("env", []):
-        name, equals, value = item.partition("=")
-        env.setdefault(name, value if equals else convert.UNKNOWN % name)
-    reserved = None
-    for item in options.pop("gpus", []) + options.pop("device", []):
-        match = re.search(r"(?:device=|nvidia\.com/gpu=)([^\"']+)", item)
-        if match:
-            reserved = (reserved or []) + match.group(1).split(",")
-    volumes = options.pop("volume", [])
-    for name in sorted(set(options) - {"name", "publish", "ipc", "shm-size", "runtime", "network", "net"}):
-        notes.add("%s: --%s" % (place, name), "not taken over: the collection's containers have no such setting")
-    return convert.Server(found[1] if found else words, env, image, reserved, None, volumes)
+    service: dict[str, typing.Any] = {"image": words.pop(0) if words else "", "command": words}
+    entrypoint = options.pop("entrypoint", [""])[-1]
+    if entrypoint:
+        service["entrypoint"] = [entrypoint]
+    environment = [item if "=" in item else "%s=%s" % (item, convert.UNKNOWN % item) for item in options.pop("env", [])]
+    if environment:
+        service["environment"] = environment
+    gpus: dict[str, typing.Any] = {}
+    for item in options.pop("gpus", []):
+        # Its value is a line of CSV, whose quotes a shell has left.
+        device = re.search(r"device=([^\"']+)", item)
+        if device:
+            gpus.setdefault("device_ids", []).extend(device.group(1).split(","))
+        elif item.strip("\"'").isdigit():
+            gpus["count"] = int(item.strip("\"'"))
+        elif item != "all":
+            gpus[item] = item
+    if gpus:
+        service["gpus"] = [gpus]
+    others = [name for name in switches if name not in _DOCKER_RUN]
+    for name, values in options.items():
+        key = _SERVICE_KEYS.get(name, name.replace("-", "_"))
+        if key == "name":
+            continue
+        if key == "mount":
+            service.setdefault("volumes", []).extend(map(_mount, values))
+        else:
+            service[key] = values[-1] if key in _SINGLE else values
+    return service, others
+
+
+def _mount(text: str) -> dict[str, typing.Any]:
+    """A C(--mount) as a volume of a compose file."""
+    names = {"src": "source", "dst": "target", "destination": "target", "readonly": "read_only", "ro": "read_only"}
+    pairs = (part.partition("=") for part in text.split(","))
+    return {names.get(name, name): value if equals else True for name, equals, value in pairs}

@@ -46,6 +46,7 @@ ASKED: dict[str, tuple[str, ...]] = {
         "homegpt_compose",
         "llama_swap_config",
         "llama_swap_servers",
+        "convert_env",
         "convert_variables",
         "dest",
         "force",
@@ -94,12 +95,15 @@ class Wanted(typing.NamedTuple):
 
 def conversion(given: Values) -> str:
     """Why it is not known what to convert; empty where it is."""
-    right = bool(given.get("homegpt_config")) != bool(given.get("llama_swap_config")) and given.get("dest")
-    if right and (given.get("homegpt_config") or "homegpt_compose" not in given):
+    sources = [key for key in ("homegpt_config", "llama_swap_config") if given.get(key)]
+    alone = not sources and bool(given.get("homegpt_compose"))
+    mixed = "llama_swap_config" in sources and "homegpt_compose" in given
+    if (len(sources) == 1 or alone) and not mixed and given.get("dest"):
         return ""
     return (
         "say which file to convert and which to write: -e homegpt_config=config.yaml "
-        "-e homegpt_compose='compose-vllm-*.yml', or -e llama_swap_config=FILE, and -e dest=group_vars/vllm_hosts.yml"
+        "-e homegpt_compose='compose-vllm-*.yml', -e homegpt_compose=compose.yaml alone, or -e llama_swap_config=FILE, "
+        "and -e dest=group_vars/vllm_hosts.yml"
     )
 
 

@@ -64,6 +64,8 @@ _SHORT = {
 }
 # A switch takes no word, so one behind it is the model. The parser has a hundred; nearly all are called like this.
 _SWITCH = re.compile(r"(enable|disable|trust|skip|return|use|no)_|(enforce_eager|headless|fully_sharded_loras)\Z")
+# A variable whose value nobody knows, as C(convert.UNKNOWN) writes it.
+_MARKED = re.compile("\ue000[^\ue001]*\ue001\\Z")
 _OPTION = re.compile(r"--?[A-Za-z]")
 _CANONICAL = re.compile(r"-?(0|[1-9]\d{0,14})\Z")
 _DECIMAL = re.compile(r"-?\d{0,9}\.\d{1,9}\Z")
@@ -82,8 +84,11 @@ class Line(typing.NamedTuple):
 
 def parse(words: typing.Sequence[str]) -> Line:
     """The command line behind `vllm serve`. Problems name places and options, never a value: it may be a secret."""
-    loose, given = _options(words)
-    problems = []
+    unknown = [word for index, word in enumerate(words) if index and _stray(words[index - 1], word)]
+    loose, given = _options(
+        [word for index, word in enumerate(words) if not (index and _stray(words[index - 1], word))]
+    )
+    problems = ["more words are in %s: add them to args" % word for word in unknown if word]
     model = loose.pop(0) if loose else ""
     args: dict[str, typing.Any] = {}
     for name, values in given:
@@ -113,6 +118,14 @@ def parse(words: typing.Sequence[str]) -> Line:
     names = [str(name) for name in (names if isinstance(names, list) else [names]) if name is not True]
     host, port = (str(args.pop(name, "")) for name in ("host", "port"))
     return Line(model, names, args, host, port, problems)
+
+
+def _stray(before: str, word: str) -> bool:
+    """Whether a word that a variable stood for is no value of what is before it, but nothing, or more words."""
+    option = bool(_OPTION.match(before)) and "=" not in before
+    if not word:
+        return not option or bool(_SWITCH.match(_name(before)))
+    return option and bool(_MARKED.match(word) and _SWITCH.match(_name(before)))
 
 
 def _options(words: typing.Sequence[str]) -> tuple[list[str], list[tuple[str, list[str]]]]:

@@ -86,6 +86,8 @@ class World:
         (self.here / "ansible.cfg").write_text(ANSIBLE_CFG, encoding="utf-8")
         shutil.copytree(OTHERS / "homegpt", self.here, dirs_exist_ok=True)
         shutil.copy(OTHERS / "llama-swap.yaml", self.here)
+        shutil.copy(OTHERS / "compose/compose.yaml", self.here)
+        shutil.copy(OTHERS / "compose/values.env", self.here / ".env")
         kept = {
             name: value
             for name, value in os.environ.items()

@@ -99,6 +99,27 @@ def test_an_absolute_path_and_a_list_of_files(convert: Converter, tmp_path: Path
     assert (tmp_path / "abs.yml").read_text().count("- id:") == 3
 
 
+@pytest.mark.versions
+def test_compose_files_alone_and_their_values(convert: Converter, tmp_path: Path) -> None:
+    """Nothing of homeGPT's but a compose file, as people have it; the values are where compose looks for them."""
+    (convert.folder / "compose.yaml").write_text(
+        "services:\n  vllm-chat:\n    image: ${IMAGE:-vllm/vllm-openai:v0.32.0}\n    ports: ['${PORT:-8123}:8000']\n"
+        "    entrypoint: [bash, -lc, 'exec vllm serve \"$$@\"', --]\n"
+        "    command: ['${MODEL}', '--max-model-len', '${LENGTH:-${SHORT:-9}}', '--api-key', '${KEY}']\n"
+    )
+    arguments = ("-e", "homegpt_compose=compose.yaml", "-e", "dest=out.yml")
+    run = convert(*arguments, "--check")
+    assert any("convert_variables: MODEL" in note for note in notes(run))
+    (convert.folder / "some.env").write_text(f"MODEL=org/chat # the one\nSHORT='4096'\nKEY={SECRET}\n")
+    run = convert(*arguments, "-e", "convert_env=some.env", "-e", '{"convert_variables": {"PORT": 8200}}', "-vvv")
+    assert run.changed("localhost") == 1
+    assert SECRET not in run.output
+    (chat,) = convert.read("out.yml")["vllm_models"]
+    assert (chat["id"], chat["model"], chat["host_port"]) == ("chat", "org/chat", 8200)
+    assert chat["args"] == {"max_model_len": 4096, "api_key": SECRET}
+    assert not any("MODEL" in note for note in notes(run))
+
+
 def test_another_file_is_not_written_over(convert: Converter) -> None:
     target = convert.folder / "out.yml"
     target.write_text("mine: true\n")
@@ -141,6 +162,8 @@ def test_secrets_are_in_the_file_alone(convert: Converter) -> None:
         ([*SWAP, *HOMEGPT], "say which file to convert"),
         (["-e", "llama_swap_config=gone.yaml", "-e", "dest=x"], "/gone.yaml is not there, or is no file"),
         ([*HOMEGPT, "-e", "homegpt_compose=compose-vllm-coder.yml,gone*.yml"], "there is no file"),
+        (["-e", "homegpt_compose=compose-vllm-coder.yml"], "say which file to convert"),
+        ([*SWAP, "-e", "convert_env=gone.env"], "/gone.env is not there, or is no file"),
         (["-e", "llama_swap_config=config.yaml", "-e", "dest=x"], "give the file as homegpt_config"),
         (["-e", "llama_swap_config=broken.yaml", "-e", "dest=x"], "broken.yaml, line 1, column 10 is not right YAML"),
         ([*SWAP, "-e", "llama_swap_servers=boxes"], "must be containers or processes, is boxes"),

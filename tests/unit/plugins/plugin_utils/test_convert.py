@@ -121,7 +121,7 @@ def test_no_compose_file_at_all() -> None:
         ({"environment": {"CUDA_VISIBLE_DEVICES": "1"}}, [1], {}, ""),
         ({"environment": ["CUDA_VISIBLE_DEVICES=2,3"], "command": "org/a -tp 2"}, [2, 3], {}, ""),
         ({"environment": ["CUDA_VISIBLE_DEVICES=2,3"]}, [2], {}, "uses the first alone"),
-        ({"environment": ["CUDA_VISIBLE_DEVICES=GPU-1"]}, [0], {}, "has no plain numbers"),
+        ({"environment": ["CUDA_VISIBLE_DEVICES=card-1"]}, [0], {}, "has no plain numbers"),
         ({"gpus": [{"count": 2}], "command": "org/a -tp 2"}, [0, 1], {}, ""),
         ({"gpus": [{"device_ids": ["2", "3"]}], "command": "org/a -tp 2"}, [2, 3], {}, ""),
         # Numbers within the container.
@@ -163,7 +163,7 @@ def test_variables_of_compose() -> None:
 
 def test_an_unknown_model_of_a_compose_file() -> None:
     model, found = homegpt(command="${MODEL}")
-    assert (model["model"], model["startup_mode"]) == (convert.PLACEHOLDER + "a", "disabled")
+    assert (model["model"], model["startup_mode"]) == (convert.UNREAD + "a", "disabled")
     assert noted(found, "convert_variables: MODEL")
     assert homegpt({"MODEL": "org/a"}, command="${MODEL}")[0]["model"] == "org/a"
 
@@ -418,8 +418,11 @@ def test_environment_variables() -> None:
         "cmd": "vllm serve ${env.DIR}/a --revision ${env.REV}",
         "env": ["A=${env.A}", "HF_TOKEN=${env.HF_TOKEN}"],
     }
-    with pytest.raises(convert.ConvertError, match=r"models\.a\.cmd: the model .* convert_variables"):
-        swap(**fields)
+    unknown = swap(**fields)
+    assert (unknown[0]["model"], unknown[0]["startup_mode"]) == (convert.UNREAD + "a", "disabled")
+    assert noted(unknown[1], "convert_variables: DIR")
+    with pytest.raises(convert.ConvertError, match=r"models\.a\.cmd: give the values .* as convert_variables: DIR"):
+        swap(servers="processes", **fields)
     model, found = swap({"DIR": "/models"}, **fields)
     assert model["model"] == "/models/a"
     assert "env" not in model
