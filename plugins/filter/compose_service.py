@@ -51,8 +51,8 @@ EXAMPLES = r"""
 RETURN = r"""
 _value:
   description:
-    - A dictionary with C(image), C(command) (a list), C(environment) (a dictionary) and C(api_key), the key that the
-      model's clients need, V(dummy) where it wants none.
+    - A dictionary with C(image), C(entrypoint) (a list, empty for the image's own), C(command) (a list), C(environment)
+      (a dictionary) and C(api_key), the key that the model's clients need, V(dummy) where it wants none.
   type: dict
 """
 

@@ -167,6 +167,7 @@ def service(
     variables.update(environment_words(model, environment))
     return {
         "image": escape(model["image"] or image),
+        "entrypoint": list(map(escape, model["entrypoint"])),
         "command": [word.in_compose(inline) for word in serve_words(model)],
         "environment": {name: word.in_compose(inline) for name, word in variables.items()},
         "api_key": _api_key(model).in_compose(inline),

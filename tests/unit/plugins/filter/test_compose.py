@@ -266,3 +266,15 @@ def test_compose_reads_back_what_the_inventory_says(project: Path, texts: list[s
     assert said["environment"]["VARIABLE"] == variable
     assert said["environment"]["MY_SECRET"] == secret_variable
     assert source in [mount["source"] for mount in said["volumes"]]
+
+
+def test_the_entrypoint_is_the_image_s_own_unless_it_is_given() -> None:
+    def described(model: dict[str, Any]) -> dict[str, Any]:
+        return dict(yaml.safe_load(render(models(model)))["services"]["vllm-m0"])
+
+    given = described({"entrypoint": ["/opt/start $x.sh", "vllm", "serve"], "env": {"A": "b"}})
+    assert given["entrypoint"] == ["/opt/start $$x.sh", "vllm", "serve"]
+    assert "entrypoint" not in described({"entrypoint": []})
+    # What `vllm serve` is given is the same in both.
+    assert given["command"] == described({})["command"]
+    assert given["command"][0] == "org/m"
