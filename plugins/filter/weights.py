@@ -87,6 +87,8 @@ def weights(models, env=None, cache_dir="/root/.cache", volumes=(), stack_dir="/
         try:
             one = places.weights_of(model["model"], model["args"], own, given)
         except ValueError as error:
+            if model["startup_mode"] == "disabled":
+                continue  # it is left alone, mistaken or not
             raise AnsibleFilterError(f"{model['id']}: {error}") from error
         if one is not None:
             found[model["id"]] = places.plain(one, given)

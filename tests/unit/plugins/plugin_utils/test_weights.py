@@ -237,6 +237,15 @@ def test_a_folder_that_nobody_knows(env: dict[str, Any], said: str) -> None:
         found(env)
 
 
+def test_a_disabled_model_is_left_alone_mistaken_or_not() -> None:
+    entry = {"id": "m", "model": "org/m", "host_port": 8001, "startup_mode": "disabled", "env": {"HF_HOME": "x"}}
+    models = parse([entry]).as_dict()["vllm_models"]
+    assert weights(models) == weights(models, disabled=True) == {}
+    models = parse([{**entry, "env": {}}]).as_dict()["vllm_models"]
+    assert weights(models) == {}
+    assert list(weights(models, disabled=True)) == ["m"]
+
+
 def test_locks_lie_beside_the_repositories() -> None:
     assert found(volumes=["/nas:/root/.cache"])["locks"] == f"/nas/huggingface/hub/.locks/{REPO}"
     # A volume of a repository's own has none of them.
