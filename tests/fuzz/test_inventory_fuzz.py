@@ -514,7 +514,11 @@ def differences(model: dict[str, Any], access: str, said: dict[str, Any]) -> Ite
     for key, value in {
         "container_name": model["container_name"],
         "image": model["image"] or "image:1",
-        "labels": {"homegpt.vllm.model": model["id"], "homegpt.vllm.network": "network"},
+        "labels": {
+            "homegpt.vllm.model": model["id"],
+            "homegpt.vllm.network": "network",
+            "homegpt.vllm.token": "12345678",
+        },
         "restart": "no",
     }.items():
         if said[key] != value:
