@@ -51,8 +51,9 @@ EXAMPLES = r"""
 RETURN = r"""
 _value:
   description:
-    - A dictionary with C(image), C(command) (a list), C(environment) (a dictionary) and C(api_key), the key that the
-      model's clients need, V(dummy) where it wants none.
+    - A dictionary with C(image), C(entrypoint) (a list, empty for the image's own), C(command) (a list), C(environment)
+      (a dictionary), C(api_key), the key that the model's clients need, V(dummy) where it wants none, and
+      C(modelscope), whether its weights come from ModelScope.
   type: dict
 """
 

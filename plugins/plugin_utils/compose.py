@@ -13,7 +13,8 @@ import json
 import re
 import typing
 
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import is_secret_name
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import API_SERVER, is_secret_name
+from ansible_collections.homegpt.vllm.plugins.plugin_utils.weights import uses_modelscope
 
 # The switches of `vllm serve` that have no --no-... form, from vLLM 0.32.0's parser (make_arg_parser of
 # vllm/entrypoints/launchers/cli_args.py): leaving them out is all that `false` can mean.
@@ -34,6 +35,8 @@ REPEATED = frozenset(("middleware",))
 # The GPUs a container was given are numbered from 0 inside it; without that it sees the host's numbers.
 RENUMBERED_ACCESS = ("nvidia", "cdi")
 GPU_ACCESS = (*RENUMBERED_ACCESS, "amd", "none")
+# An image that starts one of these wants the whole command.
+_SHELLS = ("bash", "sh", "dash", "python", "python3")
 
 
 class Word(typing.NamedTuple):
@@ -167,10 +170,48 @@ def service(
     variables.update(environment_words(model, environment))
     return {
         "image": escape(model["image"] or image),
+        "entrypoint": list(map(escape, model["entrypoint"])),
         "command": [word.in_compose(inline) for word in serve_words(model)],
         "environment": {name: word.in_compose(inline) for name, word in variables.items()},
         "api_key": api_key(model).in_compose(inline),
+        "modelscope": uses_modelscope({**_environment(environment), **model["env"]}),
     }
+
+
+def entrypoint_problem(model: typing.Mapping[str, typing.Any], image: str, own: typing.Sequence[str] | None) -> str:
+    """Why a model's words can't stand behind what its image starts, and the remedy; empty where they can.
+
+    C(own): the words of the image's entry point; None where it has none. What the inventory says stands above that.
+    """
+    words = list(own or ())
+    if model["entrypoint"] or _serves(words):
+        return ""
+    ends = [end for end in range(2, len(words)) if _serves(words[:end])]
+    base = words[0].rpartition("/")[2] if words else ""
+    script = ""
+    if ends:
+        remedy = words[: ends[0]]
+    elif words and words[-1].rpartition("/")[2] == "vllm":
+        remedy = [*words, "serve"]
+    elif not words or API_SERVER in words or "-c" in words or base in _SHELLS:
+        remedy = ["vllm", "serve"]
+    else:
+        remedy = [*words, "vllm", "serve"]
+        script = f", or to [{', '.join(words)}] if that runs `vllm serve` with what it is given"
+    starts = f"starts `{' '.join(words)}`" if words else "has no entry point"
+    return (
+        f"the image {image} {starts}, not `vllm serve`: set the model's entrypoint to [{', '.join(remedy)}]{script}, "
+        "or correct `image` or vllm_image"
+    )
+
+
+def _serves(words: typing.Sequence[str]) -> bool:
+    """Whether what follows these words is what `vllm serve` is given."""
+    return (
+        len(words) > 1
+        and words[-1] == "serve"
+        and words[-2].rpartition("/")[2] in ("vllm", "vllm.entrypoints.cli.main")
+    )
 
 
 def api_key(model: typing.Mapping[str, typing.Any]) -> Word:

@@ -13,7 +13,7 @@ import typing
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors import InventoryError, SwitchingError
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import Inventory, Model, parse
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.texts import map_text
-from ansible_collections.homegpt.vllm.plugins.plugin_utils import open_webui, rollout
+from ansible_collections.homegpt.vllm.plugins.plugin_utils import open_webui, rollout, weights
 from ansible_collections.homegpt.vllm.plugins.plugin_utils.placement import names_of, place
 
 # The variables of the inventory that no role has in its name.
@@ -65,8 +65,8 @@ PREFIXES = ("vllm_", "docker_host_", "open_webui_", "compose_stack_", "switch_",
 BOOLEAN = ("record_canary", "teardown_data", "teardown_caches", "vllm_docker_host")
 # Ports of the host that are spoken for, and by what.
 RESERVED_PORTS = {9000: "the manager's"}
-# Where a container has what the role mounts into every one, see __vllm_servers_caches.
-MOUNTS = ("/root/.cache/huggingface", "/root/.cache/vllm", "/root/.triton/cache", "/root/.cache/flashinfer", "/logs")
+# Where a container has what the role mounts into every one.
+MOUNTS = (*weights.CACHES.values(), "/logs")
 _SHOWN = 12  # names of a list that are told; who has more groups than that knows them
 
 Values = typing.Mapping[str, typing.Any]
@@ -347,25 +347,35 @@ def _webui(values: Values, inventory: Inventory) -> tuple[int, str] | None:
 
 
 def _unseen(model: Model, values: Values) -> typing.Iterator[str]:
-    """A model that is a folder which its container does not have. Another image than vLLM's own may have it inside."""
+    """What a model loads and its container does not have, or not for long."""
+    if model.start_command:
+        return
+    volumes, env = (values.get(f"vllm_servers_{name}", values.get(f"vllm_{name}")) for name in ("volumes", "env"))
+    texts = [volume for volume in volumes or [] if isinstance(volume, str)]
+    given = weights.all_volumes("/cache", texts, "/stack", modelscope=True)
+    environment = {**(env if isinstance(env, dict) else {}), **model.env}
+    try:
+        found = weights.weights_of(model.model, model.args, environment, given)
+    except ValueError as error:
+        yield f"{model.id}: {error}"
+        return
+    # Another image than vLLM's own may have it inside.
     image = model.image or values.get("vllm_servers_image") or values.get("vllm_image") or ""
     if image and "vllm/vllm-openai" not in str(image):
         return
-    if model.start_command or not model.model.startswith(("/", "~", "./", "../")):
+    if found is not None and not found.folder.kept:
+        yield (
+            f"{model.id}: its weights would be in {found.cache.inside} of its container, which is in no volume: they "
+            f"would go with the container. Mount a folder (vllm_volumes: ['/srv/weights:{found.cache.inside}']), or "
+            "leave out what puts them there (HF_HOME and the like in vllm_env or its env, args.download_dir)"
+        )
+    if not model.model.startswith(("/", "~", "./", "../")):
         return
-    volumes = values.get("vllm_servers_volumes", values.get("vllm_volumes")) or []
-    mounts = [str(volume).split(":") for volume in volumes if isinstance(volume, str) and ":" in volume]
-    if any(_within(model.model, target) for target in (*MOUNTS, *(parts[1] for parts in mounts))):
+    if any(weights.within(model.model, target) for target in (*MOUNTS, *(volume.target for volume in given))):
         return
-    inside = next(
-        (
-            parts[1].rstrip("/") + model.model[len(parts[0].rstrip("/")) :]
-            for parts in mounts
-            if _within(model.model, parts[0])
-        ),
-        None,
-    )
-    if inside:
+    outside = next((volume for volume in given if volume.folder and weights.within(model.model, volume.folder)), None)
+    if outside:
+        inside = outside.target.rstrip("/") + model.model[len(outside.folder.rstrip("/")) :]
         yield f"{model.id}: model {model.model} is a path of the host; its container has it as {inside}"
     else:
         folder = model.model.rpartition("/")[0] or "/srv/models"
@@ -373,11 +383,6 @@ def _unseen(model: Model, values: Values) -> typing.Iterator[str]:
             f"{model.id}: model {model.model} is a path that its container can't see: mount the folder "
             f"(vllm_volumes: ['{folder}:/models:ro'], then model: /models/...), or give the model an image that has it"
         )
-
-
-def _within(path: str, folder: str) -> bool:
-    folder = folder.rstrip("/")
-    return bool(folder) and (path == folder or path.startswith(folder + "/"))
 
 
 def _booleans(values: Values) -> typing.Iterator[str]:

@@ -169,7 +169,7 @@ def model_table(files: dict[str, str]) -> str:
                 "label",
                 "none",
                 shown(said["labels"]),
-                "tells whose it is when a model is removed; lets it follow to another network",
+                "tells whose it is when a model is removed; lets it follow to another network and to another token",
             ),
             Row(
                 "`pull_policy`",

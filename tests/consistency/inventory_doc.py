@@ -46,8 +46,9 @@ VARIABLES = {
     "vllm_image": "the image of the models' containers",
     "vllm_gpu_access": "how containers get their GPUs: `nvidia`, `cdi`, `amd`, or `none`",
     "vllm_hf_token": "the token for Hugging Face; keep it in a vault. Containers get it as a compose secret: it is in "
-    "no `docker inspect` and no log",
-    "vllm_cache_dir": "weights and compiled kernels, in `huggingface`, `vllm`, `triton`, `flashinfer`",
+    "no `docker inspect` and no log. With another one `site` makes them anew",
+    "vllm_cache_dir": "weights and compiled kernels, in `huggingface`, `vllm`, `triton`, `flashinfer`; see "
+    "[Where the weights are](#where-the-weights-are)",
     "vllm_env": "environment variables of every model's container",
     "vllm_volumes": "more volumes of every model's container, as `SOURCE:TARGET[:ro]`",
     "vllm_stack_dir": "the folder of the compose project",

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.conftest import inventory_of
 from tests.e2e.stack import PLAY, Stack, contained, docker, inspect
 from tests.playbooklib import Ansible, Run
 
@@ -130,3 +131,56 @@ def test_teardown_leaves_none_of_them(played: Played) -> None:
         if played.token.encode() in path.read_bytes() or played.key.encode() in path.read_bytes()
     ]
     assert left == []
+
+
+def test_a_changed_secret_reaches_the_containers_and_an_empty_token_is_none(
+    provision: Callable[..., tuple[Stack, Ansible]],
+) -> None:
+    tokens, keys = ([f"{kind}{uuid.uuid4().hex}" for dummy in range(2)] for kind in ("hf_", "sk-"))
+    models = [
+        contained("first", startup_mode="active"),
+        contained("keyed", env={"MY_SECRET": keys[0]}, gpus=[1], startup_mode="active"),
+    ]
+    stack, ansible = provision(models, vllm_hf_token=tokens[0])
+
+    def given(name: str) -> str:
+        """Return the token that a container has; nothing where there is no file."""
+        return docker("exec", stack.container(name), "sh", "-c", "cat /run/secrets/hf_token || true")
+
+    def site(*more: str) -> int:
+        run = inventory_of(ansible, stack).play("site", "-vvv", "--diff", *more, timeout=PLAY)
+        assert [secret for secret in (*tokens, *keys) if secret in run.output] == []
+        return run.changed()
+
+    site()
+    ansible.play("bootstrap", timeout=PLAY).changed()
+    assert site() == 0
+    assert (given("first"), given("keyed")) == (tokens[0], tokens[0])
+
+    # A container has the token that it was made with: with another one it is made anew, and is what it was.
+    stack.more["vllm_hf_token"] = tokens[1]
+    before = stack.seen()
+    assert site("--check") > 0
+    assert stack.seen() == before
+    site()
+    assert {name for name, seen in stack.seen().items() if seen.id != before[name].id} == {"first", "keyed"}
+    assert (given("first"), given("keyed")) == (tokens[1], tokens[1])
+    assert stack.states() == {"first": "awake", "keyed": "awake"}
+    assert site() == 0
+
+    # A secret of one model makes that one's anew.
+    models[1]["env"]["MY_SECRET"] = keys[1]
+    before = stack.seen()
+    site()
+    after = stack.seen()
+    assert after["first"] == before["first"]
+    assert after["keyed"].id != before["keyed"].id
+    assert f"MY_SECRET={keys[1]}" in inspect(stack.container("keyed"))["Config"]["Env"]
+    assert site() == 0
+
+    # Without a token there is no file, not the old one and not an empty one.
+    stack.more["vllm_hf_token"] = ""
+    site()
+    assert docker("exec", stack.container("first"), "sh", "-c", "ls /run/secrets 2>/dev/null || true") == ""
+    assert stack.states() == {"first": "awake", "keyed": "awake"}
+    assert site() == 0

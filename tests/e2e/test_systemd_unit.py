@@ -58,6 +58,15 @@ PLAYBOOK = """
         tasks_from: restore
       vars:
         compose_stack_models: [{id: contained, model: org/contained, host_port: 8009}]
+        compose_stack_volumes: ["/srv/nas share/hf:/root/.cache", '/srv/100%/a"b:/x:ro', "~/models:/m", "volume:/v"]
+"""
+# Nothing but the models wants it: like a share that fstab calls noauto.
+SHARE = "srv-nas\\x20share.mount"
+SHARE_UNIT = """
+[Mount]
+What=tmpfs
+Where=/srv/nas share
+Type=tmpfs
 """
 UNIT = "homegpt-restore.service"
 STACK = "/opt/homegpt"
@@ -208,6 +217,7 @@ def machine(image: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[M
         docker("cp", str(ROOT / "plugins" / "module_utils" / "switching"), f"{made.container}:{STACK}/switching")
         made.declare(MODEL)
         made.write("/etc/systemd/system/docker.service", DOCKER_SERVICE)
+        made.write(f"/etc/systemd/system/{SHARE}", SHARE_UNIT)
         made.run("systemctl", "daemon-reload")
         made.run("systemctl", "enable", "--now", "docker.service")
         yield made
@@ -292,3 +302,31 @@ def test_a_failure_is_visible_and_is_not_tried_again_and_again(provisioned: Mach
     provisioned.run("systemctl", "restart", "docker.service")
     provisioned.wait_for("active", failed)
     assert provisioned.state() == "active"
+
+
+def test_it_waits_for_the_shares_and_disks_that_the_models_need(provisioned: Machine) -> None:
+    told = provisioned.unit()
+    assert told["LoadState"] == "loaded"
+    text = provisioned.run("systemctl", "show", "--property", "RequiresMountsFor", UNIT)
+    for folder in ("/opt/homegpt", "/srv/nas share/hf", "/srv/100%/a", "/root/models"):
+        assert folder in text, text
+    for relation in ("Requires", "After"):
+        # It shows a name with a backslash quoted.
+        assert SHARE in told[relation].replace("\\\\", "\\"), told[relation]
+    provisioned.boot()
+    assert provisioned.unit(SHARE)["ActiveState"] == "active"
+    assert provisioned.moment(UNIT, "InactiveExit") >= provisioned.moment(SHARE, "ActiveEnter") > 0
+    assert provisioned.state() == "active"
+    # A share that can't be mounted: nothing is started into an empty folder, and the unit says so.
+    provisioned.write(
+        f"/etc/systemd/system/{SHARE}", SHARE_UNIT.replace("What=tmpfs", "What=/nowhere").replace("=tmpfs", "=ext4")
+    )
+    try:
+        provisioned.run("systemctl", "daemon-reload")
+        provisioned.boot()
+        assert provisioned.unit()["ActiveState"] == "inactive"
+        assert provisioned.state() == "stopped"
+        assert "Dependency failed" in provisioned.run("journalctl", "--boot", "--unit", UNIT)
+    finally:
+        provisioned.write(f"/etc/systemd/system/{SHARE}", SHARE_UNIT)
+        provisioned.run("systemctl", "daemon-reload")

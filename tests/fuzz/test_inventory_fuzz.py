@@ -447,7 +447,8 @@ def config(folder: Path, models: list[dict[str, Any]], access: str, inline: bool
         "vllm_servers_gpu_access": access,
         "vllm_servers_image": "image:1",
         "vllm_servers_env": {"FOR_ALL": "a$b", "ALL_SECRET": "${c}"},
-        "vllm_servers_volumes": ["/srv/models:/models:ro"],
+        "__vllm_servers_token_mark": "12345678",
+        "__vllm_servers_mounted": {"volumes": ["/srv/models:/models:ro"], "named": []},
         "vllm_servers_network": "network",
         "vllm_servers_project_name": "p",
         "__vllm_servers_caches": {"/cache/huggingface": "/root/.cache/huggingface"},
@@ -467,6 +468,7 @@ def config(folder: Path, models: list[dict[str, Any]], access: str, inline: bool
             "compose_stack_project_name": "p",
             "compose_stack_network": "network",
             "compose_stack_hf_token": "hf_$x",
+            "__compose_stack_mounted": {"named": []},
             "compose_stack_env": shared["vllm_servers_env"],
             "compose_stack_open_webui_env": {},
             "__compose_stack_webui_key": "key",
@@ -512,7 +514,11 @@ def differences(model: dict[str, Any], access: str, said: dict[str, Any]) -> Ite
     for key, value in {
         "container_name": model["container_name"],
         "image": model["image"] or "image:1",
-        "labels": {"homegpt.vllm.model": model["id"], "homegpt.vllm.network": "network"},
+        "labels": {
+            "homegpt.vllm.model": model["id"],
+            "homegpt.vllm.network": "network",
+            "homegpt.vllm.token": "12345678",
+        },
         "restart": "no",
     }.items():
         if said[key] != value:

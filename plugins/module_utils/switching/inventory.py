@@ -46,6 +46,9 @@ _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 # What may be done about a step that fails, in the order in which it is tried.
 ESCALATION = ("stop", "retry", "restart", "roll_back")
 CANARY = ("auto", "off", "warn", "enforce")
+# How older images of vLLM start it. Unlike `vllm serve` it takes no notice of a model that is no option: it
+# serves its default one (`model_tag` is read by entrypoints/cli/serve.py alone, in vLLM 0.11.0 as in 0.32.0).
+API_SERVER = "vllm.entrypoints.openai.api_server"
 # vllm serve's arguments that the inventory derives from other keys, and the key to use instead.
 _DERIVED_ARGUMENTS = {
     "model": "model",
@@ -122,6 +125,9 @@ class Model:
     """Environment variables of the server."""
     image: str = ""
     """Its container image, where it differs from the host's."""
+    entrypoint: tuple[str, ...] = ()
+    """The words that start its container, instead of the image's own: `[vllm, serve]` for an image that starts
+    something else. What `vllm serve` is given is put behind them."""
     aliases: tuple[str, ...] = ()
     """Other names that clients may use."""
     ready_completion: bool | None = None
@@ -520,6 +526,24 @@ def _at(where: str, check: Check, value: typing.Any) -> typing.Any:
         raise _Wrong(where + (text if text[0] in ".[:" else " " + text)) from None
 
 
+def _entrypoint(value: typing.Any) -> tuple[str, ...]:
+    """Words behind which the model and its arguments can stand, as far as words can tell."""
+    words: tuple[str, ...] = _list_of(_text, "words")(value)
+    names = [word.rpartition("/")[2] for word in words]
+    serving = [i for i in range(len(names) - 1) if names[i] == "vllm" and names[i + 1] == "serve"]
+    if len(serving) > 1:
+        raise _Wrong("has `vllm serve` twice: name it once")
+    if serving and serving[0] != len(names) - 2:
+        raise _Wrong(
+            f"must end with serve, ends with {words[-1]}: what comes behind it is the inventory's (model, args)"
+        )
+    if names[-1:] == ["vllm"]:
+        raise _Wrong("ends with vllm, which starts nothing: put serve behind it")
+    if API_SERVER in words:
+        raise _Wrong(f"has {API_SERVER}, which does not take the model as a word: use [vllm, serve]")
+    return words
+
+
 def _names(value: typing.Any) -> tuple[str, ...]:
     names: tuple[str, ...] = _list_of(_text, "names")(value)
     if len(set(names)) != len(names):
@@ -643,6 +667,7 @@ _MODEL_FIELDS = {
     "args": _Field(_arguments),
     "env": _Field(_mapping_of(_ENVIRONMENT_NAME, "name of an environment variable", _scalar_text)),
     "image": _Field(_optional_text),
+    "entrypoint": _Field(_entrypoint),
     "aliases": _Field(_names),
     "ready_completion": _Field(_boolean),
     "canary": _Field(_canary),
@@ -723,6 +748,13 @@ def _parse_model(index: int, entry: typing.Any, global_macros: typing.Mapping[st
         mistakes.append(f"{path}: {one}_requests needs {other}_requests too: give both lists or neither")
     if given.get("stop_command") and not given.get("start_command"):
         mistakes.append(f"{path}: stop_command needs start_command too, or a stopped server could not be started again")
+    if given.get("entrypoint") and given.get("start_command"):
+        mistakes.append(f"{path}: entrypoint is a container's, and a start_command needs none: leave one of them out")
+    if str(fields.get("model", "")).split()[:1] in (["vllm"], ["serve"]):
+        mistakes.append(
+            f"{path}: model must be what `vllm serve` loads, is {fields['model']}: leave the command out (it is the "
+            "image's, or the entrypoint's)"
+        )
     if "gpus" in fields:
         _check_parallel_sizes(path, fields.get("args", {}), fields["gpus"], mistakes)
     macros = _macros(given, fields)

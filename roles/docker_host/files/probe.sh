@@ -1,12 +1,12 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
-# probe.sh GPU_ACCESS CACHE_DIR IMAGE PYTHON: prints what this host has, a NAME=VALUE a line, and changes nothing.
+# probe.sh GPU_ACCESS WEIGHTS_DIR IMAGE PYTHON: prints what this host has, a NAME=VALUE a line, and changes nothing.
 # One script, since each task of a play costs about a quarter of a second on each host. What isn't there has an empty value.
 LC_ALL=C
 PATH=$PATH:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 export LC_ALL PATH
 gpu_access=$1
-cache_dir=$2
+weights_dir=$2
 image=$3
 python=$4
 
@@ -104,7 +104,7 @@ case $gpu_access in
         ;;
 esac
 
-# Room. What the caches hold already needs no more room.
-disk cache "$cache_dir"
-say cache_used_kb "$(timeout 30 du -skx "$cache_dir/huggingface" 2> /dev/null | awk '{print $1}')"
+# Room. What is there of the weights needs no more room.
+disk cache "$weights_dir"
+say cache_used_kb "$(timeout 30 du -skx "$weights_dir" 2> /dev/null | awk '{print $1}')"
 disk docker "${docker_root:-/var/lib/docker}"

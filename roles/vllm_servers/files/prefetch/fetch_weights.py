@@ -2,11 +2,13 @@
 # SPDX-License-Identifier: MIT
 """Fetch a model of the Hugging Face Hub into the cache that vLLM reads. Runs in a container of the model's own image.
 
-    python3 fetch_weights.py ID REPO REVISION LOAD_FORMAT MARKER SECONDS
+    python3 fetch_weights.py ID REPO REVISION LOAD_FORMAT MARKER SECONDS CACHE look|fetch|force
 
 What is fetched is what vLLM would fetch, so that a server finds all it wants and needs no network. How far it is, and
 in the end what came of it, is told in ID.json beside this script; MARKER, in the model's folder of the cache, says that
-everything is there. A run that was cut short goes on with the files that are missing.
+everything is there. A run that was cut short goes on with the files that are missing. CACHE is where the cache has to
+be; `look` fetches nothing, `force` asks the Hub also where the marker is. A cache that can't be written gets no marker:
+there the files are looked at each time.
 """
 
 from __future__ import annotations
@@ -113,7 +115,12 @@ def wanted_files(names: list[str], load_format: str, read_index: Callable[[], st
 class Fetch:
     """One model's way into the cache, and what is told about it meanwhile."""
 
-    def __init__(self, model: str, repo: str, revision: str, load_format: str, marker: str, seconds: str) -> None:
+    def __init__(
+        self, model: str, repo: str, revision: str, load_format: str, marker: str, seconds: str, cache: str, mode: str
+    ) -> None:
+        self.wanted_cache = cache
+        self.mode = mode
+        self.marked = False
         self.repo = repo
         self.revision = revision
         self.load_format = load_format
@@ -131,6 +138,20 @@ class Fetch:
             signal.signal(signal.SIGALRM, self.end)
             signal.alarm(self.seconds)
             self.tell("fetching")
+            self.check_cache()
+            if self.mode == "look" or not is_writable(self.folder):
+                if self.is_here():
+                    self.complete("the cache is not written to")
+                    return
+                if self.mode == "look":
+                    raise Problem(
+                        f"they are not all in {self.cache}, which is read-only or in no volume: put them there, or "
+                        "give it a volume of vllm_volumes that can be written"
+                    )
+            if self.mode != "force" and self.marker.exists():
+                self.is_here()  # what is told of their size
+                self.tell("complete")
+                return
             try:
                 info = huggingface_hub.HfApi().model_info(self.repo, revision=self.revision, files_metadata=True)
             except Exception as error:
@@ -212,9 +233,21 @@ class Fetch:
                 "are free: make room, or set vllm_cache_dir to a larger disk"
             )
 
+    def check_cache(self) -> None:
+        """Raise Problem when the image itself has put the cache elsewhere: nobody would keep what is fetched there."""
+        if os.path.normpath(self.cache) != os.path.normpath(self.wanted_cache):
+            names = ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME", "HOME")
+            said = ", ".join(f"{name}={os.environ[name]}" for name in names if os.environ.get(name))
+            raise Problem(
+                f"its image has the cache in {self.cache} ({said}) and not in {self.wanted_cache}: set HF_HOME in "
+                "vllm_env to a folder that a volume of vllm_volumes has, such as /root/.cache/huggingface"
+            )
+
     def complete(self, note: str = "") -> None:
-        """Leave the marker."""
-        write(self.marker, f"{self.repo} {self.revision} was fetched by homegpt.vllm\n")
+        """Leave the marker, where that can be."""
+        if self.mode != "look" and is_writable(self.folder):
+            write(self.marker, f"{self.repo} {self.revision} was fetched by homegpt.vllm\n")
+            self.marked = True
         self.tell("complete", note)
         print("complete", flush=True)
 
@@ -225,7 +258,10 @@ class Fetch:
             done = sum(size for path, size in self.files.items() if path.exists())
             done += sum(part.stat().st_size for part in self.folder.glob("blobs/*.incomplete"))
         total = sum(self.files.values())
-        write(self.status, json.dumps({"state": state, "done": min(done, total), "total": total, "note": note}))
+        write(
+            self.status,
+            json.dumps({"state": state, "done": min(done, total), "total": total, "note": note, "marked": self.marked}),
+        )
 
     def end(self, number: int, *_frame: object) -> None:
         """Time is over, or somebody stops the container."""
@@ -235,6 +271,12 @@ class Fetch:
             why = "its download was stopped"
         self.tell("failed", f"{why}: run prefetch.yml again, which goes on with the files that are missing")
         os._exit(1)
+
+
+def is_writable(folder: pathlib.Path) -> bool:
+    """Whether the folder can be written, or made."""
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    return os.access(there, os.W_OK)
 
 
 def is_unreachable(error: BaseException) -> bool:
@@ -261,7 +303,10 @@ def explain(error: BaseException, repo: str, revision: str, cache: pathlib.Path)
         private = "whose account may read it" if token else "if it is a private one"
         return f"{endpoint} knows no {repo} ({status}): correct `model`, or give a token as vllm_hf_token {private}"
     if status in (401, 403):
-        return f"{endpoint} refuses {repo} ({status}): check the token vllm_hf_token and what it may read"
+        return (
+            f"{endpoint} refuses {repo} ({status}): check the token vllm_hf_token and what it may read (site.yml hands "
+            "a changed one over)"
+        )
     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
         return f"the disk of the cache is full ({cache} in the container): make room, or set vllm_cache_dir"
     if getattr(error, "errno", None) in (errno.EACCES, errno.EROFS, errno.EPERM):

@@ -3,7 +3,8 @@
 """Wait until one of a host's downloads has ended, at most for a while, and tell how all of them fare.
 
 On standard input: {"label": LABEL, "seconds": 15, "pulling": [IMAGE, ...], "models": [ID, ...], "services": {ID: NAME},
-"markers": {ID: FILE}}. On standard output: {"running": [ID, ...], "problems": {ID: TEXT}, "lines": [TEXT, ...]}.
+"markers": {ID: FILE}}. On standard output: {"running": [ID, ...], "problems": {ID: TEXT}, "lines": [TEXT, ...],
+"fetched": [ID, ...]}. A model has a marker where the host sees its cache and it can be written.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import subprocess
 import sys
 import time
 
-NOTHING = {"state": "fetching", "done": 0, "total": 0, "note": ""}
+NOTHING = {"state": "fetching", "done": 0, "total": 0, "note": "", "marked": False}
 
 
 def docker(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -51,6 +52,11 @@ def wait(task: dict) -> list[str]:
     return running
 
 
+def is_complete(told: dict, marker: str | None) -> bool:
+    """Whether all is there. Where the container has left a marker that the host can see, that one counts."""
+    return os.path.exists(marker) if marker and told["marked"] else told["state"] == "complete"
+
+
 def size(told: dict) -> str:
     """How much of it is there."""
     if not told["total"]:
@@ -67,6 +73,7 @@ def main() -> None:
     running = wait(task)
     seconds = max(time.monotonic() - began, 0.001)
     problems = {}
+    fetched = []
     lines = [f"{image}: being pulled" for image in task["pulling"]]
     for model in task["models"]:
         told = read(model)
@@ -77,7 +84,8 @@ def main() -> None:
         elif told["state"] == "failed":
             problems[model] = told["note"]
             lines.append(f"{model}: FAILED, {told['note']}")
-        elif os.path.exists(task["markers"][model]):
+        elif is_complete(told, task["markers"].get(model)):
+            fetched += [model] if told["marked"] else []
             note = f" ({told['note']})" if told["note"] else ""
             lines.append(f"{model}: complete, {size(told)}{note}")
         else:
@@ -86,7 +94,7 @@ def main() -> None:
                 "memory: run prefetch.yml again, which goes on with the files that are missing"
             )
             lines.append(f"{model}: FAILED, {problems[model]}")
-    print(json.dumps({"running": running, "problems": problems, "lines": lines}))
+    print(json.dumps({"running": running, "problems": problems, "lines": lines, "fetched": fetched}))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from ansible.errors import AnsibleFilterError
 from ansible_collections.homegpt.vllm.plugins.filter.compose_environment import compose_environment
 from ansible_collections.homegpt.vllm.plugins.filter.compose_service import compose_service
 from ansible_collections.homegpt.vllm.plugins.filter.dotenv_text import dotenv_text
+from ansible_collections.homegpt.vllm.plugins.filter.entrypoints import entrypoints
 from ansible_collections.homegpt.vllm.plugins.filter.stack_secrets import stack_secrets
 from ansible_collections.homegpt.vllm.plugins.filter.yaml_text import yaml_text
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import parse
@@ -65,7 +66,8 @@ def render(parsed: list[dict[str, Any]], access: str = "nvidia", **more: Any) ->
         "vllm_servers_gpu_access": access,
         "vllm_servers_image": "image:1",
         "vllm_servers_env": {},
-        "vllm_servers_volumes": [],
+        "__vllm_servers_mounted": {"volumes": []},
+        "__vllm_servers_token_mark": "12345678",
         "vllm_servers_network": "network",
         "__vllm_servers_caches": {"/cache/huggingface": "/root/.cache/huggingface"},
         "__vllm_servers_models": parsed,
@@ -244,7 +246,7 @@ def test_compose_reads_back_what_the_inventory_says(project: Path, texts: list[s
     parsed = models({"args": args, "env": {"VARIABLE": variable, "MY_SECRET": secret_variable}})
     # A colon parts the paths of a volume.
     source = "/srv/" + re.sub(r"[:/\r\n]", "", volume).strip() + "x"
-    text = render(parsed, vllm_servers_volumes=[source + ":/x:ro"])
+    text = render(parsed, __vllm_servers_mounted={"volumes": [source + ":/x:ro"]})
     for secret in (secret_word, secret_variable):
         assert len(secret) < 8 or secret in (word, item, variable, volume) or secret not in text
 
@@ -266,3 +268,75 @@ def test_compose_reads_back_what_the_inventory_says(project: Path, texts: list[s
     assert said["environment"]["VARIABLE"] == variable
     assert said["environment"]["MY_SECRET"] == secret_variable
     assert source in [mount["source"] for mount in said["volumes"]]
+
+
+def test_the_entrypoint_is_the_image_s_own_unless_it_is_given() -> None:
+    def described(model: dict[str, Any]) -> dict[str, Any]:
+        return dict(yaml.safe_load(render(models(model)))["services"]["vllm-m0"])
+
+    given = described({"entrypoint": ["/opt/start $x.sh", "vllm", "serve"], "env": {"A": "b"}})
+    assert given["entrypoint"] == ["/opt/start $$x.sh", "vllm", "serve"]
+    assert "entrypoint" not in described({"entrypoint": []})
+    # What `vllm serve` is given is the same in both.
+    assert given["command"] == described({})["command"]
+    assert given["command"][0] == "org/m"
+
+
+@pytest.mark.parametrize(
+    ("own", "remedy"),
+    [
+        (["vllm", "serve"], None),
+        (["/usr/bin/tini", "--", "/opt/venv/bin/vllm", "serve"], None),
+        (["/opt/nvidia/nvidia_entrypoint.sh", "vllm", "serve"], None),
+        (["python3", "-m", "vllm.entrypoints.cli.main", "serve"], None),
+        (None, "[vllm, serve], or"),
+        ([], "[vllm, serve], or"),
+        (["/bin/bash"], "[vllm, serve], or"),
+        (["/bin/sh", "-c", "vllm serve org/x"], "[vllm, serve], or"),
+        (["vllm"], "[vllm, serve], or"),
+        (["/opt/venv/bin/vllm"], "[/opt/venv/bin/vllm, serve], or"),
+        (["vllm", "serve", "org/x", "--port=1"], "[vllm, serve], or"),
+        (["python3", "-m", "vllm.entrypoints.openai.api_server"], "[vllm, serve], or"),
+        (
+            ["/start.sh"],
+            "[/start.sh, vllm, serve], or to [/start.sh] if that runs `vllm serve` with what it is given, or",
+        ),
+    ],
+)
+def test_what_an_image_starts(own: list[str] | None, remedy: str | None) -> None:
+    looked = [
+        {"item": "image:1", "rc": 0, "stdout": json.dumps(own)},
+        {"item": "absent:1", "rc": 1, "stdout": "", "stderr": "No such image"},
+    ]
+    given = models(
+        {"entrypoint": ["/start.sh"]}, {"image": "absent:1"}, {"image": "image:1", "startup_mode": "disabled"}, {}
+    )
+    found = entrypoints(given, looked, "image:1")
+    assert list(found) == (["m3"] if remedy else [])
+    if remedy:
+        assert f"set the model's entrypoint to {remedy} correct `image` or vllm_image" in found["m3"]
+        assert found["m3"].startswith("the image image:1 ")
+
+
+def test_a_changed_token_is_another_service_and_an_empty_one_no_secret() -> None:
+    def described(mark: str) -> dict[str, Any]:
+        return dict(yaml.safe_load(render(models({}), __vllm_servers_token_mark=mark))["services"]["vllm-m0"])
+
+    assert described("12345678")["secrets"] == ["hf_token"]
+    assert described("12345678") != described("87654321")
+    assert "secrets" not in described("")
+    assert "homegpt.vllm.token" not in described("")["labels"]
+
+
+def test_the_cache_of_modelscope_is_of_those_that_use_it() -> None:
+    caches = {"/cache/modelscope": "/root/.cache/modelscope"}
+
+    def mounted(model: dict[str, Any], **more: Any) -> bool:
+        return "/cache/modelscope:/root/.cache/modelscope" in render(
+            models(model), __vllm_servers_caches=caches, **more
+        )
+
+    assert not mounted({})
+    assert mounted({"env": {"VLLM_USE_MODELSCOPE": "True"}})
+    assert mounted({}, vllm_servers_env={"VLLM_USE_MODELSCOPE": "1"})
+    assert not mounted({"env": {"VLLM_USE_MODELSCOPE": "0"}}, vllm_servers_env={"VLLM_USE_MODELSCOPE": "1"})

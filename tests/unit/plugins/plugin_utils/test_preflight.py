@@ -128,10 +128,36 @@ def test_a_variable_of_any_role_is_no_slip_in_any_playbook() -> None:
             assert preflight.mistaken_names([name], known) == [], playbook
 
 
-def test_what_every_container_has_mounted_is_known() -> None:
-    text = (ROOT / "roles/vllm_servers/vars/main.yml").read_text(encoding="utf-8")
-    caches = re.findall(r"'(/root/[^']+)'", yaml.safe_load(text)["__vllm_servers_caches"])
-    assert (*caches, "/logs") == preflight.MOUNTS
+@pytest.mark.parametrize(
+    ("env", "own", "volumes", "said"),
+    [
+        ({}, {}, [], []),
+        ({"HF_HOME": "/nas"}, {}, ["/mnt/nas:/nas:ro"], []),
+        ({"HF_HOME": "/nas"}, {"HF_HOME": "/root/.cache/huggingface"}, [], []),
+        ({"VLLM_USE_MODELSCOPE": "True"}, {}, [], []),
+        ({"VLLM_USE_MODELSCOPE": "True", "MODELSCOPE_CACHE": "/ms"}, {}, ["vol:/ms"], []),
+        ({"VLLM_USE_MODELSCOPE": "True", "MODELSCOPE_CACHE": "/ms"}, {}, [], ["/ms"]),
+        ({"HF_HOME": "/nas"}, {}, ["/mnt/nas:/nass"], ["/nas/hub"]),
+        ({}, {"HF_HUB_CACHE": "/w"}, ["/w"], ["/w"]),
+    ],
+)
+def test_weights_are_to_outlive_the_container(
+    env: dict[str, str], own: dict[str, str], volumes: list[str], said: list[str]
+) -> None:
+    given: dict[str, Any] = {"vllm_env": env, "vllm_volumes": volumes}
+    found = preflight.check("site", [host(model={"env": own}, **given)])
+    assert [
+        re.findall(r"its weights would be in (\S+) of its container, which is in no volume", one) for one in found
+    ] == [[folder] for folder in said]
+    # An image of one's own may have them inside.
+    assert preflight.check("site", [host(model={"env": own, "image": "baked"}, **given)]) == []
+    assert preflight.check("teardown", [host(model={"env": own}, **given)]) == []
+
+
+def test_a_cache_that_nobody_knows_is_told_with_its_variable() -> None:
+    assert preflight.check("prefetch", [host(vllm_env={"HF_HOME": "cache"})]) == [
+        "gpu1: a: HF_HOME must be a full path in the container, is cache"
+    ]
 
 
 def test_what_is_taken_for_the_web_interface_is_what_its_role_has() -> None:

@@ -30,8 +30,8 @@ NO = "a boolean (False, as YAML reads a bare off or no)"
 
 KEYS = (
     "id, model, host_port, name, container_name, port, gpus, gpu_memory_gb, weights_gb, startup_mode, sleep_level, "
-    "args, env, image, aliases, ready_completion, canary, sleep_requests, wake_requests, state_request, start_command, "
-    "stop_command, macros"
+    "args, env, image, entrypoint, aliases, ready_completion, canary, sleep_requests, wake_requests, state_request, "
+    "start_command, stop_command, macros"
 )
 SWITCHING_KEYS = (
     "available_ram_gb, max_retries, health_check_interval_seconds, request_timeout_seconds, connect_timeout_seconds, "
@@ -191,6 +191,14 @@ def test_a_key_that_is_null_counts_as_absent() -> None:
         ("ready_completion", "no", False),
         ("ready_completion", "True", True),
         ("image", "", ""),
+        ("entrypoint", [], ()),
+        (
+            "entrypoint",
+            ["/opt/nvidia/nvidia_entrypoint.sh", "vllm", "serve"],
+            ("/opt/nvidia/nvidia_entrypoint.sh", "vllm", "serve"),
+        ),
+        ("entrypoint", ["/usr/bin/vllm", "serve"], ("/usr/bin/vllm", "serve")),
+        ("entrypoint", ["/start.sh"], ("/start.sh",)),
         ("container_name", "my_Model.v1-x", "my_Model.v1-x"),
         ("id", "0.a_b-c", "0.a_b-c"),
         (
@@ -320,6 +328,20 @@ ONE_MISTAKE = [
     ("env", {"A-B": 1}, "env has the key A-B, which is no name of an environment variable"),
     ("env", {"A": ["x"]}, "env.A must be text or a number, is a list"),
     ("image", 5, "image must be text, is a number (5): put it in quotes"),
+    ("entrypoint", "vllm serve", "entrypoint must be a list of words, is text (vllm serve)"),
+    ("entrypoint", ["vllm", 5], "entrypoint[1] must be text, is a number (5): put it in quotes"),
+    ("entrypoint", ["vllm"], "entrypoint ends with vllm, which starts nothing: put serve behind it"),
+    ("entrypoint", ["/bin/vllm", "serve", "vllm", "serve"], "entrypoint has `vllm serve` twice: name it once"),
+    (
+        "entrypoint",
+        ["vllm", "serve", "org/a"],
+        "entrypoint must end with serve, ends with org/a: what comes behind it is the inventory's (model, args)",
+    ),
+    (
+        "entrypoint",
+        ["python3", "-m", "vllm.entrypoints.openai.api_server"],
+        "entrypoint has vllm.entrypoints.openai.api_server, which does not take the model as a word: use [vllm, serve]",
+    ),
     ("aliases", "gpt", "aliases must be a list of names, is text (gpt)"),
     ("aliases", ["gpt", ""], "aliases[1] must not be empty"),
     ("ready_completion", 1, "ready_completion must be true or false, is a number (1)"),
@@ -1061,6 +1083,7 @@ VALID = {
     "args": arguments,
     "env": st.dictionaries(st.sampled_from(["A", "B_1"]), st.integers() | st.booleans() | plain_texts),
     "image": st.sampled_from(["", "vllm/vllm-openai:v0.11.0"]),
+    "entrypoint": st.just([]),
     "ready_completion": st.booleans() | st.sampled_from(["yes", "no"]),
     "canary": st.sampled_from(["auto", "off", "warn", "enforce", False]),
     "state_request": st.fixed_dictionaries({"endpoint": st.just("/${id}"), "sleeping": st.just("(?i)zz+$")}),
@@ -1143,3 +1166,20 @@ def test_junk_raises_nothing_but_mistakes_with_a_path(models: Any, switching: An
         assert [mistake for mistake in error.mistakes if not PATH.match(mistake)] == []
     else:
         assert len(inventory.models) == len(models)
+
+
+def test_an_entrypoint_beside_a_start_command() -> None:
+    assert mistakes_of([entry(entrypoint=["vllm", "serve"], start_command=["run"])]) == [
+        "vllm_models[0] (a): entrypoint is a container's, and a start_command needs none: leave one of them out"
+    ]
+    assert parse([entry(entrypoint=[], start_command=["run"])]).models[0].entrypoint == ()
+
+
+@pytest.mark.parametrize("model", ["vllm serve org/a", "vllm", "serve org/a"])
+def test_a_model_that_is_a_command(model: str) -> None:
+    assert mistakes_of([entry(model=model)]) == [
+        f"vllm_models[0] (a): model must be what `vllm serve` loads, is {model}: leave the command out (it is the "
+        "image's, or the entrypoint's)"
+    ]
+    # What only begins like it is a name as any other.
+    assert parse([entry(model="vllm/tiny")]).models[0].model == "vllm/tiny"

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: MIT
+"""Weights are fetched to, found in and removed from where the environment and the volumes of the user put them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.conftest import inventory_of
+from tests.e2e.stack import PLAY, Stack, contained, docker
+from tests.playbooklib import Ansible
+
+pytestmark = pytest.mark.timeout(600)
+Provision = Callable[..., tuple[Stack, Ansible]]
+
+
+def fill(hub: Path, model: str, *left_out: str) -> Path:
+    """Put a repository into a cache, but for some files; return its folder."""
+    folder = hub / f"models--org--{model}"
+    files = {"refs/main": "abc", "snapshots/abc/config.json": "{}", "snapshots/abc/model.safetensors": "weights"}
+    for name, text in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.name not in left_out:
+            path.write_text(text, encoding="utf-8")
+    return folder
+
+
+def tree(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+def test_weights_are_where_the_user_says(provision: Provision) -> None:
+    models: list[dict[str, Any]] = [
+        contained("home", env={"HF_HOME": "/nas/hf"}),
+        contained("over"),
+        contained("shelf", env={"HF_HUB_CACHE": "/shelf"}),
+        contained("drawer", env={"HF_HUB_CACHE": "/drawer"}),
+    ]
+    stack, ansible = provision(models)
+    root = stack.stack.parent
+    nas, shelf, drawer = root / "nas", root / "shelf", f"{stack.tag}-drawer"
+    for folder in (nas, shelf):
+        folder.mkdir()
+    stack.more["vllm_volumes"] += [
+        f"{nas}:/nas",
+        f"{nas}/cache:/root/.cache",
+        f"{shelf}:/shelf:ro",
+        f"{drawer}:/drawer",
+    ]
+    stack.more["vllm_servers_remove_weights"] = True
+    fill(shelf, "shelf")
+    before = tree(shelf)
+    ansible = inventory_of(ansible, stack)
+    try:
+        ansible.play("site", timeout=PLAY).changed()
+        # Of the caches only the one that lies elsewhere is not hidden by the user's volume.
+        assert {path.name for path in (root / "cache").iterdir()} == {"triton"}
+        assert ansible.play("prefetch", "--check", timeout=PLAY).changed() > 0
+        run = ansible.play("prefetch", timeout=PLAY)
+        assert run.changed() > 0
+        for name in ("home", "over", "shelf", "drawer"):
+            assert f"{name}: complete" in run.output, run.output
+        assert (nas / "hf/hub/models--org--home/.homegpt-main.auto").exists()
+        assert (nas / "cache/huggingface/hub/models--org--over/.homegpt-main.auto").exists()
+        # Nothing is written where nothing may be, and all the same it is looked at.
+        assert tree(shelf) == before
+        for mode in ([], ["--check"]):
+            assert ansible.play("prefetch", *mode, timeout=PLAY).changed() == 0
+        assert ansible.play("site", timeout=PLAY).changed() == 0
+
+        # A read-only cache with a file too few can't be completed.
+        (shelf / "models--org--shelf/snapshots/abc/model.safetensors").unlink()
+        message = ansible.play("prefetch", timeout=PLAY).failure()
+        assert message.startswith("shelf: the weights can not be fetched: they are not all in /shelf, ")
+        assert "read-only or in no volume" in message
+
+        # What is gone from the inventory is removed where it was.
+        kept = nas / "hf/hub/models--org--other"
+        kept.mkdir()
+        stack.models[:] = [model for model in models if model["id"] not in ("home", "shelf")]
+        ansible = inventory_of(ansible, stack)
+        ansible.play("site", timeout=PLAY).changed()
+        assert not (nas / "hf/hub/models--org--home").exists()
+        assert kept.exists()
+        assert (shelf / "models--org--shelf/refs/main").exists()
+        ansible.play("teardown", "-e", "teardown_caches=true", timeout=PLAY).changed()
+        assert not (nas / "cache/huggingface/hub/models--org--over").exists()
+        assert kept.exists()
+    finally:
+        docker("volume", "rm", "--force", drawer, check=False)
