@@ -69,6 +69,11 @@ gpus:
       type: int
       returned: always
       sample: 0
+    uuid:
+      description: Its UUID, which stays the same when numbers change.
+      type: str
+      returned: always
+      sample: GPU-8f3b7c1e-2d4a-4b6c-9e8f-0a1b2c3d4e5f
     total_gb:
       description: Its memory, in GB.
       type: float
@@ -111,7 +116,7 @@ def told(inventory):
         "changed": False,
         "ram_gb": None if ram is None else round(ram, 2),
         "gpus": [
-            {"index": gpu.index, "total_gb": round(gpu.total_gb, 2), "free_gb": round(gpu.free_gb, 2)}
+            {"index": gpu.index, "uuid": gpu.uuid, "total_gb": round(gpu.total_gb, 2), "free_gb": round(gpu.free_gb, 2)}
             for gpu in (gpus or {}).values()
         ],
         "problems": capacity.lint(inventory, ram, gpus),

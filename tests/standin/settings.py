@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .family import Family
+from .gpu import number_of
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def read(argv: list[str]) -> Settings:
 
     env = os.environ
     model = args.model_tag or args.model
-    visible = [gpu.strip() for gpu in env.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu.strip()]
+    visible = [number_of(gpu.strip()) for gpu in env.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu.strip()]
     if not visible:
         visible = [str(number) for number in range(args.tensor_parallel_size or 1)]
     total = _number("STANDIN_GPU_TOTAL_GB", 24.0)

@@ -16,7 +16,8 @@ import subprocess
 import typing
 
 from . import records
-from .inventory import Inventory, Model
+from .inventory import Gpu as Name
+from .inventory import Inventory, Model, gpu_text, is_mig
 
 # What a vLLM server that sleeps keeps on each of its GPUs: CUDA's context, NCCL, captured graphs. Nobody guarantees a
 # figure. Users report from 0.5 to 1.3 GiB: 1.14 GB on each 3090 (vLLM issue 32714), 1.27 GiB on an H100 (llm-d
@@ -31,21 +32,25 @@ HOLDER_GB = 1.0
 # It takes up to two seconds where no driver is kept loaded; at a GPU that has failed it hangs for ever.
 NVIDIA_SMI_TIMEOUT_SECONDS = 10.0
 
+_GPUS = "--query-gpu=index,uuid,memory.total,memory.free,mig.mode.current"
 _UTILIZATION_FLAG = re.compile(r"--gpu[-_]memory[-_]utilization[=\s]+(\S+)")
 # For sums of numbers such as 0.1, not for what was measured.
 _ROUNDING = 1e-6
 
 _NAME = "memory"
 
-Need = typing.Dict[int, float]
+# GB by the GPU's name in the model's C(gpus).
+Need = typing.Dict[Name, float]
 
 
 class Gpu(typing.NamedTuple):
-    """One GPU of the host, by the host's number."""
+    """One GPU of the host. C(divided): into MIG instances, so that nobody can use it as a whole."""
 
     index: int  # type: ignore[assignment]  # instead of a tuple's method, which nobody misses
     total_gb: float
     free_gb: float
+    uuid: str = ""
+    divided: bool = False
 
 
 class Holder(typing.NamedTuple):
@@ -62,20 +67,25 @@ def read_gpus() -> dict[int, Gpu] | None:
     None where nvidia-smi can't be asked or tells of none. Takes as long as nvidia-smi does, 10 s at most.
     """
     gpus = {}
-    for row in _ask("--query-gpu=index,uuid,memory.total,memory.free"):
-        if len(row) != 4 or not row[0].isdigit():
+    for row in _ask(_GPUS):
+        if len(row) < 4 or not row[0].isdigit():
             return None
         total, free = _gigabytes(row[2]), _gigabytes(row[3])
         if total is not None and free is not None:
-            gpus[int(row[0])] = Gpu(int(row[0]), total, free)
+            gpus[int(row[0])] = Gpu(int(row[0]), total, free, row[1], row[4:] == ["Enabled"])
     return gpus or None
 
 
-def read_holders(index: int) -> list[Holder]:
+def named(gpus: typing.Mapping[int, Gpu], names: typing.Iterable[Name]) -> dict[Name, Gpu]:
+    """Those of the GPUs that a model's C(gpus) call so, by number or by UUID. MIG instances are none of them."""
+    known: dict[Name, Gpu] = {gpu.uuid: gpu for gpu in gpus.values() if gpu.uuid}
+    known.update(gpus.items())
+    return {name: known[name] for name in names if name in known}
+
+
+def read_holders(name: Name) -> list[Holder]:
     """The processes that hold memory of a GPU, the biggest first; none where nvidia-smi doesn't tell. Never raises."""
-    uuids = [
-        row[1] for row in _ask("--query-gpu=index,uuid,memory.total,memory.free") if row[0] == str(index) and row[1:]
-    ]
+    uuids = [row[1] for row in _ask(_GPUS) if row[1:] and str(name) in row[:2]]
     holders = []
     for row in _processes():
         used = _gigabytes(row[-1])
@@ -126,10 +136,14 @@ def remembered(stack_dir: str) -> dict[str, Need]:
     """What each model is known to need on each GPU when it wakes; nothing where no record can be read."""
     with contextlib.suppress(ValueError, TypeError, AttributeError, OverflowError):
         return {
-            model: {int(index): _finite(gb) for index, gb in need.items()}
+            model: {_name(name): _finite(gb) for name, gb in need.items()}
             for model, need in records.models(stack_dir, _NAME).items()
         }
     return {}
+
+
+def _name(text: str) -> Name:
+    return text if text.startswith("GPU-") else int(text)
 
 
 def remembered_of(stack_dir: str, model_id: str) -> str:
@@ -142,7 +156,7 @@ def _starts(stack_dir: str) -> dict[str, typing.Any]:
     return found if isinstance(found, dict) else {}
 
 
-def remember(stack_dir: str, model_id: str, need: typing.Mapping[int, float], start: str = "") -> None:
+def remember(stack_dir: str, model_id: str, need: typing.Mapping[Name, float], start: str = "") -> None:
     """Record what a start of a model needs on each GPU, unless the record says so. The caller holds the host's lock.
 
     Raises OSError when the record can't be written; what it said before is then still there.
@@ -159,27 +173,32 @@ def load_need(model: Model, gpus: typing.Mapping[int, Gpu] | None) -> Need:
 
     Nothing for a server that is not vLLM, which may load as it likes.
     """
+    return _shares(model, named(gpus or {}, model.gpus))
+
+
+def _shares(model: Model, gpus: typing.Mapping[Name, Gpu]) -> Need:
     if model.state_request is not None:
         return {}
     share = _utilization(model)
-    return {index: share * gpus[index].total_gb for index in model.gpus if index in gpus} if gpus else {}
+    return {name: share * gpus[name].total_gb for name in model.gpus if name in gpus}
 
 
 def shortage(
     model: Model,
-    need: typing.Mapping[int, float],
+    need: typing.Mapping[Name, float],
     gpus: typing.Mapping[int, Gpu] | None,
-    holders: typing.Callable[[int], typing.Sequence[Holder]] = read_holders,
+    holders: typing.Callable[[Name], typing.Sequence[Holder]] = read_holders,
 ) -> str:
     """What is wrong when a GPU has less free than the model needs, and who holds it; "" when all is well.
 
-    C(need) is in GB by the number of the GPU; a GPU that C(gpus) doesn't know is taken to have enough.
+    C(need) is in GB by the name of the GPU; a GPU that C(gpus) doesn't know is taken to have enough.
     """
     told = []
-    for index, wanted in sorted(need.items()):
-        if not gpus or index not in gpus or gpus[index].free_gb >= wanted - TOLERANCE_GB:
+    for name, gpu in named(gpus or {}, sorted(need, key=str)).items():
+        wanted = need[name]
+        if gpu.free_gb >= wanted - TOLERANCE_GB:
             continue
-        holding = [holder for holder in holders(index) if holder.used_gb >= HOLDER_GB]
+        holding = [holder for holder in holders(name) if holder.used_gb >= HOLDER_GB]
         who = _and([f"process {holder.pid} ({holder.name}) holds {holder.used_gb:.1f} GB" for holder in holding])
         if not holding:
             remedy = (
@@ -187,8 +206,19 @@ def shortage(
             )
         else:
             remedy = who
-        told.append(f"GPU {index} has {gpus[index].free_gb:.1f} GB free and {model.id} needs {wanted:.1f} GB: {remedy}")
+        told.append(f"{gpu_text(name)} has {gpu.free_gb:.1f} GB free and {model.id} needs {wanted:.1f} GB: {remedy}")
     return ". ".join(told)
+
+
+def divided_problem(model: Model, gpus: typing.Mapping[int, Gpu] | None) -> str:
+    """Which GPU the model can't use as a whole, since it is divided; "" where there is none."""
+    lost = [gpu_text(name) for name, gpu in named(gpus or {}, model.gpus).items() if gpu.divided]
+    if not lost:
+        return ""
+    return (
+        f"{model.id} is to use {_and(lost)} as a whole, and that is divided into MIG instances: name one of those "
+        "(nvidia-smi -L) in its gpus"
+    )
 
 
 def lint(inventory: Inventory, ram_total_gb: float | None, gpus: typing.Mapping[int, Gpu] | None) -> list[str]:
@@ -198,19 +228,29 @@ def lint(inventory: Inventory, ram_total_gb: float | None, gpus: typing.Mapping[
     """
     problems = []
     if gpus:
-        # nvidia-smi numbers GPUs without gaps: a missing one is there and doesn't tell its memory.
-        there = range(max(gpus) + 1)
+        known = named(gpus, [name for model in inventory.enabled for name in model.gpus])
         for model in inventory.enabled:
-            absent = [str(index) for index in model.gpus if index not in there]
-            if absent:
-                problems.append(
-                    f"{model.id} is to use GPU {_and(absent)}, and the host has {_and(list(map(str, there)))}: correct "
-                    "its gpus"
-                )
-            problem = _awake_problem(inventory, model, gpus) or _load_problem(inventory, model, gpus)
+            problems += _absent(model, gpus)
+            problem = divided_problem(model, gpus) or _awake_problem(inventory, model, known)
+            problem = problem or _load_problem(inventory, model, known)
             problems += [problem] if problem else []
     problem = _ram_problem(inventory, ram_total_gb)
     return problems + ([problem] if problem else [])
+
+
+def _absent(model: Model, gpus: typing.Mapping[int, Gpu]) -> list[str]:
+    """The model's GPUs that the host has not, as a problem."""
+    # nvidia-smi numbers GPUs without gaps: a missing one is there and doesn't tell its memory.
+    there = range(max(gpus) + 1)
+    uuids = [gpu.uuid for gpu in gpus.values() if gpu.uuid]
+    beginning = f"{model.id} is to use"
+    numbers = [str(name) for name in model.gpus if isinstance(name, int) and name not in there]
+    if numbers:
+        return [f"{beginning} GPU {_and(numbers)}, and the host has {_and(list(map(str, there)))}: correct its gpus"]
+    lost = [name for name in model.gpus if isinstance(name, str) and not is_mig(name) and name not in uuids]
+    if lost and len(uuids) == len(there):
+        return [f"{beginning} {_and(lost)}, and the host has {_and(uuids)}: correct its gpus"]
+    return []
 
 
 def advice(inventory: Inventory, ram_total_gb: float | None) -> list[str]:
@@ -270,23 +310,23 @@ def _weights_gb(models: typing.Iterable[Model]) -> float:
     return sum(model.weights_gb or 0.0 for model in models)
 
 
-def _awake_problem(inventory: Inventory, model: Model, gpus: typing.Mapping[int, Gpu]) -> str:
+def _awake_problem(inventory: Inventory, model: Model, gpus: typing.Mapping[Name, Gpu]) -> str:
     """The memory that the inventory says a model takes, beside what the others keep there asleep."""
     if model.gpu_memory_gb is None:
         return ""
     takes = model.gpu_memory_gb / len(model.gpus)
-    index = _tightest(inventory, model, {index: takes for index in model.gpus if index in gpus}, gpus)
+    index = _tightest(inventory, model, {name: takes for name in model.gpus if name in gpus}, gpus)
     if index is None:
         return ""
     total, asleep = gpus[index].total_gb, _sleepers(inventory, model, index)
-    has = f"GPU {index} has {total:.1f} GB and {model.id} takes {takes:.1f} GB of it (gpu_memory_gb)"
+    has = f"{gpu_text(index)} has {total:.1f} GB and {model.id} takes {takes:.1f} GB of it (gpu_memory_gb)"
     remedies = [*_to_stop(asleep, takes + SLEEPER_GB * len(asleep) - total), f"give {model.id} more GPUs (gpus)"]
     return f"{has}{_beside(asleep)}: {', or '.join(remedies)}, or correct its gpu_memory_gb"
 
 
-def _load_problem(inventory: Inventory, model: Model, gpus: typing.Mapping[int, Gpu]) -> str:
+def _load_problem(inventory: Inventory, model: Model, gpus: typing.Mapping[Name, Gpu]) -> str:
     """The memory that vLLM insists on finding free when it loads, beside what the others keep there asleep."""
-    need = load_need(model, gpus)
+    need = _shares(model, gpus)
     index = _tightest(inventory, model, need, gpus)
     if index is None:
         return ""
@@ -298,25 +338,25 @@ def _load_problem(inventory: Inventory, model: Model, gpus: typing.Mapping[int, 
     remedies = [f"set {setting} to at most {most:.2f}"] if most > 0 else []
     remedies += _to_stop(asleep, need[index] + kept - total)
     return (
-        f"GPU {index} has {total:.1f} GB and {model.id} loads only where {need[index]:.1f} GB of it are free "
+        f"{gpu_text(index)} has {total:.1f} GB and {model.id} loads only where {need[index]:.1f} GB of it are free "
         f"(gpu_memory_utilization {need[index] / total:g}){_beside(asleep)}: "
         + (", or ".join(remedies) or "disable some of them")
     )
 
 
 def _tightest(
-    inventory: Inventory, model: Model, need: typing.Mapping[int, float], gpus: typing.Mapping[int, Gpu]
-) -> int | None:
+    inventory: Inventory, model: Model, need: typing.Mapping[Name, float], gpus: typing.Mapping[Name, Gpu]
+) -> Name | None:
     """The GPU that the greatest part is missing of when a model needs so much of each; None where all is well."""
 
-    def over(index: int) -> float:
+    def over(index: Name) -> float:
         return need[index] + SLEEPER_GB * len(_sleepers(inventory, model, index)) - gpus[index].total_gb
 
-    short = [index for index in sorted(need) if over(index) > _ROUNDING]
+    short = [index for index in sorted(need, key=str) if over(index) > _ROUNDING]
     return max(short, key=lambda index: over(index) / gpus[index].total_gb, default=None)
 
 
-def _sleepers(inventory: Inventory, model: Model, index: int) -> list[Model]:
+def _sleepers(inventory: Inventory, model: Model, index: Name) -> list[Model]:
     """The models that may sleep on a GPU while this one uses it."""
     return [
         other

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import stat
@@ -23,6 +24,19 @@ def read_gpus(root: str = "/") -> dict[int, str]:
         )
     found = [re.match(r"nvidia(\d+)$", name) for name in _names(os.path.join(root, "dev"))]
     return {int(one.group(1)): one.group(0) for one in found if one}
+
+
+def read_uuids(root: str = "/") -> dict[str, int]:
+    """The numbers of the NVIDIA GPUs by their UUIDs, as the driver tells them; none where it doesn't. Never raises."""
+    found = {}
+    for number, address in read_gpus(root).items():
+        with contextlib.suppress(OSError), open(
+            os.path.join(root, "proc/driver/nvidia/gpus", address, "information"), encoding="utf-8", errors="replace"
+        ) as file:
+            told = re.search(r"^GPU UUID:\s*(GPU-\S+)", file.read(), re.MULTILINE)
+            if told:
+                found[told.group(1)] = number
+    return found
 
 
 def lock_folder() -> str:

@@ -158,11 +158,11 @@ def test_the_roles_say_what_their_variables_may_be() -> None:
         "vllm_volumes": [1, {"a": "b"}],
         "open_webui_port": "3001",
         "open_webui_enabled": "yes",
-        "docker_host_gpus": ["x"],
+        "docker_host_gpus": [["x"]],
         "vllm_models": "checked elsewhere",
     }
     assert role_variables.mistakes(values, specs, ("vllm_models",)) == [
-        "docker_host_gpus[0] must be a whole number, is 'x'",
+        "docker_host_gpus[0] must be text, is a list",
         "vllm_gpu_access must be one of nvidia, cdi, amd, none, is False (YAML reads a bare on, off, yes, no as true "
         "or false: put it in quotes)",
         "vllm_volumes[1] must be text, is a dictionary",

@@ -18,7 +18,7 @@ from ansible_collections.homegpt.vllm.plugins.module_utils.switching import capa
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.capacity import Gpu, Holder
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import Inventory, parse
 
-from tests.standin.gpu import GpuHost
+from tests.standin.gpu import GpuHost, uuid_of
 
 GPU_24 = {0: Gpu(0, 24.0, 24.0)}
 
@@ -87,7 +87,7 @@ def test_gpus_that_somebody_uses(gpu_dir: Path) -> None:
 def test_who_was_killed_holds_nothing(gpu_dir: Path) -> None:
     program = f"""
 import os, pathlib
-from tests.standin.gpu import GpuHost
+from tests.standin.gpu import GpuHost, uuid_of
 GpuHost(pathlib.Path({str(gpu_dir)!r}), ("0",), 24.0, "gone").hold(20.0)
 os._exit(9)
 """
@@ -126,7 +126,7 @@ def test_a_nvidia_smi_that_does_not_tell(says: Any, script: str) -> None:
 def test_a_gpu_that_does_not_tell_is_left_out(says: Any) -> None:
     says("echo '0, GPU-1, [N/A], [N/A]'; echo '1, GPU-2, 1000, 500'")
     gpus = capacity.read_gpus()
-    assert gpus == {1: Gpu(1, 1.048576, 0.524288)}
+    assert gpus == {1: Gpu(1, 1.048576, 0.524288, "GPU-2")}
     # It is there nevertheless.
     assert capacity.lint(declared(a={"args": {"gpu_memory_utilization": 1}}), None, gpus) == []
 
@@ -257,10 +257,11 @@ def test_nothing_is_short() -> None:
     model = declared(a={}).find("a")
     gpus = {0: Gpu(0, 24.0, 20.0)}
 
-    def asked(index: int) -> list[Holder]:
+    def asked(index: int | str) -> list[Holder]:
         raise AssertionError(f"nobody has to be asked about GPU {index}")
 
-    for need in ({}, {0: 20.0}, {0: 20.24}, {1: 99.0}):
+    needs: list[capacity.Need] = [{}, {0: 20.0}, {0: 20.24}, {1: 99.0}]
+    for need in needs:
         assert capacity.shortage(model, need, gpus, asked) == ""
     assert capacity.shortage(model, {0: 99.0}, None, asked) == ""
 
@@ -268,7 +269,7 @@ def test_nothing_is_short() -> None:
 def test_who_holds_what_is_short() -> None:
     model = declared(qwen={}).find("qwen")
     gpus = {0: Gpu(0, 24.0, 3.1), 1: Gpu(1, 24.0, 23.0), 2: Gpu(2, 24.0, 2.0)}
-    holders = {
+    holders: dict[int | str, list[Holder]] = {
         0: [Holder(4711, "python3", 20.95), Holder(12, "Xorg", 0.2)],
         2: [Holder(1, "a", 15.0), Holder(2, "b", 5.0), Holder(3, "c", 1.0)],
     }
@@ -448,3 +449,47 @@ def test_lint_on_the_host(tmp_path: Path, gpu_dir: Path) -> None:
     status, lines, said = lint({}, {"id": "A"})
     assert (status, lines) == (2, [])
     assert said.startswith("the model inventory has 1 mistake")
+
+
+# GPUs by their UUIDs
+
+
+def test_gpus_are_known_by_number_and_by_uuid(gpu_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STANDIN_GPU_MIG", "1")
+    gpus = capacity.read_gpus()
+    assert gpus is not None
+    assert [(gpu.uuid, gpu.divided) for gpu in gpus.values()] == [(uuid_of("0"), False), (uuid_of("1"), True)]
+    names: list[int | str] = [0, uuid_of("1"), 7, uuid_of("7"), "MIG-8f3b7c1e-2d4a-5b6c-9e8f-0a1b2c3d4e5f"]
+    assert capacity.named(gpus, names) == {0: gpus[0], uuid_of("1"): gpus[1]}
+    host = GpuHost(gpu_dir, ("1",), 24.0, "python3")
+    host.hold(3)
+    assert [holder.name for holder in capacity.read_holders(uuid_of("1"))] == ["python3"]
+    assert capacity.read_holders(uuid_of("0")) == []
+
+
+def test_what_is_remembered_by_uuid(tmp_path: Path) -> None:
+    capacity.remember(str(tmp_path), "a", {uuid_of("0"): 3.5})
+    assert capacity.remembered(str(tmp_path)) == {"a": {uuid_of("0"): 3.5}}
+
+
+def test_lint_of_gpus_by_uuid() -> None:
+    first, second, other = map(uuid_of, "015")
+    gpus = {0: Gpu(0, 24.0, 24.0, first), 1: Gpu(1, 48.0, 48.0, second, divided=True)}
+    mig = "MIG-8f3b7c1e-2d4a-5b6c-9e8f-0a1b2c3d4e5f"
+    inventory = declared(
+        a={"gpus": [first], "gpu_memory_gb": 30, "args": {"gpu_memory_utilization": 0.9}},
+        b={"gpus": [second], "gpu_memory_gb": 90},
+        c={"gpus": [other]},
+        d={"gpus": [mig]},
+    )
+    assert capacity.lint(inventory, None, gpus) == [
+        f"{first} has 24.0 GB and a takes 30.0 GB of it (gpu_memory_gb): give a more GPUs (gpus), or correct its "
+        "gpu_memory_gb",
+        f"b is to use {second} as a whole, and that is divided into MIG instances: name one of those (nvidia-smi -L) in "
+        "its gpus",
+        f"c is to use {other}, and the host has {first} and {second}: correct its gpus",
+    ]
+    # One that does not tell its memory does not tell its UUID either.
+    assert capacity.lint(declared(c={"gpus": [other]}), None, {1: gpus[1]}) == []
+    short = capacity.shortage(inventory.models[0], {first: 21.6}, {0: Gpu(0, 24.0, 8.0, first)}, lambda _name: [])
+    assert short.startswith(f"{first} has 8.0 GB free and a needs 21.6 GB: ")

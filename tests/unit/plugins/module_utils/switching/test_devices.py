@@ -69,3 +69,17 @@ def test_a_folder_that_somebody_else_has_made_is_not_taken(tmp_path: Path, monke
     monkeypatch.setattr(os, "geteuid", lambda: 4711)
     with pytest.raises(PermissionError, match="not this user's own folder"):
         devices.private(str(tmp_path / "theirs"))
+
+
+def test_uuids_of_the_driver(tmp_path: Path) -> None:
+    for address, text in (
+        ("0000:c1:00.0", "Model: \t\t NVIDIA A100\nIRQ:   \t\t 300\nGPU UUID: \t GPU-b\nVideo BIOS: \t ??\n"),
+        ("0000:0a:00.0", "Model: NVIDIA A100\nGPU UUID: \t GPU-a\n"),
+        ("0000:0b:00.0", "Model: Unknown\nGPU UUID: \t GPU-????????-????\n".replace("GPU-?", "?")),
+    ):
+        folder = tmp_path / "proc/driver/nvidia/gpus" / address
+        folder.mkdir(parents=True)
+        (folder / "information").write_text(text, encoding="utf-8")
+    (tmp_path / "proc/driver/nvidia/gpus/0000:d0:00.0").mkdir()
+    assert devices.read_uuids(str(tmp_path)) == {"GPU-a": 0, "GPU-b": 2}
+    assert devices.read_uuids(str(tmp_path / "elsewhere")) == {}

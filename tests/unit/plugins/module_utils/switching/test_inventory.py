@@ -42,6 +42,10 @@ SWITCHING_KEYS = (
 REQUESTS = {"sleep_requests": [{"endpoint": "/down"}], "wake_requests": [{"endpoint": "/up"}]}
 
 
+GPU, MIG = "GPU-8f3b7c1e-2d4a-4b6c-9e8f-0a1b2c3d4e5f", "MIG-8f3b7c1e-2d4a-5b6c-9e8f-0a1b2c3d4e5f"
+AMD = "GPU-4b2c1a9f8d3e6f7a"
+
+
 def entry(model_id: str = "a", host_port: Any = 8001, **keys: Any) -> dict[str, Any]:
     """One entry of vllm_models; a key that is None is left out."""
     fields = {"id": model_id, "model": f"org/{model_id.upper()}", "host_port": host_port, **keys}
@@ -183,6 +187,9 @@ def test_a_key_that_is_null_counts_as_absent() -> None:
         ("port", "9000", 9000),
         ("gpus", ["0", "1"], (0, 1)),
         ("gpus", (2, 3), (2, 3)),
+        ("gpus", [GPU.upper(), GPU[:-1] + "0"], (GPU, GPU[:-1] + "0")),
+        ("gpus", [MIG], (MIG,)),
+        ("gpus", [AMD], (AMD,)),
         ("gpu_memory_gb", "57.5", 57.5),
         ("weights_gb", "14", 14.0),
         ("sleep_level", 1, "1"),
@@ -275,8 +282,22 @@ ONE_MISTAKE = [
     ),
     ("gpus", [], "gpus must name at least one GPU, each once, is []"),
     ("gpus", [1, "1"], "gpus must name at least one GPU, each once, is [1, 1]"),
-    ("gpus", 0, "gpus must be a list of GPU numbers, is a number (0)"),
+    ("gpus", 0, "gpus must be a list of GPU numbers or UUIDs, is a number (0)"),
     ("gpus", [0, -1], "gpus[1] must be a whole number of at least 0, is -1"),
+    ("gpus", [GPU, GPU.lower()], f"gpus must name at least one GPU, each once, is ['{GPU}', '{GPU}']"),
+    # CUDA takes the beginning of one; the container toolkit doesn't.
+    ("gpus", ["GPU-1a2b"], "gpus[0] must be a whole UUID, as nvidia-smi -L tells it, is GPU-1a2b"),
+    (
+        "gpus",
+        [f"MIG-{GPU}/1/0"],
+        f"gpus[0] must be a whole UUID, as nvidia-smi -L tells it, is MIG-{GPU}/1/0",
+    ),
+    (
+        "gpus",
+        [MIG, MIG[:-1] + "0"],
+        f"gpus must name a MIG instance alone, since a process can use no second one, is ['{MIG}', '{MIG[:-1]}0']",
+    ),
+    ("gpus", ["all"], "gpus[0] must be a whole number, is text (all)"),
     ("gpus", [False], f"gpus[0] must be a whole number, is {NO}"),
     ("gpu_memory_gb", 0, "gpu_memory_gb must be greater than 0, is 0"),
     ("gpu_memory_gb", "nan", "gpu_memory_gb must be a number, is text (nan)"),
@@ -757,7 +778,7 @@ def test_a_mistake_entails_no_other(keys: dict[str, Any], mistake: str) -> None:
 
 def test_mistaken_gpus_conflict_with_nothing() -> None:
     models = [active("a", 1), {**active("b", 2), "gpus": "1"}]
-    assert mistakes_of(models) == ["vllm_models[1] (b): gpus must be a list of GPU numbers, is text (1)"]
+    assert mistakes_of(models) == ["vllm_models[1] (b): gpus must be a list of GPU numbers or UUIDs, is text (1)"]
 
 
 def test_an_id_twice_is_one_mistake() -> None:
@@ -1143,3 +1164,42 @@ def test_junk_raises_nothing_but_mistakes_with_a_path(models: Any, switching: An
         assert [mistake for mistake in error.mistakes if not PATH.match(mistake)] == []
     else:
         assert len(inventory.models) == len(models)
+
+
+# GPUs by their UUIDs
+
+
+def test_models_conflict_when_they_share_a_uuid() -> None:
+    other = GPU[:-1] + "0"
+    given = {"a": [GPU], "b": [GPU.lower(), other], "c": [other], "d": [MIG], "e": [MIG[:-1] + "0"], "f": [MIG.lower()]}
+    models = [entry(name, 8001 + n, gpus=gpus) for n, (name, gpus) in enumerate(given.items())]
+    inventory = parse(models)
+    conflicts = {m.id: "".join(o.id for o in inventory.conflicting(m)) for m in inventory.models}
+    assert conflicts == {"a": "b", "b": "ac", "c": "b", "d": "f", "e": "", "f": "d"}
+    assert parse_again(inventory) == inventory
+
+
+def test_numbers_and_uuids_in_one_inventory_are_refused() -> None:
+    models = [entry("a", 1), entry("b", 2, gpus=[GPU]), entry("c", 3, gpus=[1]), entry("d", 4, gpus=[MIG])]
+    assert mistakes_of(models) == [
+        "vllm_models: gpus are numbers in a, c and UUIDs in b, so nobody can tell which models share a GPU: write all "
+        "of them one way (nvidia-smi -L lists both)"
+    ]
+    # A MIG instance is a GPU of its own: the GPU that it is a part of can't be used as a whole.
+    assert mistakes_of([entry("a", 1, gpus=[0, GPU])]) != []
+    apart = parse([models[0], models[3]])
+    assert not apart.conflicting(apart.models[0])
+
+
+def test_a_disabled_model_may_have_the_other_form_and_conflicts_then() -> None:
+    inventory = parse([entry("a", 1, startup_mode="disabled"), entry("b", 2, gpus=[GPU]), entry("c", 3, gpus=[MIG])])
+    assert [m.id for m in inventory.conflicting(inventory.models[0])] == ["b"]
+    assert [m.id for m in inventory.conflicting(inventory.models[1])] == ["a"]
+
+
+def test_two_active_models_on_one_uuid() -> None:
+    models = [entry(name, port, gpus=[GPU], startup_mode="active") for name, port in (("a", 1), ("b", 2))]
+    assert mistakes_of(models) == [
+        f"vllm_models[1] (b): startup_mode active is taken by a: both use {GPU} and only one of them can be awake; set "
+        "one to sleep"
+    ]

@@ -12,7 +12,7 @@ from ansible_collections.homegpt.vllm.plugins.module_utils.switching.lifecycle i
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.lock import HostLock
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.plan import WAKE
 
-from tests.standin.gpu import GpuHost
+from tests.standin.gpu import GpuHost, uuid_of
 
 from .conftest import Host
 
@@ -106,3 +106,34 @@ def test_a_report_tells_the_memory_that_each_server_holds(pair: Host, monkeypatc
     pair.switch("a")
     monkeypatch.delenv("STANDIN_GPU_DIR")
     assert held() == {"a": None, "b": None}
+
+
+def test_memory_is_known_by_uuid_too(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STANDIN_GPU_DIR", str(host.gpu_dir))
+    monkeypatch.setenv("STANDIN_GPU_TOTAL_GB", "24")
+    gpu = uuid_of("1")
+    for name in "ab":
+        settings = {"gpu_total_gb": 24, "gpus": "1"}
+        host.declare(name, standin=settings, args={"gpu_memory_utilization": 0.8}, gpus=[gpu])
+    host.switch("b")
+    host.switch("a")
+    remembered = json.loads((host.stack_dir / "run" / "memory.json").read_text(encoding="utf-8"))["models"]
+    assert remembered == {"a": {}, "b": {gpu: pytest.approx(20, abs=0.01)}}
+    host.call("a", "POST", "/sleep?level=1")
+    thief = GpuHost(host.gpu_dir, ("1",), 24, "python3")
+    thief.hold(10)
+    with pytest.raises(SwitchFailed, match=rf"{gpu} has .* b needs .* process {os.getpid()} \(python3\) holds"):
+        host.switch("b")
+    assert "POST /wake_up" not in host.changing_calls("b")
+    thief.life.close()
+    assert host.switch("b").active_model == "b"
+
+
+def test_a_gpu_that_is_divided_is_not_loaded_as_a_whole(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STANDIN_GPU_DIR", str(host.gpu_dir))
+    host.declare("a")
+    monkeypatch.setenv("STANDIN_GPU_MIG", "0")
+    with pytest.raises(SwitchFailed, match="it is to use GPU 0 as a whole, and that is divided into MIG instances"):
+        host.switch("a")
+    monkeypatch.setenv("STANDIN_GPU_MIG", "1")
+    assert host.switch("a").active_model == "a"
