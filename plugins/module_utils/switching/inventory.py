@@ -16,14 +16,22 @@ import math
 import re
 import typing
 
+from . import options
 from .errors import InventoryError, SwitchingError, UnknownModel
 from .texts import map_text
 
 # A model of which only this much RAM is free for sleepers is better discarded than offloaded (homeGPT's rule).
 LEVEL_1_MINIMUM_RAM_GB = 64.0
 
-# vllm serve's arguments whose product is the number of GPUs; the first is that number unless it is given.
-PARALLEL_SIZES = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
+# vllm serve's arguments whose product is the number of GPUs; the first is that number unless it is given. From
+# __post_init__ and world_size_across_dp of ParallelConfig in vLLM 0.32.0's config/parallel.py. Decode context and
+# expert parallelism use the same GPUs once more; prefill context parallelism came with 0.12.
+PARALLEL_SIZES = (
+    "tensor_parallel_size",
+    "pipeline_parallel_size",
+    "prefill_context_parallel_size",
+    "data_parallel_size",
+)
 
 # A GPU by its number on the host, or by the UUID of it or of one of its MIG instances.
 Gpu = typing.Union[int, str]
@@ -165,6 +173,11 @@ class Model:
         if isinstance(key, (list, tuple)):
             key = key[0]
         return str(key) if key else None
+
+    @property
+    def listens(self) -> options.Listens:
+        """Where its server is to be asked. A container's port is published on loopback."""
+        return options.listens(self.start_command)
 
     def conflicts_with(self, other: Model) -> bool:
         """Whether both need the same GPU, so that only one of them can be awake."""
@@ -774,11 +787,18 @@ def _parse_model(index: int, entry: typing.Any, global_macros: typing.Mapping[st
         mistakes.append(f"{path}: stop_command needs start_command too, or a stopped server could not be started again")
     if "gpus" in fields:
         _check_parallel_sizes(path, fields.get("args", {}), fields["gpus"], mistakes)
+    if not given.get("start_command"):  # which gets nothing of args
+        for name, why in options.unfollowed_in_container(fields.get("args", {})):
+            mistakes.append(f"{path}: args.{name}: {why}")
     macros = _macros(given, fields)
     _check_macros(path, macros, mistakes)
     variables = {name: str(fields.get(name, "")) for name in _BUILTIN_VARIABLES}
     variables["port"] = variables["port"] or str(Model.port)
     _expand_variables(path, fields, {**global_macros, **macros, **variables}, mistakes)
+    told = options.of_command(fields.get("start_command", ()))
+    if told is not None and "host_port" in fields:
+        for name, why in options.unfollowed_in_command(told, fields["host_port"]):
+            mistakes.append(f"{path}: start_command: --{name.replace('_', '-')}: {why}")
     return path, fields
 
 

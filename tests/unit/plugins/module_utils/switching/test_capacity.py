@@ -485,8 +485,8 @@ def test_lint_of_gpus_by_uuid() -> None:
     assert capacity.lint(inventory, None, gpus) == [
         f"{first} has 24.0 GB and a takes 30.0 GB of it (gpu_memory_gb): give a more GPUs (gpus), or correct its "
         "gpu_memory_gb",
-        f"b is to use {second} as a whole, and that is divided into MIG instances: name one of those (nvidia-smi -L) in "
-        "its gpus",
+        f"b is to use {second} as a whole, and that is divided into MIG instances: name one of those (nvidia-smi -L) "
+        "in its gpus",
         f"c is to use {other}, and the host has {first} and {second}: correct its gpus",
     ]
     # One that does not tell its memory does not tell its UUID either.
