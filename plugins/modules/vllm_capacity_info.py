@@ -84,6 +84,13 @@ gpus:
       type: float
       returned: always
       sample: 33.6
+unified_memory:
+  description:
+    - Whether the GPUs have no memory but the RAM of the host, as on a DGX Spark or a Jetson. C(total_gb) and
+      C(free_gb) of C(gpus) are the RAM then, and what of it is available. Null where C(nvidia-smi) does not tell.
+  returned: success
+  type: bool
+  sample: false
 problems:
   description: What of the inventory can't work on this host, each with the remedy.
   returned: success
@@ -119,8 +126,9 @@ def told(inventory):
             {"index": gpu.index, "uuid": gpu.uuid, "total_gb": round(gpu.total_gb, 2), "free_gb": round(gpu.free_gb, 2)}
             for gpu in (gpus or {}).values()
         ],
+        "unified_memory": capacity.shared(gpus),
         "problems": capacity.lint(inventory, ram, gpus),
-        "advice": capacity.advice(inventory, ram),
+        "advice": capacity.advice(inventory, ram, gpus),
     }
 
 

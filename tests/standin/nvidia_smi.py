@@ -3,8 +3,9 @@
 
 STANDIN_GPU_DIR is that ledger's folder (see gpu.py; without it there is no driver to speak to), STANDIN_GPU_TOTAL_GB
 the memory of each GPU, STANDIN_GPU_COUNT how many there are, STANDIN_GPU_MIG the numbers of those that are divided into
-MIG instances (as in `0,2`). Whatever holds memory in the ledger is a process, so a
-test makes one that is not of vLLM with `GpuHost(folder, ("0",), total, "python3").hold(gigabytes)`.
+MIG instances (as in `0,2`), STANDIN_GPU_UNIFIED whether they have no memory of their own. Whatever holds memory in the
+ledger is a process, so a test makes one that is not of vLLM with
+`GpuHost(folder, ("0",), total, "python3").hold(gigabytes)`.
 
 tests/standin/bin, on the PATH, has it as a command.
 """
@@ -34,6 +35,8 @@ def gpus(ledger: Ledger, count: int, total: float) -> list[str]:
         used = sum(entry["gpus"].get(index, 0.0) for entry in ledger.values())
         mig = "Enabled" if index in divided else "Disabled"
         memory = f"{mebibytes(total)}, {mebibytes(max(total - used, 0.0))}"
+        if os.environ.get("STANDIN_GPU_UNIFIED"):
+            memory, mig = "[N/A], [N/A]", "[N/A]"
         lines.append(f"{index}, {uuid_of(index)}, {memory}, {mig}")
     return lines
 

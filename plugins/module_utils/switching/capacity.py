@@ -3,8 +3,10 @@
 # SPDX-License-Identifier: MIT
 """What memory a host has, what its models take, and whether that goes together. Sizes are in GB, of 1e9 bytes.
 
-GPUs are known by nvidia-smi alone. Where it doesn't tell (another vendor's GPU, none at all, memory that CPU and GPU
-share) nothing is said about GPUs, and nothing is refused because of them.
+GPUs are known by nvidia-smi alone. Where it doesn't tell (another vendor's GPU, none at all) nothing is said about
+GPUs, and nothing is refused because of them. Where CPU and GPU share their memory (DGX Spark, Jetson) it answers
+C([N/A]), for the total and for what is free; what is reckoned with is then the RAM, as vLLM does
+(C(MemorySnapshot.measure) of 0.32).
 """
 
 from __future__ import annotations
@@ -44,13 +46,15 @@ Need = typing.Dict[Name, float]
 
 
 class Gpu(typing.NamedTuple):
-    """One GPU of the host. C(divided): into MIG instances, so that nobody can use it as a whole."""
+    """One GPU of the host. C(divided): into MIG instances, so that nobody can use it as a whole. C(unified): it has no
+    memory of its own, so that C(total_gb) is the host's RAM and C(free_gb) what of that is available."""
 
     index: int  # type: ignore[assignment]  # instead of a tuple's method, which nobody misses
     total_gb: float
     free_gb: float
     uuid: str = ""
     divided: bool = False
+    unified: bool = False
 
 
 class Holder(typing.NamedTuple):
@@ -67,13 +71,30 @@ def read_gpus() -> dict[int, Gpu] | None:
     None where nvidia-smi can't be asked or tells of none. Takes as long as nvidia-smi does, 10 s at most.
     """
     gpus = {}
-    for row in _ask(_GPUS):
+    rows = _ask(_GPUS)
+    if rows and all(row[0].isdigit() and _has_none(row) for row in rows):
+        total, free = read_ram_total_gb(), read_mem_available_gb()
+        if total is None or free is None:
+            return None
+        return {int(row[0]): Gpu(int(row[0]), total, free, row[1], unified=True) for row in rows}
+    for row in rows:
         if len(row) < 4 or not row[0].isdigit():
             return None
         total, free = _gigabytes(row[2]), _gigabytes(row[3])
         if total is not None and free is not None:
             gpus[int(row[0])] = Gpu(int(row[0]), total, free, row[1], row[4:] == ["Enabled"])
     return gpus or None
+
+
+def _has_none(row: typing.Sequence[str]) -> bool:
+    """Whether a GPU has no memory of its own. One that has failed, and one that is divided, says so in other words."""
+    none = ("[N/A]", "N/A", "[Not Supported]")
+    return len(row) == 5 and row[2] in none and row[3] in none and row[4] != "Enabled"
+
+
+def shared(gpus: typing.Mapping[int, Gpu] | None) -> bool | None:
+    """Whether the GPUs have no memory but the host's RAM; None where it is not known."""
+    return any(gpu.unified for gpu in gpus.values()) if gpus else None
 
 
 def named(gpus: typing.Mapping[int, Gpu], names: typing.Iterable[Name]) -> dict[Name, Gpu]:
@@ -156,16 +177,33 @@ def _starts(stack_dir: str) -> dict[str, typing.Any]:
     return found if isinstance(found, dict) else {}
 
 
-def remember(stack_dir: str, model_id: str, need: typing.Mapping[Name, float], start: str = "") -> None:
+def remembered_shared(stack_dir: str) -> bool:
+    """Whether it is known that the host's GPUs have no memory but its RAM."""
+    return records.read(stack_dir, _NAME).get("shared") is True
+
+
+def remember(
+    stack_dir: str,
+    model_id: str,
+    need: typing.Mapping[Name, float],
+    start: str = "",
+    gpus: typing.Mapping[int, Gpu] | None = None,
+) -> None:
     """Record what a start of a model needs on each GPU, unless the record says so. The caller holds the host's lock.
+
+    And whether the C(gpus) have no memory but the host's RAM, where they tell.
 
     Raises OSError when the record can't be written; what it said before is then still there.
     """
     with records.changing:
         saved, starts = remembered(stack_dir), _starts(stack_dir)
-        if saved.get(model_id) != need or remembered_of(stack_dir, model_id) != start:
+        known = remembered_shared(stack_dir)
+        told = shared(gpus)
+        now = known if told is None else told
+        if saved.get(model_id) != need or remembered_of(stack_dir, model_id) != start or now != known:
             starts = {**starts, model_id: start}
-            records.write(stack_dir, _NAME, {"models": {**saved, model_id: dict(need)}, "starts": starts})
+            content = {"models": {**saved, model_id: dict(need)}, "starts": starts}
+            records.write(stack_dir, _NAME, {**content, "shared": True} if now else content)
 
 
 def load_need(model: Model, gpus: typing.Mapping[int, Gpu] | None) -> Need:
@@ -181,6 +219,17 @@ def _shares(model: Model, gpus: typing.Mapping[Name, Gpu]) -> Need:
         return {}
     share = _utilization(model)
     return {name: share * gpus[name].total_gb for name in model.gpus if name in gpus}
+
+
+def wake_need(model: Model, level: int | None, gpus: typing.Mapping[int, Gpu] | None) -> Need:
+    """What a model takes when it wakes, where nobody has measured what its sleep freed, of memory that is the RAM.
+
+    At level 1 its weights are there already. Nothing for GPUs with memory of their own: a wake that fails there harms
+    nobody else.
+    """
+    asleep = SLEEPER_GB + (model.weights_gb or 0.0) / len(model.gpus) if level != 2 else SLEEPER_GB
+    need = load_need(model, gpus)
+    return {name: max(0.0, gb - asleep) for name, gb in need.items()} if shared(gpus) else {}
 
 
 def shortage(
@@ -200,13 +249,16 @@ def shortage(
             continue
         holding = [holder for holder in holders(name) if holder.used_gb >= HOLDER_GB]
         who = _and([f"process {holder.pid} ({holder.name}) holds {holder.used_gb:.1f} GB" for holder in holding])
-        if not holding:
+        if not holding and gpu.unified:
+            remedy = "end what else takes RAM (ps aux --sort=-rss), or give the model less (gpu_memory_utilization)"
+        elif not holding:
             remedy = (
                 "nvidia-smi names no process that holds it; as root, `fuser -v /dev/nvidia*` names those that use a GPU"
             )
         else:
             remedy = who
-        told.append(f"{gpu_text(name)} has {gpu.free_gb:.1f} GB free and {model.id} needs {wanted:.1f} GB: {remedy}")
+        what = f"{gpu_text(name)}, which shares the host's RAM," if gpu.unified else gpu_text(name)
+        told.append(f"{what} has {gpu.free_gb:.1f} GB free and {model.id} needs {wanted:.1f} GB: {remedy}")
     return ". ".join(told)
 
 
@@ -253,9 +305,20 @@ def _absent(model: Model, gpus: typing.Mapping[int, Gpu]) -> list[str]:
     return []
 
 
-def advice(inventory: Inventory, ram_total_gb: float | None) -> list[str]:
+def advice(inventory: Inventory, ram_total_gb: float | None, gpus: typing.Mapping[int, Gpu] | None = None) -> list[str]:
     """What of an inventory works on the host and is still not as meant, each with its remedy. Does no I/O."""
     budget = inventory.switching.available_ram_gb
+    insisting = [model.id for model in inventory.enabled if model.sleep_level == "1"]
+    if shared(gpus):
+        # The budget is of no use there: auto never means level 1.
+        return (
+            [
+                f"the GPU of this host shares its RAM, so that the weights of {_and(insisting)} stay in that memory at "
+                "sleep_level 1: set it to auto, 2 or stop"
+            ]
+            if insisting
+            else []
+        )
     if ram_total_gb is None or budget <= ram_total_gb:
         return []
     return [
@@ -319,9 +382,11 @@ def _awake_problem(inventory: Inventory, model: Model, gpus: typing.Mapping[Name
     if index is None:
         return ""
     total, asleep = gpus[index].total_gb, _sleepers(inventory, model, index)
+    over = takes + _kept_gb(asleep, gpus[index]) - total
     has = f"{gpu_text(index)} has {total:.1f} GB and {model.id} takes {takes:.1f} GB of it (gpu_memory_gb)"
-    remedies = [*_to_stop(asleep, takes + SLEEPER_GB * len(asleep) - total), f"give {model.id} more GPUs (gpus)"]
-    return f"{has}{_beside(asleep)}: {', or '.join(remedies)}, or correct its gpu_memory_gb"
+    more = [] if gpus[index].unified else [f"give {model.id} more GPUs (gpus)"]
+    remedies = [*_to_discard(asleep, gpus[index]), *_to_stop(asleep, over), *more, "correct its gpu_memory_gb"]
+    return f"{has}{_beside(asleep, gpus[index])}: {', or '.join(remedies)}"
 
 
 def _load_problem(inventory: Inventory, model: Model, gpus: typing.Mapping[Name, Gpu]) -> str:
@@ -331,15 +396,15 @@ def _load_problem(inventory: Inventory, model: Model, gpus: typing.Mapping[Name,
     if index is None:
         return ""
     total, asleep = gpus[index].total_gb, _sleepers(inventory, model, index)
-    kept = SLEEPER_GB * len(asleep)
+    kept = _kept_gb(asleep, gpus[index])
     # A start_command gets nothing of args.
     setting = "--gpu-memory-utilization in its start_command" if model.start_command else "args.gpu_memory_utilization"
     most = math.floor((total - kept) / total * 100 + _ROUNDING) / 100
     remedies = [f"set {setting} to at most {most:.2f}"] if most > 0 else []
-    remedies += _to_stop(asleep, need[index] + kept - total)
+    remedies += [*_to_discard(asleep, gpus[index]), *_to_stop(asleep, need[index] + kept - total)]
     return (
         f"{gpu_text(index)} has {total:.1f} GB and {model.id} loads only where {need[index]:.1f} GB of it are free "
-        f"(gpu_memory_utilization {need[index] / total:g}){_beside(asleep)}: "
+        f"(gpu_memory_utilization {need[index] / total:g}){_beside(asleep, gpus[index])}: "
         + (", or ".join(remedies) or "disable some of them")
     )
 
@@ -350,7 +415,7 @@ def _tightest(
     """The GPU that the greatest part is missing of when a model needs so much of each; None where all is well."""
 
     def over(index: Name) -> float:
-        return need[index] + SLEEPER_GB * len(_sleepers(inventory, model, index)) - gpus[index].total_gb
+        return need[index] + _kept_gb(_sleepers(inventory, model, index), gpus[index]) - gpus[index].total_gb
 
     short = [index for index in sorted(need, key=str) if over(index) > _ROUNDING]
     return max(short, key=lambda index: over(index) / gpus[index].total_gb, default=None)
@@ -365,9 +430,28 @@ def _sleepers(inventory: Inventory, model: Model, index: Name) -> list[Model]:
     ]
 
 
-def _beside(asleep: typing.Sequence[Model]) -> str:
+def _kept_gb(asleep: typing.Sequence[Model], gpu: Gpu) -> float:
+    """What sleepers keep on a GPU; of memory that is the RAM also the weights of those at level 1."""
+    return SLEEPER_GB * len(asleep) + _weights_gb(_holding(asleep, gpu))
+
+
+def _holding(asleep: typing.Sequence[Model], gpu: Gpu) -> list[Model]:
+    """The sleepers whose weights stay in the GPU's memory, which is the RAM."""
+    return [model for model in asleep if gpu.unified and model.sleep_level == "1"]
+
+
+def _to_discard(asleep: typing.Sequence[Model], gpu: Gpu) -> list[str]:
+    """The remedy that sleepers give the weights up that they hold in the GPU's memory."""
+    holding = _holding(asleep, gpu)
+    return [f"put {_and([model.id for model in holding])} at sleep_level 2"] if holding else []
+
+
+def _beside(asleep: typing.Sequence[Model], gpu: Gpu) -> str:
     if not asleep:
         return ""
+    if _holding(asleep, gpu):
+        names, keep = _and([model.id for model in asleep]), "keep" if asleep[1:] else "keeps"
+        return f", while {names}, asleep, {keep} about {_kept_gb(asleep, gpu):.1f} GB, weights at level 1 included"
     keep = "keep about {:.1f} GB each" if asleep[1:] else "keeps about {:.1f} GB"
     return f", while {_and([model.id for model in asleep])}, asleep, {keep.format(SLEEPER_GB)}"
 

@@ -111,7 +111,11 @@ class Performer:
 
     def instead(self, step: Step) -> Step:
         """What is done instead of a step, for what was not known of a server when that was planned."""
-        if step.action != SLEEP or step.level != 2 or self.host.models[step.model].sleep_level != "auto":
+        if step.action != SLEEP or self.host.models[step.model].sleep_level != "auto":
+            return step
+        if step.level == 1 and capacity.remembered_shared(self.host.stack_dir):
+            step = Step(SLEEP, step.model, 2)  # seen by the drain for the first time
+        if step.level != 2:
             return step
         reason = ""
         with contextlib.suppress(ServerError):
@@ -218,6 +222,9 @@ class Performer:
         if capacity.remembered(self.host.stack_dir).get(name):
             return None
         gpus = capacity.read_gpus()
+        if capacity.shared(gpus):
+            with contextlib.suppress(OSError):  # then it is seen again
+                capacity.remember(self.host.stack_dir, name, {}, gpus=gpus)
         found = capacity.named(gpus or {}, self.host.models[name].gpus)
         return {called: gpu.free_gb for called, gpu in found.items()} or None
 
@@ -229,7 +236,7 @@ class Performer:
         freed = {n: max(0.0, gpu.free_gb - before[n]) for n, gpu in capacity.named(gpus, before).items()}
         # It only makes a later check of memory sharper: no reason to fail a switch.
         with contextlib.suppress(OSError):
-            capacity.remember(self.host.stack_dir, name, freed, self.host.lifecycles[name].start_id())
+            capacity.remember(self.host.stack_dir, name, freed, self.host.lifecycles[name].start_id(), gpus)
 
     def _check_memory(self, name: str, need: capacity.Need, gpus: typing.Mapping[int, capacity.Gpu] | None) -> None:
         """Raise NoMemory where the GPUs have less free than the model will take, also after a moment."""
@@ -258,12 +265,18 @@ class Performer:
             self.host.servers[step.model].resume()
             return None
         need = capacity.remembered(self.host.stack_dir).get(step.model)
+        shared = capacity.remembered_shared(self.host.stack_dir)
         # One that is half awake holds a part of that itself.
-        if need and step.model not in self.host.lock.doubtful:
+        if (need or shared) and step.model not in self.host.lock.doubtful:
+            gpus = capacity.read_gpus()
+            measured = need and self._is_of_this_start(step.model) if shared else True
+            if not measured:
+                need = capacity.wake_need(self.host.models[step.model], step.level, gpus)
             try:
-                self._check_memory(step.model, need, capacity.read_gpus())
+                self._check_memory(step.model, need or {}, gpus)
             except NoMemory:
-                if self._is_of_this_start(step.model):
+                # Where it is the RAM, the whole host would suffer.
+                if shared or self._is_of_this_start(step.model):
                     raise
                 # Somebody else has started it since, and maybe with less: then its next sleep tells.
                 with contextlib.suppress(OSError):
@@ -290,7 +303,7 @@ class Performer:
         if gpus:
             # It only makes a later check of memory sharper: no reason to fail a switch.
             with contextlib.suppress(OSError):
-                capacity.remember(self.host.stack_dir, step.model, {})
+                capacity.remember(self.host.stack_dir, step.model, {}, gpus=gpus)
         # Not by intent but in the course of this switch: then its answer has to be the one known.
         self.begun[step.model] = bool(self.rung) or self.stopped(step.model)
         self.host.lock.begin(step.model, START)

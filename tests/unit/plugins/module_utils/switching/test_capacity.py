@@ -493,3 +493,98 @@ def test_lint_of_gpus_by_uuid() -> None:
     assert capacity.lint(declared(c={"gpus": [other]}), None, {1: gpus[1]}) == []
     short = capacity.shortage(inventory.models[0], {first: 21.6}, {0: Gpu(0, 24.0, 8.0, first)}, lambda _name: [])
     assert short.startswith(f"{first} has 8.0 GB free and a needs 21.6 GB: ")
+
+
+# Memory that CPU and GPU share
+
+
+RAM = 128.0
+SHARED = {0: Gpu(0, RAM, 100.0, uuid_of("0"), unified=True)}
+
+
+def test_gpus_without_memory_of_their_own(gpu_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STANDIN_GPU_UNIFIED", "1")
+    monkeypatch.setenv("STANDIN_GPU_COUNT", "1")
+    gpus = capacity.read_gpus()
+    total, free = capacity.read_ram_total_gb(), capacity.read_mem_available_gb()
+    assert gpus is not None
+    assert total is not None
+    assert free is not None
+    assert gpus == {0: Gpu(0, total, gpus[0].free_gb, uuid_of("0"), unified=True)}
+    assert gpus[0].free_gb == pytest.approx(free, abs=2)
+    assert capacity.shared(gpus) is True
+    # Processes are told of as anywhere.
+    host = GpuHost(gpu_dir, ("0",), 24.0, "python3")
+    host.hold(3)
+    assert [holder.name for holder in capacity.read_holders(0)] == ["python3"]
+    assert capacity.shared({0: Gpu(0, 24.0, 24.0)}) is False
+    assert capacity.shared(None) is None
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        "0, GPU-1, [N/A], [N/A], Enabled",  # divided, seen from within a container
+        "0, GPU-1, [N/A], [Unknown Error], [N/A]",
+        "0, GPU-1, [GPU is lost], [GPU is lost], [N/A]",
+        "0, GPU-1, [Insufficient Permissions], [Insufficient Permissions], Disabled",
+    ],
+)
+def test_memory_that_is_not_told_for_another_reason(says: Any, rows: str) -> None:
+    says(f"echo '{rows}'")
+    assert capacity.read_gpus() is None
+
+
+def test_one_gpu_that_tells_is_enough_to_know_that_none_shares(says: Any) -> None:
+    says("echo '0, GPU-1, [N/A], [N/A], [N/A]'; echo '1, GPU-2, 1000, 500, Disabled'")
+    assert capacity.read_gpus() == {1: Gpu(1, 1.048576, 0.524288, "GPU-2")}
+
+
+def test_that_memory_is_shared_is_remembered(tmp_path: Path) -> None:
+    stack = str(tmp_path)
+    assert not capacity.remembered_shared(stack)
+    capacity.remember(stack, "a", {}, gpus=SHARED)
+    assert capacity.remembered_shared(stack)
+    capacity.remember(stack, "a", {0: 3.0}, "start")
+    assert capacity.remembered_shared(stack)
+    assert capacity.remembered(stack) == {"a": {0: 3.0}}
+    capacity.remember(stack, "a", {0: 3.0}, "start", {0: Gpu(0, 24.0, 24.0)})
+    assert not capacity.remembered_shared(stack)
+
+
+def test_what_a_wake_takes_of_shared_memory() -> None:
+    model = declared(a={"weights_gb": 30, "args": {"gpu_memory_utilization": 0.5}}).models[0]
+    assert capacity.wake_need(model, 2, SHARED) == {0: 63.0}
+    assert capacity.wake_need(model, 1, SHARED) == {0: 33.0}
+    assert capacity.wake_need(model, None, SHARED) == {0: 33.0}
+    assert capacity.wake_need(model, 2, {0: Gpu(0, RAM, RAM)}) == {}
+    assert capacity.wake_need(model, 2, None) == {}
+
+
+def test_a_shortage_of_shared_memory() -> None:
+    model = declared(a={}).models[0]
+    assert capacity.shortage(model, {0: 100.1}, SHARED) == ""
+    assert capacity.shortage(model, {0: 110.0}, SHARED, lambda _name: []) == (
+        "GPU 0, which shares the host's RAM, has 100.0 GB free and a needs 110.0 GB: end what else takes RAM (ps aux "
+        "--sort=-rss), or give the model less (gpu_memory_utilization)"
+    )
+
+
+def test_lint_and_advice_of_shared_memory() -> None:
+    inventory = declared(
+        a={"gpu_memory_gb": 80, "args": {"gpu_memory_utilization": 0.7}},
+        b={"gpu_memory_gb": 40, "weights_gb": 40, "sleep_level": "1", "args": {"gpu_memory_utilization": 0.4}},
+        c={"gpu_memory_gb": 40, "weights_gb": 40, "args": {"gpu_memory_utilization": 0.4}},
+    )
+    # What sleeps at level 1 holds its weights beside who is awake.
+    assert capacity.lint(inventory, RAM, {0: Gpu(0, RAM, RAM)}) == []
+    assert capacity.lint(inventory, RAM, SHARED) == [
+        "GPU 0 has 128.0 GB and a loads only where 89.6 GB of it are free (gpu_memory_utilization 0.7), while b and c, "
+        "asleep, keep about 42.0 GB, weights at level 1 included: set args.gpu_memory_utilization to at most 0.67, or "
+        "put b at sleep_level 2"
+    ]
+    assert capacity.advice(inventory, RAM, SHARED) == [
+        "the GPU of this host shares its RAM, so that the weights of b stay in that memory at sleep_level 1: set it to "
+        "auto, 2 or stop"
+    ]
+    assert capacity.advice(declared({"available_ram_gb": 999}, a={}), RAM, SHARED) == []
