@@ -496,7 +496,7 @@ MUTANTS = (
     Mutant(
         "others/memory-not-looked-at",
         "perform.py",
-        "if need and step.model not in self.host.lock.doubtful:",
+        "if (need or shared) and step.model not in self.host.lock.doubtful:",
         "if False:",
         "a server is woken into memory that somebody else holds",
         ("switch_memory",),

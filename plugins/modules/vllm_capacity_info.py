@@ -11,8 +11,8 @@ module: vllm_capacity_info
 short_description: Tell whether a host has the memory that its model inventory takes
 version_added: 0.1.0
 description:
-  - Compares a host's model inventory with its RAM and, where C(nvidia-smi) tells, with its GPUs. It asks no server, so
-    it can be used before there is any.
+  - Compares a host's model inventory with its RAM and, where C(nvidia-smi) or the driver of AMD's GPUs tells, with its
+    GPUs. It asks no server, so it can be used before there is any.
   - It does not fail because something does not fit; that is what it reports.
   - What a sleeping server keeps on its GPUs is not known beforehand; about 1 GB for each server is reckoned with.
 options:
@@ -59,7 +59,7 @@ ram_gb:
   type: float
   sample: 134.9
 gpus:
-  description: The GPUs whose memory C(nvidia-smi) tells; none where it is not installed or can't be asked.
+  description: The GPUs whose memory C(nvidia-smi), or the driver of AMD's, tells; none where these can't be asked.
   returned: success
   type: list
   elements: dict

@@ -3,10 +3,10 @@
 # SPDX-License-Identifier: MIT
 """What memory a host has, what its models take, and whether that goes together. Sizes are in GB, of 1e9 bytes.
 
-GPUs are known by nvidia-smi alone. Where it doesn't tell (another vendor's GPU, none at all) nothing is said about
-GPUs, and nothing is refused because of them. Where CPU and GPU share their memory (DGX Spark, Jetson) it answers
-C([N/A]), for the total and for what is free; what is reckoned with is then the RAM, as vLLM does
-(C(MemorySnapshot.measure) of 0.32).
+GPUs are known by nvidia-smi, and AMD's by the kernel's driver (C(devices)). Where these don't tell (another vendor's
+GPU, none at all) nothing is said about GPUs, and nothing is refused because of them. Where CPU and GPU share their
+memory (DGX Spark, Jetson) nvidia-smi answers C([N/A]), for the total and for what is free; what is reckoned with is
+then the RAM, as vLLM does (C(MemorySnapshot.measure) of 0.32).
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import re
 import subprocess
 import typing
 
-from . import records
+from . import devices, records
 from .inventory import Gpu as Name
-from .inventory import Inventory, Model, gpu_text, is_mig
+from .inventory import Inventory, Model, gpu_text, is_amd, is_mig
 
 # What a vLLM server that sleeps keeps on each of its GPUs: CUDA's context, NCCL, captured graphs. Nobody guarantees a
 # figure. Users report from 0.5 to 1.3 GiB: 1.14 GB on each 3090 (vLLM issue 32714), 1.27 GiB on an H100 (llm-d
@@ -35,6 +35,7 @@ HOLDER_GB = 1.0
 NVIDIA_SMI_TIMEOUT_SECONDS = 10.0
 
 _GPUS = "--query-gpu=index,uuid,memory.total,memory.free,mig.mode.current"
+_LEAST_AMD_GB = 8.0
 _UTILIZATION_FLAG = re.compile(r"--gpu[-_]memory[-_]utilization[=\s]+(\S+)")
 # For sums of numbers such as 0.1, not for what was measured.
 _ROUNDING = 1e-6
@@ -65,13 +66,16 @@ class Holder(typing.NamedTuple):
     used_gb: float
 
 
-def read_gpus() -> dict[int, Gpu] | None:
+def read_gpus(root: str = "/") -> dict[int, Gpu] | None:
     """The host's GPUs by their numbers, without those that don't tell their memory. Never raises.
 
-    None where nvidia-smi can't be asked or tells of none. Takes as long as nvidia-smi does, 10 s at most.
+    None where nvidia-smi can't be asked or tells of none, and the kernel of none of AMD's. Takes as long as nvidia-smi
+    does, 10 s at most.
     """
     gpus = {}
     rows = _ask(_GPUS)
+    if not rows and not devices.read_nvidia(root):
+        return _amd(root) or None
     if rows and all(row[0].isdigit() and _has_none(row) for row in rows):
         total, free = read_ram_total_gb(), read_mem_available_gb()
         if total is None or free is None:
@@ -84,6 +88,15 @@ def read_gpus() -> dict[int, Gpu] | None:
         if total is not None and free is not None:
             gpus[int(row[0])] = Gpu(int(row[0]), total, free, row[1], row[4:] == ["Enabled"])
     return gpus or None
+
+
+def _amd(root: str) -> dict[int, Gpu]:
+    """AMD's GPUs that have memory enough to be meant: one within a processor may take more than it tells of."""
+    return {
+        gpu.number: Gpu(gpu.number, gpu.total / 1e9, (gpu.total - gpu.used) / 1e9, gpu.uuid)
+        for gpu in devices.read_amd(root)
+        if gpu.total is not None and gpu.used is not None and gpu.total >= _LEAST_AMD_GB * 1e9
+    }
 
 
 def _has_none(row: typing.Sequence[str]) -> bool:
@@ -104,10 +117,16 @@ def named(gpus: typing.Mapping[int, Gpu], names: typing.Iterable[Name]) -> dict[
     return {name: known[name] for name in names if name in known}
 
 
-def read_holders(name: Name) -> list[Holder]:
-    """The processes that hold memory of a GPU, the biggest first; none where nvidia-smi doesn't tell. Never raises."""
-    uuids = [row[1] for row in _ask(_GPUS) if row[1:] and str(name) in row[:2]]
+def read_holders(name: Name, root: str = "/") -> list[Holder]:
+    """The processes that hold memory of a GPU, the biggest first; none where nobody tells. Never raises."""
+    rows = _ask(_GPUS)
+    uuids = [row[1] for row in rows if row[1:] and str(name) in row[:2]]
     holders = []
+    if not rows and not devices.read_nvidia(root):
+        ids = [gpu.kernel_id for gpu in devices.read_amd(root) if name in (gpu.number, gpu.uuid)]
+        for gpu, pid, held in devices.read_amd_processes(root):
+            if gpu in ids:
+                holders.append(Holder(pid, devices.process_name(pid, root), held / 1e9))
     for row in _processes():
         used = _gigabytes(row[-1])
         if row[0] in uuids and used is not None:
@@ -116,12 +135,15 @@ def read_holders(name: Name) -> list[Holder]:
     return sorted(holders, key=lambda holder: -holder.used_gb)
 
 
-def read_used() -> dict[int, float | None]:
-    """The memory that processes hold, on all GPUs together, by their ids; those that nvidia-smi tells of. Never raises.
+def read_used(root: str = "/") -> dict[int, float | None]:
+    """The memory that processes hold, on all GPUs together, by their ids; those that are told of. Never raises.
 
-    None for a process of which it doesn't tell everywhere.
+    None for a process of which nvidia-smi doesn't tell everywhere.
     """
     found: dict[int, float | None] = {}
+    if not devices.read_nvidia(root):
+        for _gpu, pid, held in devices.read_amd_processes(root):
+            found[pid] = (found.get(pid) or 0.0) + held / 1e9
     for row in _processes():
         pid, used = int(row[1]), _gigabytes(row[-1])
         before = found.get(pid, 0.0)
@@ -251,6 +273,8 @@ def shortage(
         who = _and([f"process {holder.pid} ({holder.name}) holds {holder.used_gb:.1f} GB" for holder in holding])
         if not holding and gpu.unified:
             remedy = "end what else takes RAM (ps aux --sort=-rss), or give the model less (gpu_memory_utilization)"
+        elif not holding and is_amd(gpu.uuid):
+            remedy = "no process is told to hold it; as root, `fuser -v /dev/kfd` names those that use a GPU"
         elif not holding:
             remedy = (
                 "nvidia-smi names no process that holds it; as root, `fuser -v /dev/nvidia*` names those that use a GPU"

@@ -367,7 +367,7 @@ def is_mig(gpu: Gpu) -> bool:
 
 def is_amd(gpu: Gpu) -> bool:
     """Whether a GPU of C(gpus) is named by a UUID that only AMD's have."""
-    return isinstance(gpu, str) and "-" not in gpu[4:]
+    return isinstance(gpu, str) and gpu.startswith("GPU-") and "-" not in gpu[4:]
 
 
 def gpu_text(gpu: Gpu) -> str:
