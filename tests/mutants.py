@@ -63,7 +63,7 @@ MUTANTS = (
     Mutant(
         "time/stale-connection",
         "connection.py",
-        "if self._socket is not None and not self._has_news():",
+        "if self._socket is not None and not self.tls and not self._has_news():",
         "if self._socket is not None:",
         "a connection that the server has closed meanwhile is used again",
         ("server",),
@@ -496,7 +496,7 @@ MUTANTS = (
     Mutant(
         "others/memory-not-looked-at",
         "perform.py",
-        "if need and step.model not in self.host.lock.doubtful:",
+        "if (need or shared) and step.model not in self.host.lock.doubtful:",
         "if False:",
         "a server is woken into memory that somebody else holds",
         ("switch_memory",),

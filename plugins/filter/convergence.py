@@ -66,6 +66,7 @@ _value:
 
 import json
 
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import share_gpu
 from ansible_collections.homegpt.vllm.plugins.plugin_utils.plain import plain
 
 
@@ -120,7 +121,7 @@ def convergence(models, containers, hashes, status, project):
 
 def _conflicts(wanted, name, others):
     """Whether the model shares a GPU with one of the others."""
-    return any(set(wanted[name]["gpus"]) & set(wanted[o]["gpus"]) for o in others if o in wanted and o != name)
+    return any(share_gpu(wanted[name]["gpus"], wanted[o]["gpus"]) for o in others if o in wanted and o != name)
 
 
 def _states(status):

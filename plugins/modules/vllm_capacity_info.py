@@ -11,8 +11,8 @@ module: vllm_capacity_info
 short_description: Tell whether a host has the memory that its model inventory takes
 version_added: 0.1.0
 description:
-  - Compares a host's model inventory with its RAM and, where C(nvidia-smi) tells, with its GPUs. It asks no server, so
-    it can be used before there is any.
+  - Compares a host's model inventory with its RAM and, where C(nvidia-smi) or the driver of AMD's GPUs tells, with its
+    GPUs. It asks no server, so it can be used before there is any.
   - It does not fail because something does not fit; that is what it reports.
   - What a sleeping server keeps on its GPUs is not known beforehand; about 1 GB for each server is reckoned with.
 options:
@@ -59,7 +59,7 @@ ram_gb:
   type: float
   sample: 134.9
 gpus:
-  description: The GPUs whose memory C(nvidia-smi) tells; none where it is not installed or can't be asked.
+  description: The GPUs whose memory C(nvidia-smi), or the driver of AMD's, tells; none where these can't be asked.
   returned: success
   type: list
   elements: dict
@@ -69,6 +69,11 @@ gpus:
       type: int
       returned: always
       sample: 0
+    uuid:
+      description: Its UUID, which stays the same when numbers change.
+      type: str
+      returned: always
+      sample: GPU-8f3b7c1e-2d4a-4b6c-9e8f-0a1b2c3d4e5f
     total_gb:
       description: Its memory, in GB.
       type: float
@@ -79,6 +84,13 @@ gpus:
       type: float
       returned: always
       sample: 33.6
+unified_memory:
+  description:
+    - Whether the GPUs have no memory but the RAM of the host, as on a DGX Spark or a Jetson. C(total_gb) and
+      C(free_gb) of C(gpus) are the RAM then, and what of it is available. Null where C(nvidia-smi) does not tell.
+  returned: success
+  type: bool
+  sample: false
 problems:
   description: What of the inventory can't work on this host, each with the remedy.
   returned: success
@@ -111,11 +123,12 @@ def told(inventory):
         "changed": False,
         "ram_gb": None if ram is None else round(ram, 2),
         "gpus": [
-            {"index": gpu.index, "total_gb": round(gpu.total_gb, 2), "free_gb": round(gpu.free_gb, 2)}
+            {"index": gpu.index, "uuid": gpu.uuid, "total_gb": round(gpu.total_gb, 2), "free_gb": round(gpu.free_gb, 2)}
             for gpu in (gpus or {}).values()
         ],
+        "unified_memory": capacity.shared(gpus),
         "problems": capacity.lint(inventory, ram, gpus),
-        "advice": capacity.advice(inventory, ram),
+        "advice": capacity.advice(inventory, ram, gpus),
     }
 
 

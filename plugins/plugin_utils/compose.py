@@ -13,7 +13,7 @@ import json
 import re
 import typing
 
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import API_SERVER, is_secret_name
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import API_SERVER, Gpu, is_secret_name
 from ansible_collections.homegpt.vllm.plugins.plugin_utils.weights import uses_modelscope
 
 # The switches of `vllm serve` that have no --no-... form, from vLLM 0.32.0's parser (make_arg_parser of
@@ -156,10 +156,8 @@ def service(
         raise ValueError("vllm_gpu_access must be one of %s, is %s" % (", ".join(GPU_ACCESS), gpu_access))
     if "VLLM_API_KEY" in _environment(environment):
         raise ValueError("vllm_env can't have VLLM_API_KEY: a switch asks each model with its own, set it in their env")
-    numbers = range(len(model["gpus"])) if gpu_access in RENUMBERED_ACCESS else model["gpus"]
-    visible = "HIP_VISIBLE_DEVICES" if gpu_access == "amd" else "CUDA_VISIBLE_DEVICES"
     variables = {
-        visible: Word("", ",".join(map(str, numbers))),
+        **{name: Word("", ",".join(map(str, gpus))) for name, gpus in _visible(model["gpus"], gpu_access).items()},
         # What puts a model to sleep answers in this mode only.
         "VLLM_SERVER_DEV_MODE": Word("", "1"),
         "VLLM_HOST_IP": Word("", "127.0.0.1"),
@@ -212,6 +210,19 @@ def _serves(words: typing.Sequence[str]) -> bool:
         and words[-1] == "serve"
         and words[-2].rpartition("/")[2] in ("vllm", "vllm.entrypoints.cli.main")
     )
+
+
+def _visible(gpus: typing.Sequence[Gpu], gpu_access: str) -> dict[str, typing.Sequence[Gpu]]:
+    """The variables by which the processes of a container see a model's GPUs alone."""
+    if gpu_access in RENUMBERED_ACCESS:
+        return {"CUDA_VISIBLE_DEVICES": range(len(gpus))}
+    if gpu_access != "amd":
+        return {"CUDA_VISIBLE_DEVICES": gpus}
+    if isinstance(gpus[0], int):
+        return {"HIP_VISIBLE_DEVICES": gpus}
+    # ROCm's runtime takes UUIDs, HIP doesn't, and numbers what the runtime has left it from 0:
+    # https://rocm.docs.amd.com/en/latest/conceptual/gpu-isolation.html
+    return {"ROCR_VISIBLE_DEVICES": gpus, "HIP_VISIBLE_DEVICES": range(len(gpus))}
 
 
 def api_key(model: typing.Mapping[str, typing.Any]) -> Word:

@@ -334,7 +334,7 @@ class Builder:
         if available is None:
             found = list(range(needed))
             self.notes.add(place, "says nothing of GPUs by number: gpus is %s, check it" % found)
-        elif len(available) > needed and sizes == [1, 1, 1] and "tensor_parallel_size" not in given:
+        elif len(available) > needed and all(size == 1 for size in sizes) and "tensor_parallel_size" not in given:
             found = available[:1]
             self.notes.add(
                 place, "may see GPUs %s, but uses the first alone: so does gpus" % ", ".join(map(str, available))

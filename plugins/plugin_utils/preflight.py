@@ -11,7 +11,13 @@ import re
 import typing
 
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors import InventoryError, SwitchingError
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import Inventory, Model, parse
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import (
+    Inventory,
+    Model,
+    is_amd,
+    is_mig,
+    parse,
+)
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.texts import map_text
 from ansible_collections.homegpt.vllm.plugins.plugin_utils import open_webui, rollout, weights
 from ansible_collections.homegpt.vllm.plugins.plugin_utils.placement import names_of, place
@@ -326,6 +332,7 @@ def _own(playbook: str, host: Host, inventory: Inventory) -> typing.Iterator[str
                 f"{model.id}: container_name {webui[1]} is Open WebUI's: choose another, or another "
                 "open_webui_container_name"
             )
+        yield from _foreign(model, host.values)
         if playbook in ("site", "bootstrap", "prefetch") and not model.disabled:
             yield from _unseen(model, host.values)
     if webui and webui[0] in RESERVED_PORTS:
@@ -344,6 +351,16 @@ def _webui(values: Values, inventory: Inventory) -> tuple[int, str] | None:
         return None
     port = str(values.get("open_webui_port", 3000))
     return int(port) if port.isdecimal() else 0, str(values.get("open_webui_container_name", "open-webui"))
+
+
+def _foreign(model: Model, values: Values) -> typing.Iterator[str]:
+    """GPUs of another vendor than the one that the model's container is given."""
+    access = values.get("vllm_servers_gpu_access", values.get("vllm_gpu_access", "nvidia"))
+    foreign = {"nvidia": is_amd, "cdi": is_amd, "amd": is_mig}.get(str(access))
+    lost = [gpu for gpu in model.gpus if foreign and foreign(gpu)]
+    if lost and not model.start_command:
+        vendor = "NVIDIA" if access == "amd" else "AMD"
+        yield f"{model.id}: gpus names {lost[0]}, which only {vendor}'s have, and vllm_gpu_access is {access}"
 
 
 def _unseen(model: Model, values: Values) -> typing.Iterator[str]:

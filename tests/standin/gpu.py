@@ -24,6 +24,16 @@ from typing import Any
 Ledger = dict[str, dict[str, Any]]  # id -> {"pid", "model", "gpus": {gpu: GB}}
 
 
+def uuid_of(gpu: str) -> str:
+    """Return the UUID of the GPU of this number."""
+    return f"GPU-00000000-0000-4000-8000-{int(gpu):012x}"
+
+
+def number_of(gpu: str) -> str:
+    """Return the number of a GPU that is given by number or UUID."""
+    return str(int(gpu[-12:], 16)) if gpu.startswith("GPU-") else gpu
+
+
 class OutOfMemory(Exception):
     """A GPU has not enough free memory; `index` counts the GPUs that the process can see."""
 

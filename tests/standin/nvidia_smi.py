@@ -2,8 +2,10 @@
 """A stand-in for nvidia-smi: the two queries that the engine makes, answered from the ledger of the stand-ins' GPUs.
 
 STANDIN_GPU_DIR is that ledger's folder (see gpu.py; without it there is no driver to speak to), STANDIN_GPU_TOTAL_GB
-the memory of each GPU, STANDIN_GPU_COUNT how many there are. Whatever holds memory in the ledger is a process, so a
-test makes one that is not of vLLM with `GpuHost(folder, ("0",), total, "python3").hold(gigabytes)`.
+the memory of each GPU, STANDIN_GPU_COUNT how many there are, STANDIN_GPU_MIG the numbers of those that are divided into
+MIG instances (as in `0,2`), STANDIN_GPU_UNIFIED whether they have no memory of their own. Whatever holds memory in the
+ledger is a process, so a test makes one that is not of vLLM with
+`GpuHost(folder, ("0",), total, "python3").hold(gigabytes)`.
 
 tests/standin/bin, on the PATH, has it as a command.
 """
@@ -15,7 +17,7 @@ import os
 import sys
 from pathlib import Path
 
-from .gpu import Ledger, alive
+from .gpu import Ledger, alive, uuid_of
 
 FORMAT = "--format=csv,noheader,nounits"
 
@@ -27,17 +29,22 @@ def mebibytes(gigabytes: float) -> int:
 
 def gpus(ledger: Ledger, count: int, total: float) -> list[str]:
     """Return a line for each GPU."""
+    divided = os.environ.get("STANDIN_GPU_MIG", "").split(",")
     lines = []
     for index in map(str, range(count)):
         used = sum(entry["gpus"].get(index, 0.0) for entry in ledger.values())
-        lines.append(f"{index}, GPU-standin-{index}, {mebibytes(total)}, {mebibytes(max(total - used, 0.0))}")
+        mig = "Enabled" if index in divided else "Disabled"
+        memory = f"{mebibytes(total)}, {mebibytes(max(total - used, 0.0))}"
+        if os.environ.get("STANDIN_GPU_UNIFIED"):
+            memory, mig = "[N/A], [N/A]", "[N/A]"
+        lines.append(f"{index}, {uuid_of(index)}, {memory}, {mig}")
     return lines
 
 
 def processes(ledger: Ledger) -> list[str]:
     """Return a line for each process on each of its GPUs."""
     return [
-        f"GPU-standin-{gpu}, {entry['pid']}, {entry['model']}, {mebibytes(held)}"
+        f"{uuid_of(gpu)}, {entry['pid']}, {entry['model']}, {mebibytes(held)}"
         for entry in ledger.values()
         for gpu, held in entry["gpus"].items()
     ]
@@ -53,7 +60,7 @@ def main(argv: list[str]) -> int:
     path = folder / "ledger.json"
     written: Ledger = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     ledger = {holder: entry for holder, entry in written.items() if alive(folder, holder)}
-    if argv == ["--query-gpu=index,uuid,memory.total,memory.free", FORMAT]:
+    if argv == ["--query-gpu=index,uuid,memory.total,memory.free,mig.mode.current", FORMAT]:
         lines = gpus(ledger, count, total)
     elif argv == ["--query-compute-apps=gpu_uuid,pid,process_name,used_memory", FORMAT]:
         lines = processes(ledger)

@@ -7,6 +7,7 @@ import asyncio
 import os
 import signal
 import socket
+import ssl
 import sys
 import time
 
@@ -66,7 +67,11 @@ async def serve(settings: Settings, engine: Engine, faults: Faults, listener: so
     say("INFO", "entry.py:140", f"Starting vLLM server on http://{settings.host}:{settings.port}", "APIServer")
     print(f"INFO:     Started server process [{os.getpid()}]", file=sys.stderr)
     print("INFO:     Waiting for application startup.", file=sys.stderr)
-    site = web.SockSite(runner, listener, backlog=BACKLOG)
+    secure = None
+    if settings.ssl_certfile:
+        secure = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        secure.load_cert_chain(settings.ssl_certfile, settings.ssl_keyfile)
+    site = web.SockSite(runner, listener, backlog=BACKLOG, ssl_context=secure)
     await site.start()
     api.stop_listening, api.listener = site.stop, listener
     print("INFO:     Application startup complete.", file=sys.stderr, flush=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .family import Family
+from .gpu import number_of
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,8 @@ class Settings:
     model: str
     host: str
     port: int
+    ssl_keyfile: str | None
+    ssl_certfile: str | None
     names: tuple[str, ...]
     api_keys: tuple[str, ...]
     max_model_len: int
@@ -56,6 +59,8 @@ def read(argv: list[str]) -> Settings:
     serve.add_argument("--host", default="0.0.0.0")
     serve.add_argument("--port", type=int, default=8000)
     serve.add_argument("--served-model-name", nargs="+", default=[])
+    serve.add_argument("--ssl-keyfile")
+    serve.add_argument("--ssl-certfile")
     serve.add_argument("--api-key", nargs="+", default=[])
     serve.add_argument("--max-model-len", type=_length, default=4096)
     serve.add_argument("--max-num-seqs", type=int, default=256)
@@ -67,7 +72,7 @@ def read(argv: list[str]) -> Settings:
 
     env = os.environ
     model = args.model_tag or args.model
-    visible = [gpu.strip() for gpu in env.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu.strip()]
+    visible = [number_of(gpu.strip()) for gpu in env.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu.strip()]
     if not visible:
         visible = [str(number) for number in range(args.tensor_parallel_size or 1)]
     total = _number("STANDIN_GPU_TOTAL_GB", 24.0)
@@ -76,6 +81,8 @@ def read(argv: list[str]) -> Settings:
         model=model,
         host=args.host,
         port=args.port,
+        ssl_keyfile=args.ssl_keyfile,
+        ssl_certfile=args.ssl_certfile,
         names=tuple(args.served_model_name or [model]),
         api_keys=tuple(key for key in api_keys if key),
         max_model_len=args.max_model_len,

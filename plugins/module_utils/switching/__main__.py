@@ -143,7 +143,7 @@ def _lint(inventory: Inventory) -> int:
     problems = capacity.lint(inventory, ram, gpus)
     for line in problems:
         _say(f"problem: {line}")
-    for line in capacity.advice(inventory, ram):
+    for line in capacity.advice(inventory, ram, gpus):
         _say(f"advice: {line}")
     return 1 if problems else 0
 

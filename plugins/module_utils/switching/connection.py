@@ -59,8 +59,8 @@ class Answer(typing.NamedTuple):
         return json.loads(self.text)
 
 
-class _Socket(socket.socket):
-    """A socket on which the answer of one call ends by a time and a size."""
+class _Bounded:
+    """What makes a socket one on which the answer of one call ends by a time and a size."""
 
     until: float = 0.0
     left_bytes: int = 0
@@ -69,26 +69,35 @@ class _Socket(socket.socket):
         left = self.until - time.monotonic()
         if left <= 0 or self.left_bytes <= 0:
             raise socket.timeout("the answer did not end")
-        self.settimeout(left)
-        count = super().recv_into(*args, **kwargs)
+        self.settimeout(left)  # type: ignore[attr-defined]
+        count: int = super().recv_into(*args, **kwargs)  # type: ignore[misc]
         self.left_bytes -= count
         return count
 
 
-class Connection:
-    """A connection to a port of this host, made when it is needed. Not for use by two threads at once."""
+class _Socket(_Bounded, socket.socket):
+    pass
 
-    def __init__(self, port: int, connect_timeout: float) -> None:
+
+class Connection:
+    """A connection to a port of this host, made when it is needed. Not for use by two threads at once.
+
+    C(address) is one of this host's own, or nothing is taken to listen. With C(tls) each call makes a new one.
+    """
+
+    def __init__(self, port: int, connect_timeout: float, address: str = "127.0.0.1", tls: bool = False) -> None:
         self.port = port
         self.connect_timeout = connect_timeout
-        self._http = http.client.HTTPConnection("127.0.0.1", port)
-        self._socket: _Socket | None = None
+        self.address = address
+        self.tls = tls
+        self._http = http.client.HTTPConnection(address, port)
+        self._socket: typing.Any = None
 
     def close(self) -> None:
         """Close the connection; the next call makes a new one."""
         self._http.close()
         # A new one: what was put together of a request that failed must not be sent before the next.
-        self._http = http.client.HTTPConnection("127.0.0.1", self.port)
+        self._http = http.client.HTTPConnection(self.address, self.port)
         self._socket = None
 
     def call(
@@ -100,7 +109,7 @@ class Connection:
         """
         begun = False
         try:
-            connected = self._connected()
+            connected = self._connected(until)
             connected.until, connected.left_bytes = until, _LONGEST_ANSWER_BYTES
             connected.settimeout(max(until - time.monotonic(), 0.001))
             self._http.request(method, urllib.parse.quote(path, safe=_PLAIN), body, dict(headers))
@@ -130,23 +139,26 @@ class Connection:
             self._socket = None
         return Answer(answer.status, {name.lower(): value for name, value in answer.getheaders()}, text)
 
-    def _connected(self) -> _Socket:
+    def _connected(self, until: float) -> typing.Any:
         """The connection, a new one where the server has closed the one before."""
-        if self._socket is not None and not self._has_news():
+        # On one with TLS there is always something to read, and nobody can look what without taking it.
+        if self._socket is not None and not self.tls and not self._has_news():
             return self._socket
         self.close()
         # create_connection would take the address for a name, and Python's codec for names takes 4 ms to import.
-        made = _Socket(socket.AF_INET, socket.SOCK_STREAM)
+        family = socket.AF_INET6 if ":" in self.address else socket.AF_INET
+        made = _Socket(family, socket.SOCK_STREAM)
         try:
+            _check_own(self.address, family)
             made.settimeout(self.connect_timeout)
-            made.connect(("127.0.0.1", self.port))
+            made.connect((self.address, self.port))
             made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         except BaseException as error:
             made.close()
             if isinstance(error, socket.timeout):
                 raise NoConnection from None
             raise
-        self._http.sock = self._socket = made
+        self._http.sock = self._socket = _secured(made, until) if self.tls else made
         return self._socket
 
     def _has_news(self) -> bool:
@@ -161,3 +173,36 @@ class Connection:
         except OSError:
             pass
         return True
+
+
+def _check_own(address: str, family: int) -> None:
+    """Raise ConnectionRefusedError for an address of another host: its servers are not ours to put to sleep."""
+    if address.startswith("127.") or address == "::1":
+        return
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((address, 0))
+        except OSError:
+            raise ConnectionRefusedError(f"{address} is no address of this host") from None
+
+
+def _secured(made: socket.socket, until: float) -> typing.Any:
+    """The connection with TLS. Whose certificate it is says nothing here: both ends are on this host."""
+    import ssl  # noqa: PLC0415 - few need it, and every switch would wait for it
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.sslsocket_class = type("_Secured", (_Bounded, ssl.SSLSocket), {})
+    try:
+        made.settimeout(max(until - time.monotonic(), 0.001))
+        return context.wrap_socket(made)
+    except (ssl.SSLEOFError, ssl.SSLZeroReturnError) as error:
+        made.close()
+        raise ConnectionResetError(str(error)) from None
+    except ssl.SSLError as error:
+        made.close()
+        raise NotHttp(f"no TLS: {error.reason or error}") from None
+    except BaseException:
+        made.close()
+        raise

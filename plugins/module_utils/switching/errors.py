@@ -112,6 +112,12 @@ class NoMemory(ServerError):
     remedy = "end what holds the GPU memory, or stop the model that it serves, then switch again"
 
 
+class Divided(NoMemory):
+    """A GPU that a server needs as a whole is divided into MIG instances. Nothing was asked of the server."""
+
+    remedy = "correct its gpus, or end the division (nvidia-smi -mig 0), then switch again"
+
+
 class LifecycleError(SwitchingError):
     """A server could not be started or stopped."""
 

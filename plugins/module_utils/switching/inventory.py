@@ -16,15 +16,25 @@ import math
 import re
 import typing
 
+from . import options
 from .errors import InventoryError, SwitchingError, UnknownModel
 from .texts import map_text
 
 # A model of which only this much RAM is free for sleepers is better discarded than offloaded (homeGPT's rule).
 LEVEL_1_MINIMUM_RAM_GB = 64.0
 
-# vllm serve's arguments whose product is the number of GPUs; the first is that number unless it is given.
-PARALLEL_SIZES = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
+# vllm serve's arguments whose product is the number of GPUs; the first is that number unless it is given. From
+# __post_init__ and world_size_across_dp of ParallelConfig in vLLM 0.32.0's config/parallel.py. Decode context and
+# expert parallelism use the same GPUs once more; prefill context parallelism came with 0.12.
+PARALLEL_SIZES = (
+    "tensor_parallel_size",
+    "pipeline_parallel_size",
+    "prefill_context_parallel_size",
+    "data_parallel_size",
+)
 
+# A GPU by its number on the host, or by the UUID of it or of one of its MIG instances.
+Gpu = typing.Union[int, str]
 # Turns a raw value into the checked one, or raises _Wrong.
 Check = typing.Callable[[typing.Any], typing.Any]
 # The path of one entry of vllm_models, and its checked fields.
@@ -35,6 +45,8 @@ _CONTAINER_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+\Z")
 _ENVIRONMENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 _MACRO_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*\Z")
 _ARGUMENT_NAME = re.compile(r"[a-z][a-z0-9_.-]*\Z")
+# As `nvidia-smi -L` tells them, whole; an AMD GPU's, as `rocminfo` does, has 16 digits.
+_UUID = re.compile(r"(?:GPU|MIG)-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z|GPU-[0-9a-f]{16}\Z", re.IGNORECASE)
 _VARIABLE = re.compile(r"\$\{([^{}]*)\}")
 # What a switch says is no secret, whatever it is called.
 _SWITCHES = ("0", "1", "true", "false", "yes", "no", "on", "off")
@@ -106,8 +118,9 @@ class Model:
     """Its container and compose service."""
     port: int = 8000
     """The port inside the container."""
-    gpus: tuple[int, ...] = (0,)
-    """The GPUs it uses. Two models conflict when they share one; others can be active together."""
+    gpus: tuple[Gpu, ...] = (0,)
+    """The GPUs it uses: their numbers, or their UUIDs (`GPU-...`, `MIG-...` for one MIG instance), which stay the same
+    when numbers change at a boot. Two models conflict when they share one; others can be active together."""
     gpu_memory_gb: float | None = None
     """GPU memory it takes, of all its GPUs together."""
     weights_gb: float | None = None
@@ -167,9 +180,14 @@ class Model:
             key = key[0]
         return str(key) if key else None
 
+    @property
+    def listens(self) -> options.Listens:
+        """Where its server is to be asked. A container's port is published on loopback."""
+        return options.listens(self.start_command)
+
     def conflicts_with(self, other: Model) -> bool:
         """Whether both need the same GPU, so that only one of them can be awake."""
-        return self.id != other.id and bool(set(self.gpus) & set(other.gpus))
+        return self.id != other.id and share_gpu(self.gpus, other.gpus)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -329,6 +347,38 @@ def parse(models: typing.Any, switching: typing.Any = None) -> Inventory:
         ),
         settings,
     )
+
+
+def share_gpu(gpus: typing.Iterable[Gpu], others: typing.Iterable[Gpu]) -> bool:
+    """Whether two models with these C(gpus) need the same GPU.
+
+    A number and a UUID may be the same GPU, so they count as one (only a disabled model can have the other form). A MIG
+    instance is its own: nobody can use a GPU as a whole while it is divided, which C(capacity) sees on the host.
+    """
+    mine, theirs = set(gpus), set(others)
+    (numbers, wholes), (other_numbers, other_wholes) = _forms(mine), _forms(theirs)
+    return bool(mine & theirs or (numbers and other_wholes) or (wholes and other_numbers))
+
+
+def _forms(gpus: typing.Iterable[Gpu]) -> tuple[list[Gpu], list[Gpu]]:
+    """The whole GPUs that are named by number, and those by UUID."""
+    whole = [gpu for gpu in gpus if not is_mig(gpu)]
+    return [gpu for gpu in whole if isinstance(gpu, int)], [gpu for gpu in whole if isinstance(gpu, str)]
+
+
+def is_mig(gpu: Gpu) -> bool:
+    """Whether a GPU of C(gpus) is a MIG instance: a part of one."""
+    return isinstance(gpu, str) and gpu.startswith("MIG-")
+
+
+def is_amd(gpu: Gpu) -> bool:
+    """Whether a GPU of C(gpus) is named by a UUID that only AMD's have."""
+    return isinstance(gpu, str) and gpu.startswith("GPU-") and "-" not in gpu[4:]
+
+
+def gpu_text(gpu: Gpu) -> str:
+    """A GPU of C(gpus) as messages call it."""
+    return gpu if isinstance(gpu, str) else f"GPU {gpu}"
 
 
 def is_secret_name(name: object) -> bool:
@@ -551,10 +601,22 @@ def _names(value: typing.Any) -> tuple[str, ...]:
     return names
 
 
-def _gpus(value: typing.Any) -> tuple[int, ...]:
-    gpus: tuple[int, ...] = _list_of(_number(minimum=0, whole=True), "GPU numbers")(value)
+def _gpu(value: typing.Any) -> Gpu:
+    if isinstance(value, str) and _UUID.match(value):
+        # As nvidia-smi and the container toolkit write it: they compare texts.
+        return value[:4].upper() + value[4:].lower()
+    if isinstance(value, str) and value[:4].upper() in ("GPU-", "MIG-"):
+        raise _Wrong(f"must be a whole UUID, as nvidia-smi -L tells it, is {value}")
+    number: int = _number(minimum=0, whole=True)(value)
+    return number
+
+
+def _gpus(value: typing.Any) -> tuple[Gpu, ...]:
+    gpus: tuple[Gpu, ...] = _list_of(_gpu, "GPU numbers or UUIDs")(value)
     if not gpus or len(set(gpus)) != len(gpus):
         raise _Wrong(f"must name at least one GPU, each once, is {list(gpus)}")
+    if len(gpus) > 1 and any(map(is_mig, gpus)):
+        raise _Wrong(f"must name a MIG instance alone, since a process can use no second one, is {list(gpus)}")
     return gpus
 
 
@@ -757,16 +819,23 @@ def _parse_model(index: int, entry: typing.Any, global_macros: typing.Mapping[st
         )
     if "gpus" in fields:
         _check_parallel_sizes(path, fields.get("args", {}), fields["gpus"], mistakes)
+    if not given.get("start_command"):  # which gets nothing of args
+        for name, why in options.unfollowed_in_container(fields.get("args", {})):
+            mistakes.append(f"{path}: args.{name}: {why}")
     macros = _macros(given, fields)
     _check_macros(path, macros, mistakes)
     variables = {name: str(fields.get(name, "")) for name in _BUILTIN_VARIABLES}
     variables["port"] = variables["port"] or str(Model.port)
     _expand_variables(path, fields, {**global_macros, **macros, **variables}, mistakes)
+    told = options.of_command(fields.get("start_command", ()))
+    if told is not None and "host_port" in fields:
+        for name, why in options.unfollowed_in_command(told, fields["host_port"]):
+            mistakes.append(f"{path}: start_command: --{name.replace('_', '-')}: {why}")
     return path, fields
 
 
 def _check_parallel_sizes(
-    path: str, args: typing.Mapping[str, typing.Any], gpus: typing.Sequence[int], mistakes: list[str]
+    path: str, args: typing.Mapping[str, typing.Any], gpus: typing.Sequence[Gpu], mistakes: list[str]
 ) -> None:
     """A server that is told to use more GPUs than it is given does not start; told to use fewer, it wastes them."""
     sizes = {"tensor_parallel_size": len(gpus), **{key: args[key] for key in PARALLEL_SIZES if key in args}}
@@ -864,19 +933,30 @@ def _check_together(parsed: list[Entry], mistakes: list[str]) -> None:
             for other_path, other in parsed:
                 if other_path != path and alias in (other.get("id"), other.get("model"), *other.get("aliases", ())):
                     mistakes.append(f"{path}: alias {alias} already names {_short(other_path)}")
-    actives: list[tuple[str, set[int]]] = []
+    enabled = [(path, fields.get("gpus", ())) for path, fields in parsed if fields.get("startup_mode") != "disabled"]
+    numbers, uuids = ([_short(path) for path, gpus in enabled if _forms(gpus)[form]] for form in (0, 1))
+    if numbers and uuids:
+        mistakes.append(
+            f"vllm_models: gpus are numbers in {', '.join(numbers)} and UUIDs in {', '.join(uuids)}, so nobody can "
+            "tell which models share a GPU: write all of them one way (nvidia-smi -L lists both)"
+        )
+    actives: list[tuple[str, set[Gpu]]] = []
     for path, fields in parsed:
         if fields.get("startup_mode") != "active":
             continue
         gpus = set(fields.get("gpus", ()))
         for other_path, other_gpus in actives:
-            shared = sorted(gpus & other_gpus)
+            shared = sorted(gpus & other_gpus, key=str)
             if shared:
                 mistakes.append(
-                    f"{path}: startup_mode active is taken by {_short(other_path)}: both use GPU "
-                    f"{', '.join(map(str, shared))} and only one of them can be awake; set one to sleep"
+                    f"{path}: startup_mode active is taken by {_short(other_path)}: both use "
+                    f"{_gpus_text(shared)} and only one of them can be awake; set one to sleep"
                 )
         actives.append((path, gpus))
+
+
+def _gpus_text(gpus: typing.Sequence[Gpu]) -> str:
+    return ("GPU " if isinstance(gpus[0], int) else "") + ", ".join(map(str, gpus))
 
 
 def _short(path: str) -> str:

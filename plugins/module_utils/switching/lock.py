@@ -21,6 +21,7 @@ import typing
 
 from . import devices, records
 from .errors import LockLost, LockTimeout, SwitchingError
+from .inventory import Gpu, gpu_text
 from .plan import WAKE
 
 # What is written covers what was there before, so that nothing has to be truncated, which takes longer.
@@ -105,7 +106,8 @@ class _File:
 class HostLock:
     """A file of the stack, so that modules, command line and manager share it.
 
-    C(place) is the folder of the machine's locks and C(gpus) what GPUs it has, for tests to own.
+    C(place) is the folder of the machine's locks, C(gpus) what GPUs it has and C(uuids) which of them has which UUID,
+    for tests to own.
 
     C(begun) says of each model whose server was to be paused (a drain), put to sleep, woken or started what of that was
     begun last, until it is proved or taken back. C(failed_at), C(last_failed_at) (of the switch before) and
@@ -117,10 +119,12 @@ class HostLock:
         stack_dir: str,
         place: str | None = None,
         gpus: typing.Callable[[], typing.Mapping[int, str]] = devices.read_gpus,
+        uuids: typing.Callable[[], typing.Mapping[str, int]] = devices.read_uuids,
     ) -> None:
         self.stack_dir = stack_dir
         self.place = place or devices.lock_folder()
         self.gpus = gpus
+        self.uuids = uuids
         self.path = os.path.join(stack_dir, "run", "switch.lock")
         self.begun: dict[str, Begun] = {}
         self.active_since: dict[str, float] = {}
@@ -144,7 +148,7 @@ class HostLock:
         seconds: float,
         wait: Wait,
         tell: typing.Callable[[str], None] | None = None,
-        gpus: typing.Iterable[int] = (),
+        gpus: typing.Iterable[Gpu] = (),
     ) -> typing.Iterator[None]:
         """Hold the lock, and those of these GPUs. C(tell) is told who has one that has to be waited for.
 
@@ -200,12 +204,20 @@ class HostLock:
                     "nothing more is done"
                 )
 
-    def _machine(self, gpus: typing.Iterable[int]) -> list[_File]:
+    def _machine(self, gpus: typing.Iterable[Gpu]) -> list[_File]:
         """The machine's locks, in the order in which everybody takes them: of this stack, and of the GPUs."""
         stack = os.stat(self.stack_dir)
-        there = self.gpus()
+        there, gpus = self.gpus(), list(gpus)
+        uuids = self.uuids() if any(isinstance(gpu, str) for gpu in gpus) else {}
         names = [(f"stack-{stack.st_dev:x}-{stack.st_ino:x}", "this host")]
-        names += sorted((f"gpu-{there[gpu]}", f"GPU {gpu}") for gpu in gpus if gpu in there)
+        found = {}
+        for gpu in gpus if there else ():
+            number = uuids.get(gpu, gpu) if isinstance(gpu, str) else gpu
+            # A MIG instance is locked by its own name; one GPU may be called by number in another stack.
+            device = there.get(number) if isinstance(number, int) else number
+            if device:
+                found[f"gpu-{device}"] = gpu_text(gpu)
+        names += sorted(found.items())
         return [_File(os.path.join(self.place, name), what, private=True) for name, what in names]
 
     def _begin(self, file: _File, purpose: str) -> None:

@@ -11,6 +11,7 @@ import typing
 from . import canary, capacity
 from .drain import CUT, FATES, Drain
 from .errors import (
+    Divided,
     DrainTimeout,
     LifecycleError,
     NoMemory,
@@ -71,7 +72,7 @@ class Performer:
         self.rung = ""
         # What the sleep of a model is to do with requests.
         self._modes: dict[str, str] = {}
-        self._free_before: dict[str, dict[int, float] | None] = {}
+        self._free_before: dict[str, capacity.Need | None] = {}
 
     def perform(self, step: Step, act: typing.Callable[[Step], str | None] | None = None, rung: str = "") -> None:
         """Do one step, confirm it and write it down."""
@@ -110,7 +111,11 @@ class Performer:
 
     def instead(self, step: Step) -> Step:
         """What is done instead of a step, for what was not known of a server when that was planned."""
-        if step.action != SLEEP or step.level != 2 or self.host.models[step.model].sleep_level != "auto":
+        if step.action != SLEEP or self.host.models[step.model].sleep_level != "auto":
+            return step
+        if step.level == 1 and capacity.remembered_shared(self.host.stack_dir):
+            step = Step(SLEEP, step.model, 2)  # seen by the drain for the first time
+        if step.level != 2:
             return step
         reason = ""
         with contextlib.suppress(ServerError):
@@ -214,26 +219,28 @@ class Performer:
             self.perform(Step(again, step.model, step.level if again == WAKE else None))
         raise DrainTimeout(f"{why} (drain_timeout_action is {action}), so that it was woken")
 
-    def _free_memory(self, name: str) -> dict[int, float] | None:
+    def _free_memory(self, name: str) -> capacity.Need | None:
         """The free memory of a model's GPUs, if it is worth knowing before a sleep."""
         if capacity.remembered(self.host.stack_dir).get(name):
             return None
         gpus = capacity.read_gpus()
-        return {i: gpus[i].free_gb for i in self.host.models[name].gpus if i in gpus} if gpus else None
+        if capacity.shared(gpus):
+            with contextlib.suppress(OSError):  # then it is seen again
+                capacity.remember(self.host.stack_dir, name, {}, gpus=gpus)
+        found = capacity.named(gpus or {}, self.host.models[name].gpus)
+        return {called: gpu.free_gb for called, gpu in found.items()} or None
 
-    def _remember_freed(self, name: str, before: typing.Mapping[int, float] | None) -> None:
+    def _remember_freed(self, name: str, before: capacity.Need | None) -> None:
         """What a sleep has freed is what the wake will need."""
         gpus = capacity.read_gpus() if before else None
         if not before or not gpus:
             return
-        freed = {i: max(0.0, gpus[i].free_gb - free) for i, free in before.items() if i in gpus}
+        freed = {n: max(0.0, gpu.free_gb - before[n]) for n, gpu in capacity.named(gpus, before).items()}
         # It only makes a later check of memory sharper: no reason to fail a switch.
         with contextlib.suppress(OSError):
-            capacity.remember(self.host.stack_dir, name, freed, self.host.lifecycles[name].start_id())
+            capacity.remember(self.host.stack_dir, name, freed, self.host.lifecycles[name].start_id(), gpus)
 
-    def _check_memory(
-        self, name: str, need: typing.Mapping[int, float], gpus: typing.Mapping[int, capacity.Gpu] | None
-    ) -> None:
+    def _check_memory(self, name: str, need: capacity.Need, gpus: typing.Mapping[int, capacity.Gpu] | None) -> None:
         """Raise NoMemory where the GPUs have less free than the model will take, also after a moment."""
         if not gpus:
             return
@@ -260,12 +267,18 @@ class Performer:
             self.host.servers[step.model].resume()
             return None
         need = capacity.remembered(self.host.stack_dir).get(step.model)
+        shared = capacity.remembered_shared(self.host.stack_dir)
         # One that is half awake holds a part of that itself.
-        if need and step.model not in self.host.lock.doubtful:
+        if (need or shared) and step.model not in self.host.lock.doubtful:
+            gpus = capacity.read_gpus()
+            measured = need and self._is_of_this_start(step.model) if shared else True
+            if not measured:
+                need = capacity.wake_need(self.host.models[step.model], step.level, gpus)
             try:
-                self._check_memory(step.model, need, capacity.read_gpus())
+                self._check_memory(step.model, need or {}, gpus)
             except NoMemory:
-                if self._is_of_this_start(step.model):
+                # Where it is the RAM, the whole host would suffer.
+                if shared or self._is_of_this_start(step.model):
                     raise
                 # Somebody else has started it since, and maybe with less: then its next sleep tells.
                 with contextlib.suppress(OSError):
@@ -286,11 +299,14 @@ class Performer:
     def _start(self, step: Step) -> None:
         model = self.host.models[step.model]
         gpus = capacity.read_gpus()
+        divided = capacity.divided_problem(model, gpus)
+        if divided:
+            raise Divided(divided)
         self._check_memory(step.model, capacity.load_need(model, gpus), gpus)
         if gpus:
             # It only makes a later check of memory sharper: no reason to fail a switch.
             with contextlib.suppress(OSError):
-                capacity.remember(self.host.stack_dir, step.model, {})
+                capacity.remember(self.host.stack_dir, step.model, {}, gpus=gpus)
         # Not by intent but in the course of this switch: then its answer has to be the one known.
         self.begun[step.model] = bool(self.rung) or self.stopped(step.model)
         self.host.lock.begin(step.model, START)

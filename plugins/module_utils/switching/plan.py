@@ -124,14 +124,16 @@ def make_plan(
     wanted: str,
     mem_available_gb: float | None = None,
     reserved_gb: float = 0.0,
+    shared: bool = False,
 ) -> Plan:
     """The Plan that brings C(model) to the state C(wanted): active, sleeping or stopped.
 
     C(observed) maps every model id to its Observation; C(mem_available_gb) is the host's MemAvailable, None where
-    it is not known; C(reserved_gb) of available_ram_gb are for models that the inventory does not have. Raises Blocked,
-    before anything is touched, when there is no safe way.
+    it is not known; C(reserved_gb) of available_ram_gb are for models that the inventory does not have; C(shared) says
+    that the GPUs have no memory but the host's RAM. Raises Blocked, before anything is touched, when there is no safe
+    way.
     """
-    planner = _Planner(inventory, observed, mem_available_gb, reserved_gb)
+    planner = _Planner(inventory, observed, mem_available_gb, reserved_gb, shared)
     stages = {ACTIVE: planner.activate, SLEEPING: planner.put_to_sleep, STOPPED: planner.stop}[wanted](model)
     whole = tuple(stage for stage in (tuple(lane for lane in stage if lane) for stage in stages) if stage)
     return Plan(whole, tuple(dict.fromkeys(planner.warnings)))
@@ -162,10 +164,12 @@ class _Planner:
         observed: typing.Mapping[str, Observation],
         mem_available_gb: float | None,
         reserved_gb: float,
+        shared: bool,
     ) -> None:
         self.inventory = inventory
         self.observed = observed
         self.mem_available_gb = mem_available_gb
+        self.shared = shared
         self.warnings: list[str] = []
         # Host RAM held by servers that sleep at level 1. One whose level is not known is counted: better too careful.
         self.sleeping_gb = reserved_gb + sum(
@@ -329,7 +333,9 @@ class _Planner:
             )
         if model.sleep_level == "auto":
             budget = self.inventory.switching.available_ram_gb
-            if budget < LEVEL_1_MINIMUM_RAM_GB or self.sleeping_gb + weights > budget or not fits_host:
+            # Where CPU and GPU share their memory, level 1 would keep the weights in it.
+            small = self.shared or budget < LEVEL_1_MINIMUM_RAM_GB
+            if small or self.sleeping_gb + weights > budget or not fits_host:
                 if not no_level_2:
                     return 2
                 self.warnings.append(stopped_instead(model.id, no_level_2))
@@ -341,6 +347,11 @@ class _Planner:
                     "is cut before each wake; sleep_level auto takes level 1 or stops it"
                 )
             return 2
+        elif self.shared:
+            self.warnings.append(
+                f"{model.id} sleeps at level 1, as its sleep_level says, although the GPU of this host shares its RAM: "
+                "the weights stay in that memory; sleep_level auto takes level 2 or stops it"
+            )
         self.sleeping_gb += weights
         if free is not None:
             self.mem_available_gb = free - weights - transient

@@ -50,7 +50,7 @@ class _HungUp(Unresponsive):
 
 
 class Server:
-    """The server of one model, reached over one keep-alive connection on loopback. Not for use by two threads at once.
+    """The server of one model, over one keep-alive connection within this host. Not for use by two threads at once.
 
     Every method that talks to the server raises a ServerError that names the model and says what was asked.
     """
@@ -58,8 +58,10 @@ class Server:
     def __init__(self, model: Model, switching: Switching) -> None:
         self.model = model
         self.switching = switching
-        self.url = f"http://127.0.0.1:{model.host_port}"
-        self.connection = Connection(model.host_port, switching.connect_timeout_seconds)
+        address, tls = model.listens
+        host = f"[{address}]" if ":" in address else address
+        self.url = f"http{'s' if tls else ''}://{host}:{model.host_port}"
+        self.connection = Connection(model.host_port, switching.connect_timeout_seconds, address, tls)
         self._served_name: str | None = None
         self._version = ""
 

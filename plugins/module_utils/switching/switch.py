@@ -590,7 +590,8 @@ class Switcher:
         performer.perform(Step(VERIFY, model.id), act)
 
     def _plan(self, seen: States, model: Model, wanted: str) -> Plan:
-        return make_plan(self.inventory, seen, model, wanted, self.mem_available_gb(), self.reserved_gb)
+        shared = capacity.remembered_shared(self.stack_dir)
+        return make_plan(self.inventory, seen, model, wanted, self.mem_available_gb(), self.reserved_gb, shared)
 
     def _silent(self, before: States, plan: Plan) -> list[str]:
         """Those whose state the plan depends on, and that gave no answer in time."""

@@ -90,6 +90,7 @@ case $gpu_access in
                 driver=$(printf '%s\n' "$answer" | tail -n 1)
                 say gpus "$(printf '%s\n' "$answer" | grep -c .)"
                 say driver "$driver"
+                say gpu_uuids "$(timeout 60 nvidia-smi -L 2> /dev/null | grep -oE '(GPU|MIG)-[0-9a-f-]{36}')"
             else
                 say nvidia_error "$answer"
             fi

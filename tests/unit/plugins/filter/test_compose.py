@@ -90,6 +90,34 @@ def test_gpus(access: str, variable: str, value: str) -> None:
     assert {name: text for name, text in environment.items() if "VISIBLE" in name} == {variable: value}
 
 
+GPUS = ["GPU-8f3b7c1e-2d4a-4b6c-9e8f-0a1b2c3d4e5f", "GPU-8f3b7c1e-2d4a-4b6c-9e8f-0a1b2c3d4e50"]
+AMD = ["GPU-4b2c1a9f8d3e6f7a", "GPU-4b2c1a9f8d3e6f7b"]
+
+
+@pytest.mark.parametrize(
+    ("access", "gpus", "visible"),
+    [
+        ("nvidia", GPUS, {"CUDA_VISIBLE_DEVICES": "0,1"}),
+        ("cdi", GPUS, {"CUDA_VISIBLE_DEVICES": "0,1"}),
+        ("amd", AMD, {"ROCR_VISIBLE_DEVICES": ",".join(AMD), "HIP_VISIBLE_DEVICES": "0,1"}),
+        ("none", GPUS, {"CUDA_VISIBLE_DEVICES": ",".join(GPUS)}),
+    ],
+)
+def test_gpus_by_uuid(access: str, gpus: list[str], visible: dict[str, str]) -> None:
+    environment = service({"gpus": gpus}, access)["environment"]
+    assert {name: text for name, text in environment.items() if "VISIBLE" in name} == visible
+
+
+def test_uuids_in_the_file() -> None:
+    mig = GPUS[0].replace("GPU", "MIG")
+    for gpus in (GPUS, [mig]):
+        said = yaml.safe_load(render(models({"gpus": gpus})))["services"]["vllm-m0"]
+        (device,) = said["deploy"]["resources"]["reservations"]["devices"]
+        assert device == {"driver": "nvidia", "device_ids": gpus, "capabilities": ["gpu"]}
+        said = yaml.safe_load(render(models({"gpus": gpus}), "cdi"))["services"]["vllm-m0"]
+        assert said["devices"] == [f"nvidia.com/gpu={gpu}" for gpu in gpus]
+
+
 def test_gpus_in_the_file() -> None:
     def described(access: str) -> dict[str, Any]:
         text = render(models({"gpus": [2, 3]}), access)

@@ -184,11 +184,11 @@ def test_the_roles_say_what_their_variables_may_be() -> None:
         "vllm_volumes": [1, {"a": "b"}],
         "open_webui_port": "3001",
         "open_webui_enabled": "yes",
-        "docker_host_gpus": ["x"],
+        "docker_host_gpus": [["x"]],
         "vllm_models": "checked elsewhere",
     }
     assert role_variables.mistakes(values, specs, ("vllm_models",)) == [
-        "docker_host_gpus[0] must be a whole number, is 'x'",
+        "docker_host_gpus[0] must be text, is a list",
         "vllm_gpu_access must be one of nvidia, cdi, amd, none, is False (YAML reads a bare on, off, yes, no as true "
         "or false: put it in quotes)",
         "vllm_volumes[1] must be text, is a dictionary",
@@ -210,3 +210,22 @@ def test_what_open_webui_would_get_wrong_is_told_where_it_is_deployed() -> None:
     assert preflight.check("site", [host(model={**key, "startup_mode": "disabled"})]) == []
     # What is no dictionary is told by its type.
     assert preflight.check("site", [host(open_webui_env=["x"])]) == []
+
+
+@pytest.mark.parametrize(
+    ("access", "gpu", "vendor"),
+    [
+        ("nvidia", "GPU-4b2c1a9f8d3e6f7a", "AMD"),
+        ("cdi", "GPU-4b2c1a9f8d3e6f7a", "AMD"),
+        ("amd", "MIG-8f3b7c1e-2d4a-5b6c-9e8f-0a1b2c3d4e5f", "NVIDIA"),
+        ("nvidia", "MIG-8f3b7c1e-2d4a-5b6c-9e8f-0a1b2c3d4e5f", ""),
+        ("amd", "GPU-4b2c1a9f8d3e6f7a", ""),
+        ("none", "GPU-4b2c1a9f8d3e6f7a", ""),
+        ("nvidia", 0, ""),
+    ],
+)
+def test_a_gpu_of_another_vendor(access: str, gpu: str | int, vendor: str) -> None:
+    wrong = [f"gpu1: a: gpus names {gpu}, which only {vendor}'s have, and vllm_gpu_access is {access}"]
+    assert preflight.check("status", [host(model={"gpus": [gpu]}, vllm_gpu_access=access)]) == (wrong if vendor else [])
+    started = {"gpus": [gpu], "start_command": ["x"]}
+    assert preflight.check("status", [host(model=started, vllm_gpu_access=access)]) == []

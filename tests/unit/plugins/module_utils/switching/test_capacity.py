@@ -18,7 +18,7 @@ from ansible_collections.homegpt.vllm.plugins.module_utils.switching import capa
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.capacity import Gpu, Holder
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import Inventory, parse
 
-from tests.standin.gpu import GpuHost
+from tests.standin.gpu import GpuHost, uuid_of
 
 GPU_24 = {0: Gpu(0, 24.0, 24.0)}
 
@@ -87,7 +87,7 @@ def test_gpus_that_somebody_uses(gpu_dir: Path) -> None:
 def test_who_was_killed_holds_nothing(gpu_dir: Path) -> None:
     program = f"""
 import os, pathlib
-from tests.standin.gpu import GpuHost
+from tests.standin.gpu import GpuHost, uuid_of
 GpuHost(pathlib.Path({str(gpu_dir)!r}), ("0",), 24.0, "gone").hold(20.0)
 os._exit(9)
 """
@@ -126,7 +126,7 @@ def test_a_nvidia_smi_that_does_not_tell(says: Any, script: str) -> None:
 def test_a_gpu_that_does_not_tell_is_left_out(says: Any) -> None:
     says("echo '0, GPU-1, [N/A], [N/A]'; echo '1, GPU-2, 1000, 500'")
     gpus = capacity.read_gpus()
-    assert gpus == {1: Gpu(1, 1.048576, 0.524288)}
+    assert gpus == {1: Gpu(1, 1.048576, 0.524288, "GPU-2")}
     # It is there nevertheless.
     assert capacity.lint(declared(a={"args": {"gpu_memory_utilization": 1}}), None, gpus) == []
 
@@ -257,10 +257,11 @@ def test_nothing_is_short() -> None:
     model = declared(a={}).find("a")
     gpus = {0: Gpu(0, 24.0, 20.0)}
 
-    def asked(index: int) -> list[Holder]:
+    def asked(index: int | str) -> list[Holder]:
         raise AssertionError(f"nobody has to be asked about GPU {index}")
 
-    for need in ({}, {0: 20.0}, {0: 20.24}, {1: 99.0}):
+    needs: list[capacity.Need] = [{}, {0: 20.0}, {0: 20.24}, {1: 99.0}]
+    for need in needs:
         assert capacity.shortage(model, need, gpus, asked) == ""
     assert capacity.shortage(model, {0: 99.0}, None, asked) == ""
 
@@ -268,7 +269,7 @@ def test_nothing_is_short() -> None:
 def test_who_holds_what_is_short() -> None:
     model = declared(qwen={}).find("qwen")
     gpus = {0: Gpu(0, 24.0, 3.1), 1: Gpu(1, 24.0, 23.0), 2: Gpu(2, 24.0, 2.0)}
-    holders = {
+    holders: dict[int | str, list[Holder]] = {
         0: [Holder(4711, "python3", 20.95), Holder(12, "Xorg", 0.2)],
         2: [Holder(1, "a", 15.0), Holder(2, "b", 5.0), Holder(3, "c", 1.0)],
     }
@@ -448,3 +449,142 @@ def test_lint_on_the_host(tmp_path: Path, gpu_dir: Path) -> None:
     status, lines, said = lint({}, {"id": "A"})
     assert (status, lines) == (2, [])
     assert said.startswith("the model inventory has 1 mistake")
+
+
+# GPUs by their UUIDs
+
+
+def test_gpus_are_known_by_number_and_by_uuid(gpu_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STANDIN_GPU_MIG", "1")
+    gpus = capacity.read_gpus()
+    assert gpus is not None
+    assert [(gpu.uuid, gpu.divided) for gpu in gpus.values()] == [(uuid_of("0"), False), (uuid_of("1"), True)]
+    names: list[int | str] = [0, uuid_of("1"), 7, uuid_of("7"), "MIG-8f3b7c1e-2d4a-5b6c-9e8f-0a1b2c3d4e5f"]
+    assert capacity.named(gpus, names) == {0: gpus[0], uuid_of("1"): gpus[1]}
+    host = GpuHost(gpu_dir, ("1",), 24.0, "python3")
+    host.hold(3)
+    assert [holder.name for holder in capacity.read_holders(uuid_of("1"))] == ["python3"]
+    assert capacity.read_holders(uuid_of("0")) == []
+
+
+def test_what_is_remembered_by_uuid(tmp_path: Path) -> None:
+    capacity.remember(str(tmp_path), "a", {uuid_of("0"): 3.5})
+    assert capacity.remembered(str(tmp_path)) == {"a": {uuid_of("0"): 3.5}}
+
+
+def test_lint_of_gpus_by_uuid() -> None:
+    first, second, other = map(uuid_of, "015")
+    gpus = {0: Gpu(0, 24.0, 24.0, first), 1: Gpu(1, 48.0, 48.0, second, divided=True)}
+    mig = "MIG-8f3b7c1e-2d4a-5b6c-9e8f-0a1b2c3d4e5f"
+    inventory = declared(
+        a={"gpus": [first], "gpu_memory_gb": 30, "args": {"gpu_memory_utilization": 0.9}},
+        b={"gpus": [second], "gpu_memory_gb": 90},
+        c={"gpus": [other]},
+        d={"gpus": [mig]},
+    )
+    assert capacity.lint(inventory, None, gpus) == [
+        f"{first} has 24.0 GB and a takes 30.0 GB of it (gpu_memory_gb): give a more GPUs (gpus), or correct its "
+        "gpu_memory_gb",
+        f"b is to use {second} as a whole, and that is divided into MIG instances: name one of those (nvidia-smi -L) "
+        "in its gpus",
+        f"c is to use {other}, and the host has {first} and {second}: correct its gpus",
+    ]
+    # One that does not tell its memory does not tell its UUID either.
+    assert capacity.lint(declared(c={"gpus": [other]}), None, {1: gpus[1]}) == []
+    short = capacity.shortage(inventory.models[0], {first: 21.6}, {0: Gpu(0, 24.0, 8.0, first)}, lambda _name: [])
+    assert short.startswith(f"{first} has 8.0 GB free and a needs 21.6 GB: ")
+
+
+# Memory that CPU and GPU share
+
+
+RAM = 128.0
+SHARED = {0: Gpu(0, RAM, 100.0, uuid_of("0"), unified=True)}
+
+
+def test_gpus_without_memory_of_their_own(gpu_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STANDIN_GPU_UNIFIED", "1")
+    monkeypatch.setenv("STANDIN_GPU_COUNT", "1")
+    gpus = capacity.read_gpus()
+    total, free = capacity.read_ram_total_gb(), capacity.read_mem_available_gb()
+    assert gpus is not None
+    assert total is not None
+    assert free is not None
+    assert gpus == {0: Gpu(0, total, gpus[0].free_gb, uuid_of("0"), unified=True)}
+    assert gpus[0].free_gb == pytest.approx(free, abs=2)
+    assert capacity.shared(gpus) is True
+    # Processes are told of as anywhere.
+    host = GpuHost(gpu_dir, ("0",), 24.0, "python3")
+    host.hold(3)
+    assert [holder.name for holder in capacity.read_holders(0)] == ["python3"]
+    assert capacity.shared({0: Gpu(0, 24.0, 24.0)}) is False
+    assert capacity.shared(None) is None
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        "0, GPU-1, [N/A], [N/A], Enabled",  # divided, seen from within a container
+        "0, GPU-1, [N/A], [Unknown Error], [N/A]",
+        "0, GPU-1, [GPU is lost], [GPU is lost], [N/A]",
+        "0, GPU-1, [Insufficient Permissions], [Insufficient Permissions], Disabled",
+    ],
+)
+def test_memory_that_is_not_told_for_another_reason(says: Any, rows: str) -> None:
+    says(f"echo '{rows}'")
+    assert capacity.read_gpus() is None
+
+
+def test_one_gpu_that_tells_is_enough_to_know_that_none_shares(says: Any) -> None:
+    says("echo '0, GPU-1, [N/A], [N/A], [N/A]'; echo '1, GPU-2, 1000, 500, Disabled'")
+    assert capacity.read_gpus() == {1: Gpu(1, 1.048576, 0.524288, "GPU-2")}
+
+
+def test_that_memory_is_shared_is_remembered(tmp_path: Path) -> None:
+    stack = str(tmp_path)
+    assert not capacity.remembered_shared(stack)
+    capacity.remember(stack, "a", {}, gpus=SHARED)
+    assert capacity.remembered_shared(stack)
+    capacity.remember(stack, "a", {0: 3.0}, "start")
+    assert capacity.remembered_shared(stack)
+    assert capacity.remembered(stack) == {"a": {0: 3.0}}
+    capacity.remember(stack, "a", {0: 3.0}, "start", {0: Gpu(0, 24.0, 24.0)})
+    assert not capacity.remembered_shared(stack)
+
+
+def test_what_a_wake_takes_of_shared_memory() -> None:
+    model = declared(a={"weights_gb": 30, "args": {"gpu_memory_utilization": 0.5}}).models[0]
+    assert capacity.wake_need(model, 2, SHARED) == {0: 63.0}
+    assert capacity.wake_need(model, 1, SHARED) == {0: 33.0}
+    assert capacity.wake_need(model, None, SHARED) == {0: 33.0}
+    assert capacity.wake_need(model, 2, {0: Gpu(0, RAM, RAM)}) == {}
+    assert capacity.wake_need(model, 2, None) == {}
+
+
+def test_a_shortage_of_shared_memory() -> None:
+    model = declared(a={}).models[0]
+    assert capacity.shortage(model, {0: 100.1}, SHARED) == ""
+    assert capacity.shortage(model, {0: 110.0}, SHARED, lambda _name: []) == (
+        "GPU 0, which shares the host's RAM, has 100.0 GB free and a needs 110.0 GB: end what else takes RAM (ps aux "
+        "--sort=-rss), or give the model less (gpu_memory_utilization)"
+    )
+
+
+def test_lint_and_advice_of_shared_memory() -> None:
+    inventory = declared(
+        a={"gpu_memory_gb": 80, "args": {"gpu_memory_utilization": 0.7}},
+        b={"gpu_memory_gb": 40, "weights_gb": 40, "sleep_level": "1", "args": {"gpu_memory_utilization": 0.4}},
+        c={"gpu_memory_gb": 40, "weights_gb": 40, "args": {"gpu_memory_utilization": 0.4}},
+    )
+    # What sleeps at level 1 holds its weights beside who is awake.
+    assert capacity.lint(inventory, RAM, {0: Gpu(0, RAM, RAM)}) == []
+    assert capacity.lint(inventory, RAM, SHARED) == [
+        "GPU 0 has 128.0 GB and a loads only where 89.6 GB of it are free (gpu_memory_utilization 0.7), while b and c, "
+        "asleep, keep about 42.0 GB, weights at level 1 included: set args.gpu_memory_utilization to at most 0.67, or "
+        "put b at sleep_level 2"
+    ]
+    assert capacity.advice(inventory, RAM, SHARED) == [
+        "the GPU of this host shares its RAM, so that the weights of b stay in that memory at sleep_level 1: set it to "
+        "auto, 2 or stop"
+    ]
+    assert capacity.advice(declared({"available_ram_gb": 999}, a={}), RAM, SHARED) == []

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching import devices
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching import capacity, devices
 
 
 def test_gpus_are_numbered_by_their_addresses(tmp_path: Path) -> None:
@@ -69,3 +69,85 @@ def test_a_folder_that_somebody_else_has_made_is_not_taken(tmp_path: Path, monke
     monkeypatch.setattr(os, "geteuid", lambda: 4711)
     with pytest.raises(PermissionError, match="not this user's own folder"):
         devices.private(str(tmp_path / "theirs"))
+
+
+def test_uuids_of_the_driver(tmp_path: Path) -> None:
+    for address, text in (
+        ("0000:c1:00.0", "Model: \t\t NVIDIA A100\nIRQ:   \t\t 300\nGPU UUID: \t GPU-b\nVideo BIOS: \t ??\n"),
+        ("0000:0a:00.0", "Model: NVIDIA A100\nGPU UUID: \t GPU-a\n"),
+        ("0000:0b:00.0", "Model: Unknown\nGPU UUID: \t GPU-????????-????\n".replace("GPU-?", "?")),
+    ):
+        folder = tmp_path / "proc/driver/nvidia/gpus" / address
+        folder.mkdir(parents=True)
+        (folder / "information").write_text(text, encoding="utf-8")
+    (tmp_path / "proc/driver/nvidia/gpus/0000:d0:00.0").mkdir()
+    assert devices.read_uuids(str(tmp_path)) == {"GPU-a": 0, "GPU-b": 2}
+    assert devices.read_uuids(str(tmp_path / "elsewhere")) == {}
+
+
+@pytest.fixture
+def amd(tmp_path: Path) -> Path:
+    """What sysfs says on a machine with two GPUs of AMD's, one within the processor, and a node that is a CPU."""
+    nodes = tmp_path / "sys/class/kfd/kfd/topology/nodes"
+    for node, kernel_id, minor, unique, total, used in (
+        (0, "0", 0, 0, None, None),
+        (1, "51247", 128, 0x4B2C1A9F8D3E6F7A, 25753026560, 20_000_000_000),
+        (2, "26967", 129, 0, 536870912, 1000),
+        (10, "777", 130, 0x1A9F8D3E6F7A, 25753026560, 27856896),
+    ):
+        (nodes / str(node)).mkdir(parents=True)
+        (nodes / str(node) / "gpu_id").write_text(f"{kernel_id}\n", encoding="utf-8")
+        said = f"cpu_cores_count 0\nsimd_count 192\ndrm_render_minor {minor}\nunique_id {unique}\n"
+        (nodes / str(node) / "properties").write_text(said, encoding="utf-8")
+        if total is not None:
+            device = tmp_path / f"sys/class/drm/renderD{minor}/device"
+            device.mkdir(parents=True)
+            (device / "mem_info_vram_total").write_text(f"{total}\n", encoding="utf-8")
+            (device / "mem_info_vram_used").write_text(f"{used}\n", encoding="utf-8")
+    for pid, name, gpu, held in ((4711, "python3", 51247, 18_000_000_000), (12, "Xorg", 777, 5_000_000)):
+        folder = tmp_path / f"sys/class/kfd/kfd/proc/{pid}"
+        folder.mkdir(parents=True)
+        (folder / "pasid").write_text("32770\n", encoding="utf-8")
+        (folder / f"vram_{gpu}").write_text(f"{held}\n", encoding="utf-8")
+        (tmp_path / f"proc/{pid}").mkdir(parents=True)
+        (tmp_path / f"proc/{pid}/comm").write_text(f"{name}\n", encoding="utf-8")
+    return tmp_path
+
+
+def test_gpus_of_amd_are_numbered_by_their_nodes(amd: Path) -> None:
+    assert devices.read_gpus(str(amd)) == {0: "kfd-51247", 1: "kfd-26967", 2: "kfd-777"}
+    assert devices.read_uuids(str(amd)) == {"GPU-4b2c1a9f8d3e6f7a": 0, "GPU-00001a9f8d3e6f7a": 2}
+
+
+def test_memory_of_amds_gpus(amd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(amd))  # no nvidia-smi
+    # The one within the processor is there, and unknown: it takes RAM too.
+    assert capacity.read_gpus(str(amd)) == {
+        0: capacity.Gpu(0, 25.75302656, 5.75302656, "GPU-4b2c1a9f8d3e6f7a"),
+        2: capacity.Gpu(2, 25.75302656, 25.725169664, "GPU-00001a9f8d3e6f7a"),
+    }
+    python = [capacity.Holder(4711, "python3", 18.0)]
+    assert capacity.read_holders(0, str(amd)) == python
+    assert capacity.read_holders("GPU-4b2c1a9f8d3e6f7a", str(amd)) == python
+    assert capacity.read_holders(1, str(amd)) == []
+    assert capacity.read_used(str(amd)) == {4711: 18.0, 12: 0.005}
+
+
+def test_amds_gpus_are_not_asked_where_nvidias_are(amd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(amd))
+    (amd / "dev").mkdir()
+    (amd / "dev/nvidia0").touch()
+    assert devices.read_gpus(str(amd)) == {0: "nvidia0"}
+    assert devices.read_uuids(str(amd)) == {}
+    assert capacity.read_gpus(str(amd)) is None
+    assert capacity.read_holders(0, str(amd)) == []
+    assert capacity.read_used(str(amd)) == {}
+
+
+def test_what_the_kernel_does_not_tell_of_amds_gpus(amd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(amd))
+    for minor in (128, 130):
+        (amd / f"sys/class/drm/renderD{minor}/device/mem_info_vram_used").unlink()
+    (amd / "sys/class/kfd/kfd/topology/nodes/10/properties").unlink()
+    assert devices.read_uuids(str(amd)) == {"GPU-4b2c1a9f8d3e6f7a": 0}
+    assert capacity.read_gpus(str(amd)) is None

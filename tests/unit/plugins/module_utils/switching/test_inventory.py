@@ -42,6 +42,10 @@ SWITCHING_KEYS = (
 REQUESTS = {"sleep_requests": [{"endpoint": "/down"}], "wake_requests": [{"endpoint": "/up"}]}
 
 
+GPU, MIG = "GPU-8f3b7c1e-2d4a-4b6c-9e8f-0a1b2c3d4e5f", "MIG-8f3b7c1e-2d4a-5b6c-9e8f-0a1b2c3d4e5f"
+AMD = "GPU-4b2c1a9f8d3e6f7a"
+
+
 def entry(model_id: str = "a", host_port: Any = 8001, **keys: Any) -> dict[str, Any]:
     """One entry of vllm_models; a key that is None is left out."""
     fields = {"id": model_id, "model": f"org/{model_id.upper()}", "host_port": host_port, **keys}
@@ -183,6 +187,9 @@ def test_a_key_that_is_null_counts_as_absent() -> None:
         ("port", "9000", 9000),
         ("gpus", ["0", "1"], (0, 1)),
         ("gpus", (2, 3), (2, 3)),
+        ("gpus", [GPU.upper(), GPU[:-1] + "0"], (GPU, GPU[:-1] + "0")),
+        ("gpus", [MIG], (MIG,)),
+        ("gpus", [AMD], (AMD,)),
         ("gpu_memory_gb", "57.5", 57.5),
         ("weights_gb", "14", 14.0),
         ("sleep_level", 1, "1"),
@@ -283,8 +290,22 @@ ONE_MISTAKE = [
     ),
     ("gpus", [], "gpus must name at least one GPU, each once, is []"),
     ("gpus", [1, "1"], "gpus must name at least one GPU, each once, is [1, 1]"),
-    ("gpus", 0, "gpus must be a list of GPU numbers, is a number (0)"),
+    ("gpus", 0, "gpus must be a list of GPU numbers or UUIDs, is a number (0)"),
     ("gpus", [0, -1], "gpus[1] must be a whole number of at least 0, is -1"),
+    ("gpus", [GPU, GPU.lower()], f"gpus must name at least one GPU, each once, is ['{GPU}', '{GPU}']"),
+    # CUDA takes the beginning of one; the container toolkit doesn't.
+    ("gpus", ["GPU-1a2b"], "gpus[0] must be a whole UUID, as nvidia-smi -L tells it, is GPU-1a2b"),
+    (
+        "gpus",
+        [f"MIG-{GPU}/1/0"],
+        f"gpus[0] must be a whole UUID, as nvidia-smi -L tells it, is MIG-{GPU}/1/0",
+    ),
+    (
+        "gpus",
+        [MIG, MIG[:-1] + "0"],
+        f"gpus must name a MIG instance alone, since a process can use no second one, is ['{MIG}', '{MIG[:-1]}0']",
+    ),
+    ("gpus", ["all"], "gpus[0] must be a whole number, is text (all)"),
     ("gpus", [False], f"gpus[0] must be a whole number, is {NO}"),
     ("gpu_memory_gb", 0, "gpu_memory_gb must be greater than 0, is 0"),
     ("gpu_memory_gb", "nan", "gpu_memory_gb must be a number, is text (nan)"),
@@ -387,6 +408,7 @@ def test_a_mistake_names_the_entry_the_cause_and_what_would_be_right(key: Any, v
 
 
 TENSOR, PIPELINE, DATA = "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"
+PREFILL = "prefill_context_parallel_size"
 
 
 @pytest.mark.parametrize(
@@ -399,6 +421,10 @@ TENSOR, PIPELINE, DATA = "tensor_parallel_size", "pipeline_parallel_size", "data
         ([0, 1], {TENSOR: 1, PIPELINE: 2}),
         ([0, 1], {TENSOR: None, DATA: 2}),
         ([0, 1, 2, 3, 4, 5, 6, 7], {TENSOR: 2, PIPELINE: 2, DATA: 2}),
+        # Decode context and expert parallelism are spread over the same GPUs.
+        ([0, 1, 2, 3], {TENSOR: 4, "decode_context_parallel_size": 2, "enable_expert_parallel": True}),
+        ([0, 1, 2, 3], {TENSOR: 2, PREFILL: 2, "decode_context_parallel_size": 4}),
+        ([0, 1], {TENSOR: 1, DATA: 2, "data_parallel_size_local": 2, "nnodes": 1}),
     ],
 )
 def test_parallel_sizes_that_make_the_number_of_gpus(gpus: list[int] | None, args: dict[str, Any]) -> None:
@@ -412,6 +438,8 @@ def test_parallel_sizes_that_make_the_number_of_gpus(gpus: list[int] | None, arg
         ([0, 1], {TENSOR: 1}, f"args take 1 GPUs ({TENSOR} 1), but gpus names 2"),
         ([0, 1], {PIPELINE: 2}, f"args take 4 GPUs ({TENSOR} 2 x {PIPELINE} 2), but gpus names 2"),
         ([0, 1], {DATA: 1, TENSOR: None}, f"args take 1 GPUs ({TENSOR} 1 x {DATA} 1), but gpus names 2"),
+        ([0, 1], {PREFILL: 2}, f"args take 4 GPUs ({TENSOR} 2 x {PREFILL} 2), but gpus names 2"),
+        ([0, 1], {PREFILL: 0}, "args.prefill_context_parallel_size must be a whole number of at least 1, is 0"),
         ([0, 1], {TENSOR: 1.5}, "args.tensor_parallel_size must be a whole number, is a number (1.5)"),
         (
             [0, 1],
@@ -779,7 +807,7 @@ def test_a_mistake_entails_no_other(keys: dict[str, Any], mistake: str) -> None:
 
 def test_mistaken_gpus_conflict_with_nothing() -> None:
     models = [active("a", 1), {**active("b", 2), "gpus": "1"}]
-    assert mistakes_of(models) == ["vllm_models[1] (b): gpus must be a list of GPU numbers, is text (1)"]
+    assert mistakes_of(models) == ["vllm_models[1] (b): gpus must be a list of GPU numbers or UUIDs, is text (1)"]
 
 
 def test_an_id_twice_is_one_mistake() -> None:
@@ -1183,3 +1211,143 @@ def test_a_model_that_is_a_command(model: str) -> None:
     ]
     # What only begins like it is a name as any other.
     assert parse([entry(model="vllm/tiny")]).models[0].model == "vllm/tiny"
+
+
+# GPUs by their UUIDs
+
+
+def test_models_conflict_when_they_share_a_uuid() -> None:
+    other = GPU[:-1] + "0"
+    given = {"a": [GPU], "b": [GPU.lower(), other], "c": [other], "d": [MIG], "e": [MIG[:-1] + "0"], "f": [MIG.lower()]}
+    models = [entry(name, 8001 + n, gpus=gpus) for n, (name, gpus) in enumerate(given.items())]
+    inventory = parse(models)
+    conflicts = {m.id: "".join(o.id for o in inventory.conflicting(m)) for m in inventory.models}
+    assert conflicts == {"a": "b", "b": "ac", "c": "b", "d": "f", "e": "", "f": "d"}
+    assert parse_again(inventory) == inventory
+
+
+def test_numbers_and_uuids_in_one_inventory_are_refused() -> None:
+    models = [entry("a", 1), entry("b", 2, gpus=[GPU]), entry("c", 3, gpus=[1]), entry("d", 4, gpus=[MIG])]
+    assert mistakes_of(models) == [
+        "vllm_models: gpus are numbers in a, c and UUIDs in b, so nobody can tell which models share a GPU: write all "
+        "of them one way (nvidia-smi -L lists both)"
+    ]
+    # A MIG instance is a GPU of its own: the GPU that it is a part of can't be used as a whole.
+    assert mistakes_of([entry("a", 1, gpus=[0, GPU])]) != []
+    apart = parse([models[0], models[3]])
+    assert not apart.conflicting(apart.models[0])
+
+
+def test_a_disabled_model_may_have_the_other_form_and_conflicts_then() -> None:
+    inventory = parse([entry("a", 1, startup_mode="disabled"), entry("b", 2, gpus=[GPU]), entry("c", 3, gpus=[MIG])])
+    assert [m.id for m in inventory.conflicting(inventory.models[0])] == ["b"]
+    assert [m.id for m in inventory.conflicting(inventory.models[1])] == ["a"]
+
+
+def test_two_active_models_on_one_uuid() -> None:
+    models = [entry(name, port, gpus=[GPU], startup_mode="active") for name, port in (("a", 1), ("b", 2))]
+    assert mistakes_of(models) == [
+        f"vllm_models[1] (b): startup_mode active is taken by a: both use {GPU} and only one of them can be awake; set "
+        "one to sleep"
+    ]
+
+
+# What no switch can follow
+
+SEVERAL = "the server is one of several, which only sleep together: set data_parallel_size alone"
+NO_API = "the server has no API, so nobody can ask it to sleep: leave it out"
+OTHER_HOSTS = "the server waits for others on other hosts, and a model runs on one: leave it out"
+SOCKET = "the server listens on a socket file and on no port, where a switch asks it: leave it out"
+GRPC = "the server speaks gRPC and no HTTP, by which a switch asks it: leave it out"
+CLIENTS = "the server wants a certificate of its clients, and a switch has none: set it to 0 or 1"
+TLS = (
+    "a container's port is open to this host alone, and the web interface asks it by plain HTTP: leave it out, and end "
+    "TLS in front of it"
+)
+
+
+@pytest.mark.parametrize(
+    ("args", "mistakes"),
+    [
+        ({"uds": "/run/vllm.sock"}, [f"args.uds: {SOCKET}"]),
+        ({"headless": True}, [f"args.headless: {NO_API}"]),
+        ({"api-server-count": "0"}, [f"args.api_server_count: {NO_API}"]),
+        ({"grpc": True}, [f"args.grpc: {GRPC}"]),
+        ({"data_parallel_external_lb": True}, [f"args.data_parallel_external_lb: {SEVERAL}"]),
+        ({"data_parallel_hybrid_lb": True}, [f"args.data_parallel_hybrid_lb: {SEVERAL}"]),
+        ({"data_parallel_multi_port_external_lb": True}, [f"args.data_parallel_multi_port_external_lb: {SEVERAL}"]),
+        ({"data_parallel_rank": 0}, [f"args.data_parallel_rank: {SEVERAL}"]),
+        ({"data_parallel_start_rank": 0}, [f"args.data_parallel_start_rank: {SEVERAL}"]),
+        ({"data_parallel_size_local": 0}, [f"args.data_parallel_size_local: {OTHER_HOSTS}"]),
+        ({"nnodes": 2, "node_rank": 1}, [f"args.nnodes: {OTHER_HOSTS}"]),
+        ({"ssl_cert_reqs": 2}, [f"args.ssl_cert_reqs: {CLIENTS}"]),
+        ({"ssl_keyfile": "/k", "ssl_certfile": "/c"}, [f"args.ssl_keyfile: {TLS}", f"args.ssl_certfile: {TLS}"]),
+        (
+            {"host": "10.0.0.5"},
+            ["args must not have host: use the model's host_port (servers always listen for the host alone)"],
+        ),
+    ],
+)
+def test_options_that_no_switch_can_follow(args: dict[str, Any], mistakes: list[str]) -> None:
+    assert mistakes_of([entry(args=args)]) == [f"vllm_models[0] (a): {mistake}" for mistake in mistakes]
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        {"root_path": "/llm"},
+        {"uds": None, "headless": False, "grpc": False, "ssl_keyfile": "", "data_parallel_rank": None},
+        {"api_server_count": 2, "nnodes": 1, "ssl_cert_reqs": 0, "data_parallel_address": "127.0.0.1"},
+    ],
+)
+def test_options_that_a_switch_can_follow(args: dict[str, Any]) -> None:
+    assert only(args=args).listens == ("127.0.0.1", False)
+
+
+@pytest.mark.parametrize(
+    ("words", "mistakes"),
+    [
+        (["--uds", "/run/vllm.sock"], [f"--uds: {SOCKET}"]),
+        (["--uds=/run/vllm.sock"], [f"--uds: {SOCKET}"]),
+        (["--headless"], [f"--headless: {NO_API}"]),
+        (["-asc", "0"], [f"--api-server-count: {NO_API}"]),
+        (["--grpc", "--port", "8001"], [f"--grpc: {GRPC}"]),
+        (["--data_parallel_hybrid_lb"], [f"--data-parallel-hybrid-lb: {SEVERAL}"]),
+        (["-dp", "2", "-dpl=1"], [f"--data-parallel-size-local: {OTHER_HOSTS}"]),
+        (["-n", "2"], [f"--nnodes: {OTHER_HOSTS}"]),
+        (["--ssl-cert-reqs", "2"], [f"--ssl-cert-reqs: {CLIENTS}"]),
+        (
+            ["--host", "gpu1.lan"],
+            ["--host: gpu1.lan is a name, and a switch asks at an address: give the address, or 127.0.0.1"],
+        ),
+        (
+            ["--port", "8000"],
+            ["--port: the server listens on 8000, and a switch asks at host_port 8001: give it ${host_port}"],
+        ),
+    ],
+)
+def test_words_that_no_switch_can_follow(words: list[str], mistakes: list[str]) -> None:
+    for command in (["/opt/vllm/bin/vllm", "serve", "m"], ["python3", "-m", "vllm.entrypoints.openai.api_server"]):
+        assert mistakes_of([entry(start_command=[*command, *words])]) == [
+            f"vllm_models[0] (a): start_command: {mistake}" for mistake in mistakes
+        ]
+    # What it is, or where its address is, nobody can tell; and args are not its own.
+    for command in (["docker", "run", "vllm/vllm-openai", "vllm", "serve"], ["llama-server"]):
+        assert only(start_command=[*command, *words], args={"headless": True}).listens == ("127.0.0.1", False)
+
+
+@pytest.mark.parametrize(
+    ("words", "listens"),
+    [
+        ([], ("127.0.0.1", False)),
+        (["--host", "0.0.0.0", "--port", "${host_port}"], ("127.0.0.1", False)),
+        (["--host=localhost", "--data-parallel-size", "2", "-dpl", "2"], ("127.0.0.1", False)),
+        (["--host", "::"], ("127.0.0.1", False)),
+        (["--host", "::1"], ("::1", False)),
+        (["--host", "[::1]"], ("::1", False)),
+        (["--host", "127.0.0.2"], ("127.0.0.2", False)),
+        (["--host", "10.0.0.5", "--ssl-certfile", "/c", "--ssl_keyfile=/k", "--root-path", "/x"], ("10.0.0.5", True)),
+    ],
+)
+def test_where_a_command_listens(words: list[str], listens: tuple[str, bool]) -> None:
+    assert only(start_command=["vllm", "serve", "m", *words]).listens == listens

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching import devices
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors import LifecycleError
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import Model, Switching, parse
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.lifecycle import (
@@ -102,6 +103,30 @@ def test_the_command_gets_its_gpus_and_dev_mode(stack_dir: Path) -> None:
         del os.environ["INHERITED"]
     wait_until(server.last_lines)
     assert server.last_lines() == ["1,3|1||yes"]
+
+
+GPUS = ("GPU-8f3b7c1e-2d4a-4b6c-9e8f-0a1b2c3d4e5f", "GPU-8f3b7c1e-2d4a-4b6c-9e8f-0a1b2c3d4e50")
+MIG, AMD = GPUS[0].replace("GPU", "MIG"), "GPU-4b2c1a9f8d3e6f7a"
+
+
+@pytest.mark.parametrize(
+    ("gpus", "numbers", "seen"),
+    [
+        # vLLM up to 0.20 can't read a UUID.
+        (GPUS, dict(zip(GPUS, (3, 0), strict=True)), "3,0|PCI_BUS_ID|"),
+        (GPUS, {GPUS[0]: 3}, ",".join(GPUS) + "||"),  # the driver doesn't tell of one
+        ((MIG,), {GPUS[0]: 3}, MIG + "||"),
+        ((AMD, AMD[:-1] + "0"), {}, f"0,1||{AMD},{AMD[:-1]}0"),
+    ],
+)
+def test_the_command_gets_its_gpus_by_uuid(
+    stack_dir: Path, monkeypatch: pytest.MonkeyPatch, gpus: tuple[str, ...], numbers: dict[str, int], seen: str
+) -> None:
+    monkeypatch.setattr(devices, "read_uuids", lambda: numbers)
+    server = shell(stack_dir, 'echo "$CUDA_VISIBLE_DEVICES|$CUDA_DEVICE_ORDER|$ROCR_VISIBLE_DEVICES"', gpus=list(gpus))
+    server.start()
+    wait_until(server.last_lines)
+    assert server.last_lines() == [seen]
 
 
 def test_the_models_environment_wins(stack_dir: Path) -> None:

@@ -218,7 +218,7 @@ def locked(host: Host, tmp_path: Path) -> Iterator[Callable[..., HostLock]]:
 
     def make(stack: str = "stack", gpus: dict[int, str] | None = None) -> HostLock:
         there = {0: "0000:0a:00.0", 1: "0000:0b:00.0"} if gpus is None else gpus
-        return HostLock(str(tmp_path / stack), str(tmp_path / "place"), lambda: there)
+        return HostLock(str(tmp_path / stack), str(tmp_path / "place"), lambda: there, lambda: {"GPU-0": 0, "GPU-1": 1})
 
     yield make
     assert list((tmp_path / "place").iterdir()) == []
@@ -249,6 +249,35 @@ def test_two_stacks_that_share_a_gpu_wait_for_each_other(locked: Callable[..., H
 def test_stacks_on_other_gpus_do_not_meet(locked: Callable[..., HostLock]) -> None:
     with locked().hold("a active", 1, once, gpus=[0]), locked("other").hold("b active", 1, once, gpus=[1]):
         pass
+
+
+def test_a_gpu_is_locked_alike_by_number_and_by_uuid(locked: Callable[..., HostLock], tmp_path: Path) -> None:
+    with (
+        locked().hold("a active", 1, once, gpus=["GPU-1"]),
+        pytest.raises(LockTimeout, match=r"^another switch holds the lock of GPU 1 "),
+        locked("other").hold("b active", 3, once, gpus=[1]),
+    ):
+        pass
+    with (
+        locked().hold("a active", 1, once, gpus=[0]),
+        pytest.raises(LockTimeout, match=r"^another switch holds the lock of GPU-0 "),
+        locked("other").hold("b active", 3, once, gpus=["GPU-1", "GPU-0"]),
+    ):
+        pass
+    # The driver doesn't tell of this one.
+    with locked().hold("a active", 1, once, gpus=["GPU-2"]):
+        assert "gpu-GPU-2" in [path.name for path in (tmp_path / "place").iterdir()]
+
+
+def test_a_mig_instance_is_locked_by_itself(locked: Callable[..., HostLock]) -> None:
+    with locked().hold("a active", 1, once, gpus=["MIG-1"]):
+        with locked("other").hold("b active", 1, once, gpus=["MIG-2", 0]):
+            pass
+        with (
+            pytest.raises(LockTimeout, match=r"^another switch holds the lock of MIG-1 "),
+            locked("other").hold("b active", 3, once, gpus=["MIG-1"]),
+        ):
+            pass
 
 
 def test_a_machine_without_gpus_locks_none(locked: Callable[..., HostLock], tmp_path: Path) -> None:

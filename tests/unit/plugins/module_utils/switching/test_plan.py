@@ -6,6 +6,7 @@ The rules are checked on a little host of our own (class Host), which carries pl
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import random
@@ -828,3 +829,27 @@ def test_no_plan_breaks_the_rules(
 ) -> None:
     inventory, observed, model = situation
     check_rules(inventory, observed, model, wanted, mem, random.Random(seed))
+
+
+@pytest.mark.parametrize(
+    ("sleep_level", "no_level_2", "rest", "warned"),
+    [
+        ("auto", "", "sleep b (level 2)", ""),
+        ("auto", "of its version", "stop b", "of its version"),
+        ("1", "", "sleep b (level 1)", "the GPU of this host shares its RAM"),
+        ("2", "", "sleep b (level 2)", ""),
+        ("stop", "", "stop b", ""),
+    ],
+)
+def test_where_the_gpu_shares_the_ram(sleep_level: str, no_level_2: str, rest: str, warned: str) -> None:
+    inventory = inventory_of({}, {"sleep_level": sleep_level, "weights_gb": 10})
+    seen = {"a": ASLEEP_2, "b": dataclasses.replace(AWAKE, no_level_2=no_level_2)}
+    plan = make_plan(inventory, seen, inventory.models[0], ACTIVE, 1000.0, shared=True)
+    assert written(plan) == f"drain b, {rest}; wake a (level 2), verify a"
+    assert [warned in warning for warning in plan.warnings] == ([True] if warned else [])
+
+
+def test_level_1_takes_ram_that_the_gpu_shares() -> None:
+    inventory = inventory_of({}, {"sleep_level": "1", "weights_gb": 10})
+    with pytest.raises(Blocked, match=r"b can't sleep at level 1: that takes 10\.0 GB of host RAM"):
+        make_plan(inventory, {"a": ASLEEP_2, "b": AWAKE}, inventory.models[0], ACTIVE, 10.9, shared=True)

@@ -12,7 +12,7 @@ from ansible_collections.homegpt.vllm.plugins.module_utils.switching.lifecycle i
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.lock import HostLock
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.plan import WAKE
 
-from tests.standin.gpu import GpuHost
+from tests.standin.gpu import GpuHost, uuid_of
 
 from .conftest import Host
 
@@ -106,3 +106,83 @@ def test_a_report_tells_the_memory_that_each_server_holds(pair: Host, monkeypatc
     pair.switch("a")
     monkeypatch.delenv("STANDIN_GPU_DIR")
     assert held() == {"a": None, "b": None}
+
+
+def test_memory_is_known_by_uuid_too(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STANDIN_GPU_DIR", str(host.gpu_dir))
+    monkeypatch.setenv("STANDIN_GPU_TOTAL_GB", "24")
+    gpu = uuid_of("1")
+    for name in "ab":
+        settings = {"gpu_total_gb": 24, "gpus": "1"}
+        host.declare(name, standin=settings, args={"gpu_memory_utilization": 0.8}, gpus=[gpu])
+    host.switch("b")
+    host.switch("a")
+    remembered = json.loads((host.stack_dir / "run" / "memory.json").read_text(encoding="utf-8"))["models"]
+    assert remembered == {"a": {}, "b": {gpu: pytest.approx(20, abs=0.01)}}
+    host.call("a", "POST", "/sleep?level=1")
+    thief = GpuHost(host.gpu_dir, ("1",), 24, "python3")
+    thief.hold(10)
+    with pytest.raises(SwitchFailed, match=rf"{gpu} has .* b needs .* process {os.getpid()} \(python3\) holds"):
+        host.switch("b")
+    assert "POST /wake_up" not in host.changing_calls("b")
+    thief.life.close()
+    assert host.switch("b").active_model == "b"
+
+
+def test_a_gpu_that_is_divided_is_not_loaded_as_a_whole(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STANDIN_GPU_DIR", str(host.gpu_dir))
+    host.declare("a")
+    monkeypatch.setenv("STANDIN_GPU_MIG", "0")
+    with pytest.raises(SwitchFailed, match="it is to use GPU 0 as a whole, and that is divided into MIG instances"):
+        host.switch("a")
+    monkeypatch.setenv("STANDIN_GPU_MIG", "1")
+    assert host.switch("a").active_model == "a"
+
+
+@pytest.fixture
+def shared(host: Host, monkeypatch: pytest.MonkeyPatch) -> Host:
+    """The models a and b on a GPU that has no memory but the RAM of this machine, of which they take little."""
+    monkeypatch.setenv("STANDIN_GPU_DIR", str(host.gpu_dir))
+    monkeypatch.setenv("STANDIN_GPU_COUNT", "1")
+    monkeypatch.setenv("STANDIN_GPU_UNIFIED", "1")
+    for name in "ab":
+        host.declare(name, args={"gpu_memory_utilization": 0.01})
+    return host
+
+
+def test_on_shared_memory_auto_is_level_2(shared: Host) -> None:
+    shared.switch("a")
+    result = shared.switch("b")
+    assert [(s["action"], s.get("level")) for s in result.steps if s["action"] == "sleep"] == [("sleep", 2)]
+    assert shared.switch("a", check=True).steps[1]["level"] == 2
+
+
+def test_shared_memory_is_noticed_before_the_first_sleep(shared: Host) -> None:
+    shared.up(a="active")  # somebody else started it
+    result = shared.switch("b")
+    assert [(s["action"], s.get("level")) for s in result.steps if s["action"] == "sleep"] == [("sleep", 2)]
+
+
+def test_level_1_on_shared_memory_is_done_and_told(shared: Host) -> None:
+    for model in shared.models:
+        model["sleep_level"] = "1"
+    shared.switch("a")
+    result = shared.switch("b")
+    assert shared.states() == {"a": "sleeping", "b": "active"}
+    assert [warning for warning in result.warnings if "the GPU of this host shares its RAM" in warning]
+
+
+def test_what_does_not_fit_shared_memory_is_not_woken_or_loaded(shared: Host) -> None:
+    shared.switch("a")
+    shared.switch("b")
+    # More than is ever available.
+    shared.models[0]["args"]["gpu_memory_utilization"] = 1.0
+    path = shared.stack_dir / "run" / "memory.json"
+    path.write_text(json.dumps({"models": {}, "shared": True}), encoding="utf-8")
+    with pytest.raises(SwitchFailed, match=r"GPU 0, which shares the host's RAM, has .* GB free and (a|it) needs"):
+        shared.switch("a")
+    assert not [call for call in shared.changing_calls("a") if "wake_up" in call]
+    assert shared.states() == {"a": "sleeping", "b": "active"}
+    shared.switch("a", "stopped")
+    with pytest.raises(SwitchFailed, match="GPU 0, which shares the host's RAM, has"):
+        shared.switch("a")

@@ -1,0 +1,158 @@
+# -*- coding: utf-8 -*-
+# Copyright (c) HomeGPT
+# SPDX-License-Identifier: MIT
+"""Those options of C(vllm serve) that a switch has to know: where the server listens, and what it can't follow.
+
+From vLLM's parsers (C(cli_args.py) in C(entrypoints/openai) of 0.11.0 and in C(entrypoints/launchers) of 0.32.0) and
+from C(entrypoints/cli/serve.py), which tells what becomes of them. C(root_path) is none: paths without it are answered
+too.
+"""
+
+from __future__ import annotations
+
+import os
+import typing
+
+# Names as the inventory's args have them.
+Options = typing.Mapping[str, typing.Any]
+
+_ONE_OF_SEVERAL = "the server is one of several, which only sleep together: set data_parallel_size alone"
+_NO_API = "the server has no API, so nobody can ask it to sleep: leave it out"
+_OTHER_HOSTS = "the server waits for others on other hosts, and a model runs on one: leave it out"
+_UNFOLLOWED = {
+    "uds": "the server listens on a socket file and on no port, where a switch asks it: leave it out",
+    "headless": _NO_API,
+    "grpc": "the server speaks gRPC and no HTTP, by which a switch asks it: leave it out",
+    "data_parallel_external_lb": _ONE_OF_SEVERAL,
+    "data_parallel_hybrid_lb": _ONE_OF_SEVERAL,
+    "data_parallel_multi_port_external_lb": _ONE_OF_SEVERAL,
+    "data_parallel_rank": _ONE_OF_SEVERAL,
+    "data_parallel_start_rank": _ONE_OF_SEVERAL,
+}
+_TLS = ("ssl_keyfile", "ssl_certfile")
+_SHORT = {
+    "asc": "api_server_count",
+    "dp": "data_parallel_size",
+    "dpe": "data_parallel_external_lb",
+    "dph": "data_parallel_hybrid_lb",
+    "dpl": "data_parallel_size_local",
+    "dpm": "data_parallel_multi_port_external_lb",
+    "dpn": "data_parallel_rank",
+    "dpr": "data_parallel_start_rank",
+    "n": "nnodes",
+}
+# What runs its command elsewhere: an address in it is not one of this host.
+_ELSEWHERE = ("docker", "kubectl", "nerdctl", "podman", "ssh")
+_LOOPBACK = "127.0.0.1"
+
+
+class Listens(typing.NamedTuple):
+    """Where a server is to be asked: an address of this host, and whether by TLS."""
+
+    address: str = _LOOPBACK
+    tls: bool = False
+
+
+def of_command(words: typing.Sequence[str]) -> dict[str, typing.Any] | None:
+    """The options of a command that surely is vLLM's server on this host, each as text or true; None for another."""
+    if not words or os.path.basename(words[0]) in _ELSEWHERE:
+        return None
+    start = next(
+        (
+            index
+            for index, (word, following) in enumerate(zip(words, [*words[1:], ""]))
+            if (os.path.basename(word) == "vllm" and following == "serve")
+            or (word == "-m" and following.startswith("vllm.entrypoints."))
+        ),
+        None,
+    )
+    if start is None:
+        return None
+    found: dict[str, typing.Any] = {}
+    name = ""
+    for word in words[start + 2 :]:
+        if word.startswith("--") and len(word) > 2:
+            flag, equals, value = word[2:].partition("=")
+            name = flag.replace("-", "_")
+        elif word[:1] == "-" and word[1:].partition("=")[0] in _SHORT:
+            flag, equals, value = word[1:].partition("=")
+            name = _SHORT[flag]
+        else:
+            if found.get(name) is True:
+                found[name] = word
+            name = ""
+            continue
+        found[name] = value if equals else True
+        name = "" if equals else name
+    return found
+
+
+def listens(words: typing.Sequence[str]) -> Listens:
+    """Where the server of a C(start_command) that was found right is to be asked."""
+    options = of_command(words) or {}
+    host = options.get("host")
+    # A server that listens at all addresses does at this one; without IPv4 nothing here would work.
+    address = _LOOPBACK if host in (None, True, "", "0.0.0.0", "localhost", "::") else str(host)  # noqa: S104
+    return Listens(address.strip("[]"), any(options.get(name) for name in _TLS))
+
+
+def unfollowed(options: Options) -> typing.Iterator[tuple[str, str]]:
+    """The options that no switch can follow, and why; C(options) by the names of args, as text or as they are."""
+    for name, why in _UNFOLLOWED.items():
+        value = options.get(name)
+        if value is not None and value is not False and value != "":  # a rank of 0 is one
+            yield name, why
+    if _number(options.get("api_server_count")) == 0:
+        yield "api_server_count", _NO_API
+    if (_number(options.get("nnodes")) or 1) > 1:
+        yield "nnodes", _OTHER_HOSTS
+    local = _number(options.get("data_parallel_size_local"))
+    if local is not None and local != (_number(options.get("data_parallel_size")) or 1):
+        yield "data_parallel_size_local", _OTHER_HOSTS
+    if _number(options.get("ssl_cert_reqs")) == 2:
+        yield "ssl_cert_reqs", "the server wants a certificate of its clients, and a switch has none: set it to 0 or 1"
+
+
+def unfollowed_in_container(options: Options) -> typing.Iterator[tuple[str, str]]:
+    """The same for a server in a container."""
+    yield from unfollowed(options)
+    for name in _TLS:
+        if options.get(name):
+            yield (
+                name,
+                "a container's port is open to this host alone, and the web interface asks it by plain HTTP: leave it "
+                "out, and end TLS in front of it",
+            )
+
+
+def unfollowed_in_command(options: Options, port: int) -> typing.Iterator[tuple[str, str]]:
+    """The same for a C(start_command), by the option's name, and what of its address is not this host's port."""
+    yield from unfollowed(options)
+    host = options.get("host")
+    if isinstance(host, str) and not _is_address(host):
+        yield "host", f"{host} is a name, and a switch asks at an address: give the address, or 127.0.0.1"
+    given = _number(options.get("port"))
+    if given is not None and given != port:
+        yield "port", f"the server listens on {given}, and a switch asks at host_port {port}: give it ${{host_port}}"
+
+
+def _is_address(host: str) -> bool:
+    if host in ("", "localhost"):
+        return True
+    import ipaddress  # noqa: PLC0415 - few need it, and every switch would wait for it
+
+    try:
+        ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        return False
+    return True
+
+
+def _number(value: typing.Any) -> int | None:
+    """The whole number that a value is; None where it is none, which is told elsewhere or by vLLM itself."""
+    if isinstance(value, bool):
+        return None
+    try:
+        return int(str(value))
+    except ValueError:
+        return None
