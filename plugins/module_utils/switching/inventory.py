@@ -46,6 +46,16 @@ _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 # What may be done about a step that fails, in the order in which it is tried.
 ESCALATION = ("stop", "retry", "restart", "roll_back")
 CANARY = ("auto", "off", "warn", "enforce")
+KIND = ("auto", "text", "pooling", "speech")
+# What vllm serve's own arguments say about that (the last one is of vLLM before 0.12).
+_KIND_OF_ARGUMENT = {
+    "runner": {"generate": "auto", "pooling": "pooling"},
+    "convert": dict.fromkeys(("embed", "classify", "reward"), "pooling"),
+    "task": {
+        **dict.fromkeys(("embed", "embedding", "classify", "score", "reward", "encode"), "pooling"),
+        "transcription": "speech",
+    },
+}
 # vllm serve's arguments that the inventory derives from other keys, and the key to use instead.
 _DERIVED_ARGUMENTS = {
     "model": "model",
@@ -125,8 +135,12 @@ class Model:
     aliases: tuple[str, ...] = ()
     """Other names that clients may use."""
     ready_completion: bool | None = None
-    """Whether it must answer a one-token completion to count as ready. Turn it off for models that don't complete
-    text."""
+    """Whether it must give an answer to count as ready: a one-token completion or, where its server knows none, one of
+    its own kind. Turn it off for what answers none of these calls."""
+    kind: str = "auto"
+    """What it answers: `text`; `pooling`: vectors, scores, classes or rewards; `speech`: transcriptions of sound;
+    `auto`: what `runner`, `convert` or `task` in its `args` say, else what its server answers. Models of the kinds
+    `pooling` and `speech` are not offered to Open WebUI."""
     canary: str = "auto"
     """What an answer to the fixed prompt means that is not the recorded one, see the key of the same name below."""
     sleep_requests: tuple[Request, ...] = ()
@@ -205,7 +219,7 @@ class Switching:
     prove_interval_seconds: float = 3600.0
     """A switch that finds all as wanted asks for the answer again when the last proof of this start is older."""
     ready_completion: bool = True
-    """Whether a model must answer a one-token completion to count as ready."""
+    """Whether a model must give an answer to count as ready."""
     macros: typing.Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Variables for requests and commands of all models; a model's own win."""
 
@@ -645,6 +659,7 @@ _MODEL_FIELDS = {
     "image": _Field(_optional_text),
     "aliases": _Field(_names),
     "ready_completion": _Field(_boolean),
+    "kind": _Field(_choice(*KIND)),
     "canary": _Field(_canary),
     "sleep_requests": _Field(_list_of(_request(Request), "requests")),
     "wake_requests": _Field(_list_of(_request(Request), "requests")),
@@ -723,6 +738,7 @@ def _parse_model(index: int, entry: typing.Any, global_macros: typing.Mapping[st
         mistakes.append(f"{path}: {one}_requests needs {other}_requests too: give both lists or neither")
     if given.get("stop_command") and not given.get("start_command"):
         mistakes.append(f"{path}: stop_command needs start_command too, or a stopped server could not be started again")
+    _derive_kind(path, fields, mistakes)
     if "gpus" in fields:
         _check_parallel_sizes(path, fields.get("args", {}), fields["gpus"], mistakes)
     macros = _macros(given, fields)
@@ -731,6 +747,20 @@ def _parse_model(index: int, entry: typing.Any, global_macros: typing.Mapping[st
     variables["port"] = variables["port"] or str(Model.port)
     _expand_variables(path, fields, {**global_macros, **macros, **variables}, mistakes)
     return path, fields
+
+
+def _derive_kind(path: str, fields: dict[str, typing.Any], mistakes: list[str]) -> None:
+    """What kind of model it is by its arguments, where its C(kind) does not say."""
+    args = fields.get("args", {})
+    for name, kinds in _KIND_OF_ARGUMENT.items():
+        value = args.get(name)
+        derived = kinds.get(value, "auto") if isinstance(value, str) else "auto"
+        if derived == "auto":
+            continue
+        if fields.setdefault("kind", "auto") == "auto":
+            fields["kind"] = derived
+        elif fields["kind"] != derived:
+            mistakes.append(f"{path}: kind {fields['kind']} does not go with args.{name} {value}: leave kind out")
 
 
 def _check_parallel_sizes(

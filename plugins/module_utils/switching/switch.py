@@ -542,13 +542,14 @@ class Switcher:
             return False
         return self.host.was_proved(model)
 
-    def _note_proof(self, name: str, start: str | None) -> None:
+    def _note_proof(self, name: str, start: str | None, answered: bool) -> None:
+        """Write down which start was ready and, where it answered and is still awake, when: only that ages."""
         if start is None:
             start = self.host.lifecycles[name].start_id()
         if start:
             with records.changing, contextlib.suppress(OSError):  # it is proved once more then
                 known = records.models(self.stack_dir, PROOF)
-                proof = {"start": start, "at": round(self.now(), 3)}
+                proof = {"start": start, **({"at": round(self.now(), 3)} if answered else {})}
                 records.write(self.stack_dir, PROOF, {"models": {**known, name: proof}})
 
     def _look_again(
@@ -560,9 +561,14 @@ class Switcher:
         )
         work: list[typing.Callable[[], dict[str, Observation] | None]] = [lambda: self.host.observe(models)]
         work += [
-            functools.partial(self._note_proof, name, performer.starts.get(name))
+            functools.partial(
+                self._note_proof,
+                name,
+                performer.starts.get(name),
+                foretold[name].state == ACTIVE and bool(self.host.models[name].ready_completion),
+            )
             for name in proved
-            if foretold[name].state == ACTIVE and self.host.models[name].ready_completion
+            if foretold[name].state in (ACTIVE, SLEEPING)
         ]
         after = dict(self.host.each(lambda one: one(), work)[0] or {})
         for name, seen in after.items():

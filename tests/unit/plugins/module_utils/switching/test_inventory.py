@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import json
 import math
@@ -30,8 +31,8 @@ NO = "a boolean (False, as YAML reads a bare off or no)"
 
 KEYS = (
     "id, model, host_port, name, container_name, port, gpus, gpu_memory_gb, weights_gb, startup_mode, sleep_level, "
-    "args, env, image, aliases, ready_completion, canary, sleep_requests, wake_requests, state_request, start_command, "
-    "stop_command, macros"
+    "args, env, image, aliases, ready_completion, kind, canary, sleep_requests, wake_requests, state_request, "
+    "start_command, stop_command, macros"
 )
 SWITCHING_KEYS = (
     "available_ram_gb, max_retries, health_check_interval_seconds, request_timeout_seconds, connect_timeout_seconds, "
@@ -85,6 +86,7 @@ def test_the_defaults_of_a_model() -> None:
         image="",
         aliases=(),
         ready_completion=True,
+        kind="auto",
         canary="auto",
         sleep_requests=(),
         wake_requests=(),
@@ -985,6 +987,7 @@ FULL = [
         image="vllm/vllm-openai:v0.11.0",
         aliases=["x", "y"],
         ready_completion=False,
+        kind="speech",
         canary="warn",
         sleep_requests=[{"endpoint": "/s/${id}/${level}", "body": {"l": "${level}"}, "method": "PUT", "timeout": 1}],
         wake_requests=[{"endpoint": "/w/${m}"}],
@@ -1062,6 +1065,7 @@ VALID = {
     "env": st.dictionaries(st.sampled_from(["A", "B_1"]), st.integers() | st.booleans() | plain_texts),
     "image": st.sampled_from(["", "vllm/vllm-openai:v0.11.0"]),
     "ready_completion": st.booleans() | st.sampled_from(["yes", "no"]),
+    "kind": st.sampled_from(["auto", "text", "pooling", "speech"]),
     "canary": st.sampled_from(["auto", "off", "warn", "enforce", False]),
     "state_request": st.fixed_dictionaries({"endpoint": st.just("/${id}"), "sleeping": st.just("(?i)zz+$")}),
     "start_command": st.lists(plain_words | st.just("${model}"), max_size=3),
@@ -1143,3 +1147,49 @@ def test_junk_raises_nothing_but_mistakes_with_a_path(models: Any, switching: An
         assert [mistake for mistake in error.mistakes if not PATH.match(mistake)] == []
     else:
         assert len(inventory.models) == len(models)
+
+
+# ---- what a model answers ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("keys", "kind"),
+    [
+        ({}, "auto"),
+        ({"args": {"runner": "pooling"}}, "pooling"),
+        ({"args": {"runner": "auto", "convert": "embed"}}, "pooling"),
+        ({"args": {"runner": "generate"}}, "auto"),
+        ({"args": {"convert": "none"}}, "auto"),
+        ({"args": {"task": "embed"}}, "pooling"),
+        ({"args": {"task": "score"}}, "pooling"),
+        ({"args": {"task": "transcription"}}, "speech"),
+        ({"args": {"task": "generate"}}, "auto"),
+        ({"args": {"task": None, "runner": ["pooling"]}}, "auto"),
+        ({"kind": "auto", "args": {"runner": "pooling"}}, "pooling"),
+        ({"kind": "pooling", "args": {"runner": "pooling"}}, "pooling"),
+        ({"kind": "pooling"}, "pooling"),
+        ({"kind": "speech"}, "speech"),
+        ({"kind": "text", "args": {"runner": "generate"}}, "text"),
+    ],
+)
+def test_the_kind_of_a_model(keys: dict[str, Any], kind: str) -> None:
+    model = only(**keys)
+    assert model.kind == kind
+    (again,) = parse([json.loads(json.dumps(dataclasses.asdict(model)))]).models
+    assert again.kind == kind
+
+
+@pytest.mark.parametrize(
+    ("keys", "mistake"),
+    [
+        ({"kind": "embedding"}, "kind must be one of auto, text, pooling, speech"),
+        (
+            {"kind": "text", "args": {"runner": "pooling"}},
+            "kind text does not go with args.runner pooling: leave kind out",
+        ),
+    ],
+)
+def test_a_kind_that_is_none(keys: dict[str, Any], mistake: str) -> None:
+    with pytest.raises(InventoryError) as caught:
+        only(**keys)
+    assert mistake in str(caught.value)
