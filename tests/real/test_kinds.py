@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""A real pooling model beside a real text model on one GPU: loaded by bootstrap, switched away and back, compared."""
+"""A real pooling model that shares a GPU with a text model: loaded by bootstrap, switched away and back, compared.
+
+The text model is a stand-in: what is to be shown is what the engine makes of the other one.
+"""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import Any
 import pytest
 import requests
 
-from tests.playbooklib import Ansible, Host, Run, is_sleeping
+from tests.playbooklib import Ansible, Host, Run, is_sleeping, launched
 from tests.serverlib import free_port, real_command, real_model, real_settings
 
 from .stack import SWITCHING, WEIGHTS, A, Stack
@@ -24,13 +26,13 @@ E = "tiny-embedding"
 
 @dataclass
 class Mixed:
-    """The host with both, how its bootstrap went, and the weights of the pooling model and of another like it."""
+    """The host with both, how its bootstrap went, and the file of the pooling model's weights."""
 
     host: Host
     ansible: Ansible
     stack: Stack
     bootstrap: Run
-    weights: dict[str, Path]
+    weights: Path
 
     def vector(self) -> list[float]:
         """Return what a client gets."""
@@ -46,20 +48,24 @@ class Mixed:
 @pytest.fixture(scope="module")
 def mixed(venv: Path, ansible_playbook: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mixed]:
     folder = tmp_path_factory.mktemp("mixed")
-    weights = {name: real_model(venv, folder / name, "embedding") for name in ("served", "other")}
-    models = []
-    for name, model, length, mode in ((A, venv / "models" / A, 2048, "active"), (E, weights["served"], 512, "sleep")):
-        command = real_command(venv, str(model), "${host_port}", ["${id}"], length)
-        entry: dict[str, Any] = {"id": name, "model": str(model), "host_port": free_port(), "weights_gb": 0.01}
-        env = {**real_settings(venv), "STANDIN_GPU_DIR": ""}
-        models.append({**entry, "start_command": command, "env": env, "startup_mode": mode, "sleep_level": "2"})
+    model = real_model(venv, folder / "models", "embedding")
+    pooling: dict[str, Any] = {
+        "id": E,
+        "model": str(model),
+        "host_port": free_port(),
+        "weights_gb": 0.01,
+        "start_command": real_command(venv, str(model), "${host_port}", ["${id}"], max_model_len=512),
+        "env": {**real_settings(venv), "STANDIN_GPU_DIR": ""},
+        "sleep_level": "2",
+    }
+    models = [launched(A, startup_mode="active", sleep_level="2"), pooling]
     host = Host(folder, models, SWITCHING)
     ansible = Ansible(ansible_playbook, folder, [host])
     try:
         bootstrap = ansible.play("bootstrap", timeout=600)
         assert bootstrap.status == 0, bootstrap.output
-        stack = Stack(host.stack, weights, {str(model["id"]): dict(model) for model in models})
-        yield Mixed(host, ansible, stack, bootstrap, weights)
+        stack = Stack(host.stack, {E: model}, {str(one["id"]): dict(one) for one in models})
+        yield Mixed(host, ansible, stack, bootstrap, model / WEIGHTS)
     finally:
         host.kill()
 
@@ -94,15 +100,24 @@ def test_exchanged_weights_are_noticed(mixed: Mixed) -> None:
     mixed.stack.declare(sleep_level="2", escalation=["stop", "retry", "roll_back"])
     for name in (E, A):
         assert mixed.stack.switch(name).status == 0
-    kept = mixed.weights["served"] / "kept"
-    shutil.copyfile(mixed.weights["served"] / WEIGHTS, kept)
-    shutil.copyfile(mixed.weights["other"] / WEIGHTS, mixed.weights["served"] / WEIGHTS)
+    whole = mixed.weights.read_bytes()
+    # The numbers are those that there were, each in another place.
+    begin = 8 + int.from_bytes(whole[:8], "little")
+    moved = whole[:begin] + whole[begin + 4096 :] + whole[begin : begin + 4096]
+    put(mixed.weights, moved)
     answer = mixed.stack.switch(E)
     assert answer.status == 1
     assert "answers the fixed call for embedding with" in answer.errors
     assert f"{A} is active again" in answer.errors
     assert mixed.awake() == {A}
-    kept.replace(mixed.weights["served"] / WEIGHTS)
+    put(mixed.weights, whole)
     answer = mixed.stack.switch(E)
     assert answer.status == 0, answer.errors
     assert answer.result["steps"][-1]["note"] == "answers as recorded"
+
+
+def put(file: Path, content: bytes) -> None:
+    """Write the weights in one go: the server may have mapped the old file."""
+    new = file.with_suffix(".new")
+    new.write_bytes(content)
+    new.replace(file)

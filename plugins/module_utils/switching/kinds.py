@@ -142,11 +142,11 @@ KINDS: dict[str, Kind] = {
     # Long enough to run through all of the weights, short enough to cost little.
     TEXT: Kind("/v1/completions", _json_body(prompt=_SENTENCE, max_tokens=16, temperature=0), _text),
     EMBEDDING: Kind("/v1/embeddings", _json_body(input=_SENTENCE), _vector),
-    # A score is mostly a share of 1, and one near 0 is as good as 0.
-    SCORE: Kind("/score", _json_body(text_1=_QUESTION, text_2=_PASSAGES), _scores, shortest=1.0),
+    # A score is mostly a share of 1, of which rounding takes as much whether it is small or not.
+    SCORE: Kind("/score", _json_body(text_1=_QUESTION, text_2=_PASSAGES), _scores, shortest=0.4),
     SPEECH: Kind("/v1/audio/transcriptions", _silence, _heard),
     # What classifies or gives rewards; it answers with whatever its model pools.
-    POOLING: Kind("/pooling", _json_body(input=_SENTENCE), _pooled, shortest=1.0),
+    POOLING: Kind("/pooling", _json_body(input=_SENTENCE), _pooled, shortest=0.4),
 }
 _NUMBERS = (EMBEDDING, SCORE, POOLING)
 
