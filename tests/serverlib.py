@@ -204,6 +204,13 @@ def real_command(venv: Path, model: str, port: int | str, names: Iterable[str], 
     return [*command, "--max-model-len", str(max_model_len), "--enforce-eager", "--max-num-seqs", "4"]
 
 
+def real_model(venv: Path, folder: Path, kind: str) -> Path:
+    """Make a tiny model of a kind that tools/real_vllm_kinds.py knows, for start_real(); return where it is."""
+    command = [str(venv / "bin" / "python"), str(ROOT / "tools" / "real_vllm_kinds.py"), str(folder), kind]
+    subprocess.run(command, env={**os.environ, **real_settings(venv)}, stdin=subprocess.DEVNULL, check=True)
+    return folder / kind
+
+
 def real_settings(venv: Path) -> dict[str, str]:
     """Return the environment variables that real vLLM needs on the CPU."""
     version = real_version(venv)

@@ -15,9 +15,9 @@ description:
   - The models that share a GPU with it are drained and put to sleep, and only when every one of them is confirmed
     asleep is the model woken by the calls that its sleep level needs, or started when nothing runs.
   - The model counts as active when its server is healthy, awake and, unless C(ready_completion) is off, has answered a
-    completion.
+    completion, or where it knows none a call of its own kind, for a vector, a score or a transcription.
   - States are read from the running servers, never from a file. One switch runs on a host at a time.
-  - Its answer to a fixed prompt, the canary, is compared with the one it gave when its server was started.
+  - Its answer to a fixed prompt or call, the canary, is compared with the one it gave when its server was started.
   - When a step fails, what C(escalation) allows is tried, then the model that was active before is put back, and the
     module fails with what happened, what the host is left with, and what to do.
 options:

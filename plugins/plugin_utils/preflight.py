@@ -340,7 +340,11 @@ def _own(playbook: str, host: Host, inventory: Inventory) -> typing.Iterator[str
     env = host.values.get("open_webui_env")
     if webui and playbook in ("site", "bootstrap") and isinstance(env, (dict, type(None))):
         models = inventory.as_dict()["vllm_models"]
-        served = [model for model in models if not model["start_command"] and model["startup_mode"] != "disabled"]
+        served = [
+            model
+            for model in models
+            if not model["start_command"] and model["startup_mode"] != "disabled" and model["kind"] in ("auto", "text")
+        ]
         yield from open_webui.mistakes(served, env)
 
 

@@ -31,6 +31,7 @@ DERIVED = {
     "container_name": "`vllm-ID`",
     "weights_gb": "`gpu_memory_gb`",
     "ready_completion": "that of `vllm_switching`",
+    "kind": "what its `args` say, else `auto`",
     "canary": "that of `vllm_switching`",
 }
 # Wrong in every way that a check tells apart: nothing that a key takes, too small, too odd.

@@ -47,6 +47,7 @@ def test_what_a_key_takes_is_what_its_check_says() -> None:
         ("container_name", {}, {}, "vllm-a"),
         ("weights_gb", {"gpu_memory_gb": 7}, {}, 7),
         ("ready_completion", {}, {"ready_completion": False}, False),
+        ("kind", {"args": {"runner": "pooling"}}, {}, "pooling"),
         ("canary", {}, {"canary": "warn"}, "warn"),
     ],
 )

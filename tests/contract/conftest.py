@@ -46,7 +46,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run each case for the versions it is about; where pytest is started elsewhere, it does not know the options."""
-    if "pair" not in metafunc.fixturenames:
+    name = next((one for one in ("pair", "target") if one in metafunc.fixturenames), None)
+    if name is None:
         return
     target = metafunc.config.getoption("--target", default=None) or os.environ.get("CONTRACT_TARGET", "standin")
     named = metafunc.config.getoption("--vllm", default=None)
@@ -66,7 +67,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             marks.append(pytest.mark.skip(reason=f"allowed: not about {version}"))
         if fits or target == "real" or named:
             params.append(pytest.param(f"{target}-{version}", marks=marks))
-    metafunc.parametrize("pair", params, indirect=True, scope="session")
+    metafunc.parametrize(name, params, indirect=True, scope="session")
 
 
 @dataclass
@@ -77,6 +78,12 @@ class Pair:
     server: Server
     guarded: Server
     refused_while_loading: list[bool]
+
+
+@pytest.fixture(scope="session")
+def target(request: pytest.FixtureRequest) -> str:
+    """What is tried and its version, with a dash between, for cases that start servers of their own."""
+    return str(request.param)
 
 
 @pytest.fixture(scope="session")

@@ -28,13 +28,16 @@ class Family:
     reset_tells: bool = False
     # /pause: there is "none"; it "drains" only; or it "sleeps", that is, is_sleeping says so too.
     pause: str = "sleeps"
+    # What the model can't do is refused by a 200 with an error in it; else there is no such call.
+    every_call: bool = False
     # The statuses of /sleep with level=3, level=-1, level=x, mode=drain.
     wrong_sleeps: tuple[int, int, int, int] = (200, 200, 500, 200)
 
 
-_0_11 = Family(gauge=False, pause="none")
+_0_11 = Family(gauge=False, pause="none", every_call=True)
 _0_12 = replace(_0_11, gauge=True, pause="drains")
-_0_17 = replace(_0_12, modes=True, runs_half_awake=True, pause="sleeps", wrong_sleeps=(200, 200, 500, 500))
+_0_16 = replace(_0_12, every_call=False)
+_0_17 = replace(_0_16, modes=True, runs_half_awake=True, pause="sleeps", wrong_sleeps=(200, 200, 500, 500))
 _0_20 = replace(_0_17, wrong_sleeps=(200, 200, 400, 500))
 _0_29 = replace(_0_20, runs_half_awake=False, reset_tells=True)
 _0_31 = replace(_0_29, speaks=True, times=True, gauge_half_awake="level", wrong_sleeps=(400, 400, 400, 400))
@@ -42,7 +45,7 @@ _0_31 = replace(_0_29, speaks=True, times=True, gauge_half_awake="level", wrong_
 FAMILIES = {
     "0.11.0": _0_11,
     "0.12.0": _0_12,
-    "0.16.0": _0_12,
+    "0.16.0": _0_16,
     "0.17.1": _0_17,
     "0.20.2": _0_20,
     "0.29.0": _0_29,

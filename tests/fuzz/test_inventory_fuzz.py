@@ -174,6 +174,7 @@ KNOWN: dict[str, st.SearchStrategy[Any]] = {
     "image": literals | st.sampled_from(["", "vllm/vllm-openai:v0.32.0", "localhost:5000/x@sha256:" + "0" * 64]),
     "aliases": st.lists(words, max_size=3, unique=True),
     "ready_completion": st.booleans() | st.sampled_from(["yes", "no", "TRUE"]),
+    "kind": st.sampled_from(["auto", "auto", "text", "pooling", "speech"]),
     "sleep_requests": st.lists(requests, min_size=1, max_size=2),
     "wake_requests": st.lists(requests, min_size=1, max_size=2),
     "state_request": st.fixed_dictionaries({"endpoint": st.builds("/{}".format, variables), "sleeping": words}),

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import io
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ import socket
 import struct
 import time
 import uuid
+import wave
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import Any
@@ -53,6 +55,24 @@ vllm:engine_sleep_state{engine="1",sleep_state="discard_all"} 0.0
 """
 LOGIN_PAGE = b"<!DOCTYPE html>\n<html><head><title>Log in</title></head><body>Please log in.</body></html>\n"
 BACKLOG = 2048
+DIMENSIONS = 64
+# What a model of each kind is served by (seen on 0.11.0 and 0.32.0).
+OFFERED = {
+    "text": ("/v1/completions", "/v1/chat/completions"),
+    "embedding": ("/v1/embeddings", "/pooling", "/score"),
+    "score": ("/score", "/pooling", "/classify"),
+    "classify": ("/classify", "/pooling"),
+    "speech": ("/v1/audio/transcriptions",),
+}
+API_NAMES = {
+    "/v1/completions": "Completions",
+    "/v1/chat/completions": "Chat Completions",
+    "/v1/embeddings": "Embeddings",
+    "/pooling": "Pooling",
+    "/score": "Score",
+    "/classify": "Classification",
+    "/v1/audio/transcriptions": "Transcriptions",
+}
 PHRASES = {status.value: status.phrase for status in HTTPStatus}
 
 
@@ -64,6 +84,7 @@ class Api:
         self.family = settings.family
         self.engine = engine
         self.faults = faults
+        self.loading = False  # of a server that listens while it loads, which no vLLM is
         # Of whoever listens; set when the server does.
         self.stop_listening: Callable[[], Awaitable[None]] | None = None
         self.listener: socket.socket | None = None
@@ -86,11 +107,13 @@ class Api:
             "/standin/faults": self.faults_list,
             "/standin/state": self.state,
         }
-        posts: dict[str, Handler] = {
-            "/v1/completions": self.completions,
-            "/v1/chat/completions": self.chat_completions,
-            "/standin/faults": self.faults_add,
-        }
+        posts: dict[str, Handler] = {"/standin/faults": self.faults_add}
+        offered = OFFERED[self.settings.kind]
+        for path, handler in self.answers().items():
+            if path in offered:
+                posts[path] = handler
+            elif self.family.knows_every_call:
+                posts[path] = self.not_supported
         if self.settings.dev_mode:
             gets["/is_sleeping"] = self.is_sleeping
             posts["/sleep"] = self.sleep
@@ -109,11 +132,25 @@ class Api:
         app.on_response_prepare.append(self.before_headers)
         return app
 
+    def answers(self) -> dict[str, Handler]:
+        """Return the calls by which clients use a model, of whatever kind."""
+        return {
+            "/v1/completions": self.completions,
+            "/v1/chat/completions": self.chat_completions,
+            "/v1/embeddings": self.embeddings,
+            "/pooling": self.pooling,
+            "/score": self.score,
+            "/classify": self.classify,
+            "/v1/audio/transcriptions": self.transcriptions,
+        }
+
     # ---- around every call ----------------------------------------------------------------
 
     @web.middleware
     async def outer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Meet the faults, check the key, and turn exceptions into vLLM's answers."""
+        if self.loading:
+            return error("Loading model", "unavailable_error", 503)
         fault = self.faults.take(request.path, request.query_string)
         if fault is not None:
             return await self.meet(fault, request, handler)
@@ -169,6 +206,7 @@ class Api:
             "two_engines": lambda: web.Response(body=TWO_ENGINES, content_type="text/plain"),
             "redirect": lambda: web.Response(status=302, headers={"Location": "/login"}),
             "unauthorized": lambda: answer(UNAUTHORIZED, 401),
+            "not_ready": lambda: web.Response(status=503),
         }
         if name in simple:
             return simple[name]()
@@ -510,10 +548,72 @@ class Api:
         await response.write_eof()
         return response
 
+    # ---- models that complete no text -----------------------------------------------------
+
+    async def not_supported(self, request: web.Request) -> web.Response:
+        """Answer what the model can't do as the versions did that had every call: 200."""
+        await request.read()
+        refusal = f"The model does not support {API_NAMES[request.path]} API"
+        return answer({"error": {"message": refusal, "type": "BadRequestError", "param": None, "code": 400}})
+
+    async def pooled(self, request: web.Request, texts: list[str], dimensions: int = DIMENSIONS) -> list[list[float]]:
+        """Return the numbers that the model gives for each text."""
+        wrong = bool(request.get("wrong_text"))
+        await asyncio.gather(*(self.finish(Generation(text, 1, pooled=True)) for text in texts))
+        return [self.engine.numbers(text, dimensions, wrong) for text in texts]
+
+    def pooling_answer(self, name: str, key: str, values: list[Any]) -> web.Response:
+        """Answer with the numbers for each text, under the key that the call has for them."""
+        data = [{"index": index, "object": name, key: value} for index, value in enumerate(values)]
+        usage = {"prompt_tokens": 1, "total_tokens": 1, "completion_tokens": 0, "prompt_tokens_details": None}
+        head = {"id": f"{name}-{uuid.uuid4().hex[:16]}", "object": "list", "created": int(time.time())}
+        return answer({**head, "model": self.settings.names[0], "data": data, "usage": usage})
+
+    async def embeddings(self, request: web.Request) -> web.Response:
+        """POST /v1/embeddings"""
+        vectors = await self.pooled(request, _texts((await self.openai_body(request)).get("input")))
+        return self.pooling_answer("embedding", "embedding", vectors)
+
+    async def pooling(self, request: web.Request) -> web.Response:
+        """POST /pooling"""
+        vectors = await self.pooled(request, _texts((await self.openai_body(request)).get("input")))
+        return self.pooling_answer("pooling", "data", vectors)
+
+    async def classify(self, request: web.Request) -> web.Response:
+        """POST /classify"""
+        vectors = await self.pooled(request, _texts((await self.openai_body(request)).get("input")), 2)
+        return self.pooling_answer("classify", "probs", vectors)
+
+    async def score(self, request: web.Request) -> web.Response:
+        """POST /score"""
+        body = await self.openai_body(request)
+        first, others = _texts(body.get("text_1")), _texts(body.get("text_2"))
+        vectors = await self.pooled(request, [f"{first[0]}\0{other}" for other in others], 2)
+        return self.pooling_answer("score", "score", [abs(vector[0]) for vector in vectors])
+
+    async def transcriptions(self, request: web.Request) -> web.Response:
+        """POST /v1/audio/transcriptions"""
+        if request.content_type != "multipart/form-data":
+            raise invalid("missing", "body.file", "Field required", "None")
+        form = await request.post()
+        sound = form.get("file")
+        if not isinstance(sound, web.FileField):
+            raise invalid("missing", "body.file", "Field required", "None")
+        try:
+            with wave.open(io.BytesIO(sound.file.read())) as opened:
+                seconds = opened.getnframes() / opened.getframerate()
+        except (wave.Error, EOFError):
+            raise bad_request("Invalid or unsupported audio file.") from None
+        generation = Generation(f"{seconds} s", 3, wrong_text=bool(request.get("wrong_text")))
+        await self.finish(generation)
+        return answer({"text": generation.text, "usage": {"type": "duration", "seconds": int(seconds)}})
+
     # ---- what is told about it ------------------------------------------------------------
 
     async def version(self, _request: web.Request) -> web.Response:
         """GET /version"""
+        if self.settings.listens_while_loading:
+            raise web.HTTPNotFound  # such a server is no vLLM
         return answer({"version": self.settings.version})
 
     async def server_load(self, _request: web.Request) -> web.Response:
@@ -598,3 +698,10 @@ class Api:
         """DELETE /standin/faults"""
         self.faults.left.clear()
         return answer([])
+
+
+def _texts(value: Any) -> list[str]:
+    """Read one text or several; raise what vLLM answers where there is none."""
+    if not value:
+        raise invalid("missing", "body.input", "Field required", "None")
+    return [str(item) for item in value] if isinstance(value, list) else [str(value)]

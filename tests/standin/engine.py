@@ -45,6 +45,7 @@ class Generation:
     wanted: int
     finish_with: str = "length"
     wrong_text: bool = False  # a fault
+    pooled: bool = False  # what is wanted are numbers: all of them come of one step
     words: list[str] = field(default_factory=list)  # of the whole answer, once it has begun
     tokens: int = 0
     started: bool = False
@@ -102,6 +103,10 @@ class Engine:
         async with self._core:
             self.check_alive()
             if mode == "abort":
+                if any(generation.pooled for generation in self.generations) and self.family.dies_of_a_cut_vector:
+                    # The API server looks for the text of what was cut, and ends with the exception (seen).
+                    self.die("AssertionError: assert req_state.detokenizer is not None")
+                    return
                 for generation in self.generations:
                     generation.finish = "abort"
                 self.gauges = (0, 0)
@@ -338,6 +343,14 @@ class Engine:
         source = random.Random(f"{self.settings.model}\0{generation.prompt}\0{'' if right else 'other weights'}")
         return [" " + word for word in source.choices(WORDS, k=generation.wanted)]
 
+    def numbers(self, asked: str, count: int, wrong: bool) -> list[float]:
+        """Return a vector of length 1: always the same, but another while the weights are wrong."""
+        right = self.weights_right and not wrong
+        source = random.Random(f"{self.settings.model}\0{asked}\0{'' if right else 'other weights'}")
+        values = [source.gauss(0, 1) for _number in range(count)]
+        length = sum(value * value for value in values) ** 0.5
+        return [value / length for value in values]
+
     # ---- life and death -------------------------------------------------------------------
 
     def die(self, cause: str) -> None:
@@ -363,7 +376,8 @@ class Engine:
 
     def _step(self, *, finished: bool = False) -> None:
         """Bring the gauges up to date, if a real scheduler would make a step now."""
-        running = len(self._running())
+        # One step is all that numbers take, so that no step ends with such a request running.
+        running = sum(not generation.pooled for generation in self._running())
         if not self.paused or finished or (running and self.paused == "new"):
             self.gauges = (running, sum(not generation.started for generation in self.generations))
 

@@ -103,6 +103,16 @@ class Family:
         return (0, 16) <= self.release < (0, 17)
 
     @property
+    def knows_every_call(self) -> bool:
+        """What the model can't do is answered with 200, and the error is in the body; else there is no such call."""
+        return self.release < (0, 16)
+
+    @property
+    def dies_of_a_cut_vector(self) -> bool:
+        """The server ends when a request that is to give numbers is cut by a sleep."""
+        return self.release >= (0, 17)
+
+    @property
     def deaf_to_term_while_busy(self) -> bool:
         """SIGTERM does not end it while a request runs, for longer than anybody waits."""
         return self.release < (0, 13)

@@ -61,9 +61,11 @@ def failed_to_load(host: GpuHost, cause: str) -> int:
 async def serve(settings: Settings, engine: Engine, faults: Faults, listener: socket.socket) -> None:
     """Answer until the process ends."""
     api = Api(settings, engine, faults)
+    api.loading = settings.listens_while_loading
     runner = web.AppRunner(api.app(), access_log=None, handler_cancellation=True)
     await runner.setup()
-    engine.host.event("awake", weights_right=True)
+    if not api.loading:
+        engine.host.event("awake", weights_right=True)
     say("INFO", "entry.py:140", f"Starting vLLM server on http://{settings.host}:{settings.port}", "APIServer")
     print(f"INFO:     Started server process [{os.getpid()}]", file=sys.stderr)
     print("INFO:     Waiting for application startup.", file=sys.stderr)
@@ -75,6 +77,12 @@ async def serve(settings: Settings, engine: Engine, faults: Faults, listener: so
     await site.start()
     api.stop_listening, api.listener = site.stop, listener
     print("INFO:     Application startup complete.", file=sys.stderr, flush=True)
+    if api.loading:
+        status = await asyncio.to_thread(load, settings, engine.host, faults)
+        if status != 0:
+            os._exit(status)
+        api.loading = False
+        engine.host.event("awake", weights_right=True)
     await asyncio.Event().wait()
 
 
@@ -112,7 +120,7 @@ def main(argv: list[str]) -> int:
     except OSError as exc:
         print(f"OSError: [Errno {exc.errno}] {exc.strerror}", flush=True)
         return 1
-    status = load(settings, host, faults)
+    status = 0 if settings.listens_while_loading else load(settings, host, faults)
     if status == 0:
         asyncio.run(serve(settings, engine, faults, listener))
     return status

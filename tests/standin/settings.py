@@ -13,6 +13,9 @@ from typing import Any
 from .family import Family
 from .gpu import number_of
 
+# What the model gives; what classifies texts and what rewards them is served alike.
+KINDS = ("text", "embedding", "score", "classify", "speech")
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -33,6 +36,8 @@ class Settings:
     gpu_memory_utilization: float
     gpus: tuple[str, ...]
     version: str
+    kind: str
+    listens_while_loading: bool
     load_seconds: float
     sleep_seconds: float
     wake_seconds: float
@@ -71,6 +76,9 @@ def read(argv: list[str]) -> Settings:
     args, _other_flags = parser.parse_known_args(argv)
 
     env = os.environ
+    kind = env.get("STANDIN_KIND") or "text"
+    if kind not in KINDS:
+        parser.error(f"STANDIN_KIND {kind}: none of {', '.join(KINDS)}")
     model = args.model_tag or args.model
     visible = [number_of(gpu.strip()) for gpu in env.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu.strip()]
     if not visible:
@@ -93,6 +101,8 @@ def read(argv: list[str]) -> Settings:
         gpu_memory_utilization=args.gpu_memory_utilization,
         gpus=tuple(visible[: args.tensor_parallel_size or len(visible)]),
         version=env.get("STANDIN_VERSION", "0.32.0"),
+        kind=kind,
+        listens_while_loading=env.get("STANDIN_LISTENS_WHILE_LOADING", "0") == "1",
         load_seconds=_number("STANDIN_LOAD_SECONDS", 0.0),
         sleep_seconds=_number("STANDIN_SLEEP_SECONDS", 0.0),
         wake_seconds=_number("STANDIN_WAKE_SECONDS", 0.0),

@@ -3,6 +3,9 @@
 # SPDX-License-Identifier: MIT
 """The canary: the answer to a fixed greedy prompt, recorded when a server was started and compared after a wake.
 
+Of a server that completes no text it is the answer to another fixed call (C(kinds)); numbers are compared with room
+for rounding.
+
 A wake can go wrong without any call failing: weights that were not loaded again, or come back corrupted, give fluent
 nonsense behind a 200 (vLLM issues 16564, 29341, 25800).
 """
@@ -18,6 +21,7 @@ import typing
 from . import records
 from .errors import WrongAnswer
 from .inventory import Model, is_secret_name
+from .kinds import TEXT, Told
 from .masking import Mask, secrets_of
 from .server import Server
 from .texts import map_text
@@ -35,6 +39,7 @@ class Record:
 
     C(suspect) says that a later answer was refused: until one is right, or recorded on request, none is taken on trust.
     C(renewed) says so of an answer of another start, one that nobody here has seen: that may have been by intent.
+    C(kind) is that of the call which C(text) is the answer to.
     """
 
     text: str
@@ -45,6 +50,7 @@ class Record:
     recorded: str
     suspect: bool = False
     renewed: bool = False
+    kind: str = TEXT
 
 
 class Verdict(typing.NamedTuple):
@@ -55,7 +61,7 @@ class Verdict(typing.NamedTuple):
 
 
 def applies(model: Model) -> bool:
-    """Whether the model has a canary: not if it is turned off, or if the model does not complete text."""
+    """Whether the model has a canary: not if it is turned off, or if the model gives no answer."""
     return model.canary != "off" and bool(model.ready_completion)
 
 
@@ -64,7 +70,7 @@ def read(model: Model, stack_dir: str) -> Record | None:
     with contextlib.suppress(TypeError):
         saved = records.models(stack_dir, _NAME).get(model.id)
         known = Record(**saved) if saved else None
-        if known is None or not isinstance(known.text, str):
+        if known is None or not isinstance(known.text, str) or not isinstance(known.kind, str):
             return None
         # It once was a time, as the server's metrics told it.
         return known if isinstance(known.start, str) else dataclasses.replace(known, start="")
@@ -73,7 +79,8 @@ def read(model: Model, stack_dir: str) -> Record | None:
 
 def record(server: Server, model: Model, stack_dir: str, start: str) -> Verdict:
     """Ask twice and remember the answer. The server has to be ready. Raises ServerError or OSError."""
-    return _record(server, model, stack_dir, start, server.canary())
+    known = read(model, stack_dir)
+    return _record(server, model, stack_dir, start, server.canary(known.kind if known else ""))
 
 
 def prove(server: Server, model: Model, stack_dir: str, start: str, came: str) -> Verdict:
@@ -83,15 +90,15 @@ def prove(server: Server, model: Model, stack_dir: str, start: str, came: str) -
     answers after a wake is never recorded: that is what is to be proved. Raises WrongAnswer where the answer is another
     and must not be, and OSError where the record can't be written.
     """
-    text = server.canary()
     known = read(model, stack_dir)
+    told = server.canary(known.kind if known else "")
     other = known is not None and known.served != _served(model)
     refused = came == RESTARTED and known is not None and known.suspect
     if came != WOKEN and not refused and (known is None or other):
-        return _record(server, model, stack_dir, start, text)
+        return _record(server, model, stack_dir, start, told)
     if known is None:
         return Verdict("answers; there is no answer of a fresh start to compare with")
-    if text == known.text:
+    if told.is_as(known.kind, known.text):
         # So this start is known to be right, whoever made it: a wrong answer of it is not one of an unknown start.
         served = known.served if came == WOKEN else _served(model)
         proved = dataclasses.replace(known, start=start, served=served, suspect=False, renewed=False)
@@ -99,12 +106,12 @@ def prove(server: Server, model: Model, stack_dir: str, start: str, came: str) -
             _write(model, stack_dir, proved)
         return Verdict("answers as recorded")
     differs = (
-        f"{model.id} answers the fixed prompt with {_short(text)}, not with {_short(known.text)} as recorded on "
-        f"{known.recorded}"
+        f"{model.id} answers the fixed {_prompt(told.kind)} with {_short(told.text)}, not with {_short(known.text)} as "
+        f"recorded on {known.recorded}"
     )
     if not known.suspect and (came == STARTED or (came == RESTARTED and known.renewed)):
         # Started by intent, so its weights or vLLM may have been changed by intent.
-        verdict = _record(server, model, stack_dir, start, text)
+        verdict = _record(server, model, stack_dir, start, told)
         return Verdict(verdict.note, f"{differs}; it was started since, so that was recorded anew")
     renewed = came == WOKEN and start != known.start and "" not in (start, known.start)
     if renewed and other and not known.suspect:
@@ -118,11 +125,14 @@ def prove(server: Server, model: Model, stack_dir: str, start: str, came: str) -
     return Verdict("answers otherwise than recorded", f"{differs} (canary)")
 
 
-def _record(server: Server, model: Model, stack_dir: str, start: str, text: str) -> Verdict:
-    reproducible = server.canary() == text
+def _record(server: Server, model: Model, stack_dir: str, start: str, told: Told) -> Verdict:
+    reproducible = server.canary(told.kind).is_as(told.kind, told.text)
     now = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
-    _write(model, stack_dir, Record(text, reproducible, start, server.version(), _served(model), now))
-    return Verdict("answer recorded" + ("" if reproducible else ", but a second one was another"))
+    version, served = server.version(), _served(model)
+    made = Record(told.text, reproducible, start, version, served, now, kind=told.kind)
+    _write(model, stack_dir, made)
+    what = "" if told.kind == TEXT else f" ({told.kind})"
+    return Verdict(f"answer recorded{what}" + ("" if reproducible else ", but a second one was another"))
 
 
 def _served(model: Model) -> dict[str, typing.Any]:
@@ -149,6 +159,10 @@ def _write(model: Model, stack_dir: str, made: Record) -> None:
     with records.changing:
         known = records.models(stack_dir, _NAME)
         records.write(stack_dir, _NAME, {"models": {**known, model.id: dataclasses.asdict(made)}})
+
+
+def _prompt(kind: str) -> str:
+    return "prompt" if kind == TEXT else f"call for {kind}"
 
 
 def _short(text: str) -> str:

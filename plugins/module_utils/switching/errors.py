@@ -82,6 +82,12 @@ class Refused(ServerError):
         super().__init__(message)
 
 
+class NoSuchAnswer(ServerError):
+    """A healthy server knows none of the calls by which it could be proved ready. To start it anew would not help."""
+
+    remedy = ""  # the text says it
+
+
 class DevModeOff(ServerError):
     """The server runs without its sleep endpoints."""
 

@@ -104,7 +104,11 @@ class Host:
                 return Observation(
                     ERROR, problem=problem, dead=True, uncounted=True, process=True, was_serving=was_active
                 )
-            if seen.state in (STOPPED, LOADING) and running:
+            listens = seen.state == LOADING and not seen.dead  # and says itself that it is not ready
+            if listens and running is not False and self.was_proved(model):
+                problem = f"{model.id}'s engine is dead (/health answers 503), and it had been loaded"
+                return Observation(ERROR, problem=problem, dead=True, process=running, was_serving=was_active)
+            if (seen.state in (STOPPED, LOADING) and running) or (listens and running is None):
                 comes = begun is not None and begun.action in (START, WAKE)
                 return Observation(LOADING, was_serving=comes or was_active)
             if seen.state == STOPPED and process.remains:

@@ -61,6 +61,16 @@ CANARY = ("auto", "off", "warn", "enforce")
 # How older images of vLLM start it. Unlike `vllm serve` it takes no notice of a model that is no option: it
 # serves its default one (`model_tag` is read by entrypoints/cli/serve.py alone, in vLLM 0.11.0 as in 0.32.0).
 API_SERVER = "vllm.entrypoints.openai.api_server"
+KIND = ("auto", "text", "pooling", "speech")
+# What vllm serve's own arguments say about that (the last one is of vLLM before 0.12).
+_KIND_OF_ARGUMENT = {
+    "runner": {"generate": "auto", "pooling": "pooling"},
+    "convert": dict.fromkeys(("embed", "classify", "reward"), "pooling"),
+    "task": {
+        **dict.fromkeys(("embed", "embedding", "classify", "score", "reward", "encode"), "pooling"),
+        "transcription": "speech",
+    },
+}
 # vllm serve's arguments that the inventory derives from other keys, and the key to use instead.
 _DERIVED_ARGUMENTS = {
     "model": "model",
@@ -144,8 +154,12 @@ class Model:
     aliases: tuple[str, ...] = ()
     """Other names that clients may use."""
     ready_completion: bool | None = None
-    """Whether it must answer a one-token completion to count as ready. Turn it off for models that don't complete
-    text."""
+    """Whether it must give an answer to count as ready: a one-token completion or, where its server knows none, one of
+    its own kind. Turn it off for what answers none of these calls."""
+    kind: str = "auto"
+    """What it answers: `text`; `pooling`: vectors, scores, classes or rewards; `speech`: transcriptions of sound;
+    `auto`: what `runner`, `convert` or `task` in its `args` say, else what its server answers. Models of the kinds
+    `pooling` and `speech` are not offered to Open WebUI."""
     canary: str = "auto"
     """What an answer to the fixed prompt means that is not the recorded one, see the key of the same name below."""
     sleep_requests: tuple[Request, ...] = ()
@@ -229,7 +243,7 @@ class Switching:
     prove_interval_seconds: float = 3600.0
     """A switch that finds all as wanted asks for the answer again when the last proof of this start is older."""
     ready_completion: bool = True
-    """Whether a model must answer a one-token completion to count as ready."""
+    """Whether a model must give an answer to count as ready."""
     macros: typing.Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Variables for requests and commands of all models; a model's own win."""
 
@@ -732,6 +746,7 @@ _MODEL_FIELDS = {
     "entrypoint": _Field(_entrypoint),
     "aliases": _Field(_names),
     "ready_completion": _Field(_boolean),
+    "kind": _Field(_choice(*KIND)),
     "canary": _Field(_canary),
     "sleep_requests": _Field(_list_of(_request(Request), "requests")),
     "wake_requests": _Field(_list_of(_request(Request), "requests")),
@@ -817,6 +832,7 @@ def _parse_model(index: int, entry: typing.Any, global_macros: typing.Mapping[st
             f"{path}: model must be what `vllm serve` loads, is {fields['model']}: leave the command out (it is the "
             "image's, or the entrypoint's)"
         )
+    _derive_kind(path, fields, mistakes)
     if "gpus" in fields:
         _check_parallel_sizes(path, fields.get("args", {}), fields["gpus"], mistakes)
     if not given.get("start_command"):  # which gets nothing of args
@@ -832,6 +848,20 @@ def _parse_model(index: int, entry: typing.Any, global_macros: typing.Mapping[st
         for name, why in options.unfollowed_in_command(told, fields["host_port"]):
             mistakes.append(f"{path}: start_command: --{name.replace('_', '-')}: {why}")
     return path, fields
+
+
+def _derive_kind(path: str, fields: dict[str, typing.Any], mistakes: list[str]) -> None:
+    """What kind of model it is by its arguments, where its C(kind) does not say."""
+    args = fields.get("args", {})
+    for name, kinds in _KIND_OF_ARGUMENT.items():
+        value = args.get(name)
+        derived = kinds.get(value, "auto") if isinstance(value, str) else "auto"
+        if derived == "auto":
+            continue
+        if fields.setdefault("kind", "auto") == "auto":
+            fields["kind"] = derived
+        elif fields["kind"] != derived:
+            mistakes.append(f"{path}: kind {fields['kind']} does not go with args.{name} {value}: leave kind out")
 
 
 def _check_parallel_sizes(

@@ -16,6 +16,7 @@ from .errors import (
     DrainTimeout,
     LifecycleError,
     NoMemory,
+    NoSuchAnswer,
     ServerDied,
     ServerError,
     SwitchingError,
@@ -78,7 +79,7 @@ class Mender:
             step = self.performer.instead(step)
             try:
                 self.performer.perform(step)
-            except (DrainTimeout, NoMemory):
+            except (DrainTimeout, NoMemory, NoSuchAnswer):
                 raise  # nothing was done to the server, and to do more to it would not help
             except (ServerError, LifecycleError) as error:
                 if step.action in (DRAIN, SLEEP) and sleeps and "stop" in self.settings.escalation:
@@ -132,7 +133,7 @@ class Mender:
             if second is None:
                 return
             error = second
-        if "restart" not in self.settings.escalation:
+        if isinstance(error, NoSuchAnswer) or "restart" not in self.settings.escalation:
             raise error
         self.performer.begun[name] = True
         try:

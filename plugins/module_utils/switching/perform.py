@@ -24,6 +24,7 @@ from .errors import (
 )
 from .host import Host
 from .inventory import Model
+from .kinds import TEXT
 from .plan import (
     DRAIN,
     LOADING,
@@ -347,7 +348,10 @@ class Performer:
             nonlocal listens
             listens = True
             try:
-                self._check_engine(model)
+                if not server.is_healthy():
+                    if model.id not in self.fresh or not server.may_be_loading():
+                        self._raise_dead(model)
+                    return False  # it listens while it loads
                 return not server.is_sleeping()
             except Unreachable:
                 listens = False
@@ -381,14 +385,17 @@ class Performer:
     def _check_engine(self, model: Model) -> None:
         """Raise ServerError where a server says that its engine is dead, or what else keeps it from telling."""
         if not self.host.servers[model.id].is_healthy():
-            raise ServerError(f"{model.id}'s engine died (/health answers 503)").with_log(self.host.last_lines(model))
+            self._raise_dead(model)
+
+    def _raise_dead(self, model: Model) -> typing.NoReturn:
+        raise ServerError(f"{model.id}'s engine died (/health answers 503)").with_log(self.host.last_lines(model))
 
     def _prove_answer(self, model: Model) -> str | None:
         """See that a server answers, and as it should; what is worth knowing about that."""
         server = self.host.servers[model.id]
         if not canary.applies(model):
-            server.complete()
-            return None
+            kind = server.prove().kind
+            return None if kind == TEXT else f"answers ({kind})"
         came = canary.WOKEN
         if model.id in self.fresh:
             came = canary.RESTARTED if self.begun.get(model.id) else canary.STARTED

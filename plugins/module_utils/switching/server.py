@@ -17,8 +17,9 @@ import typing
 from json import dumps
 
 from .connection import Answer, BrokenOff, Connection, Late, NoConnection, NotHttp
-from .errors import BadAnswer, DevModeOff, Refused, ServerError, Unreachable, Unresponsive
+from .errors import BadAnswer, DevModeOff, NoSuchAnswer, Refused, ServerError, Unreachable, Unresponsive
 from .inventory import Model, Request, Switching
+from .kinds import HELLO, KINDS, POSSIBLE, TEXT, Told
 from .plan import ACTIVE, ERROR, LOADING, SLEEPING, STOPPED, Observation
 from .versions import Abilities, abilities
 
@@ -28,10 +29,6 @@ _GAUGES = {
 }
 _GAUGE_LINE = re.compile(r"^(vllm:[a-z_]+)(?:\{([^}]*)\})? (\S+)$", re.MULTILINE)
 _SLEEP_LABEL = re.compile(r'sleep_state="([a-z_]+)"')
-
-# The fixed prompt of the canary: long enough to run through all of the weights, short enough to cost little.
-_CANARY = {"prompt": "The capital of France is Paris, and the capital of Italy is", "max_tokens": 16, "temperature": 0}
-_HELLO = {"prompt": "Hello", "max_tokens": 1, "temperature": 0}
 
 # The order that brings a server back from level 2: a bare wake_up leaves the weights as garbage (vLLM issues 16564,
 # 29341). It is right from level 1 and after a partial wake too, only slower, so it also serves an unknown level.
@@ -64,6 +61,7 @@ class Server:
         self.connection = Connection(model.host_port, switching.connect_timeout_seconds, address, tls)
         self._served_name: str | None = None
         self._version = ""
+        self._kind = ""
 
     def close(self) -> None:
         """Close the connection."""
@@ -74,7 +72,8 @@ class Server:
 
         One that gives no answer in time, or breaks it off, is slow or busy for all that is known: unknown. Loading,
         with C(dead) set, is a guess that holds if the server's process runs: something takes connections and drops
-        them, as Docker does for a container that does not listen yet.
+        them, as Docker does for a container that does not listen yet. Loading without it holds unless that start of
+        the server was ready before.
         C(count_requests) asks for the number of running and waiting requests too.
         """
         self._served_name = None
@@ -87,7 +86,7 @@ class Server:
                 # Once more: it may only be busy, or about to die, or have been misled once.
                 return self._look(count_requests)
         except Unreachable:
-            self._version = ""  # whoever listens there next may be of another
+            self._version = self._kind = ""  # whoever listens there next may be of another
             return Observation(STOPPED)
         except _HungUp as error:
             return Observation(LOADING, problem=str(error), dead=True, remedy=error.remedy)
@@ -99,6 +98,8 @@ class Server:
 
     def _look(self, count_requests: bool) -> Observation:
         if not self.is_healthy():
+            if self.may_be_loading():
+                return Observation(LOADING, problem=f"{self.model.id} is not ready (/health answers 503)")
             return Observation(ERROR, problem=f"{self.model.id}'s engine is dead (/health answers 503)", dead=True)
         self._check_identity()
         asleep = self.is_sleeping()
@@ -134,6 +135,13 @@ class Server:
         if "html" in answer.headers.get("content-type", ""):
             raise self._bad_answer("GET", "/health", answer)
         return True
+
+    def may_be_loading(self) -> bool:
+        """Whether a server whose C(/health) answers 503 may be one that listens while it loads.
+
+        llama-server and SGLang do. vLLM is loaded before it listens, and tells its version when its engine is dead too.
+        """
+        return not self.version()
 
     def is_sleeping(self) -> bool:
         """Whether the server sleeps, at whatever level, or is only partly awake. DevModeOff where it can't tell."""
@@ -278,23 +286,45 @@ class Server:
         """Load the weights of the awake server once more. Returns what is worth knowing about it."""
         return "".join([self._send(request, 2) for request in _RELOAD])
 
-    def complete(self) -> str:
-        """The text of a one-token completion: the last proof that the server can answer."""
-        return self._complete(_HELLO)
+    def prove(self) -> Told:
+        """A short answer: the last proof that the server can give one. NoSuchAnswer where it knows no call for that."""
+        return self._answer("", HELLO)
 
-    def canary(self) -> str:
-        """The answer to the canary's fixed greedy prompt."""
-        return self._complete(_CANARY)
+    def canary(self, kind: str = "") -> Told:
+        """The answer to what the canary always asks; C(kind) is the one that it gave before."""
+        return self._answer(kind, KINDS[TEXT].body)
 
-    def _complete(self, asked: typing.Mapping[str, typing.Any]) -> str:
+    def _answer(self, before: str, text_body: typing.Callable[[str], tuple[str, bytes]]) -> Told:
+        """The answer to the first call that the server knows: a server of text is asked for nothing else."""
         name = self._served_name or self._check_identity()
-        timeout = self.switching.request_timeout_seconds
-        answer = self._call("POST", "/v1/completions", {"model": name, **asked}, timeout)
-        choices = self._json("POST", "/v1/completions", answer).get("choices")
-        first = choices[0] if isinstance(choices, list) and choices else None
-        if not isinstance(first, dict) or not isinstance(first.get("text"), str):
-            raise self._bad_answer("POST", "/v1/completions", answer)
-        return _storable(first["text"])
+        possible = POSSIBLE[self.model.kind]
+        known = self._kind or before
+        refusals = []
+        for kind in sorted(possible, key=lambda one: one != known):
+            call = KINDS[kind]
+            content_type, body = (text_body if kind == TEXT else call.body)(name)
+            try:
+                answer = self._call(
+                    "POST", call.path, body, self.switching.request_timeout_seconds, content_type=content_type
+                )
+                text = call.read(self._json("POST", call.path, answer))
+            except Refused as error:
+                # What is asked of a model of another kind it may as well refuse as not know.
+                unknown = _is_unknown(error)
+                if not unknown and (kind == TEXT or error.status >= 500):
+                    raise
+                why = str(error.status) if unknown else str(error).partition("answered ")[2]
+                refusals.append(f"{call.path}: {why}")
+                continue
+            if text is None:
+                raise self._bad_answer("POST", call.path, answer)
+            self._kind = kind
+            return Told(kind, text)
+        raise NoSuchAnswer(
+            f"{self.model.id} is healthy, but answers none of the calls that could prove it ready "
+            f"({', '.join(refusals)}): set its ready_completion to false if that is as it should be"
+            + ("" if self.model.kind == "auto" else f", or its kind ({self.model.kind}) to what it is")
+        )
 
     def _check_identity(self) -> str:
         """The name to call the model by, as the server itself gives it."""
@@ -384,7 +414,14 @@ class Server:
                 return ""
         return "its prefix cache could not be reset, since requests that it kept hold it"
 
-    def _call(self, method: str, path: str, body: typing.Any = None, timeout: float | None = None) -> Answer:
+    def _call(
+        self,
+        method: str,
+        path: str,
+        body: typing.Any = None,
+        timeout: float | None = None,
+        content_type: str = "application/json",
+    ) -> Answer:
         """One HTTP call; the answer when its status is 200, else an error that says what went wrong."""
         timeout = timeout or self.switching.probe_timeout_seconds
         until = time.monotonic() + timeout
@@ -392,11 +429,12 @@ class Server:
         if self.model.api_key and path.startswith("/v1"):
             headers["Authorization"] = f"Bearer {self.model.api_key}"
         if body is not None:
-            headers["Content-Type"] = "application/json"
-        text = body if body is None or isinstance(body, str) else dumps(body)
+            headers["Content-Type"] = content_type
+        text = body if body is None or isinstance(body, (str, bytes)) else dumps(body)
+        sent = text.encode() if isinstance(text, str) else text
         what = f"{self.model.id}: {method} {self.url}{path}"
         try:
-            answer = self.connection.call(method, path, headers, None if text is None else text.encode(), until)
+            answer = self.connection.call(method, path, headers, sent, until)
         except NoConnection:
             raise Unresponsive(f"{what}: no connection within {self.switching.connect_timeout_seconds:g} s") from None
         except Late as error:
@@ -454,9 +492,16 @@ def _printable(text: str) -> str:
     return "".join(character if character.isprintable() else "?" for character in text)
 
 
-def _storable(text: str) -> str:
-    """The text without what no file can hold: JSON may have halves of characters."""
-    return text.encode("utf-8", "replace").decode()
+def _is_unknown(error: Refused) -> bool:
+    """Whether a server refuses a call since it knows none such, or not for its model.
+
+    vLLM says so by 404, older ones by a 200 that has this text and 400 within (seen on 0.11.0), llama-server by 501.
+    vLLM answers with 404 too when it is asked for a model that it does not have.
+    """
+    text = str(error)
+    if error.status in (404, 405, 501):
+        return "does not exist" not in text
+    return re.search("does not support .{1,40}API", text) is not None
 
 
 def _number(text: str) -> float | None:

@@ -542,11 +542,12 @@ class Switcher:
             return False
         return self.host.was_proved(model)
 
-    def _note_proof(self, name: str, start: str | None) -> None:
+    def _note_proof(self, name: str, start: str | None, answered: bool) -> None:
+        """Write down which start was ready and, where it answered and is still awake, when: only that ages."""
         if start is None:
             start = self.host.lifecycles[name].start_id()
         if start:
-            self.host.note_proof(name, start, round(self.now(), 3))
+            self.host.note_proof(name, start, round(self.now(), 3) if answered else None)
 
     def _look_again(
         self, models: typing.Sequence[Model], foretold: States, performer: Performer
@@ -557,9 +558,14 @@ class Switcher:
         )
         work: list[typing.Callable[[], dict[str, Observation] | None]] = [lambda: self.host.observe(models)]
         work += [
-            functools.partial(self._note_proof, name, performer.starts.get(name))
+            functools.partial(
+                self._note_proof,
+                name,
+                performer.starts.get(name),
+                foretold[name].state == ACTIVE and bool(self.host.models[name].ready_completion),
+            )
             for name in proved
-            if foretold[name].state == ACTIVE and self.host.models[name].ready_completion
+            if foretold[name].state in (ACTIVE, SLEEPING)
         ]
         after = dict(self.host.each(lambda one: one(), work)[0] or {})
         for name, seen in after.items():

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import json
 import math
@@ -30,8 +31,8 @@ NO = "a boolean (False, as YAML reads a bare off or no)"
 
 KEYS = (
     "id, model, host_port, name, container_name, port, gpus, gpu_memory_gb, weights_gb, startup_mode, sleep_level, "
-    "args, env, image, entrypoint, aliases, ready_completion, canary, sleep_requests, wake_requests, state_request, "
-    "start_command, stop_command, macros"
+    "args, env, image, entrypoint, aliases, ready_completion, kind, canary, sleep_requests, wake_requests, "
+    "state_request, start_command, stop_command, macros"
 )
 SWITCHING_KEYS = (
     "available_ram_gb, max_retries, health_check_interval_seconds, request_timeout_seconds, connect_timeout_seconds, "
@@ -89,6 +90,7 @@ def test_the_defaults_of_a_model() -> None:
         image="",
         aliases=(),
         ready_completion=True,
+        kind="auto",
         canary="auto",
         sleep_requests=(),
         wake_requests=(),
@@ -1035,6 +1037,7 @@ FULL = [
         image="vllm/vllm-openai:v0.11.0",
         aliases=["x", "y"],
         ready_completion=False,
+        kind="speech",
         canary="warn",
         sleep_requests=[{"endpoint": "/s/${id}/${level}", "body": {"l": "${level}"}, "method": "PUT", "timeout": 1}],
         wake_requests=[{"endpoint": "/w/${m}"}],
@@ -1113,6 +1116,7 @@ VALID = {
     "image": st.sampled_from(["", "vllm/vllm-openai:v0.11.0"]),
     "entrypoint": st.just([]),
     "ready_completion": st.booleans() | st.sampled_from(["yes", "no"]),
+    "kind": st.sampled_from(["auto", "text", "pooling", "speech"]),
     "canary": st.sampled_from(["auto", "off", "warn", "enforce", False]),
     "state_request": st.fixed_dictionaries({"endpoint": st.just("/${id}"), "sleeping": st.just("(?i)zz+$")}),
     "start_command": st.lists(plain_words | st.just("${model}"), max_size=3),
@@ -1351,3 +1355,49 @@ def test_words_that_no_switch_can_follow(words: list[str], mistakes: list[str]) 
 )
 def test_where_a_command_listens(words: list[str], listens: tuple[str, bool]) -> None:
     assert only(start_command=["vllm", "serve", "m", *words]).listens == listens
+
+
+# ---- what a model answers ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("keys", "kind"),
+    [
+        ({}, "auto"),
+        ({"args": {"runner": "pooling"}}, "pooling"),
+        ({"args": {"runner": "auto", "convert": "embed"}}, "pooling"),
+        ({"args": {"runner": "generate"}}, "auto"),
+        ({"args": {"convert": "none"}}, "auto"),
+        ({"args": {"task": "embed"}}, "pooling"),
+        ({"args": {"task": "score"}}, "pooling"),
+        ({"args": {"task": "transcription"}}, "speech"),
+        ({"args": {"task": "generate"}}, "auto"),
+        ({"args": {"task": None, "runner": ["pooling"]}}, "auto"),
+        ({"kind": "auto", "args": {"runner": "pooling"}}, "pooling"),
+        ({"kind": "pooling", "args": {"runner": "pooling"}}, "pooling"),
+        ({"kind": "pooling"}, "pooling"),
+        ({"kind": "speech"}, "speech"),
+        ({"kind": "text", "args": {"runner": "generate"}}, "text"),
+    ],
+)
+def test_the_kind_of_a_model(keys: dict[str, Any], kind: str) -> None:
+    model = only(**keys)
+    assert model.kind == kind
+    (again,) = parse([json.loads(json.dumps(dataclasses.asdict(model)))]).models
+    assert again.kind == kind
+
+
+@pytest.mark.parametrize(
+    ("keys", "mistake"),
+    [
+        ({"kind": "embedding"}, "kind must be one of auto, text, pooling, speech"),
+        (
+            {"kind": "text", "args": {"runner": "pooling"}},
+            "kind text does not go with args.runner pooling: leave kind out",
+        ),
+    ],
+)
+def test_a_kind_that_is_none(keys: dict[str, Any], mistake: str) -> None:
+    with pytest.raises(InventoryError) as caught:
+        only(**keys)
+    assert mistake in str(caught.value)

@@ -241,11 +241,18 @@ def test_nothing_listens() -> None:
 
 
 def test_a_dead_engine(not_vllm: NotVllm) -> None:
-    not_vllm.answers["/health"] = (503, "")
+    not_vllm.answers = {"/health": (503, ""), "/version": (200, '{"version": "0.32.0"}')}
     with server_for(not_vllm.port) as server:
         assert server.is_healthy() is False
         assert server.observe() == Observation(ERROR, problem="m's engine is dead (/health answers 503)", dead=True)
-    assert {path for _method, path, _body in not_vllm.requests} == {"/health"}
+    assert {path for _method, path, _body in not_vllm.requests} == {"/health", "/version"}
+
+
+@pytest.mark.parametrize("version", [(503, '{"error": {"message": "Loading model"}}'), (404, ""), (200, "{}")])
+def test_one_that_may_listen_while_it_loads(not_vllm: NotVllm, version: tuple[int, str]) -> None:
+    not_vllm.answers = {"/health": (503, ""), "/version": version}
+    with server_for(not_vllm.port) as server:
+        assert server.observe() == Observation(LOADING, problem="m is not ready (/health answers 503)")
 
 
 @pytest.mark.usefixtures("quick_probes")
@@ -367,7 +374,7 @@ def test_a_missing_or_wrong_api_key(with_api_key: serverlib.Server, wrong: dict[
 def test_the_right_api_key(with_api_key: serverlib.Server, right: dict[str, Any]) -> None:
     with server_for(with_api_key.port, **right) as server:
         assert server.observe() == Observation(ACTIVE)
-        assert server.complete()
+        assert server.prove().text
 
 
 def test_the_api_key_is_sent_to_v1_only(not_vllm: NotVllm) -> None:
@@ -654,14 +661,14 @@ def test_level_and_mode_are_in_the_query(standin: serverlib.Server, server: Serv
 def test_the_wake_that_a_level_needs(
     standin: serverlib.Server, server: Server, slept: int, told: int | None, calls: list[str]
 ) -> None:
-    answer = server.complete()
+    answer = server.prove().text
     standin.call("POST", f"/sleep?level={slept}")
     mark = standin.mark()
     server.wake(told)
     assert standin.accesses("POST", mark) == calls
     assert server.observe() == Observation(ACTIVE)
     assert standin.call("GET", "/standin/state").json()["weights_right"] is True
-    assert server.complete() == answer
+    assert server.prove().text == answer
 
 
 def test_a_half_done_wake_from_level_2_is_finished(standin: serverlib.Server, server: Server) -> None:
@@ -779,20 +786,20 @@ def test_a_completion_uses_the_name_that_the_server_gives(not_vllm: NotVllm, nam
         "/v1/completions": (200, '{"choices": [{"text": " Hi"}]}'),
     }
     with server_for(not_vllm.port, aliases=["alias"]) as server:
-        assert server.complete() == " Hi"
+        assert server.prove().text == " Hi"
     body = json.loads(not_vllm.requests[-1][2])
     assert (body["model"], body["max_tokens"], body["temperature"]) == (used, 1, 0)
 
 
 def test_a_completion_of_a_real_answer(server: Server) -> None:
-    assert server.complete().strip()
+    assert server.prove().text.strip()
 
 
 @pytest.mark.parametrize("body", ["{}", '{"choices": []}', '{"choices": ["x"]}', '{"choices": {"0": 1}}', "[1]", "Hi"])
 def test_a_completion_that_is_none(not_vllm: NotVllm, body: str) -> None:
     not_vllm.answers = {"/v1/models": (200, '{"data": [{"id": "m"}]}'), "/v1/completions": (200, body)}
     with server_for(not_vllm.port) as server:
-        kind, text = raised(server.complete)
+        kind, text = raised(server.prove)
     assert kind is BadAnswer
     assert text.startswith(f"m: POST http://127.0.0.1:{not_vllm.port}/v1/completions: not an answer of vLLM's")
 
@@ -806,7 +813,7 @@ def test_many_calls_use_one_connection(standin: serverlib.Server, server: Server
         server.observe(count_requests=True)
         server.sleep(2)
         server.wake(2)
-        server.complete()
+        server.prove()
     text = standin.text()[mark:]
     calls = len(re.findall(r'^INFO: .* "(?:GET|POST) ', text, re.MULTILINE))
     assert calls == 3 * (4 + 1 + 4 + 1) + 1, "and its version once"
@@ -835,7 +842,7 @@ def test_proxies_and_netrc_of_the_environment_are_ignored(
     monkeypatch.setenv("NETRC", str(netrc))
     with server_for(standin.port) as server:
         assert server.observe() == Observation(ACTIVE)
-        assert server.complete()
+        assert server.prove().text
 
 
 def test_the_connect_timeout_is_its_own() -> None:

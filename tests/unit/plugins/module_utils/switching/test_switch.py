@@ -29,6 +29,7 @@ from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors impo
     Unreachable,
 )
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import Model, Switching
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.kinds import Told
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.lifecycle import Command, Process
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.perform import Performer
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.plan import ACTIVE, STOPPED, Observation
@@ -651,7 +652,10 @@ DEAD = """\
 import http.server, sys
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        self.send_error(503)
+        version = self.path == "/version"
+        self.send_response(200 if version else 503)
+        self.end_headers()
+        self.wfile.write(b'{"version": "0.32.0"}' if version else b"")
 http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 """
 
@@ -1184,8 +1188,8 @@ class Loading(Server):
     def is_sleeping(self) -> bool:
         return False
 
-    def complete(self) -> str:
-        return "Hi"
+    def prove(self) -> Told:
+        return Told("text", "Hi")
 
 
 class Runs:

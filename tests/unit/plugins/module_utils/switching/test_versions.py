@@ -161,6 +161,6 @@ def test_an_error_behind_a_200_is_what_it_says(dying: serverlib.Server) -> None:
     server = Server(inventory.find("m"), inventory.switching)
     dying.call("POST", "/sleep")
     with pytest.raises(Refused, match="answered 200 with an error: EngineCore encountered an issue") as caught:
-        server.complete()
+        server.prove()
     assert caught.value.status == 500
     server.close()
