@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import typing
 
-from . import compose
+from ansible_collections.homegpt.vllm.plugins.plugin_utils import compose
 
 Models = typing.Sequence[typing.Mapping[str, typing.Any]]
 
