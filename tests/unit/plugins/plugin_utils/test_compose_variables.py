@@ -133,7 +133,9 @@ def compose(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         pytest.skip(
             "allowed: docker compose is not here: tools/engine.sh installs it for the suites that need an engine"
         )
-    environment = {**VALUES, "HOME": str(folder), "PATH": os.environ["PATH"]}
+    # Where docker looks for its plugins.
+    kept = {name: os.environ[name] for name in ("HOME", "PATH", "DOCKER_CONFIG") if name in os.environ}
+    environment = {**VALUES, **kept}
     command += [*arguments, "config", "--format", "json"]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
