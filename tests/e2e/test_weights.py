@@ -51,7 +51,6 @@ def test_weights_are_where_the_user_says(provision: Provision) -> None:
         f"{shelf}:/shelf:ro",
         f"{drawer}:/drawer",
     ]
-    stack.more["vllm_servers_remove_weights"] = True
     fill(shelf, "shelf")
     before = tree(shelf)
     ansible = inventory_of(ansible, stack)
@@ -77,18 +76,33 @@ def test_weights_are_where_the_user_says(provision: Provision) -> None:
         message = ansible.play("prefetch", timeout=PLAY).failure()
         assert message.startswith("shelf: the weights can not be fetched: they are not all in /shelf, ")
         assert "read-only or in no volume" in message
-
-        # What is gone from the inventory is removed where it was.
-        kept = nas / "hf/hub/models--org--other"
-        kept.mkdir()
-        stack.models[:] = [model for model in models if model["id"] not in ("home", "shelf")]
-        ansible = inventory_of(ansible, stack)
-        ansible.play("site", timeout=PLAY).changed()
-        assert not (nas / "hf/hub/models--org--home").exists()
-        assert kept.exists()
-        assert (shelf / "models--org--shelf/refs/main").exists()
-        ansible.play("teardown", "-e", "teardown_caches=true", timeout=PLAY).changed()
-        assert not (nas / "cache/huggingface/hub/models--org--over").exists()
-        assert kept.exists()
     finally:
         docker("volume", "rm", "--force", drawer, check=False)
+
+
+def test_weights_are_removed_where_they_were(provision: Provision) -> None:
+    models = [
+        contained("home", env={"HF_HOME": "/nas/hf"}),
+        contained("shelf", env={"HF_HUB_CACHE": "/shelf"}),
+        contained("over"),
+    ]
+    stack, ansible = provision(models)
+    nas, shelf = stack.stack.parent / "nas", stack.stack.parent / "shelf"
+    stack.more["vllm_volumes"] += [f"{nas}:/nas", f"{nas}/cache:/root/.cache", f"{shelf}:/shelf:ro"]
+    stack.more["vllm_servers_remove_weights"] = True
+    home, other, over = (
+        fill(nas / "hf/hub", "home"),
+        fill(nas / "hf/hub", "other"),
+        fill(nas / "cache/huggingface/hub", "over"),
+    )
+    read_only = fill(shelf, "shelf")
+    ansible = inventory_of(ansible, stack)
+    ansible.play("site", timeout=PLAY).changed()
+
+    stack.models[:] = models[2:]
+    ansible = inventory_of(ansible, stack)
+    ansible.play("site", timeout=PLAY).changed()
+    assert [folder.exists() for folder in (home, other, over, read_only)] == [False, True, True, True]
+    assert (read_only / "snapshots/abc/model.safetensors").exists()
+    ansible.play("teardown", "-e", "teardown_caches=true", timeout=PLAY).changed()
+    assert [folder.exists() for folder in (home, other, over, read_only)] == [False, True, False, True]
