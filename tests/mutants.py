@@ -647,6 +647,22 @@ MUTANTS = (
         "fits_host = free is None or weights <= free",
         "a host runs out of memory while the weights are copied",
     ),
+    Mutant(
+        "memory/level-1-in-shared-memory",
+        "plan.py",
+        "small = self.shared or budget",
+        "small = budget",
+        "where CPU and GPU share their memory the weights go from it into it",
+        ("plan",),
+    ),
+    Mutant(
+        "memory/number-and-uuid-apart",
+        "inventory.py",
+        "mine & theirs or (numbers and other_wholes)",
+        "mine & theirs or (numbers and False)",
+        "a GPU that two models name in two ways is used by both",
+        ("inventory",),
+    ),
 )
 
 

@@ -12,7 +12,7 @@ import pytest
 from tests.integration_playbooks.conftest import Inventory
 from tests.integration_playbooks.test_secrets import play_module
 from tests.playbooklib import Host, launched
-from tests.standin.gpu import GpuHost
+from tests.standin.gpu import GpuHost, uuid_of
 
 SECRET = "hf_nobody-may-see-this"
 SHARE = ("--gpu-memory-utilization", "0.9")
@@ -93,9 +93,10 @@ def test_the_module_tells_what_there_is(
     assert result["changed"] is False
     assert result["ram_gb"] > 0
     assert result["gpus"] == [
-        {"index": 0, "total_gb": 24.0, "free_gb": 24.0},
-        {"index": 1, "total_gb": 24.0, "free_gb": 20.0},
+        {"index": 0, "uuid": uuid_of("0"), "total_gb": 24.0, "free_gb": 24.0},
+        {"index": 1, "uuid": uuid_of("1"), "total_gb": 24.0, "free_gb": 20.0},
     ]
+    assert result["unified_memory"] is False
     assert len(result["problems"]) == len(PROBLEMS)
     assert SECRET not in str(logged) + json.dumps(result)
 
