@@ -86,7 +86,8 @@ def restarted(box: Box, how: str) -> None:
     """Restart the engine, and have its containers run."""
     box.run("sh", "-c", how)
     box.run("docker", "compose", "--project-directory", "/opt/homegpt", "up", "--detach")
-    until(lambda: box.answers(f"{HERE}:3000"), lambda: box.run("docker", "ps", "--all"))
+    model = ["curl", "--silent", "--fail", f"http://{LOOPBACK}/is_sleeping"]
+    until(lambda: box.answers(f"{HERE}:3000") and box.succeeds(*model), lambda: box.run("docker", "ps", "--all"))
 
 
 def started(box: Box) -> str:
