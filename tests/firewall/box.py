@@ -72,6 +72,8 @@ class Box(Host):
             "vllm_image": "tiny:local",
             "vllm_gpu_access": "none",
             "open_webui_image": "tiny:local",
+            # After a restart of the engine it would stop what is no real server of a model.
+            "compose_stack_restore": False,
             "docker_host_check_disk": False,
             "docker_host_packages_from": "distribution",
         }
