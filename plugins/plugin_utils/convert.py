@@ -43,9 +43,9 @@ UNKNOWN_NAME = re.compile("\ue000(.*?)\ue001")
 PLACEHOLDER = "COMPOSE-FILE-MISSING/"
 UNREAD = "COMMAND-NOT-READ/"
 # The key of a model that has its container's entrypoint, as a list of words; empty while there is none.
-ENTRYPOINT_KEY = ""
+ENTRYPOINT_KEY = "entrypoint"
 # Whether a model's gpus can be named by the ids that `nvidia-smi -L` prints (GPU-..., MIG-...).
-GPU_IDS = False
+GPU_IDS = True
 # So many places are named before what is said of them.
 _FEW = 3
 # Environment variables that choose GPUs; each counts among those that the one before it has left. The collection sets
