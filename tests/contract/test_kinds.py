@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -125,15 +124,3 @@ def test_what_runs_is_not_counted_and_what_waits_is_answered_after_the_wake(pool
     pooling.awake()
     answer = asked.result(300)
     assert (answer.status_code, len(answer.json()["data"])) == (200, MANY)
-
-
-def test_it_ends_when_what_it_has_is_cut(pooling: Pooling) -> None:
-    """The last case: there is no server after it."""
-    if not pooling.family.modes:
-        pytest.skip("allowed: no sleep of this vLLM cuts anything")
-    asked = pooling.pool.submit(pooling.ask_much)
-    pooling.until(lambda: pooling.waiting() > 0)
-    with contextlib.suppress(requests.ConnectionError):
-        pooling.post("/sleep?level=1&mode=abort")
-    assert asked.result(60).status_code == 500
-    pooling.server.wait_end(60)

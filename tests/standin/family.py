@@ -108,11 +108,6 @@ class Family:
         return self.release < (0, 16)
 
     @property
-    def dies_of_a_cut_vector(self) -> bool:
-        """The server ends when a request that is to give numbers is cut by a sleep."""
-        return self.release >= (0, 17)
-
-    @property
     def deaf_to_term_while_busy(self) -> bool:
         """SIGTERM does not end it while a request runs, for longer than anybody waits."""
         return self.release < (0, 13)
