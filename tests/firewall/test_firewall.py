@@ -24,7 +24,7 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="only root can make hosts of namespaces: sudo make firewall"),
 ]
 ENGINES = {"bookworm": "20.10.", "trixie": "26.1."}
-MODELS = [{"id": "a", "model": "org/a", "host_port": 8001, "weights_gb": 0.01}]
+MODELS = [{"id": "a", "model": "org/a", "host_port": 8001, "weights_gb": 0.01, "entrypoint": ["/serve"]}]
 # Serves what a model's server does, and the web interface, as far as is asked here.
 IMAGE = r"""
 set -e
