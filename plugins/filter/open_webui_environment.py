@@ -19,7 +19,9 @@ description:
 positional: env, models_for_all
 options:
   _input:
-    description: The models, as the filter P(homegpt.vllm.inventory#filter) returns them, that it is to know.
+    description:
+      - The models, as the filter P(homegpt.vllm.inventory#filter) returns them. Those that are disabled or have a
+        C(start_command) are left out, and only the proxy is told of those of the kinds V(pooling) and V(speech).
     type: list
     elements: dict
     required: true
@@ -42,7 +44,7 @@ EXAMPLES = r"""
   ansible.builtin.debug:
     msg: "{{ (models | homegpt.vllm.open_webui_environment).OPENAI_API_BASE_URLS }}"
   vars:
-    models: "{{ (vllm_models | homegpt.vllm.inventory).vllm_models | rejectattr('start_command') }}"
+    models: "{{ (vllm_models | homegpt.vllm.inventory).vllm_models }}"
 """
 
 RETURN = r"""

@@ -15,7 +15,7 @@ import re
 import shlex
 import typing
 
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching import inventory, masking
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching import inventory, masking, options
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors import InventoryError
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.texts import map_text
 from ansible_collections.homegpt.vllm.plugins.plugin_utils import compose_variables, launch, serve_line
@@ -222,6 +222,7 @@ class Builder:
         else:
             model["model"] = line.model
         args = self._arguments(line.args, place)
+        self._leave_out(model, args, place)
         model["gpus"] = self.gpus(server, args, place)
         model["env"] = self._own_environment(server.env, place)
         if unknown(server.image):
@@ -243,7 +244,7 @@ class Builder:
 
     def _started(self, model: dict[str, typing.Any], start: launch.Launch, place: str) -> None:
         """What its container runs, where that is more than `vllm serve`; without a place for it, it is told."""
-        if start.entrypoint and ENTRYPOINT_KEY and not unknown(start.entrypoint):
+        if start.entrypoint and ENTRYPOINT_KEY and _may_be_kept(start.entrypoint):
             model[ENTRYPOINT_KEY] = start.entrypoint
             if start.problem:
                 self.notes.add(place, "its entrypoint is taken over as it is: check that it starts `vllm serve`")
@@ -255,6 +256,8 @@ class Builder:
                 "what it runs is not understood from here on: %s. It is disabled: see what that does, and write model, "
                 "gpus and args as they are to be" % quoted(start.problem),
             )
+        if start.entrypoint and ENTRYPOINT_KEY and start.before and not start.problem:
+            model[ENTRYPOINT_KEY] = ["vllm", "serve"]
         for text in start.before:
             self.notes.add(place, "not taken over, but run before vLLM: %s" % quoted(text))
         if start.entrypoint and not (start.before or start.problem):
@@ -296,6 +299,17 @@ class Builder:
             else:
                 kept[name] = value
         return kept
+
+    def _leave_out(self, model: dict[str, typing.Any], args: dict[str, typing.Any], place: str) -> None:
+        """Take out what the inventory refuses in a container; who relies on more than TLS is another sort of server."""
+        other_sort = dict(options.unfollowed(args))
+        for name, why in list(options.unfollowed_in_container(args)):
+            text = "not taken over: %s" % why
+            if name in other_sort:
+                model["startup_mode"] = "disabled"
+                text += ". It is disabled until you have seen to that"
+            self.notes.add("%s: --%s" % (place, name.replace("_", "-")), text)
+            del args[name]
 
     def _token(self, value: typing.Any, place: str) -> None:
         if isinstance(value, str) and value and not unknown(value):
@@ -367,7 +381,8 @@ class Builder:
             numbers = _numbers(text)
             if numbers is None:
                 self.notes.add(
-                    "%s: %s" % (place, name), "has no plain numbers: check gpus, which counts as nvidia-smi does"
+                    "%s: %s" % (place, name),
+                    "has no plain numbers and no whole UUIDs: check gpus, which counts as nvidia-smi does",
                 )
             elif found and name not in ("the reserved devices", "NVIDIA_VISIBLE_DEVICES"):
                 # In its container the reserved ones are numbered from 0.
@@ -414,8 +429,27 @@ class Builder:
             True for dummy in inventory.secret_texts({"vllm_models": self.models, "vllm_env": found.get("vllm_env")})
         ):
             self.notes.add(name, "secrets of it are in the result as plain text: encrypt the file with ansible-vault")
+        self._name_gpus_one_way()
         self._check(switching, name)
         return Converted(found, self.notes.texts())
+
+    def _name_gpus_one_way(self) -> None:
+        """Whether a number and a UUID are the same GPU is known on the host alone: the rarer form is disabled."""
+        ways: dict[str, list[int]] = {"numbers": [], "UUIDs": [], "both": []}
+        for index, model in enumerate(self.models):
+            named = {isinstance(gpu, str) for gpu in model.get("gpus", []) if not inventory.is_mig(gpu)}
+            if named and model.get("startup_mode") != "disabled":
+                ways["both" if len(named) > 1 else "UUIDs" if True in named else "numbers"].append(index)
+        rarer = min(ways["numbers"], ways["UUIDs"], key=len)
+        for index in sorted([*ways["both"], *rarer]):
+            was = self.models[index].get("startup_mode", "sleep")
+            self.models[index]["startup_mode"] = "disabled"
+            self.notes.add(
+                self._places[index],
+                "gpus are numbers in some models and UUIDs in others, so nobody can tell which models share a GPU: it "
+                "is disabled. Write all of them one way (nvidia-smi -L lists both) and put startup_mode back to %s"
+                % was,
+            )
 
     def _shared_environment(self, found: dict[str, typing.Any], models: list[dict[str, typing.Any]]) -> None:
         """What all models in containers have in their environment is the host's."""
@@ -569,14 +603,25 @@ def environment(
     return found
 
 
+def _may_be_kept(entrypoint: list[str]) -> bool:
+    """Whether an inventory can have it: one without secrets, which a compose file would show to all."""
+    if unknown(entrypoint) or masking.secrets_in_shell(entrypoint):
+        return False
+    try:
+        inventory.parse([{"id": "a", "model": "a", "host_port": 1, "entrypoint": entrypoint}])
+    except InventoryError:
+        return False
+    return True
+
+
 def _numbers(text: str) -> list[typing.Any] | None:
     """GPU numbers, or ids where those can be kept, each once; None where they are neither."""
     found: list[typing.Any] = []
     for part in (part.strip() for part in text.split(",")):
         if part.isdigit() and len(part) < 4:
             found.append(int(part))
-        elif GPU_IDS and re.match(r"(?:GPU|MIG)-[0-9A-Za-z/-]+\Z", part):
-            found.append(part)
+        elif GPU_IDS and inventory.gpu_uuid(part):
+            found.append(inventory.gpu_uuid(part))
         else:
             return None
     return list(dict.fromkeys(found))

@@ -31,7 +31,7 @@ LIST_SECONDS = "3"
 
 
 def environment(models: Models, given: typing.Any, models_for_all: bool, inline: bool = False) -> dict[str, str]:
-    """What the models (all that it is to know) add to the environment that was given, as texts for a compose file.
+    """What the models add to the environment that was given, as texts for a compose file.
 
     What was given wins, and is left out here. Only hosts without a proxy and the models' default parameters are joined:
     who gives some does not mean the others to go. Raises ValueError for what mistakes() tells.
@@ -40,7 +40,9 @@ def environment(models: Models, given: typing.Any, models_for_all: bool, inline:
     if wrong:
         raise ValueError("; ".join(wrong))
     own = _texts(given)
-    known = {_url(model): compose.api_key(model).in_compose(inline) for model in models}
+    running = [model for model in models if not model["start_command"] and model["startup_mode"] != "disabled"]
+    talking = [model for model in running if _talks(model)]
+    known = {_url(model): compose.api_key(model).in_compose(inline) for model in talking}
     urls = _entries(own[URLS]) if URLS in own else list(known)
     added = {
         "ENABLE_OPENAI_API": str(bool(urls)),
@@ -58,20 +60,23 @@ def environment(models: Models, given: typing.Any, models_for_all: bool, inline:
     }
     # An empty list is none for it, but one of an empty entry.
     found = {name: text for name, text in added.items() if name not in own and text.strip(";")}
-    if not all(_has_tool_parser(model) for model in models):
+    if not all(_has_tool_parser(model) for model in talking):
         # A chat from the browser carries the built-in tools, and vLLM answers 400 to tools unless it was given a parser
         # for them. With `legacy` tools go into the prompt. That is for all models then: an administrator can set
         # `native` for one, an environment variable can't.
         params = {"function_calling": "legacy", **json.loads(own.get(PARAMS, "{}"))}
         found[PARAMS] = compose.escape(json.dumps(params))
-    # Programs differ in which of the two they read, and a lower-case one hides the other.
-    unproxied = _unproxied(models, [own.get(name, "") for name in NO_PROXY])
+    # Programs differ in which of the two they read, and a lower-case one hides the other. A server of vectors may be
+    # asked about documents.
+    unproxied = _unproxied(running, [own.get(name, "") for name in NO_PROXY])
     return {**found, **dict.fromkeys(NO_PROXY, compose.escape(",".join(unproxied)))}
 
 
 def mistakes(models: Models, given: typing.Any) -> typing.Iterator[str]:
     """What Open WebUI would get wrong, with the remedy."""
     for model in models:
+        if model["start_command"] or model["startup_mode"] == "disabled" or not _talks(model):
+            continue
         if ";" in compose.api_key(model).plain:
             yield "%s: Open WebUI takes a semicolon for the end of a key: give it an API key without" % model["id"]
     try:
@@ -90,6 +95,11 @@ def mistakes(models: Models, given: typing.Any) -> typing.Iterator[str]:
         right = False
     if not right:
         yield "open_webui_env.%s must be a JSON object, or Open WebUI ignores it" % PARAMS
+
+
+def _talks(model: typing.Mapping[str, typing.Any]) -> bool:
+    """Whether it may be one to chat with: nobody does with a model of vectors or of speech."""
+    return model["kind"] in ("auto", "text")
 
 
 def _texts(given: typing.Any) -> dict[str, str]:

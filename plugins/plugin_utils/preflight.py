@@ -10,6 +10,7 @@ import difflib
 import re
 import typing
 
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching import masking
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors import InventoryError, SwitchingError
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import (
     Inventory,
@@ -333,19 +334,18 @@ def _own(playbook: str, host: Host, inventory: Inventory) -> typing.Iterator[str
                 "open_webui_container_name"
             )
         yield from _foreign(model, host.values)
+        if masking.secrets_in_shell(model.entrypoint):
+            yield (
+                f"{model.id}: entrypoint has a secret in its words, and everybody may read the compose file: put it "
+                "into the model's env, or into vllm_hf_token, and name the variable"
+            )
         if playbook in ("site", "bootstrap", "prefetch") and not model.disabled:
             yield from _unseen(model, host.values)
     if webui and webui[0] in RESERVED_PORTS:
         yield f"open_webui_port {webui[0]} is {RESERVED_PORTS[webui[0]]}: choose another"
     env = host.values.get("open_webui_env")
     if webui and playbook in ("site", "bootstrap") and isinstance(env, (dict, type(None))):
-        models = inventory.as_dict()["vllm_models"]
-        served = [
-            model
-            for model in models
-            if not model["start_command"] and model["startup_mode"] != "disabled" and model["kind"] in ("auto", "text")
-        ]
-        yield from open_webui.mistakes(served, env)
+        yield from open_webui.mistakes(inventory.as_dict()["vllm_models"], env)
 
 
 def _webui(values: Values, inventory: Inventory) -> tuple[int, str] | None:

@@ -137,12 +137,15 @@ def _record(server: Server, model: Model, stack_dir: str, start: str, told: Told
 
 def _served(model: Model) -> dict[str, typing.Any]:
     """What the answer may depend on, without secrets."""
-    plain = {
+    plain: dict[str, typing.Any] = {
         "model": model.model,
         "image": model.image,
         "args": _without_secrets(model.args),
         "env": _without_secrets(model.env),
     }
+    # Records of before there was one hold.
+    if model.entrypoint:
+        plain["entrypoint"] = list(model.entrypoint)
     mask = Mask(secrets_of(dataclasses.asdict(model)))
     return typing.cast("dict[str, typing.Any]", map_text(json.loads(json.dumps(plain)), mask))
 

@@ -390,6 +390,11 @@ def is_amd(gpu: Gpu) -> bool:
     return isinstance(gpu, str) and gpu.startswith("GPU-") and "-" not in gpu[4:]
 
 
+def gpu_uuid(text: str) -> str:
+    """A whole UUID as nvidia-smi and the container toolkit write it, who compare texts; empty for what is none."""
+    return text[:4].upper() + text[4:].lower() if _UUID.match(text) else ""
+
+
 def gpu_text(gpu: Gpu) -> str:
     """A GPU of C(gpus) as messages call it."""
     return gpu if isinstance(gpu, str) else f"GPU {gpu}"
@@ -616,9 +621,9 @@ def _names(value: typing.Any) -> tuple[str, ...]:
 
 
 def _gpu(value: typing.Any) -> Gpu:
-    if isinstance(value, str) and _UUID.match(value):
-        # As nvidia-smi and the container toolkit write it: they compare texts.
-        return value[:4].upper() + value[4:].lower()
+    uuid = gpu_uuid(value) if isinstance(value, str) else ""
+    if uuid:
+        return uuid
     if isinstance(value, str) and value[:4].upper() in ("GPU-", "MIG-"):
         raise _Wrong(f"must be a whole UUID, as nvidia-smi -L tells it, is {value}")
     number: int = _number(minimum=0, whole=True)(value)

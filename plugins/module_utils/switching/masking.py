@@ -28,6 +28,7 @@ _WORDS = ("sleeping", "stopping", "disabled", "roll_back", "required", "optional
 _PUBLIC = ("id", "name", "model", "container_name", "aliases")
 
 _VARIABLE = re.compile(r"\$\{[^{}]*\}")
+_SHELLS = re.compile(r"\$\w+|\$\([^()]*\)|`[^`]*`")
 _VALUE = r"""(?:"([^"]*)"|'([^']*)'|([^\s"'&;,|<>]+))"""
 # Within a text, such as the words of a command or a request: NAME=VALUE and NAME: VALUE, --NAME VALUE, the word that an
 # Authorization has, the password of an address.
@@ -50,6 +51,11 @@ def secrets_of(*values: typing.Any) -> set[str]:
             if len(part) >= _SHORTEST and not _is_fraction(part) and not any(part in name for name in public):
                 found |= {part, json.dumps(part)[1:-1], repr(part)[1:-1], urllib.parse.quote(part, safe="")}
     return found
+
+
+def secrets_in_shell(words: typing.Iterable[str]) -> set[str]:
+    """The same of words that a shell may read: what it puts in the place of C($NAME) or C($(command)) is not there."""
+    return secrets_of([_SHELLS.sub("", word) for word in words])
 
 
 class Mask:

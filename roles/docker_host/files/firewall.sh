@@ -56,5 +56,5 @@ if [ "${1:-}" = teardown ]; then
     # shellcheck disable=SC2016 # the template's names
     say firewall_relied_on "$(docker ps --all --quiet 2> /dev/null | xargs -r docker inspect --format \
         '{{.Name}}{{range .HostConfig.PortBindings}}{{range .}} {{.HostIp}}{{end}}{{end}}' 2> /dev/null |
-        sed -n 's,^/\([^ ]*\) .*127\..*,\1,p')"
+        sed -n 's,^/\([^ ]*\).* 127\..*,\1,p')"
 fi

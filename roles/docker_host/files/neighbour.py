@@ -215,7 +215,9 @@ def main() -> int:
             targets.update(((address, port), model["id"]) for address in addresses)
             targets.update((target, model["id"]) for target in inside.get(model["container"], []))
         here = reached(list(targets))
-        silent = [model["id"] for model in models if ("127.0.0.1", model["port"]) not in here]
+        # A server of a start_command may listen at another address of the host alone.
+        heard = {targets[target] for target in here}
+        silent = [model["id"] for model in models if model["id"] not in heard]
         for target in set(targets) - here:
             del targets[target]
         if targets:

@@ -190,3 +190,16 @@ def test_models_and_the_health_check_go_past_a_proxy(env: dict[str, str], hosts:
 def test_what_is_no_environment_is_refused_by_its_name() -> None:
     with pytest.raises(AnsibleFilterError, match="open_webui_env: a b is no name of an environment variable"):
         open_webui_environment(models({}), {"a b": 1})
+
+
+def test_who_is_no_chat_model_is_known_to_the_proxy_alone() -> None:
+    told = environment(
+        {"args": PARSER},
+        {"args": {"runner": "pooling", "api_key": "no;matter"}},
+        {"startup_mode": "disabled", "args": {"api_key": "no;matter"}},
+    )
+    assert told[URLS] == "http://vllm-a:8000/v1"
+    assert told[KEYS] == "dummy"
+    assert "DEFAULT_MODEL_PARAMS" not in told
+    # It may be named as RAG_OPENAI_API_BASE_URL.
+    assert told["NO_PROXY"] == told["no_proxy"] == f"{LOOPBACK},vllm-a,vllm-b"

@@ -200,10 +200,78 @@ def test_gpus(fields: dict[str, Any], gpus: list[int], note: str) -> None:
 
 def test_gpus_by_their_ids_are_kept_where_they_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(convert, "GPU_IDS", True)
-    monkeypatch.setattr(convert.Builder, "_check", lambda *dummy: None)
     card = "GPU-6a3c1b2e-0f7d-4c55-9f0e-0123456789ab"
     assert alone(command="org/a", gpus=[{"device_ids": [card]}])[0]["gpus"] == [card]
-    assert alone(command="org/a", environment={"CUDA_VISIBLE_DEVICES": "MIG-6a3c1b2e"})[0]["gpus"] == ["MIG-6a3c1b2e"]
+    part = card.replace("GPU", "MIG")
+    assert alone(command="org/a", environment={"CUDA_VISIBLE_DEVICES": part})[0]["gpus"] == [part]
+    # The inventory takes whole ones alone.
+    for shortened in ("GPU-6a3c1b2e", "MIG-%s/1/0" % card):
+        model, found = alone(command="org/a", environment={"CUDA_VISIBLE_DEVICES": shortened})
+        assert model["gpus"] == [0]
+        assert noted(found, "CUDA_VISIBLE_DEVICES", "no whole UUIDs: check gpus")
+
+
+def cards(*ids: str, **fields: Any) -> dict[str, Any]:
+    devices = [{"driver": "nvidia", "device_ids": list(ids), "capabilities": ["gpu"]}]
+    return {"image": IMAGE, "deploy": {"resources": {"reservations": {"devices": devices}}}, **fields}
+
+
+@pytest.mark.parametrize(
+    ("services", "off"),
+    [
+        ([cards("0", command="a"), cards("GPU-6a3c1b2e-0f7d-4c55-9f0e-0123456789ab", command="b")], ["a"]),
+        (
+            [
+                cards("0", command="a"),
+                cards("1", command="b"),
+                cards("GPU-6a3c1b2e-0f7d-4c55-9f0e-0123456789ab", command="c"),
+            ],
+            ["c"],
+        ),
+        ([cards("0", "GPU-6a3c1b2e-0f7d-4c55-9f0e-0123456789ab", command="a -tp 2"), cards("1", command="b")], ["a"]),
+        ([cards("0", command="a"), cards("MIG-6a3c1b2e-0f7d-4c55-9f0e-0123456789ab", command="b")], []),
+    ],
+    ids=["one of each", "two numbers", "within a model", "a MIG instance is its own"],
+)
+def test_numbers_and_uuids_in_one_source(
+    services: list[dict[str, Any]], off: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(convert, "GPU_IDS", True)
+    named = {
+        "m%d" % index: {**service, "ports": ["%d:8000" % (8001 + index)]} for index, service in enumerate(services)
+    }
+    found = convert_homegpt.from_homegpt(None, [("c.yml", {"services": named})], "")
+    models = found.variables["vllm_models"]
+    assert [model["model"] for model in models if model.get("startup_mode") == "disabled"] == off
+    assert noted(found, "gpus are numbers in some models", "back to sleep") == bool(off)
+
+
+def test_an_entrypoint_that_no_inventory_should_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(convert, "ENTRYPOINT_KEY", "entrypoint")
+    command = ["bash", "-c", "export HF_TOKEN=hf_abcdefghijk; pip install x; exec vllm serve org/a"]
+    services = {"vllm": {"image": "rocm/vllm:1.0", "command": command}}
+    found = convert_homegpt.from_homegpt(None, [("c.yml", {"services": services})], "")
+    (model,) = found.variables["vllm_models"]
+    assert model["entrypoint"] == ["vllm", "serve"]
+    assert "hf_abcdefghijk" not in str([model, found.notes])
+    assert found.variables["vllm_hf_token"] == "hf_abcdefghijk"
+    assert noted(found, "not taken over, but run before vLLM: pip install x")
+    # The inventory refuses it, and the rest of the file is none the worse.
+    model, found = alone(command="org/a", entrypoint=["/opt/run", "vllm"], image="my/vllm:1")
+    assert "entrypoint" not in model
+    assert model["startup_mode"] == "disabled"
+    assert noted(found, "not understood from here on: /opt/run vllm")
+
+
+def test_options_that_no_switch_follows_stop_no_conversion() -> None:
+    model, found = alone(command="org/a --ssl-keyfile /k")
+    assert "args" not in model
+    assert "startup_mode" not in model
+    assert noted(found, "--ssl-keyfile: not taken over", "end TLS in front of it")
+    model, found = alone(command="org/a --headless --root-path /v")
+    assert model["args"] == {"root_path": "/v"}
+    assert model["startup_mode"] == "disabled"
+    assert noted(found, "--headless: not taken over: the server has no API", "It is disabled")
 
 
 def test_an_amd_card() -> None:

@@ -229,3 +229,13 @@ def test_a_gpu_of_another_vendor(access: str, gpu: str | int, vendor: str) -> No
     assert preflight.check("status", [host(model={"gpus": [gpu]}, vllm_gpu_access=access)]) == (wrong if vendor else [])
     started = {"gpus": [gpu], "start_command": ["x"]}
     assert preflight.check("status", [host(model=started, vllm_gpu_access=access)]) == []
+
+
+def test_a_secret_in_an_entrypoint() -> None:
+    words = ["bash", "-c", 'export HF_TOKEN=hf_abcdefghijk; exec vllm serve "$@"', "--"]
+    (wrong,) = preflight.check("site", [host(model={"entrypoint": words})])
+    assert wrong.startswith("gpu1: a: entrypoint has a secret in its words")
+    assert "hf_abcdefghijk" not in wrong
+    for named in ('"$MY_TOKEN"', "${MY_TOKEN}", "$(cat /run/secrets/hf_token)", "`cat /run/secrets/hf_token`"):
+        words[2] = f'export HF_TOKEN={named}; exec vllm serve "$@"'
+        assert preflight.check("site", [host(model={"entrypoint": words})]) == [], named

@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching import canary
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors import SwitchFailed
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import parse
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.lifecycle import Command
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.result import Result
 
@@ -343,3 +346,12 @@ def test_a_model_that_completes_no_text_has_no_canary(host: Host) -> None:
     host.switch("a")
     assert host.changing_calls("a") == []
     assert not (host.stack_dir / "run" / "canary.json").exists()
+
+
+def test_the_entrypoint_is_a_part_of_what_was_served() -> None:
+    plain = parse([{"id": "a", "model": "org/a", "host_port": 8001}]).models[0]
+    words = ("bash", "-c", 'API_KEY=sk-verysecret exec vllm serve "$@"', "--")
+    served = canary._served(dataclasses.replace(plain, entrypoint=words))
+    assert served["entrypoint"] == ["bash", "-c", 'API_KEY=******** exec vllm serve "$@"', "--"]
+    # As in the records of before there was one.
+    assert "entrypoint" not in canary._served(plain)
