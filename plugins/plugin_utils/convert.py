@@ -407,6 +407,7 @@ class Builder:
             )
         self._shared_environment(found, contained)
         self._take_volumes(found)
+        self._part_gpus()
         found["vllm_models"] = self.models
         if switching:
             found["vllm_switching"] = switching
@@ -416,6 +417,21 @@ class Builder:
             self.notes.add(name, "secrets of it are in the result as plain text: encrypt the file with ansible-vault")
         self._check(switching, name)
         return Converted(found, self.notes.texts())
+
+    def _part_gpus(self) -> None:
+        """Numbers can't be compared with UUIDs: models with numbers, often guessed, wait until somebody looks."""
+        enabled = [pair for pair in zip(self.models, self._places) if pair[0].get("startup_mode") != "disabled"]
+        if not any(isinstance(gpu, str) for model, _place in enabled for gpu in model["gpus"]):
+            return
+        for model, place in enabled:
+            if all(isinstance(gpu, int) for gpu in model["gpus"]):
+                model["startup_mode"] = "disabled"
+                self.notes.add(
+                    place,
+                    "its gpus are numbers, and those of others UUIDs, so that nobody can tell which models share a "
+                    "GPU: it is disabled. Write all of them one way (nvidia-smi -L lists both) and put startup_mode "
+                    "back to sleep",
+                )
 
     def _shared_environment(self, found: dict[str, typing.Any], models: list[dict[str, typing.Any]]) -> None:
         """What all models in containers have in their environment is the host's."""
