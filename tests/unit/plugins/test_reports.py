@@ -744,7 +744,7 @@ SERVE = ["/opt/vllm/bin/vllm", "serve", "org/chat", "--port", "${host_port}"]
     ("fields", "refused"),
     [
         report(
-            "options",
+            "GPUs",
             "vllm-project/vllm#47846",
             "tensor and prefill context parallelism of 8 each on 8 GPUs, which makes 64",
             "refused: the product and the number of gpus are told",
