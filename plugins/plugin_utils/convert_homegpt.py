@@ -118,7 +118,7 @@ def _entries(
         elif container != place:
             entry["container_name"] = "vllm-" + entry["id"].lower()
             notes.add(place + ".container_name", "not taken over: its value is not in the file")
-        ports = [port for port, _dummy in _published(service) if re.match(r"\d+:", port)]
+        ports = [port for port, _dummy in _published(service) if re.match(r"\d+:", port)] or _of_the_host(service)
         port = int(ports[0].partition(":")[0]) if ports else 0
         inner = ports[0].partition(":")[2] if ports else ""
         if inner.isdigit():
@@ -248,6 +248,15 @@ def _check_ports(
     others = [port for port in published[wanted not in published :] if port != wanted]
     if others:
         notes.add(place + ".ports", "not published: %s; a model has one port" % ", ".join(others))
+
+
+def _of_the_host(service: typing.Mapping[str, typing.Any]) -> list[str]:
+    """The same for a service with the host's own network: the port that its server listens on there."""
+    if service.get("network_mode") != "host":
+        return []
+    words = " ".join(map(str, convert.as_list(service.get("entrypoint")) + convert.as_list(service.get("command"))))
+    given = re.findall(r"(?:\A|\s)--port(?:=|\s+)(\d+)\b", words)
+    return ["%s:" % (given[-1] if given else 8000)]
 
 
 def _published(service: typing.Mapping[str, typing.Any]) -> list[tuple[str, str]]:

@@ -62,6 +62,8 @@ _SERVICE_KEYS = {
     "workdir": "working_dir",
 }
 _SINGLE = ("ipc", "runtime", "restart", "hostname", "shm_size", "user", "working_dir", "pull_policy")
+# The last two are what a llama-swap in a container calls it: the address of Docker's own bridge, and the name for that.
+_THIS_HOST = ("127.0.0.1", "localhost", "[::1]", "172.17.0.1", "host.docker.internal")
 # What becomes of llama-swap's settings that have no counterpart.
 _PROXY_SETTINGS = [
     "logLevel",
@@ -500,7 +502,7 @@ class _Swapped:
     def _proxy(self) -> None:
         proxy = str(self.entry.get("proxy") or "")
         host = re.match(r"https?://(\[[^]]*\]|[^:/]*)", proxy)
-        if proxy and (not host or host.group(1) not in ("127.0.0.1", "localhost", "[::1]")):
+        if proxy and (not host or host.group(1) not in _THIS_HOST):
             self.notes.add(self.place + ".proxy", "is another host: declare the model in that host's variables")
 
 

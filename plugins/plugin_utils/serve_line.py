@@ -84,11 +84,13 @@ class Line(typing.NamedTuple):
 
 def parse(words: typing.Sequence[str]) -> Line:
     """The command line behind `vllm serve`. Problems name places and options, never a value: it may be a secret."""
+    words, together = _apart(words)
     unknown = [word for index, word in enumerate(words) if index and _stray(words[index - 1], word)]
     loose, given = _options(
         [word for index, word in enumerate(words) if not (index and _stray(words[index - 1], word))]
     )
     problems = ["more words are in %s: add them to args" % word for word in unknown if word]
+    problems += ["%s and its value are one word, which vLLM refuses: taken as two" % flag for flag in together]
     model = loose.pop(0) if loose else ""
     args: dict[str, typing.Any] = {}
     for name, values in given:
@@ -118,6 +120,20 @@ def parse(words: typing.Sequence[str]) -> Line:
     names = [str(name) for name in (names if isinstance(names, list) else [names]) if name is not True]
     host, port = (str(args.pop(name, "")) for name in ("host", "port"))
     return Line(model, names, args, host, port, problems)
+
+
+def _apart(words: typing.Sequence[str]) -> tuple[list[str], list[str]]:
+    """The words, where an item of a list is an option with its value made two; and the options of those."""
+    apart: list[str] = []
+    flags = []
+    for word in words:
+        found = re.match(r"(--[A-Za-z][\w.-]*)\s+(\S.*)\Z", word, re.DOTALL)
+        if found:
+            flags.append(found.group(1))
+            apart += found.groups()
+        else:
+            apart.append(word)
+    return apart, flags
 
 
 def _stray(before: str, word: str) -> bool:

@@ -208,7 +208,8 @@ def _left_half_way() -> Iterator[Cell]:
     step = "what a switch that was killed has left"
     failing = {"b": [{"path": "/wake_up", "fault": "status_500", "times": 0}]}
     for action in ("abort", "fail", "keep"):
-        for client in (1.0, 4.0):
+        # Longer than a second switch takes to begin on a busy machine.
+        for client in (2.0, 4.0):
             setup = Setup(
                 client_seconds=0,
                 tokens_per_second=TOKENS_PER_SECOND,

@@ -67,7 +67,7 @@ def main() -> None:
             context = browser.new_context(base_url=url, locale="en-US")
             context.set_default_timeout(SECONDS * 1000)
             pages[name] = context.new_page()
-        first, second = pages.values()
+        first, second = pages["first"], pages["second"]
         try:
             first.goto("/auth")
             first.get_by_role("button", name="Get started").click()

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
 """Try the models' ports from a neighbour's place: neighbour.py '[{"id": ..., "port": ..., "container": ...}, ...]'
 
