@@ -18,6 +18,9 @@ import posixpath
 import re
 import typing
 
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching import options
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.texts import map_text
+
 # The folders of vllm_cache_dir, and where containers have them.
 CACHES = {
     "huggingface": "/root/.cache/huggingface",
@@ -211,12 +214,24 @@ def host_folders(cache_dir: str, volumes: typing.Sequence[str], stack_dir: str, 
 
 def command_folders(model: str, args: Values, env: Values, words: typing.Iterable[str]) -> list[str]:
     """The paths of the host that a server without a container needs, as far as its command and environment tell."""
-    found = [path for path in (model, *words) if path.startswith("/")]
+    words = list(words)
+    # Also of --download-dir=/srv/weights. The command gets nothing of args.
+    given = [word.partition("=")[2] if word.startswith("-") else word for word in words]
+    found = [path for path in (model, *given) if path.startswith("/")]
+    said = options.of_command(words)
     try:
-        weights = weights_of(model, args, env, ())
+        weights = weights_of(model, args if said is None else said, env, ())
     except ValueError:
         weights = None  # relative to a folder that nobody knows
     return [*found, weights.cache.inside] if weights else found
+
+
+def is_named(repo: str, models: typing.Any) -> bool:
+    """Whether models name a repository anywhere: as what they serve, in an argument or in a command."""
+    name = re.compile(r"(?<![\w./-])%s(?![\w./-])" % re.escape(repo))
+    found: list[str] = []
+    map_text(models, lambda text: found.append(text) or text)  # type: ignore[func-returns-value]
+    return any(map(name.search, found))
 
 
 def within(path: str, folder: str) -> bool:
