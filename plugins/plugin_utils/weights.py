@@ -34,6 +34,8 @@ MODELSCOPE = {"modelscope": "/root/.cache/modelscope"}
 _HOME = "/root"
 # No second slash, no colon, nothing that begins with a dot: "." and ".." must never become a folder's name.
 _REPOSITORY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*/[A-Za-z0-9_][A-Za-z0-9._-]*\Z")
+# Docker's own rule for names of volumes.
+_VOLUME_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+\Z")
 _VARIABLE = re.compile(r"\$(\w+|\{[^}]*\})")
 
 Values = typing.Mapping[str, typing.Any]
@@ -97,6 +99,22 @@ def volume_of(text: str, stack_dir: str, home: str = "~") -> Volume:
         # Relative ones begin at the folder of the compose file.
         return Volume(target, _clean(posixpath.join(stack_dir, source)), "", read_only)
     return Volume(target, "", source, read_only)
+
+
+def volume_problem(text: str) -> str:
+    """Why compose takes no such volume, and the remedy; empty where it does, as far as words can tell."""
+    source, colon, rest = text.partition(":")
+    target = rest.partition(":")[0] if colon else source
+    if not target.startswith("/"):
+        return f"must end in a full path of the container (SOURCE:/TARGET), is {text or 'empty'}"
+    if not colon or source == "~" or source.startswith(("/", "./", "../", "~/")) or source in (".", ".."):
+        return ""
+    if _VOLUME_NAME.match(source):
+        return ""
+    return (
+        f"{source or 'nothing'} is neither a folder of the host nor a volume's name: write a full path, or one that "
+        "begins with ~/ or ./ (variables of a shell or of compose have no value here)"
+    )
 
 
 def cache_volumes(cache_dir: str, volumes: typing.Iterable[str], modelscope: bool = False) -> dict[str, str]:

@@ -323,7 +323,7 @@ def test_the_entrypoint_is_the_image_s_own_unless_it_is_given() -> None:
         (["/bin/sh", "-c", "vllm serve org/x"], "[vllm, serve], or"),
         (["vllm"], "[vllm, serve], or"),
         (["/opt/venv/bin/vllm"], "[/opt/venv/bin/vllm, serve], or"),
-        (["vllm", "serve", "org/x", "--port=1"], "[vllm, serve], or"),
+        (["vllm", "serve", "org/x", "--port=1"], "[vllm, serve], with `org/x --port=1` as its model and args, or"),
         (["python3", "-m", "vllm.entrypoints.openai.api_server"], "[vllm, serve], or"),
         (
             ["/start.sh"],

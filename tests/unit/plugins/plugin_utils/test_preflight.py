@@ -229,3 +229,11 @@ def test_a_gpu_of_another_vendor(access: str, gpu: str | int, vendor: str) -> No
     assert preflight.check("status", [host(model={"gpus": [gpu]}, vllm_gpu_access=access)]) == (wrong if vendor else [])
     started = {"gpus": [gpu], "start_command": ["x"]}
     assert preflight.check("status", [host(model=started, vllm_gpu_access=access)]) == []
+
+
+def test_volumes_are_looked_at_where_there_are_containers() -> None:
+    wrong: dict[str, Any] = {"vllm_volumes": ["/srv/w:/w", "${HOME}/w:/x"]}
+    (told,) = preflight.check("site", [host(model={}, **wrong)])
+    assert "vllm_volumes[1]: ${HOME}/w is neither a folder" in told
+    assert preflight.check("site", [host(model={}, vllm_servers_volumes=[], **wrong)]) == []
+    assert preflight.check("site", [host(model={"start_command": ["x"]}, **wrong)]) == []

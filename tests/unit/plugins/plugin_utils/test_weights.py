@@ -356,3 +356,29 @@ def test_a_boot_waits_for_the_folders_in_the_options_of_a_command() -> None:
     # It is given nothing of args.
     told = places.command_folders("org/m", {"download_dir": "/mnt/no"}, {}, ["vllm", "serve", "org/m"])
     assert told == ["/root/.cache/huggingface/hub"]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("/srv/w:/w", ""),
+        ("/srv/w:/w:ro,z", ""),
+        ("~:/w", ""),
+        ("~/w:/w", ""),
+        ("./w:/w", ""),
+        ("../w:/w", ""),
+        ("weights-2.x:/w", ""),
+        ("/w", ""),
+        ("${HOME}/w:/w", "${HOME}/w is neither a folder of the host nor a volume's name"),
+        ("srv/w:/w", "srv/w is neither"),
+        ("~bob/w:/w", "~bob/w is neither"),
+        (":/w", "nothing is neither"),
+        ("/srv/w:", "must end in a full path of the container (SOURCE:/TARGET), is /srv/w:"),
+        ("/srv/w:w", "must end in a full path of the container"),
+        ("", "must end in a full path of the container (SOURCE:/TARGET), is empty"),
+    ],
+)
+def test_volumes_that_compose_would_refuse(text: str, told: str) -> None:
+    problem = places.volume_problem(text)
+    assert problem.startswith(told)
+    assert bool(problem) == bool(told)
