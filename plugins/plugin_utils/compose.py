@@ -189,6 +189,7 @@ def entrypoint_problem(model: typing.Mapping[str, typing.Any], image: str, own: 
     script = ""
     if ends:
         remedy = words[: ends[0]]
+        script = f", with `{' '.join(words[ends[0] :])}` as its model and args"
     elif words and words[-1].rpartition("/")[2] == "vllm":
         remedy = [*words, "serve"]
     elif not words or API_SERVER in words or "-c" in words or base in _SHELLS:

@@ -322,6 +322,8 @@ def _own(playbook: str, host: Host, inventory: Inventory) -> typing.Iterator[str
             place(inventory, names_of(host.values["vllm_active_model"]))
         except SwitchingError as error:
             yield str(error)
+    if any(not model.start_command for model in inventory.enabled):
+        yield from _volumes(host.values)
     webui = _webui(host.values, inventory)
     for model in inventory.models:
         if model.host_port in RESERVED_PORTS:
@@ -365,6 +367,16 @@ def _foreign(model: Model, values: Values) -> typing.Iterator[str]:
     if lost and not model.start_command:
         vendor = "NVIDIA" if access == "amd" else "AMD"
         yield f"{model.id}: gpus names {lost[0]}, which only {vendor}'s have, and vllm_gpu_access is {access}"
+
+
+def _volumes(values: Values) -> typing.Iterator[str]:
+    """Volumes that compose would refuse in words of its own, in the midst of the run."""
+    name = "vllm_servers_volumes" if "vllm_servers_volumes" in values else "vllm_volumes"
+    given = values.get(name)
+    for number, text in enumerate(given if isinstance(given, list) else []):
+        problem = weights.volume_problem(text) if isinstance(text, str) else ""
+        if problem:
+            yield f"{name}[{number}]: {problem}"
 
 
 def _unseen(model: Model, values: Values) -> typing.Iterator[str]:

@@ -18,6 +18,9 @@ import posixpath
 import re
 import typing
 
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching import options
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.texts import map_text
+
 # The folders of vllm_cache_dir, and where containers have them.
 CACHES = {
     "huggingface": "/root/.cache/huggingface",
@@ -31,6 +34,8 @@ MODELSCOPE = {"modelscope": "/root/.cache/modelscope"}
 _HOME = "/root"
 # No second slash, no colon, nothing that begins with a dot: "." and ".." must never become a folder's name.
 _REPOSITORY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*/[A-Za-z0-9_][A-Za-z0-9._-]*\Z")
+# Docker's own rule for names of volumes.
+_VOLUME_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+\Z")
 _VARIABLE = re.compile(r"\$(\w+|\{[^}]*\})")
 
 Values = typing.Mapping[str, typing.Any]
@@ -94,6 +99,22 @@ def volume_of(text: str, stack_dir: str, home: str = "~") -> Volume:
         # Relative ones begin at the folder of the compose file.
         return Volume(target, _clean(posixpath.join(stack_dir, source)), "", read_only)
     return Volume(target, "", source, read_only)
+
+
+def volume_problem(text: str) -> str:
+    """Why compose takes no such volume, and the remedy; empty where it does, as far as words can tell."""
+    source, colon, rest = text.partition(":")
+    target = rest.partition(":")[0] if colon else source
+    if not target.startswith("/"):
+        return f"must end in a full path of the container (SOURCE:/TARGET), is {text or 'empty'}"
+    if not colon or source == "~" or source.startswith(("/", "./", "../", "~/")) or source in (".", ".."):
+        return ""
+    if _VOLUME_NAME.match(source):
+        return ""
+    return (
+        f"{source or 'nothing'} is neither a folder of the host nor a volume's name: write a full path, or one that "
+        "begins with ~/ or ./ (variables of a shell or of compose have no value here)"
+    )
 
 
 def cache_volumes(cache_dir: str, volumes: typing.Iterable[str], modelscope: bool = False) -> dict[str, str]:
@@ -211,12 +232,24 @@ def host_folders(cache_dir: str, volumes: typing.Sequence[str], stack_dir: str, 
 
 def command_folders(model: str, args: Values, env: Values, words: typing.Iterable[str]) -> list[str]:
     """The paths of the host that a server without a container needs, as far as its command and environment tell."""
-    found = [path for path in (model, *words) if path.startswith("/")]
+    words = list(words)
+    # Also of --download-dir=/srv/weights. The command gets nothing of args.
+    given = [word.partition("=")[2] if word.startswith("-") else word for word in words]
+    found = [path for path in (model, *given) if path.startswith("/")]
+    said = options.of_command(words)
     try:
-        weights = weights_of(model, args, env, ())
+        weights = weights_of(model, args if said is None else said, env, ())
     except ValueError:
         weights = None  # relative to a folder that nobody knows
     return [*found, weights.cache.inside] if weights else found
+
+
+def is_named(repo: str, models: typing.Any) -> bool:
+    """Whether models name a repository anywhere: as what they serve, in an argument or in a command."""
+    name = re.compile(r"(?<![\w./-])%s(?![\w./-])" % re.escape(repo))
+    found: list[str] = []
+    map_text(models, lambda text: found.append(text) or text)  # type: ignore[func-returns-value]
+    return any(map(name.search, found))
 
 
 def within(path: str, folder: str) -> bool:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import jinja2.nativetypes
 import pytest
 import yaml
 
@@ -49,3 +50,15 @@ def test_the_open_webui_that_is_tested_is_the_one_that_is_deployed() -> None:
     script = (ROOT / "tools" / "open_webui.sh").read_text(encoding="utf-8")
     (version,) = re.findall(r"^version=(\S+)$", script, re.MULTILINE)
     assert read("open_webui", "defaults/main.yml")["open_webui_image"].endswith(f":v{version}")
+
+
+def test_a_host_may_have_whole_gpus_by_number_and_parts_of_others() -> None:
+    """Numbers and texts can't be sorted together."""
+    environment = jinja2.nativetypes.NativeEnvironment()
+    environment.filters["homegpt.vllm.inventory"] = lambda models, switching: {"vllm_models": models}
+    environment.filters["flatten"] = lambda lists: [item for one in lists for item in one]
+    gpus = environment.from_string(read("docker_host", "defaults/main.yml")["docker_host_gpus"])
+    models = [{"startup_mode": "sleep", "gpus": one} for one in ([10], ["MIG-b"], [2, 10], ["MIG-a"])]
+    assert gpus.render(vllm_models=models) == [2, 10, "MIG-a", "MIG-b"]
+    assert gpus.render(vllm_models=[*models, {"startup_mode": "disabled", "gpus": [3]}])[1] == 10
+    assert gpus.render(vllm_models=[]) == []

@@ -55,8 +55,6 @@ class Listens(typing.NamedTuple):
 
 def of_command(words: typing.Sequence[str]) -> dict[str, typing.Any] | None:
     """The options of a command that surely is vLLM's server on this host, each as text or true; None for another."""
-    if not words or os.path.basename(words[0]) in _ELSEWHERE:
-        return None
     start = next(
         (
             index
@@ -66,7 +64,8 @@ def of_command(words: typing.Sequence[str]) -> dict[str, typing.Any] | None:
         ),
         None,
     )
-    if start is None:
+    # Also behind sudo, env or a shell's exec.
+    if start is None or any(os.path.basename(word) in _ELSEWHERE for word in words[:start]):
         return None
     found: dict[str, typing.Any] = {}
     name = ""

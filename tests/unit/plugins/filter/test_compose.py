@@ -323,7 +323,7 @@ def test_the_entrypoint_is_the_image_s_own_unless_it_is_given() -> None:
         (["/bin/sh", "-c", "vllm serve org/x"], "[vllm, serve], or"),
         (["vllm"], "[vllm, serve], or"),
         (["/opt/venv/bin/vllm"], "[/opt/venv/bin/vllm, serve], or"),
-        (["vllm", "serve", "org/x", "--port=1"], "[vllm, serve], or"),
+        (["vllm", "serve", "org/x", "--port=1"], "[vllm, serve], with `org/x --port=1` as its model and args, or"),
         (["python3", "-m", "vllm.entrypoints.openai.api_server"], "[vllm, serve], or"),
         (
             ["/start.sh"],
@@ -368,3 +368,27 @@ def test_the_cache_of_modelscope_is_of_those_that_use_it() -> None:
     assert mounted({"env": {"VLLM_USE_MODELSCOPE": "True"}})
     assert mounted({}, vllm_servers_env={"VLLM_USE_MODELSCOPE": "1"})
     assert not mounted({"env": {"VLLM_USE_MODELSCOPE": "0"}}, vllm_servers_env={"VLLM_USE_MODELSCOPE": "1"})
+
+
+@pytest.mark.parametrize("token", ["", " ", None])
+def test_a_token_that_is_left_empty_is_none(token: str | None) -> None:
+    """`vllm_hf_token:` with nothing behind it is null in YAML, and was the token None."""
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False)
+    environment.filters["hash"] = lambda text, kind: pytest.fail(f"{text} is no token ({kind})")
+    roles = TEMPLATES.parents[1]
+    said = yaml.safe_load((roles / "vllm_servers" / "vars" / "main.yml").read_text(encoding="utf-8"))
+    mark = environment.from_string(said["__vllm_servers_token_mark"])
+    assert mark.render(vllm_servers_hf_token=token) == ""
+
+    (line,) = re.findall("^HF_TOKEN.*$", (roles / "compose_stack/templates/env.j2").read_text(encoding="utf-8"), re.M)
+    environment.filters["homegpt.vllm.dotenv_text"] = dotenv_text
+    assert environment.from_string(line).render(compose_stack_hf_token=token) == 'HF_TOKEN=""'
+
+
+@pytest.mark.parametrize("role", ["vllm_servers", "compose_stack"])
+def test_variables_that_are_left_empty_count_as_left_out(role: str) -> None:
+    """`vllm_volumes:` of which every line is commented out is null in YAML."""
+    said = yaml.safe_load((TEMPLATES.parents[1] / role / "defaults" / "main.yml").read_text(encoding="utf-8"))
+    for name, meant in (("volumes", []), ("env", {}), ("hf_token", "")):
+        template = jinja2.Environment(autoescape=False).from_string(said[f"{role}_{name}"])
+        assert template.render(**{f"vllm_{name}": None}) == str(meant)

@@ -239,3 +239,11 @@ def test_a_secret_in_an_entrypoint() -> None:
     for named in ('"$MY_TOKEN"', "${MY_TOKEN}", "$(cat /run/secrets/hf_token)", "`cat /run/secrets/hf_token`"):
         words[2] = f'export HF_TOKEN={named}; exec vllm serve "$@"'
         assert preflight.check("site", [host(model={"entrypoint": words})]) == [], named
+
+
+def test_volumes_are_looked_at_where_there_are_containers() -> None:
+    wrong: dict[str, Any] = {"vllm_volumes": ["/srv/w:/w", "${HOME}/w:/x"]}
+    (told,) = preflight.check("site", [host(model={}, **wrong)])
+    assert "vllm_volumes[1]: ${HOME}/w is neither a folder" in told
+    assert preflight.check("site", [host(model={}, vllm_servers_volumes=[], **wrong)]) == []
+    assert preflight.check("site", [host(model={"start_command": ["x"]}, **wrong)]) == []

@@ -311,3 +311,74 @@ COMMAND = {
 )
 def test_what_has_to_be_mounted_at_boot(models: list[Any], volumes: list[str], expected: list[str]) -> None:
     assert host_folders(models, {}, "/cache", volumes, "/opt/homegpt") == expected
+
+
+@pytest.mark.parametrize(
+    ("staying", "removed"),
+    [
+        ({"model": "org/other"}, True),
+        ({"model": "org/m-2"}, True),
+        ({"model": "other/org/m"}, True),
+        ({"model": "org/m"}, False),
+        # Its server may read the same cache, and its command has no volumes that would tell.
+        ({"model": "org/m", "start_command": ["vllm", "serve", "org/m", "--port", "8102"]}, False),
+        ({"model": "any", "start_command": ["bash", "-c", "exec vllm serve \\\norg/m"]}, False),
+        ({"args": {"speculative_config": {"model": "org/m"}}}, False),
+        ({"args": {"tokenizer": "org/m"}, "env": {"HF_HOME": "/srv/elsewhere"}}, False),
+        # Mistaken, so that nobody knows where it is, and left alone.
+        ({"model": "org/m", "env": {"HF_HOME": "here"}, "startup_mode": "disabled"}, False),
+    ],
+)
+def test_weights_that_a_model_names_are_not_removed_with_another(staying: dict[str, Any], removed: bool) -> None:
+    service = {"command": ["org/m"], "environment": {}, "volumes": ["/cache/huggingface:/root/.cache/huggingface"]}
+    models = parse([{"id": "b", "model": "org/b", "host_port": 8102, **staying}]).as_dict()["vllm_models"]
+    told = service_weights(service, "/opt/homegpt", "/root", models)
+    assert told["folder"] == (f"/cache/huggingface/hub/{REPO}" if removed else "")
+    assert bool(told["locks"]) == removed
+
+
+@pytest.mark.parametrize(
+    "service",
+    [
+        {},
+        {"command": "org/m", "environment": {}, "volumes": []},
+        {"command": ["org/m"], "environment": ["A=1"], "volumes": []},
+        {"command": ["org/m"], "environment": {}, "volumes": None},
+    ],
+)
+def test_of_a_service_that_somebody_else_wrote_nothing_is_removed(service: dict[str, Any]) -> None:
+    assert service_weights(service, "/opt/homegpt") == {}
+
+
+def test_a_boot_waits_for_the_folders_in_the_options_of_a_command() -> None:
+    command = ["vllm", "serve", "org/m", "--download-dir=/mnt/weights", "--chat-template", "/mnt/t.jinja"]
+    assert places.command_folders("org/m", {}, {}, command) == ["/mnt/weights", "/mnt/t.jinja", "/mnt/weights"]
+    # It is given nothing of args.
+    told = places.command_folders("org/m", {"download_dir": "/mnt/no"}, {}, ["vllm", "serve", "org/m"])
+    assert told == ["/root/.cache/huggingface/hub"]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("/srv/w:/w", ""),
+        ("/srv/w:/w:ro,z", ""),
+        ("~:/w", ""),
+        ("~/w:/w", ""),
+        ("./w:/w", ""),
+        ("../w:/w", ""),
+        ("weights-2.x:/w", ""),
+        ("/w", ""),
+        ("${HOME}/w:/w", "${HOME}/w is neither a folder of the host nor a volume's name"),
+        ("srv/w:/w", "srv/w is neither"),
+        ("~bob/w:/w", "~bob/w is neither"),
+        (":/w", "nothing is neither"),
+        ("/srv/w:", "must end in a full path of the container (SOURCE:/TARGET), is /srv/w:"),
+        ("/srv/w:w", "must end in a full path of the container"),
+        ("", "must end in a full path of the container (SOURCE:/TARGET), is empty"),
+    ],
+)
+def test_volumes_that_compose_would_refuse(text: str, told: str) -> None:
+    problem = places.volume_problem(text)
+    assert problem.startswith(told)
+    assert bool(problem) == bool(told)

@@ -1336,7 +1336,13 @@ def test_words_that_no_switch_can_follow(words: list[str], mistakes: list[str]) 
             f"vllm_models[0] (a): start_command: {mistake}" for mistake in mistakes
         ]
     # What it is, or where its address is, nobody can tell; and args are not its own.
-    for command in (["docker", "run", "vllm/vllm-openai", "vllm", "serve"], ["llama-server"]):
+    docker = ["docker", "run", "vllm/vllm-openai", "vllm", "serve"]
+    for command in (
+        docker,
+        ["sudo", "-n", *docker],
+        ["env", "A=1", "/usr/bin/ssh", "b", "vllm", "serve"],
+        ["llama-server"],
+    ):
         assert only(start_command=[*command, *words], args={"headless": True}).listens == ("127.0.0.1", False)
 
 
