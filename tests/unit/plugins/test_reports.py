@@ -30,7 +30,11 @@ from ansible_collections.homegpt.vllm.plugins.plugin_utils import convert, conve
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from jinja2.nativetypes import NativeEnvironment
 
-from tests.unit.plugins.module_utils.switching.conftest import Host, host, processes, stack_dir  # noqa: F401
+from tests.unit.plugins.module_utils.switching import conftest
+from tests.unit.plugins.module_utils.switching.conftest import Host
+
+# Fixtures of another folder.
+host, processes, stack_dir = conftest.host, conftest.processes, conftest.stack_dir
 
 ROLES = Path(__file__).resolve().parents[3] / "roles"
 IMAGE = "vllm/vllm-openai:v0.32.0"
@@ -566,7 +570,6 @@ def test_kinds(args: dict[str, Any], kind: str, calls: list[str]) -> None:
     model = declared(args=args)
     assert model.kind == kind
     assert [kinds.KINDS[name].path for name in kinds.POSSIBLE[model.kind]] == calls
-    # The first has another port than the second, so that the list tells which of them is in it.
     urls = open_webui_environment(plain({"args": args}, {"port": 8001}))["OPENAI_API_BASE_URLS"]
     assert urls == "http://vllm-m1:8001/v1"
 
