@@ -595,7 +595,7 @@ def test_kinds(args: dict[str, Any], kind: str, calls: list[str]) -> None:
         ),
     ],
 )
-def test_switches_of_kinds(host: Host, standin: str, call: str) -> None:  # noqa: F811
+def test_switches_of_kinds(host: Host, standin: str, call: str) -> None:
     host.declare("other", sleep_level=1, standin={"kind": standin})
     host.declare("chat", sleep_level=1)
     assert host.switch("other").active_model == "other"
@@ -630,7 +630,7 @@ def test_switches_of_kinds(host: Host, standin: str, call: str) -> None:  # noqa
         ),
     ],
 )
-def test_loading(host: Host, seconds: int) -> None:  # noqa: F811
+def test_loading(host: Host, seconds: int) -> None:
     host.declare("chat", standin={"listens_while_loading": 1, "load_seconds": seconds})
     host.start("chat")
     host.wait_until(lambda: host.call("chat", "GET", "/health").status_code == 503, "it listens")
