@@ -181,7 +181,9 @@ def neighbour(targets: list[tuple[str, int]]) -> list[tuple[str, int, str]]:
         with os.fdopen(answer[0]) as said:
             told = json.loads(said.read() or '{"not_tried": "the neighbour ended without a word"}')
     finally:
-        # The namespace ends with the child, and both interfaces with the namespace.
+        # At the latest they end with the namespace, and that with the child; but the kernel takes its time for it.
+        with contextlib.suppress(NotTried, OSError, subprocess.SubprocessError):
+            run("ip", "link", "delete", name)
         with contextlib.suppress(OSError):
             os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
