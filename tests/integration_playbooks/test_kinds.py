@@ -56,7 +56,12 @@ def test_open_webui_is_not_offered_them(ansible_playbook: str, tmp_path: Path) -
     ended = subprocess.run(
         [ansible_playbook, "-i", "inventory/homegpt", playbook, "-e", f"@{variables}"],
         cwd=ROOT,
-        env={**kept, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_HOME": f"{tmp_path}/.ansible"},
+        env={
+            **kept,
+            "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+            "ANSIBLE_HOME": f"{tmp_path}/.ansible",
+            "LC_ALL": "C.UTF-8",
+        },
         capture_output=True,
         text=True,
         timeout=300,
