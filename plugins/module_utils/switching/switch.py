@@ -557,16 +557,12 @@ class Switcher:
             {step["model"] for step in performer.steps if step["action"] == VERIFY and "failed" not in step}
         )
         work: list[typing.Callable[[], dict[str, Observation] | None]] = [lambda: self.host.observe(models)]
-        work += [
-            functools.partial(
-                self._note_proof,
-                name,
-                performer.starts.get(name),
-                foretold[name].state == ACTIVE and bool(self.host.models[name].ready_completion),
-            )
-            for name in proved
-            if foretold[name].state in (ACTIVE, SLEEPING)
-        ]
+        for name in proved:
+            answered = foretold[name].state == ACTIVE and bool(self.host.models[name].ready_completion)
+            start = performer.starts.get(name)
+            # To ask which start it is may cost a docker command. Of vLLM a 503 tells by itself what it means.
+            if answered or start is not None or self._may_listen_unready(name, foretold[name]):
+                work.append(functools.partial(self._note_proof, name, start, answered))
         after = dict(self.host.each(lambda one: one(), work)[0] or {})
         for name, seen in after.items():
             told = foretold[name]
@@ -582,6 +578,13 @@ class Switcher:
                     f"{name} was active again, though this switch left it {told.state}: somebody woke it"
                 )
         return after
+
+    def _may_listen_unready(self, name: str, foretold: Observation) -> bool:
+        """Whether a 503 of this server may mean later that it loads, unless it is known to have been ready."""
+        try:
+            return foretold.state in (ACTIVE, SLEEPING) and self.host.servers[name].may_be_loading()
+        except SwitchingError:
+            return False
 
     def _check_end(self, model: Model, wanted: str, after: States, performer: Performer) -> None:
         """See that a model that was made active is."""
