@@ -18,7 +18,7 @@ import typing
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching import inventory, masking, options
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors import InventoryError
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.texts import map_text
-from ansible_collections.homegpt.vllm.plugins.plugin_utils import compose_variables, launch, serve_line
+from ansible_collections.homegpt.vllm.plugins.plugin_utils import compose_variables, launch, serve_line, weights
 
 # What the collection gives every container (compose.service), and what it gives none.
 _OWN_ENVIRONMENT = {
@@ -28,13 +28,8 @@ _OWN_ENVIRONMENT = {
     "VLLM_LOGGING_CONFIG_PATH": "/logs/logging.json",
 }
 _TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN")
-_CACHES = {
-    "/root/.cache/huggingface": "/huggingface",
-    "/root/.cache/vllm": "/vllm",
-    "/root/.triton/cache": "/triton",
-    "/root/.cache/flashinfer": "/flashinfer",
-    "/root/.cache": "",
-}
+# What of the host's caches lies where in a container, as the collection mounts them.
+_CACHES = {**{inside: "/" + name for name, inside in weights.CACHES.items()}, "/root/.cache": ""}
 # Stands in a text where a variable was whose value nobody knows. No file has these characters.
 UNKNOWN = "\ue000%s\ue001"
 UNKNOWN_NAME = re.compile("\ue000(.*?)\ue001")

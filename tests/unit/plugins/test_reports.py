@@ -300,10 +300,10 @@ REPO = "models--org--m"
             "the old variable HUGGINGFACE_HUB_CACHE",
             "counts as HF_HUB_CACHE does",
             {"HUGGINGFACE_HUB_CACHE": "/work"},
-            ["/home/me/work:/work"],
+            ["/srv/models:/work"],
             "huggingface",
             "/work",
-            f"/home/me/work/{REPO}",
+            f"/srv/models/{REPO}",
             "fetch",
         ),
         report(
