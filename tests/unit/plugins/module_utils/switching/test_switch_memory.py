@@ -7,6 +7,7 @@ import json
 import os
 
 import pytest
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching import capacity
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors import SwitchFailed
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.lifecycle import Command
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.lock import HostLock
@@ -141,7 +142,8 @@ def test_a_gpu_that_is_divided_is_not_loaded_as_a_whole(host: Host, monkeypatch:
 
 @pytest.fixture
 def shared(host: Host, monkeypatch: pytest.MonkeyPatch) -> Host:
-    """The models a and b on a GPU that has no memory but the RAM of this machine, of which they take little."""
+    """The models a and b on a GPU that has no memory but 128 GB of RAM, of which they take little."""
+    monkeypatch.setattr(capacity, "_meminfo_gb", {"MemTotal:": 128.0, "MemAvailable:": 100.0}.get)
     monkeypatch.setenv("STANDIN_GPU_DIR", str(host.gpu_dir))
     monkeypatch.setenv("STANDIN_GPU_COUNT", "1")
     monkeypatch.setenv("STANDIN_GPU_UNIFIED", "1")
@@ -175,7 +177,7 @@ def test_level_1_on_shared_memory_is_done_and_told(shared: Host) -> None:
 def test_what_does_not_fit_shared_memory_is_not_woken_or_loaded(shared: Host) -> None:
     shared.switch("a")
     shared.switch("b")
-    # More than is ever available.
+    # More than is available.
     shared.models[0]["args"]["gpu_memory_utilization"] = 1.0
     path = shared.stack_dir / "run" / "memory.json"
     path.write_text(json.dumps({"models": {}, "shared": True}), encoding="utf-8")
