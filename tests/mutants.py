@@ -230,7 +230,7 @@ MUTANTS = (
     ),
     Mutant(
         "requests/not-resumed-at-the-end",
-        "mend.py",
+        "recovery.py",
         "self.host.servers[name].resume()",
         "pass",
         "a switch that failed leaves a server paused",
@@ -238,7 +238,7 @@ MUTANTS = (
     ),
     Mutant(
         "requests/stopped-undrained",
-        "mend.py",
+        "recovery.py",
         "except (DrainTimeout, NoMemory, NoSuchAnswer):",
         "except (NoMemory, NoSuchAnswer):",
         "a drain that may cut nothing ends in a stop",
@@ -246,7 +246,7 @@ MUTANTS = (
     ),
     Mutant(
         "requests/cut-not-told",
-        "mend.py",
+        "recovery.py",
         "CUT: None if None in lost else sum(lost)}",
         "CUT: 0}",
         "what a stop has cut is not told",
@@ -351,7 +351,7 @@ MUTANTS = (
     ),
     Mutant(
         "right/retry-at-level-1",
-        "mend.py",
+        "recovery.py",
         "steps = [again, Step(VERIFY, name)]",
         "steps = [Step(WAKE, name, 1), Step(VERIFY, name)]",
         "a wake that failed is tried again without the weights",
@@ -382,7 +382,7 @@ MUTANTS = (
     ),
     Mutant(
         "right/wrong-stays-awake",
-        "mend.py",
+        "recovery.py",
         "for name in sorted(self.performer.wrong):",
         "for name in ():",
         "a server that answers wrongly stays awake when the switch fails",
@@ -398,7 +398,7 @@ MUTANTS = (
         "the answer after a mere wake is recorded as the right one",
     ),
     Mutant(
-        "record/mended-by-a-restart",
+        "record/recovered-by-a-restart",
         "canary.py",
         "if not known.suspect and (came == STARTED or (came == RESTARTED and known.renewed)):",
         "if not known.suspect and came != WOKEN:",
@@ -488,7 +488,7 @@ MUTANTS = (
     Mutant(
         "others/interrupt-leaves-it",
         "switch.py",
-        "            mender.put_back(model, wanted, before, error)\n            raise",
+        "            recovery.roll_back(model, wanted, before, error)\n            raise",
         "            raise",
         "after Ctrl-C nothing is put back",
         ("switch",),
@@ -534,7 +534,7 @@ MUTANTS = (
     ),
     Mutant(
         "requests/rung-stop-undrained",
-        "mend.py",
+        "recovery.py",
         "if not self.performer.drained(name) and self.performer.running(name):",
         "if False:",
         "a server that would not sleep is stopped with its requests",
@@ -603,7 +603,7 @@ MUTANTS = (
     ),
     Mutant(
         "right/restart-for-want-of-text",
-        "mend.py",
+        "recovery.py",
         "except (DrainTimeout, NoMemory, NoSuchAnswer):",
         "except (DrainTimeout, NoMemory):",
         "a healthy server is restarted since it knows no call that would prove it",

@@ -235,7 +235,7 @@ rung:
   type: str
   sample: retry
   version_added: 0.2.0
-mended:
+recovery:
   description: What was done about steps that failed, and helped, in words; empty where none failed.
   returned: when the switch was tried
   type: str

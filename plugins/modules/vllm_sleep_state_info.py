@@ -93,7 +93,7 @@ last_switch:
       returned: always
       sample: retry
     reason:
-      description: Why it failed, or what was mended; empty where nothing went wrong.
+      description: Why it failed, or what was recovered; empty where nothing went wrong.
       type: str
       returned: always
       sample: gpt-oss-20b woke at the second try

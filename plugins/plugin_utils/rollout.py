@@ -206,7 +206,7 @@ def _row(host: str, result: Given | None, keeps: bool, check: bool) -> Row:
     else:
         row["result"] = UNCHANGED
     if row["result"] == SWITCHED:
-        row["reason"] = result.get("mended") or ""
+        row["reason"] = result.get("recovery") or ""
     return row
 
 

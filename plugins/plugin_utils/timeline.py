@@ -37,7 +37,7 @@ _STYLE = """\
   .sleep { fill: #b6e3ff; stroke: #0969da; } .stop { fill: #d1d9e0; stroke: #59636e; }
   .start { fill: #ecd8ff; stroke: #8250df; } .wake { fill: #aceebb; stroke: #1a7f37; }
   .reload { fill: #c3faea; stroke: #0f766e; } .verify { fill: #4ac26b; stroke: #116329; }
-  .record { fill: #ffd8b5; stroke: #bc4c00; } .mends { stroke-dasharray: 4 2; }
+  .record { fill: #ffd8b5; stroke: #bc4c00; } .recovery { stroke-dasharray: 4 2; }
   .failed { stroke: #cf222e; stroke-width: 2.5; }
   @media (prefers-color-scheme: dark) {
     text { fill: #f0f6fc; } .s { fill: #9198a1; stroke: #0d1117; }
@@ -251,7 +251,7 @@ def _drawn(title: str, lanes: typing.Sequence[Lane], end: float, beside: int) ->
 
 def _rectangle(each: Bar, left: float, y: float, scale: float) -> str:
     classes = ["bar", each.step["action"] if each.step["action"] in ACTIONS else "wait"]
-    classes += ["mends"] if "escalation" in each.step else []
+    classes += ["recovery"] if "escalation" in each.step else []
     classes += ["failed"] if "failed" in each.step else []
     width = max(2.0, each.step["seconds"] * scale)
     return (
@@ -263,7 +263,7 @@ def _rectangle(each: Bar, left: float, y: float, scale: float) -> str:
 def _legend(steps: typing.Sequence[Given], y: float) -> list[str]:
     entries = [(action, action) for action in ACTIONS if any(step["action"] == action for step in steps)]
     entries += [("wait failed", "failed")] if any("failed" in step for step in steps) else []
-    entries += [("wait mends", "retry, restart, stop or roll back")] if any("escalation" in s for s in steps) else []
+    entries += [("wait recovery", "retry, restart, stop or roll back")] if any("escalation" in s for s in steps) else []
     drawn = []
     x = float(_MARGIN)
     for classes, text in entries:

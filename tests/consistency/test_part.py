@@ -95,7 +95,7 @@ def test_the_cells_that_a_file_concerns() -> None:
 
     everything = {cell.name for cell in cells()}
     for file in (
-        f"{ENGINE}/mend.py",
+        f"{ENGINE}/recovery.py",
         f"{ENGINE}/not_there_yet.py",
         "tests/standin/engine.py",
         "tests/faults/matrix.py",

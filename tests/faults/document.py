@@ -16,7 +16,7 @@ HEAD = """\
 # What may go wrong with a switch
 
 A switch is a transaction. It looks at the servers, makes a plan, does one step after the other and proves each; the
-last proof is that the new model answers a fixed prompt as it did when it was known good. A step that fails is mended
+last proof is that the new model answers a fixed prompt as it did when it was known good. A step that fails is recovered
 where that can be done within the switch. Where it can't, the model that was active before is brought back, and the
 switch fails with a message that names the step, the cause, what the host is left with, and what to do. Never are two
 models awake on one GPU. After a failure, also after a switch that was killed, the next switch starts from what the
@@ -34,9 +34,9 @@ Each of these is named in the `escalation` of the steps that belong to it, in th
 `[stop, retry, restart, roll_back]`. What is not listed is not tried.
 
 {rungs}
-A step that must not be mended fails the switch at once: a drain at its deadline with `drain_timeout_action: fail`, or
-GPU memory that another process holds. In the tables, *once* is a fault of one call, *until a restart* one of all such
-calls of that process, and *for ever* one that a restart does not end either.
+A step that must not be recovered fails the switch at once: a drain at its deadline with `drain_timeout_action: fail`,
+or GPU memory that another process holds. In the tables, *once* is a fault of one call, *until a restart* one of all
+such calls of that process, and *for ever* one that a restart does not end either.
 """
 # What each is, and how long it takes at most.
 RUNGS = {
@@ -66,7 +66,7 @@ LEFT = {
     "b active": "b active",
     "a active again": "a active, as before",
     "error state": "what the message says",
-    "cut off": "whatever it was then; the next switch mends it",
+    "cut off": "whatever it was then; the next switch recovers it",
     "": "none of the allowed",
 }
 SUFFIXES = ("once", "until a restart", "for ever")

@@ -272,7 +272,7 @@ def left(answer: Answer, seen: dict[str, Seen], host: Host, asked: str = "b", se
         return B_ACTIVE if asked == "b" else A_ACTIVE
     if answer.status == 1 and right["a"] and seen["b"].state != "active":
         return A_ACTIVE
-    named = re.search("could not be put back|was not put back|The host is left with: ", answer.said)
+    named = re.search("could not be restored|was not restored|The host is left with: ", answer.said)
     told = {
         name: right[name] or one.state != "active" or (several and f"{name} answers wrongly" in answer.said)
         for name, one in seen.items()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A switch that is cut off by SIGKILL, at any point, is mended by the next one."""
+"""A switch that is cut off by SIGKILL, at any point, is recovered by the next one."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def check(host: Host, active: str, since: int) -> None:
 
 
 def cut_off(hosts: Hosts, kind: str, number: int, when: str, then: str) -> None:
-    """Cut a switch from a to b off, and see that the next one mends it."""
+    """Cut a switch from a to b off, and see that the next one recovers it."""
     setup, _count, faults = SWITCHES[kind]
     host = hosts.take(setup)
     since = len(host.events())
@@ -110,7 +110,7 @@ def test_between_any_two_steps(run: Run, capsys: pytest.CaptureFixture[str]) -> 
             if error is not None:
                 failures.append(f"{futures[future]}: {error}")
     with capsys.disabled():
-        print(f"\nSIGKILL between steps: {len(cases)} switches cut off, {len(failures)} not mended by the next, "
+        print(f"\nSIGKILL between steps: {len(cases)} switches cut off, {len(failures)} not recovered by the next, "
               f"{time.monotonic() - started:.0f} s")  # fmt: skip
     assert failures == []
 
@@ -182,7 +182,7 @@ def test_at_any_moment_of_a_switch_under_load(run: Run, capsys: pytest.CaptureFi
                 failures.append(f"{number}, after {moment:.2f} s, to {name}: {error}")
     with capsys.disabled():
         print(f"\nSIGKILL under load (PART_SEED={seed()}): {cut} of {number} switches cut off, {len(failures)} not "
-              f"mended by the next, {load.answers} answers to clients, {len(load.wrong)} of them wrong, "
+              f"recovered by the next, {load.answers} answers to clients, {len(load.wrong)} of them wrong, "
               f"{time.monotonic() - started:.0f} s")  # fmt: skip
     assert failures == []
     assert cut == MOMENTS

@@ -113,7 +113,7 @@ class SshHost(Host):
         faults = [{"path": "/wake_up", "fault": "status_500", "times": 0}, {"path": "load", "fault": "die", "times": 0}]
         self.run("sh", "-c", f"echo '{json.dumps(faults)}' > {FAULTS.format(model)}")
 
-    def mend(self, model: str) -> None:
+    def repair(self, model: str) -> None:
         """Take that back."""
         self.run("rm", "-f", FAULTS.format(model))
 

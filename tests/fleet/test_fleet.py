@@ -162,7 +162,7 @@ def test_it_stops_and_puts_back_when_too_many_fail(ansible: Ansible, fleet: Flee
     assert [host.active() for host in fleet.hosts] == [[OLD]] * SIZE
     assert {event["model"] for event in broken.moves(since) if event["event"] == "awake"} == {OLD}
     assert not any(host.moves(since) for host in spared)
-    broken.mend(NEW)
+    broken.repair(NEW)
     count, during, outside = failed_outside([host for host in fleet.hosts if host is not hung], since)
     print(f"  {count} requests; failed: {during} during the own host's switch, {len(outside)} otherwise")
     assert outside == []
@@ -175,7 +175,7 @@ def test_the_hosts_already_switched_may_keep_the_model_and_be_put_back_later(ans
     limit = ("-l", ",".join(names(chosen)))
     broken.break_down(NEW)
     run = switch(ansible, NEW, *limit, waves="2,100%", on_stop="keep")
-    broken.mend(NEW)
+    broken.repair(NEW)
     assert run.status == 2
     expected = {"switched": [good.name], "failed": [broken.name], "not tried": names(spared)}
     assert by_result(handed_on(run)) == expected

@@ -141,7 +141,7 @@ class Drain:
         return max(0.0, self._until - self.clock())
 
     def _resume(self) -> bool:
-        """Have the server take requests again. Where that fails it stays held, and is resumed when all is put back."""
+        """Have the server take requests again. Where that fails it stays held, and is resumed when all is restored."""
         with contextlib.suppress(ServerError):
             self.server.resume()
             self.held = False

@@ -195,7 +195,7 @@ class _Planner:
             return []
         if model.sleep_level == "stop":
             return self.stop(model)
-        # It has to be loaded before it can sleep. Whoever holds its GPU makes room, and is put back after.
+        # It has to be loaded before it can sleep. Whoever holds its GPU makes room, and is restored after.
         dead, displaced = self._bury(model), self._displace(model)
         loaded = self._bring_up(model)
         level = self._sleep_level(model)

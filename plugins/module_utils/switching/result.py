@@ -80,7 +80,7 @@ class Result:
         return max(gone, key=ESCALATION.index) if gone else ""
 
     @property
-    def mended(self) -> str:
+    def recovery(self) -> str:
         """What was done about steps that failed, and helped, in words; nothing where none failed."""
         said: dict[str, str] = {}
         for step in self.steps:
@@ -119,7 +119,7 @@ class Result:
             "steps": self.steps,
             "requests": self.requests,
             "rung": self.rung,
-            "mended": self.mended,
+            "recovery": self.recovery,
             "warnings": self.warnings,
             "elapsed_seconds": round(self.elapsed_seconds, 3),
         }

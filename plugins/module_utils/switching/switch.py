@@ -1,7 +1,7 @@
 # -*- coding: utf-8 -*-
 # Copyright (c) HomeGPT
 # SPDX-License-Identifier: MIT
-"""The switch: lock the host, observe its servers, plan, do it, prove the result, or put back what was there."""
+"""The switch: lock the host, observe its servers, plan, do it, prove the result, or roll back."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from .host import PROOF, Host
 from .inventory import ESCALATION, Inventory, Model, Switching
 from .lifecycle import ComposeService, Lifecycle, for_model
 from .lock import HostLock
-from .mend import Mender
 from .perform import Performer
 from .plan import (
     ACTIVE,
@@ -40,6 +39,7 @@ from .plan import (
     make_plan,
     predict,
 )  # fmt: skip
+from .recovery import Recovery
 from .result import Result, States, Steps, describe, joined, results_of, step_record, summary, together
 from .server import Server
 
@@ -154,7 +154,7 @@ class Switcher:
         C(check) nothing is locked or changed, and the result tells what would be done. C(for_now): after a boot the
         host is to come back to what it was meant to be before. C(record_canary): the model, once active, is known good,
         so its answer is recorded. C(change) is a name by which C(undo) can take it back; several models are then
-        switched as one: where one fails, the others are put back too. Raises UnknownModel, Blocked or LockTimeout when
+        switched as one: where one fails, the others are restored, too. Raises UnknownModel, Blocked or LockTimeout when
         nothing has been touched, SwitchFailed when something has.
         """
         models = [self.inventory.find(one) for one in ([name] if isinstance(name, str) else name)]
@@ -250,7 +250,7 @@ class Switcher:
     def _all_or_none(
         self, models: typing.Sequence[Model], outcomes: list[Result | SwitchingError], started: float
     ) -> list[Result | SwitchingError]:
-        """How it went with models that are switched as one: where one has failed, the others are put back."""
+        """How it went with models that are switched as one: where one has failed, the others are restored."""
         failures = [(m.id, one) for m, one in zip(models, outcomes) if isinstance(one, SwitchingError)]
         if not failures or "roll_back" not in self.settings.escalation:
             return outcomes
@@ -261,9 +261,9 @@ class Switcher:
                 target = {name: outcome.before[name].state for place in outcome.places for name in place}
                 done, error = self._reach(target, outcome.models, False, started)
                 how = (
-                    f"could not be put back, although {why} failed: {error}"
+                    f"could not be restored, although {why} failed: {error}"
                     if error
-                    else f"was put back, since {why} failed"
+                    else f"was restored, since {why} failed"
                 )
                 settled.append(SwitchFailed(f"{model.id} {how}", joined([outcome, *done])))
             else:
@@ -388,7 +388,7 @@ class Switcher:
             "rung": max(rungs, key=ESCALATION.index) if rungs else None,
             "reason": str(errors[0]).split("\n", 1)[0]
             if errors
-            else ", ".join(one.mended for one in results if one.mended),
+            else ", ".join(one.recovery for one in results if one.recovery),
         }
         try:
             records.write(self.stack_dir, _LAST_SWITCH, end)
@@ -480,7 +480,7 @@ class Switcher:
         performer = Performer(self.host, started, model.id if last else None)
         begun = {name for name, one in self.lock.begun.items() if one.action == START}
         performer.fresh.update(name for name, seen in before.items() if seen.state == LOADING or name in begun)
-        mender = Mender(performer, self._plan)
+        recovery = Recovery(performer, self._plan)
         waited: set[str] = set()
         while set(self._silent(before, plan)) - waited:
             self._let_answer([name for name in self._silent(before, plan) if name not in waited], performer)
@@ -496,7 +496,7 @@ class Switcher:
                 before = self.host.observe((*self.inventory.enabled, *hidden))
                 plan = self._plan_and_prove(before, model, wanted)
             performer.warnings += plan.warnings
-            mender.execute(plan)
+            recovery.execute(plan)
             after = _after(before, plan, performer.steps)
             if after[model.id].state != predict(before, plan)[model.id].state:
                 failures = [s["failed"] for s in performer.steps if "failed" in s and s["model"] == model.id]
@@ -512,16 +512,16 @@ class Switcher:
                 if wanted == ACTIVE and any(after[name].state == ACTIVE for name in rivals):
                     # Once: whoever has woken one meanwhile may do so again.
                     rest = self._plan(after, model, wanted)
-                    mender.execute(rest)
+                    recovery.execute(rest)
                     foretold = _after(after, rest, performer.steps)
                     after = self._look_again((*self.inventory.enabled, *hidden), foretold, performer)
                 self._check_end(model, wanted, after, performer)
         except SwitchingError as error:
-            after, message = mender.put_back(model, wanted, before, error)
+            after, message = recovery.roll_back(model, wanted, before, error)
             self._note_end(after, performer.steps, failed=True)
             raise SwitchFailed(message, result(after)) from error
         except (Exception, KeyboardInterrupt) as error:
-            mender.put_back(model, wanted, before, error)
+            recovery.roll_back(model, wanted, before, error)
             raise
         self._note_end(after, performer.steps, failed=False)
         return result(after)
@@ -725,7 +725,7 @@ def _warn(outcomes: typing.Sequence[Result | SwitchingError], warnings: typing.S
 
 
 def _after(before: States, plan: Plan, steps: Steps) -> dict[str, Observation]:
-    """What is left after a plan: every step confirmed its outcome, but one that failed may have been mended."""
+    """What is left after a plan: every step confirmed its outcome, but one that failed may have been recovered."""
     after = predict(before, plan)
     for step in steps:
         if step["action"] == STOP:

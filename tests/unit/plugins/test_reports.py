@@ -189,9 +189,9 @@ def test_images(own: list[str] | None, remedy: list[str]) -> None:
         assert problems == {}
         return
     assert f"set the model's entrypoint to [{', '.join(remedy)}]" in problems["m0"]
-    mended = {"image": "image:1", "entrypoint": remedy, "args": {"max_model_len": 9}}
-    assert entrypoints(plain(mended), looked, IMAGE) == {}
-    service = rendered(mended)
+    fixed = {"image": "image:1", "entrypoint": remedy, "args": {"max_model_len": 9}}
+    assert entrypoints(plain(fixed), looked, IMAGE) == {}
+    service = rendered(fixed)
     assert service["entrypoint"] == remedy
     assert service["command"][0] == "org/m"
 

@@ -109,9 +109,9 @@ def test_what_failed_and_what_mended_it_is_seen() -> None:
     assert [each.classes for each in picture.bars] == [
         "drain",
         "sleep",
-        "wake mends",
+        "wake recovery",
         "wake failed",
-        "wake mends failed",
+        "wake recovery failed",
     ]
     assert picture.bars[3].said.endswith(": new: answered <500> & more")
     assert "wake failed 0.10 s, retry: wake failed 0.10 s" in picture.texts

@@ -129,7 +129,7 @@ def test_without_a_roll_back_a_server_with_wrong_weights_is_put_to_sleep(pair: H
     pair.settings["escalation"] = []
     pair.fault("b", "/collective_rpc", "not_done", times=0)
     text, result = failed(pair, "b")
-    assert "a, active before, was not put back (escalation is without roll_back)" in text
+    assert "a, active before, was not restored (escalation is without roll_back)" in text
     assert result.active_model is None
     assert pair.states() == {"a": "sleeping", "b": "sleeping"}
 

@@ -203,7 +203,7 @@ def test_what_is_remembered(tmp_path: Path) -> None:
      '{"models": {"a": {"0": "much"}}}', '{"models": {"a": {"0": null}}}', '{"models": {"a": {"0": NaN}}}',
      '{"models": {"a": {"0": 1e999}}}', '{"models": {"a": {"0": "much"}}, "starts": 3}'],
 )  # fmt: skip
-def test_a_damaged_record_is_none_and_is_mended(tmp_path: Path, text: str) -> None:
+def test_a_damaged_record_is_none_and_is_recovered(tmp_path: Path, text: str) -> None:
     path = tmp_path / "run/memory.json"
     path.parent.mkdir()
     path.write_text(text, encoding="utf-8")

@@ -56,7 +56,7 @@ def heals(host: Host, name: str) -> None:
     del next(m for m in host.models if m["id"] == name)["env"]["STANDIN_FAULTS"]
 
 
-def test_all_groups_are_put_back_at_once(quartet: Host) -> None:
+def test_all_groups_are_restored_at_once(quartet: Host) -> None:
     quartet.up(a=1, b="active", c="active", d=1)
     quartet.settings["min_active_seconds"] = 3600
     switch(quartet, "b", change="")  # so that a roll back has something older to take back
@@ -191,7 +191,7 @@ def test_a_change_of_several_is_made_whole_or_not_at_all(quartet: Host) -> None:
     with pytest.raises(SwitchFailed) as caught:
         switch(quartet, "a", "d")
     assert caught.value.result.active_models == ["b", "c"]
-    assert "a was put back, since d failed" in str(caught.value)
+    assert "a was restored, since d failed" in str(caught.value)
     assert awake(quartet) == "bc"
     # Without the name each stands for itself, as when a host's models are loaded; and so it does without the rung.
     with pytest.raises(SwitchFailed) as caught:
@@ -211,7 +211,7 @@ def test_without_the_rung_what_is_left_can_be_undone(quartet: Host) -> None:
     assert awake(quartet) == "bc"
 
 
-def test_what_can_not_be_put_back_whole_is_left_as_it_was(quartet: Host) -> None:
+def test_what_can_not_be_restored_whole_is_left_as_it_was(quartet: Host) -> None:
     """Else one half of the host would be old, and the other new."""
     quartet.up(a=1, b="active", c="active", d=1)
     switch(quartet, "a", "d")

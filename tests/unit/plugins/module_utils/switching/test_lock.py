@@ -18,9 +18,9 @@ from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors impo
 )
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.lifecycle import Command
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.lock import Begun, HostLock
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching.mend import Mender
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.perform import Performer
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.plan import WAKE
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.recovery import Recovery
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.result import Result
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.server import Server
 
@@ -41,7 +41,7 @@ def cut_off(host: Host, name: str, before: str) -> None:
     class Killed(BaseException):
         pass
 
-    def put_back(*_arguments: Any) -> None:
+    def roll_back(*_arguments: Any) -> None:
         raise Killed
 
     with host.switcher() as switcher, pytest.MonkeyPatch.context() as patch:
@@ -53,7 +53,7 @@ def cut_off(host: Host, name: str, before: str) -> None:
             return send(request, level)
 
         server._send = last  # type: ignore[method-assign]
-        patch.setattr(Mender, "put_back", put_back)
+        patch.setattr(Recovery, "roll_back", roll_back)
         with pytest.raises(Killed):
             switcher.switch(name)
 
@@ -186,12 +186,12 @@ def killed_at(host: Host, name: str, call: str, monkeypatch: pytest.MonkeyPatch)
             raise Killed
         return ask(self, method, path, *more, **options)
 
-    def put_back(*_arguments: Any) -> None:
+    def roll_back(*_arguments: Any) -> None:
         raise Killed
 
     with host.switcher() as switcher, monkeypatch.context() as patch:
         patch.setattr(Server, "_call", last)
-        patch.setattr(Mender, "put_back", put_back)
+        patch.setattr(Recovery, "roll_back", roll_back)
         with pytest.raises(Killed):
             switcher.switch(name)
 
@@ -231,7 +231,7 @@ def test_what_a_killed_drain_has_paused_goes_on(host: Host, monkeypatch: pytest.
     assert host.completion("a")["finish_reason"] == "length"
 
 
-def test_what_a_killed_drain_has_paused_is_put_back(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_killed_drain_has_paused_is_restored(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     paused_by_a_killed_drain(host, monkeypatch)
     host.settings["escalation"] = ["roll_back"]
     host.fault("c", "/wake_up", "status_500", times=0)

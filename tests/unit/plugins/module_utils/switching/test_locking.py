@@ -176,7 +176,7 @@ def test_a_switch_whose_lock_was_removed_wakes_nobody_any_more(
         pair.switch("b")
     text = str(caught.value)
     assert "was removed while this switch held it, so another one may be at work" in text
-    assert "a, active before, could not be put back: the lock " in text
+    assert "a, active before, could not be restored: the lock " in text
     assert "What to do: see what is active, then switch again" in text
     assert "POST /wake_up" not in pair.changing_calls("a") + pair.changing_calls("b")[2:]
     monkeypatch.undo()

@@ -742,7 +742,7 @@ def check_end(
             # Of two that conflict with each other it is enough that one is back.
             rivals = [after[m.id] for m in inventory.conflicting(other)]
             in_place = (r.state in (ACTIVE, LOADING, ERROR) or r.paused or r.doubtful for r in rivals)
-            assert any(in_place), "it was not put back"
+            assert any(in_place), "it was not restored"
 
 
 def test_every_pair_of_models_on_one_gpu() -> None:

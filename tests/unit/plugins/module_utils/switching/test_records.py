@@ -162,7 +162,7 @@ def test_an_answer_that_cannot_be_recorded_on_request_takes_nothing_back(
     assert "the canary's answer of b could not be recorded" in result.warnings[0]
 
 
-def test_a_server_whose_pid_file_cannot_be_written_is_never_awake_beside_the_one_put_back(
+def test_a_server_whose_pid_file_cannot_be_written_is_never_awake_beside_the_one_restored(
     pair: Host, processes: Processes
 ) -> None:
     pair.models[1]["env"]["STANDIN_LOAD_SECONDS"] = "0.3"

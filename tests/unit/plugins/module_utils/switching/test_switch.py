@@ -203,7 +203,7 @@ def test_the_diff_shows_states_and_steps(pair: Host) -> None:
     }
 
 
-def test_a_stopped_model_is_put_to_sleep_and_the_active_one_put_back(pair: Host) -> None:
+def test_a_stopped_model_is_put_to_sleep_and_the_active_one_restored(pair: Host) -> None:
     pair.up(a="active")
     result = pair.switch("b", "sleeping")
     assert steps(result) == [
@@ -440,7 +440,7 @@ def test_what_was_woken_is_proved_though_its_lock_was_lost(pair: Host, monkeypat
     assert steps(pair.switch("a")) == ["verify a"]
 
 
-def test_unchanged_that_is_wrong_is_mended(pair: Host) -> None:
+def test_unchanged_that_is_wrong_is_recovered(pair: Host) -> None:
     pair.settings.update(canary="enforce", prove_interval_seconds=0)
     pair.switch("a")
     pair.fault("a", "/v1/completions", "wrong_text")
@@ -974,7 +974,7 @@ def test_a_command_that_is_not_there_leaves_the_previous_model_active(pair: Host
     assert pair.states() == {"a": "active", "b": "stopped"}
 
 
-def test_a_previous_model_that_cannot_be_put_back_is_said(pair: Host) -> None:
+def test_a_previous_model_that_cannot_be_restored_is_said(pair: Host) -> None:
     for name in ("a", "b"):
         breakable(pair, name, f"echo '{name} is broken'; exit 3")
     pair.up(a="active", b=1)
@@ -983,7 +983,7 @@ def test_a_previous_model_that_cannot_be_put_back_is_said(pair: Host) -> None:
         pair.fault(name, "/wake_up", "status_500", times=0)
     text, result = failed(lambda: pair.switch("b"))
     assert "b is broken" in text
-    assert "\na, active before, could not be put back: POST /wake_up: answered 500" in text
+    assert "\na, active before, could not be restored: POST /wake_up: answered 500" in text
     assert "\nThe host is left with: a stopped, b stopped\n" in text
     assert (result.previous_model, result.active_model) == ("a", None)
 
@@ -1026,14 +1026,14 @@ def test_a_half_woken_server_that_cannot_be_stopped_keeps_the_gpu(pair: Host, mo
     monkeypatch.setattr(os, "killpg", lambda _group, _signal: None)
     text, result = failed(lambda: pair.switch("b"))
     assert pair.call("b", "GET", "/is_sleeping").json()["is_sleeping"] is True  # though it holds its weights
-    assert "\na, active before, could not be put back: b: process " in text
+    assert "\na, active before, could not be restored: b: process " in text
     assert "The host is left with: a sleeping (level 1), b sleeping (level 2) in doubt\n" in text
     assert "POST /wake_up" not in pair.changing_calls("a")
     assert result.models["b"].problem == "its last wake was not proved"
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_after_an_error_of_the_engine_itself_the_previous_model_is_put_back(
+def test_after_an_error_of_the_engine_itself_the_previous_model_is_restored(
     pair: Host, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
 ) -> None:
     def broken(_server: Server, _level: int | None) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a person is told of a switch that failed, was mended, or is over."""
+"""What a person is told of a switch that failed, was recovered, or is over."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_the_last_switch_is_remembered(pair: Host) -> None:
     assert last(pair) == []
     pair.fault("b", "/wake_up", "status_500")
     result = pair.switch("b")
-    assert (result.rung, result.mended) == ("retry", "b woke at the second try")
+    assert (result.rung, result.recovery) == ("retry", "b woke at the second try")
     ((name, ended, to, seconds, *more),) = last(pair)
     assert (name, to, more) == ("host", "b", ["done", "retry", "b woke at the second try"])
     assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC", ended)
@@ -126,13 +126,13 @@ def test_the_last_switch_is_remembered(pair: Host) -> None:
 
     pair.fault("b", "/sleep", "status_500", times=0)
     result = pair.switch("a")
-    assert (result.rung, result.mended) == ("stop", "b had to be stopped")
+    assert (result.rung, result.recovery) == ("stop", "b had to be stopped")
     assert last(pair)[0][4:] == ["done", "stop", "b had to be stopped"]
 
     pair.fault("a", "/wake_up", "status_500", times=0)
     pair.switch("a", "sleeping")
     result = pair.switch("a")
-    assert (result.rung, result.mended) == ("restart", "a was restarted")
+    assert (result.rung, result.recovery) == ("restart", "a was restarted")
 
 
 def test_a_failure_is_remembered_and_a_record_that_is_none_is_left_out(pair: Host) -> None:

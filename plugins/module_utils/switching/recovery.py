@@ -51,8 +51,8 @@ from .texts import LONGEST, brief
 _SHOWN_LINES = 20
 
 
-class Mender:
-    """Executes plans and mends what fails on the way; puts back what was there when that does not help.
+class Recovery:
+    """Executes plans and recovers from what fails on the way; rolls back when that does not help.
 
     C(plan) makes the plan that brings a model from what was observed to a state.
     """
@@ -174,7 +174,7 @@ class Mender:
             return second
         return None
 
-    def put_back(
+    def roll_back(
         self, model: Model, wanted: str, before: States, error: BaseException
     ) -> tuple[dict[str, Observation], str]:
         """After a failure: wake what was awake. Returns what is left and the message for the person.
@@ -213,7 +213,7 @@ class Mender:
                 message += f"\n{previous.id} was active before, and gives no answer: nothing was done to it"
                 continue
             if "roll_back" not in self.settings.escalation:
-                message += f"\n{previous.id}, active before, was not put back (escalation is without roll_back)"
+                message += f"\n{previous.id}, active before, was not restored (escalation is without roll_back)"
                 continue
             # Where two that conflict were found awake, one of them is enough.
             rivals = self.host.inventory.conflicting(previous)
@@ -224,7 +224,7 @@ class Mender:
                 message += f"\n{previous.id} is active again"
             except SwitchingError as second:
                 reason = brief(str(second), previous.id)
-                message += f"\n{previous.id}, active before, could not be put back: {reason}"
+                message += f"\n{previous.id}, active before, could not be restored: {reason}"
                 log = log or second.log
             seen = self._observe_failed()
         for name in sorted(self.performer.wrong):
