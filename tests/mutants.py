@@ -110,8 +110,8 @@ MUTANTS = (
     Mutant(
         "time/not-looked-again",
         "switch.py",
-        "if self._let_stay(model, before, plan, performer):",
-        "if self._let_stay(model, before, plan, performer) and False:",
+        "if self._let_stay(model, before, plan, executor):",
+        "if self._let_stay(model, before, plan, executor) and False:",
         "after a wait for min_active_seconds the plan is still that of before",
         ("switch",),
     ),
@@ -170,7 +170,7 @@ MUTANTS = (
     ),
     Mutant(
         "lock/woken-without-doubt",
-        "perform.py",
+        "executor.py",
         "        self.host.lock.begin(step.model, WAKE)\n",
         "",
         "a wake is not written into the lock",
@@ -178,7 +178,7 @@ MUTANTS = (
     ),
     Mutant(
         "lock/settled-by-the-wake",
-        "perform.py",
+        "executor.py",
         "if step.action in (STOP, SLEEP, VERIFY):",
         "if step.action in (STOP, SLEEP, VERIFY, WAKE):",
         "a wake counts as proved when its calls were answered",
@@ -187,7 +187,7 @@ MUTANTS = (
     # ---- requests ----
     Mutant(
         "requests/cut-by-the-sleep",
-        "perform.py",
+        "executor.py",
         'server.sleep(step.level or 1, self._modes.get(step.model, "wait"))',
         'server.sleep(step.level or 1, "abort")',
         "a sleep cuts what came since the drain",
@@ -291,7 +291,7 @@ MUTANTS = (
     ),
     Mutant(
         "awake/unconfirmed-sleep",
-        "perform.py",
+        "executor.py",
         "if not self.host.wait(asleep, self.settings.request_timeout_seconds):",
         "if False:",
         "a sleep counts as done when its call was answered",
@@ -299,7 +299,7 @@ MUTANTS = (
     ),
     Mutant(
         "awake/unconfirmed-stop",
-        "perform.py",
+        "executor.py",
         "if not self.host.wait(gone, self.settings.request_timeout_seconds):",
         "if False:",
         "a stop counts as done though the port still answers",
@@ -360,7 +360,7 @@ MUTANTS = (
     ),
     Mutant(
         "right/ready-asleep",
-        "perform.py",
+        "executor.py",
         "return not server.is_sleeping()",
         "return True",
         "a server that still sleeps counts as ready",
@@ -383,7 +383,7 @@ MUTANTS = (
     Mutant(
         "right/wrong-stays-awake",
         "recovery.py",
-        "for name in sorted(self.performer.wrong):",
+        "for name in sorted(self.executor.wrong):",
         "for name in ():",
         "a server that answers wrongly stays awake when the switch fails",
         ("switch",),
@@ -495,7 +495,7 @@ MUTANTS = (
     ),
     Mutant(
         "others/memory-not-looked-at",
-        "perform.py",
+        "executor.py",
         "if (need or shared) and step.model not in self.host.lock.doubtful:",
         "if False:",
         "a server is woken into memory that somebody else holds",
@@ -535,7 +535,7 @@ MUTANTS = (
     Mutant(
         "requests/rung-stop-undrained",
         "recovery.py",
-        "if not self.performer.drained(name) and self.performer.running(name):",
+        "if not self.executor.drained(name) and self.executor.running(name):",
         "if False:",
         "a server that would not sleep is stopped with its requests",
         ("switch",),
@@ -587,7 +587,7 @@ MUTANTS = (
     ),
     Mutant(
         "right/proved-before-it-slept",
-        "perform.py",
+        "executor.py",
         "        self.host.lock.begin(step.model, SLEEP)\n        self.host.forget_proof(step.model)\n",
         "        self.host.lock.begin(step.model, SLEEP)\n",
         "what somebody woke after a sleep counts as proved",

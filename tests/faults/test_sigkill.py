@@ -30,21 +30,21 @@ from switching import switch
 
 number, when = int(sys.argv[1]), sys.argv[2]
 
-class Performer(switch.Performer):
+class Executor(switch.Executor):
     count = 0
 
-    def perform(self, *args, **kwargs):
+    def run(self, *args, **kwargs):
         self.count += 1
         here = self.count == number
         if here and when == "before":
             os.kill(os.getpid(), signal.SIGKILL)
         try:
-            super().perform(*args, **kwargs)
+            super().run(*args, **kwargs)
         finally:
             if here and when == "after":
                 os.kill(os.getpid(), signal.SIGKILL)
 
-switch.Performer = Performer
+switch.Executor = Executor
 sys.exit(main.main(sys.argv[3:]))
 """
 # With the number of steps that each takes, and the faults that make it so.

@@ -23,8 +23,8 @@ from .errors import (
     Unresponsive,
     WrongAnswer,
 )
+from .executor import Executor
 from .inventory import Model
-from .perform import Performer
 from .plan import (
     ACTIVE,
     DISABLED,
@@ -57,11 +57,11 @@ class Recovery:
     C(plan) makes the plan that brings a model from what was observed to a state.
     """
 
-    def __init__(self, performer: Performer, plan: typing.Callable[[States, Model, str], Plan]) -> None:
-        self.performer = performer
+    def __init__(self, executor: Executor, plan: typing.Callable[[States, Model, str], Plan]) -> None:
+        self.executor = executor
         self.plan = plan
-        self.host = performer.host
-        self.settings = performer.host.settings
+        self.host = executor.host
+        self.settings = executor.host.settings
 
     def execute(self, plan: Plan) -> None:
         """Do what the plan says, stage by stage."""
@@ -71,14 +71,14 @@ class Recovery:
     def _lane(self, lane: Lane) -> None:
         sleeps = any(step.action == SLEEP for step in lane)
         wakes = any(step.action == WAKE for step in lane)
-        self.performer.ending.update(step.model for step in lane if step.action == STOP)
+        self.executor.ending.update(step.model for step in lane if step.action == STOP)
         for planned in lane:
             step = planned
-            if step.action == WAKE and self.performer.stopped(step.model):
+            if step.action == WAKE and self.executor.stopped(step.model):
                 step = Step(START, step.model)  # it was to sleep until now, and could not
-            step = self.performer.instead(step)
+            step = self.executor.instead(step)
             try:
-                self.performer.perform(step)
+                self.executor.run(step)
             except (DrainTimeout, NoMemory, NoSuchAnswer):
                 raise  # nothing was done to the server, and to do more to it would not help
             except (ServerError, LifecycleError) as error:
@@ -87,8 +87,8 @@ class Recovery:
                     if wakes:  # a paused target
                         if "restart" not in self.settings.escalation:
                             raise
-                        self.performer.perform(Step(START, step.model), rung="restart")
-                        self.performer.perform(Step(VERIFY, step.model), rung="restart")
+                        self.executor.run(Step(START, step.model), rung="restart")
+                        self.executor.run(Step(VERIFY, step.model), rung="restart")
                 elif step.action not in (DRAIN, SLEEP) and (
                     # What seemed to load may have been about to end: its port is closed, its process not yet gone.
                     wakes
@@ -109,9 +109,9 @@ class Recovery:
         except SwitchingError as second:
             raise LifecycleError(f"{error}; and it could not be stopped: {second}").with_log(second.log) from None
         # Else it waited for requests that came when there had been none, or for nothing; or it has died of them.
-        told = step.model in self.performer.held and not isinstance(error, Unresponsive)
-        told = told or any("requests" in done for done in self.performer.steps if done["model"] == step.model)
-        for done in self.performer.steps:
+        told = step.model in self.executor.held and not isinstance(error, Unresponsive)
+        told = told or any("requests" in done for done in self.executor.steps if done["model"] == step.model)
+        for done in self.executor.steps:
             if done["model"] == step.model and done["action"] == DRAIN and not told:
                 done.setdefault("requests", {**dict.fromkeys(FATES, 0), CUT: None})
             if done["model"] == step.model and "requests" in done:
@@ -120,10 +120,10 @@ class Recovery:
 
     def _end(self, name: str, rung: str) -> None:
         """Stop a server, when what runs on it has ended."""
-        if not self.performer.drained(name) and self.performer.running(name):
-            self.performer.ending.add(name)
-            self.performer.perform(Step(DRAIN, name), rung=rung)
-        self.performer.perform(Step(STOP, name), rung=rung)
+        if not self.executor.drained(name) and self.executor.running(name):
+            self.executor.ending.add(name)
+            self.executor.run(Step(DRAIN, name), rung=rung)
+        self.executor.run(Step(STOP, name), rung=rung)
 
     def _wake_again(self, lane: Lane, step: Step, error: Exception) -> None:
         """What is done about a wake that failed: once more, then a restart."""
@@ -135,11 +135,11 @@ class Recovery:
             error = second
         if isinstance(error, NoSuchAnswer) or "restart" not in self.settings.escalation:
             raise error
-        self.performer.begun[name] = True
+        self.executor.begun[name] = True
         try:
             self._end(name, "restart")
             for action in (START, VERIFY):
-                self.performer.perform(Step(action, name), rung="restart")
+                self.executor.run(Step(action, name), rung="restart")
         except DrainTimeout:
             raise
         except SwitchingError as second:
@@ -169,7 +169,7 @@ class Recovery:
             return error
         try:
             for step in steps:
-                self.performer.perform(step, rung="retry")
+                self.executor.run(step, rung="retry")
         except (ServerError, LifecycleError) as second:
             return second
         return None
@@ -181,7 +181,7 @@ class Recovery:
 
         The cause is its first line; what the host is left with and what to do follow, and last the server's log.
         """
-        failures = [step for step in self.performer.steps if "failed" in step]
+        failures = [step for step in self.executor.steps if "failed" in step]
         at_fault = failures[0]["model"] if failures else model.id
         log: typing.Sequence[str] = ()
         if isinstance(error, SwitchingError):
@@ -196,8 +196,8 @@ class Recovery:
         whole = brief(cause, model.id, sys.maxsize)
         if failures:
             message += "\nFailed: " + ", ".join(map(say_step, failures))
-        self.performer.rung = "roll_back"
-        for name in self.performer.held:
+        self.executor.rung = "roll_back"
+        for name in self.executor.held:
             # It has only been paused: nothing is to be made good but that.
             with contextlib.suppress(ServerError):
                 self.host.servers[name].resume()
@@ -227,7 +227,7 @@ class Recovery:
                 message += f"\n{previous.id}, active before, could not be restored: {reason}"
                 log = log or second.log
             seen = self._observe_failed()
-        for name in sorted(self.performer.wrong):
+        for name in sorted(self.executor.wrong):
             if seen[name].state == ACTIVE:
                 # Awake, it would go on giving wrong answers to whoever asks.
                 try:
@@ -240,13 +240,13 @@ class Recovery:
                         f"\n{name} answers wrongly and could not be put to sleep ({reason}), so it was to be stopped"
                     )
                     with contextlib.suppress(SwitchingError):
-                        self.performer.perform(Step(STOP, name))
+                        self.executor.run(Step(STOP, name))
                 seen = self._observe_failed()
         for name, state in seen.items():
-            if state.state == ERROR and state.dead and name in self.performer.begun:
+            if state.state == ERROR and state.dead and name in self.executor.begun:
                 # Left alone it would stand in the way of every later switch.
                 with contextlib.suppress(SwitchingError):
-                    self.performer.perform(Step(STOP, name))
+                    self.executor.run(Step(STOP, name))
                     seen[name] = Observation(STOPPED)
         left = ", ".join(f"{name} {describe(state)}" for name, state in seen.items() if state.state != DISABLED)
         message += f"\nThe host is left with: {left}"
@@ -261,14 +261,14 @@ class Recovery:
 
     def _touched(self, name: str) -> bool:
         """Whether this switch has done anything to a model's server but to let its requests end."""
-        return any(done["model"] == name and done["action"] not in (WAIT, DRAIN) for done in self.performer.steps)
+        return any(done["model"] == name and done["action"] not in (WAIT, DRAIN) for done in self.executor.steps)
 
     def _observe_failed(self) -> dict[str, Observation]:
         """What the models are. One that this switch has woken or started and that makes no sense counts as dead."""
         seen = self.host.observe(self.host.inventory.enabled)
-        for name in self.performer.begun:
+        for name in self.executor.begun:
             if seen[name].state == ERROR and seen[name].process is not False:
-                if seen[name].unknown and self.performer.running(name):
+                if seen[name].unknown and self.executor.running(name):
                     continue  # it has been given something to do
                 seen[name] = dataclasses.replace(seen[name], dead=True, unknown=False, process=True)
         return seen

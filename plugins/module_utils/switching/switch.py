@@ -15,11 +15,11 @@ import typing
 from . import canary, capacity, changes, records
 from . import wanted as record
 from .errors import ChangedSince, LifecycleError, NotProvisioned, SwitchFailed, SwitchingError
+from .executor import Executor
 from .host import PROOF, Host
 from .inventory import ESCALATION, Inventory, Model, Switching
 from .lifecycle import ComposeService, Lifecycle, for_model
 from .lock import HostLock
-from .perform import Performer
 from .plan import (
     ACTIVE,
     DISABLED,
@@ -477,53 +477,53 @@ class Switcher:
             waits += [Step(WAIT, name) for name, _left in self._stays(model, before, plan)]
             steps = [step_record(step) for step in (*waits, *plan.steps, *([last] if last else []))]
             return self._result(model, before, predict(before, plan), steps, list(plan.warnings), started)
-        performer = Performer(self.host, started, model.id if last else None)
+        executor = Executor(self.host, started, model.id if last else None)
         begun = {name for name, one in self.lock.begun.items() if one.action == START}
-        performer.fresh.update(name for name, seen in before.items() if seen.state == LOADING or name in begun)
-        recovery = Recovery(performer, self._plan)
+        executor.fresh.update(name for name, seen in before.items() if seen.state == LOADING or name in begun)
+        recovery = Recovery(executor, self._plan)
         waited: set[str] = set()
         while set(self._silent(before, plan)) - waited:
-            self._let_answer([name for name in self._silent(before, plan) if name not in waited], performer)
+            self._let_answer([name for name in self._silent(before, plan) if name not in waited], executor)
             waited.update(self._silent(before, plan))
             before = self.host.observe((*self.inventory.enabled, *hidden))
             plan = self._plan_and_prove(before, model, wanted)
 
         def result(after: States) -> Result:
-            return self._result(model, before, after, performer.steps, performer.warnings, started)
+            return self._result(model, before, after, executor.steps, executor.warnings, started)
 
         try:
-            if self._let_stay(model, before, plan, performer):
+            if self._let_stay(model, before, plan, executor):
                 before = self.host.observe((*self.inventory.enabled, *hidden))
                 plan = self._plan_and_prove(before, model, wanted)
-            performer.warnings += plan.warnings
+            executor.warnings += plan.warnings
             recovery.execute(plan)
-            after = _after(before, plan, performer.steps)
+            after = _after(before, plan, executor.steps)
             if after[model.id].state != predict(before, plan)[model.id].state:
-                failures = [s["failed"] for s in performer.steps if "failed" in s and s["model"] == model.id]
+                failures = [s["failed"] for s in executor.steps if "failed" in s and s["model"] == model.id]
                 # Else it was loaded for it, and then known to be better stopped.
                 if failures or wanted != SLEEPING or after[model.id].state != STOPPED:
                     failed = (*failures, f"{model.id} did not become {wanted}")[0]
                     raise LifecycleError(f"{failed}, so it was stopped")
             if last:
-                performer.perform(last)
+                executor.run(last)
             if plan.steps or last:
-                after = self._look_again((*self.inventory.enabled, *hidden), after, performer)
+                after = self._look_again((*self.inventory.enabled, *hidden), after, executor)
                 rivals = [m.id for m in self.inventory.conflicting(model) if not m.disabled]
                 if wanted == ACTIVE and any(after[name].state == ACTIVE for name in rivals):
                     # Once: whoever has woken one meanwhile may do so again.
                     rest = self._plan(after, model, wanted)
                     recovery.execute(rest)
-                    foretold = _after(after, rest, performer.steps)
-                    after = self._look_again((*self.inventory.enabled, *hidden), foretold, performer)
-                self._check_end(model, wanted, after, performer)
+                    foretold = _after(after, rest, executor.steps)
+                    after = self._look_again((*self.inventory.enabled, *hidden), foretold, executor)
+                self._check_end(model, wanted, after, executor)
         except SwitchingError as error:
             after, message = recovery.roll_back(model, wanted, before, error)
-            self._note_end(after, performer.steps, failed=True)
+            self._note_end(after, executor.steps, failed=True)
             raise SwitchFailed(message, result(after)) from error
         except (Exception, KeyboardInterrupt) as error:
             recovery.roll_back(model, wanted, before, error)
             raise
-        self._note_end(after, performer.steps, failed=False)
+        self._note_end(after, executor.steps, failed=False)
         return result(after)
 
     def _plan_and_prove(self, seen: States, model: Model, wanted: str) -> Plan:
@@ -550,16 +550,14 @@ class Switcher:
             self.host.note_proof(name, start, round(self.now(), 3) if answered else None)
 
     def _look_again(
-        self, models: typing.Sequence[Model], foretold: States, performer: Performer
+        self, models: typing.Sequence[Model], foretold: States, executor: Executor
     ) -> dict[str, Observation]:
         """What the models are at the end, whatever the steps have made of them."""
-        proved = sorted(
-            {step["model"] for step in performer.steps if step["action"] == VERIFY and "failed" not in step}
-        )
+        proved = sorted({step["model"] for step in executor.steps if step["action"] == VERIFY and "failed" not in step})
         work: list[typing.Callable[[], dict[str, Observation] | None]] = [lambda: self.host.observe(models)]
         for name in proved:
             answered = foretold[name].state == ACTIVE and bool(self.host.models[name].ready_completion)
-            start = performer.starts.get(name)
+            start = executor.starts.get(name)
             # To ask which start it is may cost a docker command. Of vLLM a 503 tells by itself what it means.
             if answered or start is not None or self._may_listen_unready(name, foretold[name]):
                 work.append(functools.partial(self._note_proof, name, start, answered))
@@ -567,14 +565,14 @@ class Switcher:
         for name, seen in after.items():
             told = foretold[name]
             if seen.unknown and told.state == ACTIVE and name in proved:
-                performer.warnings.append(f"{name} was proved, and then gave no answer in time")
+                executor.warnings.append(f"{name} was proved, and then gave no answer in time")
                 after[name] = told
             elif seen.state == told.state == STOPPED:
                 after[name] = told
             elif seen.state == told.state == SLEEPING and seen.level is None and not seen.doubtful:
                 after[name] = dataclasses.replace(seen, level=told.level)
             elif seen.state == ACTIVE and told.state in (SLEEPING, STOPPED):
-                performer.warnings.append(
+                executor.warnings.append(
                     f"{name} was active again, though this switch left it {told.state}: somebody woke it"
                 )
         return after
@@ -586,7 +584,7 @@ class Switcher:
         except SwitchingError:
             return False
 
-    def _check_end(self, model: Model, wanted: str, after: States, performer: Performer) -> None:
+    def _check_end(self, model: Model, wanted: str, after: States, executor: Executor) -> None:
         """See that a model that was made active is."""
         seen = after[model.id]
         if wanted != ACTIVE or seen.state == ACTIVE:
@@ -596,7 +594,7 @@ class Switcher:
             why = f" ({seen.problem})" if seen.problem else ""
             raise LifecycleError(f"{model.id} was ready, but is {describe(seen)} at the end{why}")
 
-        performer.perform(Step(VERIFY, model.id), act)
+        executor.run(Step(VERIFY, model.id), act)
 
     def _plan(self, seen: States, model: Model, wanted: str) -> Plan:
         shared = capacity.remembered_shared(self.stack_dir)
@@ -606,9 +604,9 @@ class Switcher:
         """Those whose state the plan depends on, and that gave no answer in time."""
         return sorted({step.model for step in plan.steps if before[step.model].unknown})
 
-    def _let_answer(self, names: typing.Sequence[str], performer: Performer) -> None:
+    def _let_answer(self, names: typing.Sequence[str], executor: Executor) -> None:
         """Wait until they answer, no longer than a request, or a wake or sleep that was begun, may take."""
-        self.host.each(lambda name: performer.perform(Step(WAIT, name), self._await_answer), names)
+        self.host.each(lambda name: executor.run(Step(WAIT, name), self._await_answer), names)
 
     def _await_answer(self, step: Step) -> str:
         begun = self.lock.begun.get(step.model)
@@ -628,12 +626,12 @@ class Switcher:
         left = {name: least - (self.now() - since) for name, since in known.items() if before[name].state == ACTIVE}
         return [(name, seconds) for name, seconds in sorted(left.items()) if 0 < seconds <= least]
 
-    def _let_stay(self, model: Model, before: States, plan: Plan, performer: Performer) -> bool:
+    def _let_stay(self, model: Model, before: States, plan: Plan, executor: Executor) -> bool:
         """Wait for those that may stay; whether that took time."""
         started = self.now()
         stays = self._stays(model, before, plan)
         for name, left in stays:
-            performer.perform(Step(WAIT, name), functools.partial(self._stay, left - (self.now() - started)))
+            executor.run(Step(WAIT, name), functools.partial(self._stay, left - (self.now() - started)))
         return bool(stays)
 
     def _stay(self, seconds: float, step: Step) -> str:

@@ -16,9 +16,9 @@ from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors impo
     SwitchFailed,
     SwitchingError,
 )
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.executor import Executor
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.lifecycle import Command
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.lock import Begun, HostLock
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching.perform import Performer
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.plan import WAKE
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.recovery import Recovery
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.result import Result
@@ -488,12 +488,12 @@ def test_an_interrupt_waits_for_the_other_lanes(host: Host, monkeypatch: pytest.
     host.up(c=1)
     host.up(a="active", b="active")
 
-    def interrupted(self: Performer, step: Any) -> str:
+    def interrupted(self: Executor, step: Any) -> str:
         raise KeyboardInterrupt
 
-    drain = Performer._drain
+    drain = Executor._drain
     monkeypatch.setattr(
-        Performer, "_drain", lambda self, step: (interrupted if step.model == "a" else drain)(self, step)
+        Executor, "_drain", lambda self, step: (interrupted if step.model == "a" else drain)(self, step)
     )
     with pytest.raises(KeyboardInterrupt):
         host.switch("c")

@@ -15,8 +15,8 @@ import pytest
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching import __main__ as program
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching import records
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors import SwitchFailed, SwitchingError
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.executor import Executor
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.lock import HostLock
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching.perform import Performer
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.plan import WAKE
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.result import Result
 
@@ -37,13 +37,13 @@ def no_room(*_arguments: Any, **_options: Any) -> None:
 
 def at_the_end(monkeypatch: pytest.MonkeyPatch, happens: Callable[[], object]) -> None:
     """Something happens while the last step of a switch is done."""
-    verify = Performer._verify
+    verify = Executor._verify
 
-    def last(self: Performer, step: Any) -> str | None:
+    def last(self: Executor, step: Any) -> str | None:
         happens()
         return verify(self, step)
 
-    monkeypatch.setattr(Performer, "_verify", last)
+    monkeypatch.setattr(Executor, "_verify", last)
 
 
 def refused(pair: Host) -> str:

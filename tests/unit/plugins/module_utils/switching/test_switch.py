@@ -28,10 +28,10 @@ from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors impo
     UnknownModel,
     Unreachable,
 )
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.executor import Executor
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import Model, Switching
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.kinds import Told
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.lifecycle import Command, Process
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching.perform import Performer
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.plan import ACTIVE, STOPPED, Observation
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.result import Result
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.server import Server
@@ -296,7 +296,7 @@ def test_who_is_woken_meanwhile_is_put_to_sleep_once_and_told_as_it_is(
     pair: Host, monkeypatch: pytest.MonkeyPatch, times: int, left: str
 ) -> None:
     pair.up(a="active", b=1)
-    verify, sleep = Performer._verify, Performer._sleep
+    verify, sleep = Executor._verify, Executor._sleep
     woken: list[str] = []
 
     def wake() -> None:
@@ -304,18 +304,18 @@ def test_who_is_woken_meanwhile_is_put_to_sleep_once_and_told_as_it_is(
             woken.append("a")
             pair.call("a", "POST", "/wake_up").raise_for_status()
 
-    def verified(self: Performer, step: Any) -> str | None:
+    def verified(self: Executor, step: Any) -> str | None:
         note = verify(self, step)
         wake()
         return note
 
-    def asleep(self: Performer, step: Any) -> None:
+    def asleep(self: Executor, step: Any) -> None:
         sleep(self, step)
         if woken:
             wake()
 
-    monkeypatch.setattr(Performer, "_verify", verified)
-    monkeypatch.setattr(Performer, "_sleep", asleep)
+    monkeypatch.setattr(Executor, "_verify", verified)
+    monkeypatch.setattr(Executor, "_sleep", asleep)
     result = pair.switch("b")
     assert {name: seen.state for name, seen in result.models.items()} == pair.states() == {"a": left, "b": "active"}
     assert (result.active_model, result.previous_model) == ("b", "a")
@@ -355,13 +355,13 @@ def test_who_had_been_loaded_and_refuses_connections_is_not_waited_for(pair: Hos
 
 def test_a_model_put_to_sleep_that_somebody_woke_is_told_active(pair: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     pair.up(a="active")
-    sleep = Performer._sleep
+    sleep = Executor._sleep
 
-    def woken(self: Performer, step: Any) -> None:
+    def woken(self: Executor, step: Any) -> None:
         sleep(self, step)
         pair.call("a", "POST", "/wake_up").raise_for_status()
 
-    monkeypatch.setattr(Performer, "_sleep", woken)
+    monkeypatch.setattr(Executor, "_sleep", woken)
     result = pair.switch("a", "sleeping")
     assert (result.models["a"].state, result.active_model, len(result.warnings)) == ("active", "a", 1)
 
@@ -424,15 +424,15 @@ def test_what_was_woken_is_proved_though_its_lock_was_lost(pair: Host, monkeypat
     pair.settings.update(canary="enforce")
     pair.switch("a")
     pair.call("a", "POST", "/sleep?level=1").raise_for_status()
-    wake = Performer._wake
+    wake = Executor._wake
 
-    def loses_the_lock(self: Performer, step: Any) -> str | None:
+    def loses_the_lock(self: Executor, step: Any) -> str | None:
         note = wake(self, step)
         (pair.stack_dir / "run" / "switch.lock").unlink()
         return note
 
     with monkeypatch.context() as patch:
-        patch.setattr(Performer, "_wake", loses_the_lock)
+        patch.setattr(Executor, "_wake", loses_the_lock)
         pair.fault("a", "/v1/completions", "wrong_text")
         text, _result = failed(lambda: pair.switch("a"))
     assert "a answers wrongly and could not be put to sleep" in text
@@ -1042,19 +1042,19 @@ def test_after_an_error_of_the_engine_itself_the_previous_model_is_restored(
 
     pair.up(a="active", b=1)
     monkeypatch.setattr(Server, "wake", broken)
-    performers: list[Performer] = []
+    executors: list[Executor] = []
 
-    def noted(*arguments: Any) -> Performer:
-        performers.append(Performer(*arguments))
-        return performers[-1]
+    def noted(*arguments: Any) -> Executor:
+        executors.append(Executor(*arguments))
+        return executors[-1]
 
-    monkeypatch.setattr(switch, "Performer", noted)
+    monkeypatch.setattr(switch, "Executor", noted)
     with pytest.raises(error, match="a mistake in the program"), pair.switcher() as switcher:
         switcher.switch("b")
-    assert [f"{step['action']} {step['model']}" for step in performers[0].steps] == [
+    assert [f"{step['action']} {step['model']}" for step in executors[0].steps] == [
         "drain a", "sleep a", "wake b", "stop b", "wake a", "verify a",
     ]  # fmt: skip
-    assert performers[0].steps[2]["failed"] == "a mistake in the program"
+    assert executors[0].steps[2]["failed"] == "a mistake in the program"
     assert pair.states() == {"a": "active", "b": "stopped"}
 
 

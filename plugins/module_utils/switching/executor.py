@@ -44,7 +44,7 @@ from .plan import (
 from .result import Steps, step_record
 
 
-class Performer:
+class Executor:
     """Does the steps of one switch, confirms each and writes it down.
 
     C(asked) is when the switch was asked for, by the host's clock. C(to_record) is the model whose answer is to be
@@ -75,7 +75,7 @@ class Performer:
         self._modes: dict[str, str] = {}
         self._free_before: dict[str, capacity.Need | None] = {}
 
-    def perform(self, step: Step, act: typing.Callable[[Step], str | None] | None = None, rung: str = "") -> None:
+    def run(self, step: Step, act: typing.Callable[[Step], str | None] | None = None, rung: str = "") -> None:
         """Do one step, confirm it and write it down."""
         actions: dict[str, typing.Callable[[Step], str | None]] = {
             DRAIN: self._drain,
@@ -217,7 +217,7 @@ class Performer:
             self._record_of(step)["requests"] = {**dict.fromkeys(FATES, 0), CUT: counts[0]}
             raise ServerError(why)
         for again in (WAKE, VERIFY):
-            self.perform(Step(again, step.model, step.level if again == WAKE else None))
+            self.run(Step(again, step.model, step.level if again == WAKE else None))
         raise DrainTimeout(f"{why} (drain_timeout_action is {action}), so that it was woken")
 
     def _free_memory(self, name: str) -> capacity.Need | None:
