@@ -447,15 +447,15 @@ MUTANTS = (
         "a process group of another boot is ended",
     ),
     Mutant(
-        "record/two-wanted-active",
-        "wanted.py",
-        "made_room = {name: SLEEPING for name in conflicting if wanted.get(name) == ACTIVE}",
-        "made_room = {name: SLEEPING for name in () if wanted.get(name) == ACTIVE}",
+        "record/two-desired-active",
+        "desired_state.py",
+        "made_room = {name: SLEEPING for name in conflicting if desired.get(name) == ACTIVE}",
+        "made_room = {name: SLEEPING for name in () if desired.get(name) == ACTIVE}",
         "after a boot the host would come back to two active models on one GPU",
     ),
     Mutant(
         "record/nothing-to-take-back",
-        "wanted.py",
+        "desired_state.py",
         "displaced = list(displaced) or last_displaced(stack_dir)",
         "displaced = list(displaced)",
         "a switch that displaced nobody makes a roll back forget whom",
@@ -464,7 +464,7 @@ MUTANTS = (
     Mutant(
         "others/roll-back-over-a-switch",
         "switch.py",
-        "if displaced and record.last_displaced(self.stack_dir) != list(displaced):",
+        "if displaced and desired_state.last_displaced(self.stack_dir) != list(displaced):",
         "if False:",
         "a roll back takes back what somebody switched meanwhile",
         ("roll_back",),
@@ -472,10 +472,10 @@ MUTANTS = (
     Mutant(
         "others/restore-over-a-switch",
         "switch.py",
-        "models = tuple(m for m in round_ if is_wanted(m, wanted))",
+        "models = tuple(m for m in round_ if is_desired(m, desired))",
         "models = tuple(round_)",
         "a restore that waited for the lock undoes what was switched meanwhile",
-        ("wanted", "switch"),
+        ("desired_state", "switch"),
     ),
     Mutant(
         "others/interrupted-amid-lanes",
@@ -488,7 +488,7 @@ MUTANTS = (
     Mutant(
         "others/interrupt-leaves-it",
         "switch.py",
-        "            recovery.roll_back(model, wanted, before, error)\n            raise",
+        "            recovery.roll_back(model, desired, before, error)\n            raise",
         "            raise",
         "after Ctrl-C nothing is put back",
         ("switch",),
@@ -567,7 +567,7 @@ MUTANTS = (
     Mutant(
         "awake/end-not-looked-at",
         "switch.py",
-        "if wanted == ACTIVE and any(after[name].state == ACTIVE for name in rivals):",
+        "if desired == ACTIVE and any(after[name].state == ACTIVE for name in rivals):",
         "if False:",
         "who was woken meanwhile stays awake beside the one that was asked for",
     ),
@@ -791,7 +791,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--only", help="those whose name begins so; may be given more than once", **part)  # type: ignore[arg-type]
     parser.add_argument("--list", action="store_true", help="name the mutants and run none")
     options = parser.parse_args(argv)
-    wanted = [mutant for mutant in MUTANTS if mutant.name.startswith(tuple(options.only or [""]))]
+    selected = [mutant for mutant in MUTANTS if mutant.name.startswith(tuple(options.only or [""]))]
     # Whoever ends it wants no tests left that go on.
     signal.signal(signal.SIGTERM, _interrupt)
     started = time.monotonic()
@@ -799,12 +799,12 @@ def main(argv: list[str] | None = None) -> int:
         for mutant in MUTANTS:
             mutated(mutant, (ROOT / ENGINE / mutant.file).read_text(encoding="utf-8"))
         if options.list:
-            print("\n".join(f"{mutant.name:36} {mutant.breaks}" for mutant in wanted))
+            print("\n".join(f"{mutant.name:36} {mutant.breaks}" for mutant in selected))
             return 0
         survivors = []
         with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
             copy = Copy(Path(folder))
-            for mutant in wanted:
+            for mutant in selected:
                 began = time.monotonic()
                 with copy.broken(mutant):
                     by = killer(mutant, copy)
@@ -817,9 +817,9 @@ def main(argv: list[str] | None = None) -> int:
     except Broken as error:
         print(error, file=sys.stderr)
         return 2
-    killed = len(wanted) - len(survivors)
+    killed = len(selected) - len(survivors)
     print(f"{time.monotonic() - started:.0f} s in all")
-    print(f"{len(wanted)} mutants, {killed} killed, {len(survivors)} survived", flush=True)
+    print(f"{len(selected)} mutants, {killed} killed, {len(survivors)} survived", flush=True)
     return 1 if any(not mutant.reason for mutant in survivors) else 0
 
 

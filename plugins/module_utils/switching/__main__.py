@@ -16,6 +16,7 @@ import sys
 import typing
 
 from . import capacity
+from .desired_state import recorded
 from .errors import InventoryError, SwitchFailed, SwitchingError, UnknownModel
 from .inventory import Inventory, parse
 from .masking import Mask, secrets_of
@@ -23,7 +24,6 @@ from .plan import ACTIVE, SLEEPING, STOPPED
 from .result import Result, describe, say_step
 from .switch import Switcher
 from .table import status_lines
-from .wanted import recorded
 
 
 def main(argv: typing.Sequence[str] | None = None) -> int:
@@ -128,10 +128,10 @@ def _show(work: typing.Callable[[], Result], options: argparse.Namespace, which:
 def _restore(switcher: Switcher, options: argparse.Namespace) -> int:
     del options
     failed = []
-    for model, wanted, outcome in switcher.restore():
+    for model, desired, outcome in switcher.restore():
         if isinstance(outcome, SwitchingError):
             failed.append(model.id)
-            _say(f"{model.id}: FAILED, should be {wanted}: {outcome}", sys.stderr)
+            _say(f"{model.id}: FAILED, should be {desired}: {outcome}", sys.stderr)
         else:
             how = f"in {outcome.elapsed_seconds:.1f} s" if outcome.changed else "as it was"
             _say(f"{model.id}: {describe(outcome.models[model.id])}, {how}")

@@ -94,7 +94,7 @@ def goals(inventory: Inventory, target: States, seen: typing.Mapping[str, Observ
     ended = [model for model in over if target[model.id] == STOPPED]
     asleep = [model for model in over if model not in ended]
     parts = ((back, ACTIVE), (asleep, SLEEPING), (ended, STOPPED))
-    return [(round_, wanted) for models, wanted in parts for round_ in inventory.rounds(models)]
+    return [(round_, desired) for models, desired in parts for round_ in inventory.rounds(models)]
 
 
 def _all(stack_dir: str) -> dict[str, Change]:

@@ -1,7 +1,7 @@
 # -*- coding: utf-8 -*-
 # Copyright (c) HomeGPT
 # SPDX-License-Identifier: MIT
-"""From what was observed and what is wanted to the ordered steps between them. Pure: no I/O, no clock.
+"""From what was observed and what is desired to the ordered steps between them. Pure: no I/O, no clock.
 
 A plan is a tuple of stages. A stage is a tuple of lanes, one for each server that it touches; lanes of one
 stage may run side by side, a stage begins only when every lane of the one before it has succeeded. All
@@ -106,7 +106,7 @@ Stage = typing.Tuple[Lane, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What to do, in order, and what is to be said about it. An empty plan means that everything is as wanted."""
+    """What to do, in order, and what is to be said about it. An empty plan means that everything is as desired."""
 
     stages: tuple[Stage, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -121,12 +121,12 @@ def make_plan(
     inventory: Inventory,
     observed: typing.Mapping[str, Observation],
     model: Model,
-    wanted: str,
+    desired: str,
     mem_available_gb: float | None = None,
     reserved_gb: float = 0.0,
     shared: bool = False,
 ) -> Plan:
-    """The Plan that brings C(model) to the state C(wanted): active, sleeping or stopped.
+    """The Plan that brings C(model) to the state C(desired): active, sleeping or stopped.
 
     C(observed) maps every model id to its Observation; C(mem_available_gb) is the host's MemAvailable, None where
     it is not known; C(reserved_gb) of available_ram_gb are for models that the inventory does not have; C(shared) says
@@ -134,7 +134,7 @@ def make_plan(
     way.
     """
     planner = _Planner(inventory, observed, mem_available_gb, reserved_gb, shared)
-    stages = {ACTIVE: planner.activate, SLEEPING: planner.put_to_sleep, STOPPED: planner.stop}[wanted](model)
+    stages = {ACTIVE: planner.activate, SLEEPING: planner.put_to_sleep, STOPPED: planner.stop}[desired](model)
     whole = tuple(stage for stage in (tuple(lane for lane in stage if lane) for stage in stages) if stage)
     return Plan(whole, tuple(dict.fromkeys(planner.warnings)))
 

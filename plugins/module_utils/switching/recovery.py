@@ -175,7 +175,7 @@ class Recovery:
         return None
 
     def roll_back(
-        self, model: Model, wanted: str, before: States, error: BaseException
+        self, model: Model, desired: str, before: States, error: BaseException
     ) -> tuple[dict[str, Observation], str]:
         """After a failure: wake what was awake. Returns what is left and the message for the person.
 
@@ -190,7 +190,7 @@ class Recovery:
                 # To the caller a server only says that it can't. What else it logs is no cause.
                 lines = self.host.last_lines(self.host.models[at_fault])[-_SHOWN_LINES:]
                 log = lines if lifecycle.culprit(lines) or lifecycle.remedy(lines) else ()
-        begin = f"{model.id} could not be made {wanted}: "
+        begin = f"{model.id} could not be made {desired}: "
         cause = str(error) + (f"; and its log says: {lifecycle.culprit(log)}" if lifecycle.culprit(log) else "")
         message = begin + brief(cause, model.id, LONGEST - len(begin))
         whole = brief(cause, model.id, sys.maxsize)
@@ -207,7 +207,7 @@ class Recovery:
             here = seen[previous.id]
             if not before[previous.id].serving or (here.state == ACTIVE and not here.held):
                 continue
-            if previous.id == model.id and wanted != ACTIVE:
+            if previous.id == model.id and desired != ACTIVE:
                 continue
             if here.unknown and not self._touched(previous.id):
                 message += f"\n{previous.id} was active before, and gives no answer: nothing was done to it"

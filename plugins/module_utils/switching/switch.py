@@ -12,8 +12,7 @@ import os
 import time
 import typing
 
-from . import canary, capacity, changes, records
-from . import wanted as record
+from . import canary, capacity, changes, desired_state, records
 from .errors import ChangedSince, LifecycleError, NotProvisioned, SwitchFailed, SwitchingError
 from .executor import Executor
 from .host import PROOF, Host
@@ -142,13 +141,13 @@ class Switcher:
     def switch(
         self,
         name: str | typing.Sequence[str],
-        wanted: str = ACTIVE,
+        desired: str = ACTIVE,
         check: bool = False,
         for_now: bool = False,
         record_canary: bool = False,
         change: str = "",
     ) -> Result:
-        """Bring the model called C(name) to the state C(wanted) (active, sleeping or stopped).
+        """Bring the model called C(name) to the state C(desired) (active, sleeping or stopped).
 
         Several models are brought there side by side; no two of them may have a GPU to do with each other. With
         C(check) nothing is locked or changed, and the result tells what would be done. C(for_now): after a boot the
@@ -158,7 +157,7 @@ class Switcher:
         nothing has been touched, SwitchFailed when something has.
         """
         models = [self.inventory.find(one) for one in ([name] if isinstance(name, str) else name)]
-        return self._switch_all(models, wanted, check, for_now, record_canary, change=change)
+        return self._switch_all(models, desired, check, for_now, record_canary, change=change)
 
     def roll_back(self, check: bool = False) -> Result:
         """Make those models active again that the last switch has taken off their GPUs; done twice, it stays so.
@@ -166,7 +165,7 @@ class Switcher:
         Nothing waits for C(min_active_seconds). Raises SwitchingError where there is nothing to take back, and what
         C(switch) raises.
         """
-        names = record.last_displaced(self.stack_dir)
+        names = desired_state.last_displaced(self.stack_dir)
         models = [m for m in self.inventory.enabled if m.id in names]
         if not models:
             why = "no switch has taken a model off this host's GPUs since it was provisioned"
@@ -191,7 +190,7 @@ class Switcher:
     def _switch_all(
         self,
         models: typing.Sequence[Model],
-        wanted: str,
+        desired: str,
         check: bool,
         for_now: bool = False,
         record_canary: bool = False,
@@ -204,33 +203,33 @@ class Switcher:
         """
         self._check_apart(models)
         for model in models if record_canary else ():
-            if wanted != ACTIVE or not canary.applies(model):
+            if desired != ACTIVE or not canary.applies(model):
                 raise SwitchingError(
                     f"record_canary: {model.id} can't give an answer to record: that takes the state active, a canary "
                     "that is not off, and ready_completion"
                 )
-        if wanted != STOPPED:
+        if desired != STOPPED:
             self._check_provisioned(models)
         started = self.clock() if started is None else started
-        with self._checking() if check else self._lock(models, f"{', '.join(m.id for m in models)} {wanted}"):
-            if displaced and record.last_displaced(self.stack_dir) != list(displaced):
+        with self._checking() if check else self._lock(models, f"{', '.join(m.id for m in models)} {desired}"):
+            if displaced and desired_state.last_displaced(self.stack_dir) != list(displaced):
                 raise SwitchingError(
                     "another switch of the host ended meanwhile: see what is active, then roll back again"
                 )
-            outcomes = self._side_by_side(models, wanted, check, started, record_canary)
+            outcomes = self._side_by_side(models, desired, check, started, record_canary)
             if not check:
                 outcomes = self._all_or_none(models, outcomes, started) if change else outcomes
                 self._note_change(change, outcomes)
-            lost = self._hidden() if check else self._record_end(models, wanted, outcomes, started)
+            lost = self._hidden() if check else self._record_end(models, desired, outcomes, started)
             if not check and not for_now and any(isinstance(outcome, Result) for outcome in outcomes):
-                meant = record.read(self.inventory, self.stack_dir)
+                goal = desired_state.read(self.inventory, self.stack_dir)
                 left: list[str] = []
                 for model, outcome in zip(models, outcomes):
                     if isinstance(outcome, Result):
-                        meant = record.after(self.inventory, meant, model, wanted)
-                        left += outcome.displaced if wanted == ACTIVE else []
+                        goal = desired_state.after(self.inventory, goal, model, desired)
+                        left += outcome.displaced if desired == ACTIVE else []
                 try:
-                    record.write(self.stack_dir, meant, displaced or left)
+                    desired_state.write(self.stack_dir, goal, displaced or left)
                 except SwitchingError as error:
                     lost.append(str(error))
             _warn(outcomes, lost)
@@ -240,7 +239,7 @@ class Switcher:
         """Record what has changed under the name of the change, or that what others have changed is not theirs now."""
         done = results_of(outcomes)
         try:
-            changes.note(self.stack_dir, change, done, record.last_displaced(self.stack_dir))
+            changes.note(self.stack_dir, change, done, desired_state.last_displaced(self.stack_dir))
         except OSError as error:
             path = records.path(self.stack_dir, changes.NAME)
             done[0].warnings.append(
@@ -278,8 +277,8 @@ class Switcher:
         Returns what was done, and what went wrong.
         """
         done: list[Result] = []
-        for models, wanted in changes.goals(self.inventory, target, seen):
-            outcomes = self._side_by_side(models, wanted, check, started)
+        for models, desired in changes.goals(self.inventory, target, seen):
+            outcomes = self._side_by_side(models, desired, check, started)
             for result in results_of(outcomes):
                 done.append(result)
                 if check:
@@ -337,15 +336,15 @@ class Switcher:
         result.warnings += self._record_end(back or models, ACTIVE if back else SLEEPING, [outcome], started)
         if error:
             return
-        meant = record.read(self.inventory, self.stack_dir)
+        goal = desired_state.read(self.inventory, self.stack_dir)
         for model in models:
             if result.models[model.id].state == ACTIVE:
-                meant = record.after(self.inventory, meant, model, ACTIVE)
+                goal = desired_state.after(self.inventory, goal, model, ACTIVE)
         for model in models:
-            if meant[model.id] == ACTIVE and result.models[model.id].state != ACTIVE:
-                meant[model.id] = STOPPED if found.before.get(model.id) == STOPPED else SLEEPING
+            if goal[model.id] == ACTIVE and result.models[model.id].state != ACTIVE:
+                goal[model.id] = STOPPED if found.before.get(model.id) == STOPPED else SLEEPING
         try:
-            record.write(self.stack_dir, meant, found.displaced)
+            desired_state.write(self.stack_dir, goal, found.displaced)
             after = {name: result.models[name].state for name in found.after if name in result.models}
             changes.undone(self.stack_dir, change, found, after)
         except (SwitchingError, OSError) as lost:
@@ -369,7 +368,7 @@ class Switcher:
     def _record_end(
         self,
         models: typing.Sequence[Model],
-        wanted: str,
+        desired: str,
         outcomes: typing.Sequence[Result | SwitchingError],
         started: float,
     ) -> list[str]:
@@ -381,7 +380,7 @@ class Switcher:
         rungs = [one.rung for one in results if one.rung]
         end = {
             "models": [m.id for m in models],
-            "state": wanted,
+            "state": desired,
             "ended": round(self.now(), 3),
             "seconds": round(self.clock() - started, 3),
             "result": "failed" if errors else "done",
@@ -400,7 +399,7 @@ class Switcher:
     def _prove_records(self) -> None:
         """Raise SwitchingError where what is about to be done could not be recorded."""
         try:
-            records.prove(self.stack_dir, record.NAME)
+            records.prove(self.stack_dir, desired_state.NAME)
         except OSError as error:
             raise SwitchingError(
                 f"nothing was done, because a switch leaves records and {error.filename} can't be written "
@@ -418,17 +417,17 @@ class Switcher:
         yield
 
     def _side_by_side(
-        self, models: typing.Sequence[Model], wanted: str, check: bool, started: float, record_canary: bool = False
+        self, models: typing.Sequence[Model], desired: str, check: bool, started: float, record_canary: bool = False
     ) -> list[Result | SwitchingError]:
         """How it went with each of the models. The caller holds the lock, unless this is a C(check)."""
         if len(models) == 1:
-            return [self._outcome(models[0], wanted, check, started, record_canary)]
+            return [self._outcome(models[0], desired, check, started, record_canary)]
         parts = [self._part(model) for model in models]
 
         def work(item: tuple[Model, Switcher]) -> Result | SwitchingError:
             model, part = item
             with part:
-                return part._outcome(model, wanted, check, started, record_canary)
+                return part._outcome(model, desired, check, started, record_canary)
 
         return self.host.each(work, list(zip(models, parts)))
 
@@ -457,18 +456,18 @@ class Switcher:
         return part
 
     def _outcome(
-        self, model: Model, wanted: str, check: bool, started: float, record_canary: bool = False
+        self, model: Model, desired: str, check: bool, started: float, record_canary: bool = False
     ) -> Result | SwitchingError:
         try:
-            return self._switch(model, wanted, check, started, record_canary)
+            return self._switch(model, desired, check, started, record_canary)
         except SwitchingError as error:
             return error.masked(self.host.mask)
 
-    def _switch(self, model: Model, wanted: str, check: bool, started: float, record_canary: bool = False) -> Result:
+    def _switch(self, model: Model, desired: str, check: bool, started: float, record_canary: bool = False) -> Result:
         """Switch under the lock, which was asked for when C(started)."""
         hidden = [other for other in self.inventory.conflicting(model) if other.disabled]
         before = {**self.host.observe((*self.inventory.enabled, *hidden)), **self.foreseen}
-        plan = self._plan_and_prove(before, model, wanted)
+        plan = self._plan_and_prove(before, model, desired)
         last = Step(RECORD, model.id) if record_canary else None
         if not check and (last or any(step.action != VERIFY for step in plan.steps)):
             self._prove_records()
@@ -486,7 +485,7 @@ class Switcher:
             self._let_answer([name for name in self._silent(before, plan) if name not in waited], executor)
             waited.update(self._silent(before, plan))
             before = self.host.observe((*self.inventory.enabled, *hidden))
-            plan = self._plan_and_prove(before, model, wanted)
+            plan = self._plan_and_prove(before, model, desired)
 
         def result(after: States) -> Result:
             return self._result(model, before, after, executor.steps, executor.warnings, started)
@@ -494,42 +493,42 @@ class Switcher:
         try:
             if self._let_stay(model, before, plan, executor):
                 before = self.host.observe((*self.inventory.enabled, *hidden))
-                plan = self._plan_and_prove(before, model, wanted)
+                plan = self._plan_and_prove(before, model, desired)
             executor.warnings += plan.warnings
             recovery.execute(plan)
             after = _after(before, plan, executor.steps)
             if after[model.id].state != predict(before, plan)[model.id].state:
                 failures = [s["failed"] for s in executor.steps if "failed" in s and s["model"] == model.id]
                 # Else it was loaded for it, and then known to be better stopped.
-                if failures or wanted != SLEEPING or after[model.id].state != STOPPED:
-                    failed = (*failures, f"{model.id} did not become {wanted}")[0]
+                if failures or desired != SLEEPING or after[model.id].state != STOPPED:
+                    failed = (*failures, f"{model.id} did not become {desired}")[0]
                     raise LifecycleError(f"{failed}, so it was stopped")
             if last:
                 executor.run(last)
             if plan.steps or last:
                 after = self._look_again((*self.inventory.enabled, *hidden), after, executor)
                 rivals = [m.id for m in self.inventory.conflicting(model) if not m.disabled]
-                if wanted == ACTIVE and any(after[name].state == ACTIVE for name in rivals):
+                if desired == ACTIVE and any(after[name].state == ACTIVE for name in rivals):
                     # Once: whoever has woken one meanwhile may do so again.
-                    rest = self._plan(after, model, wanted)
+                    rest = self._plan(after, model, desired)
                     recovery.execute(rest)
                     foretold = _after(after, rest, executor.steps)
                     after = self._look_again((*self.inventory.enabled, *hidden), foretold, executor)
-                self._check_end(model, wanted, after, executor)
+                self._check_end(model, desired, after, executor)
         except SwitchingError as error:
-            after, message = recovery.roll_back(model, wanted, before, error)
+            after, message = recovery.roll_back(model, desired, before, error)
             self._note_end(after, executor.steps, failed=True)
             raise SwitchFailed(message, result(after)) from error
         except (Exception, KeyboardInterrupt) as error:
-            recovery.roll_back(model, wanted, before, error)
+            recovery.roll_back(model, desired, before, error)
             raise
         self._note_end(after, executor.steps, failed=False)
         return result(after)
 
-    def _plan_and_prove(self, seen: States, model: Model, wanted: str) -> Plan:
+    def _plan_and_prove(self, seen: States, model: Model, desired: str) -> Plan:
         """The plan; a model that is to stay active is proved where the last proof of its start is too old."""
-        plan = self._plan(seen, model, wanted)
-        stays = wanted == ACTIVE and not any(step.model == model.id for step in plan.steps)
+        plan = self._plan(seen, model, desired)
+        stays = desired == ACTIVE and not any(step.model == model.id for step in plan.steps)
         if not stays or not model.ready_completion or self._is_proved(model):
             return plan
         return Plan((*plan.stages, ((Step(VERIFY, model.id),),)), plan.warnings)
@@ -584,10 +583,10 @@ class Switcher:
         except SwitchingError:
             return False
 
-    def _check_end(self, model: Model, wanted: str, after: States, executor: Executor) -> None:
+    def _check_end(self, model: Model, desired: str, after: States, executor: Executor) -> None:
         """See that a model that was made active is."""
         seen = after[model.id]
-        if wanted != ACTIVE or seen.state == ACTIVE:
+        if desired != ACTIVE or seen.state == ACTIVE:
             return
 
         def act(_step: Step) -> None:
@@ -596,9 +595,9 @@ class Switcher:
 
         executor.run(Step(VERIFY, model.id), act)
 
-    def _plan(self, seen: States, model: Model, wanted: str) -> Plan:
+    def _plan(self, seen: States, model: Model, desired: str) -> Plan:
         shared = capacity.remembered_shared(self.stack_dir)
-        return make_plan(self.inventory, seen, model, wanted, self.mem_available_gb(), self.reserved_gb, shared)
+        return make_plan(self.inventory, seen, model, desired, self.mem_available_gb(), self.reserved_gb, shared)
 
     def _silent(self, before: States, plan: Plan) -> list[str]:
         """Those whose state the plan depends on, and that gave no answer in time."""
@@ -649,29 +648,29 @@ class Switcher:
     def restore(self) -> typing.Iterator[tuple[Model, str, Result | SwitchingError]]:
         """Bring the host back to what it is meant to be, as after a boot.
 
-        Yields each model, its wanted state and how it went; one that fails does not keep the others from coming back.
+        Yields each model, its desired state and how it went; one that fails does not keep the others from coming back.
         The sleeping ones are loaded first, one at a time where they share GPUs, and the active ones last. The record
         stays as it is on the way: what is asked for is what it says. Should somebody switch meanwhile, then that
         counts.
         """
 
-        def is_wanted(model: Model, state: str) -> bool:
-            return record.read(self.inventory, self.stack_dir)[model.id] == state
+        def is_desired(model: Model, state: str) -> bool:
+            return desired_state.read(self.inventory, self.stack_dir)[model.id] == state
 
-        for wanted in (SLEEPING, ACTIVE):
-            for round_ in self.inventory.rounds(m for m in self.inventory.enabled if is_wanted(m, wanted)):
+        for desired in (SLEEPING, ACTIVE):
+            for round_ in self.inventory.rounds(m for m in self.inventory.enabled if is_desired(m, desired)):
                 models = round_
                 started = self.clock()
                 outcomes: list[Result | SwitchingError]
                 try:
-                    with self._lock(models, f"{', '.join(m.id for m in models)} {wanted}"):
+                    with self._lock(models, f"{', '.join(m.id for m in models)} {desired}"):
                         # What somebody has changed while this waited for the lock is left out.
-                        models = tuple(m for m in round_ if is_wanted(m, wanted))
-                        outcomes = self._side_by_side(models, wanted, False, started) if models else []
+                        models = tuple(m for m in round_ if is_desired(m, desired))
+                        outcomes = self._side_by_side(models, desired, False, started) if models else []
                 except SwitchingError as error:
                     outcomes = [error for model in models]
                 for model, outcome in zip(models, outcomes):
-                    yield model, wanted, outcome
+                    yield model, desired, outcome
 
     def _result(
         self, model: Model, before: States, after: States, steps: Steps, warnings: list[str], started: float

@@ -31,12 +31,12 @@ def status_lines(reports: typing.Mapping[str, typing.Mapping[str, typing.Any]]) 
 
 def _last(host: str, switch: typing.Mapping[str, typing.Any]) -> tuple[str, ...]:
     ended = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(switch["ended"]))
-    wanted = "" if switch["state"] == "active" else " " + str(switch["state"])
+    state = "" if switch["state"] == "active" else " " + str(switch["state"])
     reason = str(switch["reason"])
     return (
         host,
         ended,
-        ", ".join(map(str, switch["models"])) + wanted,
+        ", ".join(map(str, switch["models"])) + state,
         f"{switch['seconds']:.1f}",
         str(switch["result"]),
         str(switch["rung"] or "-"),

@@ -79,7 +79,7 @@ def processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proce
 @pytest.fixture
 def stack_dir(tmp_path: Path, processes: Processes) -> Path:
     """A stack folder that does not exist yet."""
-    del processes  # wanted for what it does after the test
+    del processes  # used for what it does after the test
     return tmp_path / "stack"
 
 
@@ -191,10 +191,10 @@ class Host:
         """A switcher for the host, which has RAM enough."""
         return Switcher(self.inventory, str(self.stack_dir), **{"mem_available_gb": lambda: 1000.0, **parameters})
 
-    def switch(self, name: str, wanted: str = "active", check: bool = False, **parameters: Any) -> Result:
+    def switch(self, name: str, desired: str = "active", check: bool = False, **parameters: Any) -> Result:
         """Switch once, as one run of the module does."""
         with self.switcher(**parameters) as switcher:
-            return switcher.switch(name, wanted, check)
+            return switcher.switch(name, desired, check)
 
     def states(self) -> dict[str, str]:
         """What every server is, read from the servers."""

@@ -13,9 +13,9 @@ from ansible_collections.homegpt.vllm.plugins.module_utils.switching.result impo
 from tests.unit.plugins.module_utils.switching.conftest import Host
 
 
-def switch(host: Host, *names: str, change: str = "roll", wanted: str = "active", **parameters: Any) -> Result:
+def switch(host: Host, *names: str, change: str = "roll", desired: str = "active", **parameters: Any) -> Result:
     with host.switcher(**parameters) as switcher:
-        return switcher.switch(list(names), wanted, change=change)
+        return switcher.switch(list(names), desired, change=change)
 
 
 def undo(host: Host, change: str = "roll", check: bool = False, **parameters: Any) -> Result:
@@ -31,7 +31,7 @@ def steps(result: Result) -> list[str]:
     return [f"{step['action']} {step['model']}" for step in result.steps]
 
 
-def wanted(host: Host) -> dict[str, Any]:
+def desired(host: Host) -> dict[str, Any]:
     return dict(json.loads((host.stack_dir / "run" / "wanted.json").read_text(encoding="utf-8")))
 
 
@@ -69,7 +69,7 @@ def test_all_groups_are_restored_at_once(quartet: Host) -> None:
     assert sorted(steps(planned)) == sorted(steps(back))
     assert (back.changed, back.previous_models, back.active_models) == (True, ["a", "d"], ["b", "c"])
     assert awake(quartet) == "bc"
-    assert wanted(quartet)["models"] == {"a": "sleeping", "b": "active", "c": "active", "d": "sleeping"}
+    assert desired(quartet)["models"] == {"a": "sleeping", "b": "active", "c": "active", "d": "sleeping"}
     again = undo(quartet)
     assert (again.changed, again.active_models) == (False, ["b", "c"])
 
@@ -93,7 +93,7 @@ def test_what_took_nobodys_place_is_off_the_gpu_again(quartet: Host, before: str
     undo(quartet)
     assert awake(quartet) == before
     assert quartet.states()["a"] == left
-    assert wanted(quartet)["models"]["a"] == left
+    assert desired(quartet)["models"]["a"] == left
 
 
 def by_the_engine(host: Host) -> None:
@@ -125,13 +125,13 @@ def test_what_somebody_else_has_changed_since_is_left_alone(host: Host, change: 
     host.up(a=1, b="active", x=1)
     switch(host, "a")
     change(host)
-    left, calls, meant = awake(host), host.all_changing_calls(), wanted(host)
+    left, calls, meant = awake(host), host.all_changing_calls(), desired(host)
     for check in (True, False):
         with pytest.raises(ChangedSince) as caught:
             undo(host, check=check)
         assert caught.value.result.active_models == list(left)
         assert (f"{left} is active" if left else "a is sleeping") in str(caught.value)
-    assert (awake(host), host.all_changing_calls(), wanted(host)) == (left, calls, meant)
+    assert (awake(host), host.all_changing_calls(), desired(host)) == (left, calls, meant)
 
 
 def test_what_others_do_elsewhere_is_no_reason_not_to(quartet: Host) -> None:
@@ -216,13 +216,13 @@ def test_what_can_not_be_restored_whole_is_left_as_it_was(quartet: Host) -> None
     quartet.up(a=1, b="active", c="active", d=1)
     switch(quartet, "a", "d")
     breaks(quartet, "c")
-    meant = wanted(quartet)
+    meant = desired(quartet)
     with pytest.raises(SwitchFailed, match="c could not be made active") as caught:
         undo(quartet)
     assert not isinstance(caught.value, ChangedSince)
     assert caught.value.result.active_models == ["a", "d"]
     assert awake(quartet) == "ad"
-    assert wanted(quartet) == meant
+    assert desired(quartet) == meant
     assert (
         json.loads((quartet.stack_dir / "run" / "last_switch.json").read_text(encoding="utf-8"))["result"] == "failed"
     )

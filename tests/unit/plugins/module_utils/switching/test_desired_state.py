@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching import wanted
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching import desired_state
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors import SwitchFailed, SwitchingError
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import Inventory, parse
 
@@ -38,57 +38,57 @@ def put(folder: Path, text: str) -> None:
 
 def test_without_a_record_the_startup_modes_count(tmp_path: Path) -> None:
     inventory = declared(a="active", b="sleep", c="disabled")
-    assert wanted.read(inventory, str(tmp_path)) == {"a": "active", "b": "sleeping"}
+    assert desired_state.read(inventory, str(tmp_path)) == {"a": "active", "b": "sleeping"}
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"models": 3}', '{"models": {"a": "on"}}', "\x00\xff"])
 def test_a_damaged_record_counts_as_none(tmp_path: Path, text: str) -> None:
     put(tmp_path, text)
-    assert wanted.read(declared(a="active", b="sleep"), str(tmp_path)) == {"a": "active", "b": "sleeping"}
+    assert desired_state.read(declared(a="active", b="sleep"), str(tmp_path)) == {"a": "active", "b": "sleeping"}
 
 
 def test_the_record_counts_and_what_is_not_managed_is_left_out(tmp_path: Path) -> None:
     put(tmp_path, json.dumps({"models": {"a": "stopped", "b": "active", "gone": "active", "c": "active"}}))
     inventory = declared(a="active", b="sleep", c="disabled")
-    assert wanted.read(inventory, str(tmp_path)) == {"a": "stopped", "b": "active"}
+    assert desired_state.read(inventory, str(tmp_path)) == {"a": "stopped", "b": "active"}
 
 
 def test_a_new_default_does_not_claim_the_gpu_of_the_model_that_was_active(tmp_path: Path) -> None:
     put(tmp_path, json.dumps({"models": {"b": "active"}}))
     inventory = declared(b="sleep", new="active", new2="active")
-    assert wanted.read(inventory, str(tmp_path)) == {"b": "active", "new": "sleeping", "new2": "active"}
+    assert desired_state.read(inventory, str(tmp_path)) == {"b": "active", "new": "sleeping", "new2": "active"}
 
 
 def test_of_two_that_conflict_since_the_inventory_changed_only_one_is_active(tmp_path: Path) -> None:
     put(tmp_path, json.dumps({"models": {"a": "active", "b": "active", "c2": "active"}}))
     inventory = declared(a="sleep", b="active", c2="sleep")
-    assert wanted.read(inventory, str(tmp_path)) == {"a": "active", "b": "sleeping", "c2": "active"}
+    assert desired_state.read(inventory, str(tmp_path)) == {"a": "active", "b": "sleeping", "c2": "active"}
 
 
 def test_an_active_model_takes_the_place_of_the_conflicting_one_alone() -> None:
     inventory = declared(a="active", b="sleep", c="sleep", d2="active")
     before = {"a": "active", "b": "sleeping", "c": "stopped", "d2": "active"}
-    after = wanted.after(inventory, before, inventory.find("b"), "active")
+    after = desired_state.after(inventory, before, inventory.find("b"), "active")
     assert after == {"a": "sleeping", "b": "active", "c": "stopped", "d2": "active"}
-    assert wanted.after(inventory, before, inventory.find("b"), "stopped") == {**before, "b": "stopped"}
-    assert wanted.after(inventory, before, inventory.find("a"), "sleeping") == {**before, "a": "sleeping"}
+    assert desired_state.after(inventory, before, inventory.find("b"), "stopped") == {**before, "b": "stopped"}
+    assert desired_state.after(inventory, before, inventory.find("a"), "sleeping") == {**before, "a": "sleeping"}
 
 
 def test_a_record_is_written_only_when_it_changes(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
-    wanted.write(str(tmp_path), {"a": "active"})
+    desired_state.write(str(tmp_path), {"a": "active"})
     path = tmp_path / "run" / "wanted.json"
     written = path.stat().st_ino
-    wanted.write(str(tmp_path), {"a": "active"})
+    desired_state.write(str(tmp_path), {"a": "active"})
     assert path.stat().st_ino == written
-    wanted.write(str(tmp_path), {"a": "sleeping"})
+    desired_state.write(str(tmp_path), {"a": "sleeping"})
     assert json.loads(path.read_text()) == {"models": {"a": "sleeping"}, "displaced": []}
-    wanted.write(str(tmp_path), {"a": "sleeping"}, ["b"])
+    desired_state.write(str(tmp_path), {"a": "sleeping"}, ["b"])
     assert json.loads(path.read_text()) == {"models": {"a": "sleeping"}, "displaced": ["b"]}
-    wanted.write(str(tmp_path), {"a": "active"})  # displaces nobody, so that what was before still counts
+    desired_state.write(str(tmp_path), {"a": "active"})  # displaces nobody, so that what was before still counts
     assert json.loads(path.read_text()) == {"models": {"a": "active"}, "displaced": ["b"]}
     written = path.stat().st_ino
-    wanted.write(str(tmp_path), {"a": "active"}, ["b"])
+    desired_state.write(str(tmp_path), {"a": "active"}, ["b"])
     assert path.stat().st_ino == written
     assert [entry.name for entry in path.parent.iterdir()] == ["wanted.json"]
 
@@ -96,7 +96,7 @@ def test_a_record_is_written_only_when_it_changes(tmp_path: Path) -> None:
 def test_a_record_that_cannot_be_written_says_what_that_means(tmp_path: Path) -> None:
     (tmp_path / "run").touch()
     with pytest.raises(SwitchingError, match=r"but .*wanted.json can't be written .*after a reboot"):
-        wanted.write(str(tmp_path), {"a": "active"})
+        desired_state.write(str(tmp_path), {"a": "active"})
 
 
 # ---- by the engine --------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 # -*- coding: utf-8 -*-
 # Copyright (c) HomeGPT
 # SPDX-License-Identifier: MIT
-"""What a host is meant to be, so that a boot can bring it back: which models are wanted active, sleeping or stopped.
+"""What a host is meant to be, so that a boot can bring it back: which models are desired active, sleeping or stopped.
 
 Never what they are: that is only ever read from the servers. And which models the last switch has taken off their GPUs,
 so that it can be taken back.
@@ -16,46 +16,46 @@ from .errors import SwitchingError
 from .inventory import Inventory, Model
 from .plan import ACTIVE, SLEEPING, STOPPED
 
-Wanted = typing.Dict[str, str]
+DesiredState = typing.Dict[str, str]
 
 NAME = "wanted"
 
 
-def read(inventory: Inventory, stack_dir: str) -> Wanted:
-    """The wanted state of every managed model: as recorded, else as its C(startup_mode) says.
+def read(inventory: Inventory, stack_dir: str) -> DesiredState:
+    """The desired state of every managed model: as recorded, else as its C(startup_mode) says.
 
     A record that can't be read counts as none. A model that the record does not know does not claim a GPU that a
     recorded one is to be active on, nor does one of two that conflict only since the inventory was changed.
     """
     saved = recorded(stack_dir)
     known = {m.id: saved[m.id] for m in inventory.enabled if saved.get(m.id) in (ACTIVE, SLEEPING, STOPPED)}
-    wanted: Wanted = {}
+    desired: DesiredState = {}
     for model in inventory.enabled:
         taken = any(known.get(other.id) == ACTIVE for other in inventory.conflicting(model))
         begins = ACTIVE if model.startup_mode == "active" and not taken else SLEEPING
-        wanted[model.id] = known.get(model.id, begins)
-        if wanted[model.id] == ACTIVE and any(wanted.get(m.id) == ACTIVE for m in inventory.conflicting(model)):
-            wanted[model.id] = SLEEPING
-    return wanted
+        desired[model.id] = known.get(model.id, begins)
+        if desired[model.id] == ACTIVE and any(desired.get(m.id) == ACTIVE for m in inventory.conflicting(model)):
+            desired[model.id] = SLEEPING
+    return desired
 
 
-def after(inventory: Inventory, wanted: Wanted, model: Model, state: str) -> Wanted:
-    """What is wanted once somebody has asked for this state of the model."""
+def after(inventory: Inventory, desired: DesiredState, model: Model, state: str) -> DesiredState:
+    """What is desired once somebody has asked for this state of the model."""
     conflicting = {other.id for other in inventory.conflicting(model)} if state == ACTIVE else set()
-    made_room = {name: SLEEPING for name in conflicting if wanted.get(name) == ACTIVE}
-    return {**wanted, **made_room, model.id: state}
+    made_room = {name: SLEEPING for name in conflicting if desired.get(name) == ACTIVE}
+    return {**desired, **made_room, model.id: state}
 
 
-def write(stack_dir: str, wanted: Wanted, displaced: typing.Sequence[str] = ()) -> None:
+def write(stack_dir: str, desired: DesiredState, displaced: typing.Sequence[str] = ()) -> None:
     """Record it, unless the record says so already. The caller holds the host's lock. Raises SwitchingError.
 
     Where nothing was C(displaced), what was before still counts.
     """
     displaced = list(displaced) or last_displaced(stack_dir)
-    if recorded(stack_dir) == wanted and last_displaced(stack_dir) == displaced:
+    if recorded(stack_dir) == desired and last_displaced(stack_dir) == displaced:
         return
     try:
-        records.write(stack_dir, NAME, {"models": wanted, "displaced": displaced})
+        records.write(stack_dir, NAME, {"models": desired, "displaced": displaced})
     except OSError as error:
         raise SwitchingError(
             f"the switch is done, but {records.path(stack_dir, NAME)} can't be written ({error.strerror}): after a "
@@ -63,7 +63,7 @@ def write(stack_dir: str, wanted: Wanted, displaced: typing.Sequence[str] = ()) 
         ) from None
 
 
-def recorded(stack_dir: str) -> Wanted:
+def recorded(stack_dir: str) -> DesiredState:
     """What the record says; nothing where there is none, or one that can't be read."""
     return {str(name): str(state) for name, state in records.models(stack_dir, NAME).items()}
 
