@@ -413,14 +413,14 @@ MUTANTS = (
     ),
     Mutant(
         "record/half-written",
-        "records.py",
+        "state_files.py",
         'new = path(stack_dir, name) + ".new"',
         "new = path(stack_dir, name)",
         "a record is written in place, so that a kill leaves half of it",
     ),
     Mutant(
         "record/readable",
-        "records.py",
+        "state_files.py",
         "os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)",
         "os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)",
         "everybody may read the records",

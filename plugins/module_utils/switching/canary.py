@@ -18,15 +18,13 @@ import json
 import time
 import typing
 
-from . import records
+from . import state_files
 from .errors import WrongAnswer
 from .inventory import Model, is_secret_name
 from .kinds import TEXT, Told
 from .masking import Mask, secrets_of
 from .server import Server
 from .texts import map_text
-
-_NAME = "canary"
 
 # How a server that is asked came to be awake: by a wake of this switch, or somebody else's; by a start that this switch
 # made or saw begin; by a start that it made because something had failed.
@@ -68,7 +66,7 @@ def applies(model: Model) -> bool:
 def read(model: Model, stack_dir: str) -> Record | None:
     """The record of a model; None where there is none, or one that can't be read."""
     with contextlib.suppress(TypeError):
-        saved = records.models(stack_dir, _NAME).get(model.id)
+        saved = state_files.models(stack_dir, state_files.CANARY).get(model.id)
         known = Record(**saved) if saved else None
         if known is None or not isinstance(known.text, str) or not isinstance(known.kind, str):
             return None
@@ -159,9 +157,9 @@ def _without_secrets(value: typing.Any) -> typing.Any:
 
 
 def _write(model: Model, stack_dir: str, made: Record) -> None:
-    with records.changing:
-        known = records.models(stack_dir, _NAME)
-        records.write(stack_dir, _NAME, {"models": {**known, model.id: dataclasses.asdict(made)}})
+    with state_files.changing:
+        known = state_files.models(stack_dir, state_files.CANARY)
+        state_files.write(stack_dir, state_files.CANARY, {"models": {**known, model.id: dataclasses.asdict(made)}})
 
 
 def _prompt(kind: str) -> str:

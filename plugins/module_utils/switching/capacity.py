@@ -17,7 +17,7 @@ import re
 import subprocess
 import typing
 
-from . import devices, records
+from . import devices, state_files
 from .inventory import Gpu as Name
 from .inventory import Inventory, Model, gpu_text, is_amd, is_mig
 
@@ -39,8 +39,6 @@ _LEAST_AMD_GB = 8.0
 _UTILIZATION_FLAG = re.compile(r"--gpu[-_]memory[-_]utilization[=\s]+(\S+)")
 # For sums of numbers such as 0.1, not for what was measured.
 _ROUNDING = 1e-6
-
-_NAME = "memory"
 
 # GB by the GPU's name in the model's C(gpus).
 Need = typing.Dict[Name, float]
@@ -180,7 +178,7 @@ def remembered(stack_dir: str) -> dict[str, Need]:
     with contextlib.suppress(ValueError, TypeError, AttributeError, OverflowError):
         return {
             model: {_name(name): _finite(gb) for name, gb in need.items()}
-            for model, need in records.models(stack_dir, _NAME).items()
+            for model, need in state_files.models(stack_dir, state_files.MEMORY).items()
         }
     return {}
 
@@ -195,13 +193,13 @@ def remembered_of(stack_dir: str, model_id: str) -> str:
 
 
 def _starts(stack_dir: str) -> dict[str, typing.Any]:
-    found = records.read(stack_dir, _NAME).get("starts")
+    found = state_files.read(stack_dir, state_files.MEMORY).get("starts")
     return found if isinstance(found, dict) else {}
 
 
 def remembered_shared(stack_dir: str) -> bool:
     """Whether it is known that the host's GPUs have no memory but its RAM."""
-    return records.read(stack_dir, _NAME).get("shared") is True
+    return state_files.read(stack_dir, state_files.MEMORY).get("shared") is True
 
 
 def remember(
@@ -217,7 +215,7 @@ def remember(
 
     Raises OSError when the record can't be written; what it said before is then still there.
     """
-    with records.changing:
+    with state_files.changing:
         saved, starts = remembered(stack_dir), _starts(stack_dir)
         known = remembered_shared(stack_dir)
         told = shared(gpus)
@@ -225,7 +223,7 @@ def remember(
         if saved.get(model_id) != need or remembered_of(stack_dir, model_id) != start or now != known:
             starts = {**starts, model_id: start}
             content = {"models": {**saved, model_id: dict(need)}, "starts": starts}
-            records.write(stack_dir, _NAME, {**content, "shared": True} if now else content)
+            state_files.write(stack_dir, state_files.MEMORY, {**content, "shared": True} if now else content)
 
 
 def load_need(model: Model, gpus: typing.Mapping[int, Gpu] | None) -> Need:

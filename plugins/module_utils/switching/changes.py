@@ -11,12 +11,10 @@ from __future__ import annotations
 
 import typing
 
-from . import records
+from . import state_files
 from .inventory import Inventory, Model
 from .plan import ACTIVE, SLEEPING, STOPPED, Observation
 from .result import Result
-
-NAME = "changes"
 
 States = typing.Dict[str, str]
 
@@ -98,7 +96,7 @@ def goals(inventory: Inventory, target: States, seen: typing.Mapping[str, Observ
 
 
 def _all(stack_dir: str) -> dict[str, Change]:
-    saved: typing.Any = records.read(stack_dir, NAME).get("changes")
+    saved: typing.Any = state_files.read(stack_dir, state_files.CHANGES).get("changes")
     found: dict[str, typing.Any] = saved if isinstance(saved, dict) else {}
     changes = {}
     for name, one in found.items():
@@ -116,4 +114,6 @@ def _states(saved: dict[typing.Any, typing.Any]) -> States:
 def _write(stack_dir: str, saved: dict[str, Change], known: dict[str, Change]) -> None:
     if known != saved:
         # No two are about the same model, so there are never many.
-        records.write(stack_dir, NAME, {"changes": {name: one._asdict() for name, one in known.items()}})
+        state_files.write(
+            stack_dir, state_files.CHANGES, {"changes": {name: one._asdict() for name, one in known.items()}}
+        )

@@ -11,14 +11,12 @@ from __future__ import annotations
 
 import typing
 
-from . import records
+from . import state_files
 from .errors import SwitchingError
 from .inventory import Inventory, Model
 from .plan import ACTIVE, SLEEPING, STOPPED
 
 DesiredState = typing.Dict[str, str]
-
-NAME = "wanted"
 
 
 def read(inventory: Inventory, stack_dir: str) -> DesiredState:
@@ -55,20 +53,21 @@ def write(stack_dir: str, desired: DesiredState, displaced: typing.Sequence[str]
     if recorded(stack_dir) == desired and last_displaced(stack_dir) == displaced:
         return
     try:
-        records.write(stack_dir, NAME, {"models": desired, "displaced": displaced})
+        state_files.write(stack_dir, state_files.DESIRED_STATE, {"models": desired, "displaced": displaced})
     except OSError as error:
+        path = state_files.path(stack_dir, state_files.DESIRED_STATE)
         raise SwitchingError(
-            f"the switch is done, but {records.path(stack_dir, NAME)} can't be written ({error.strerror}): after a "
-            "reboot the host would come back to other models"
+            f"the switch is done, but {path} can't be written ({error.strerror}): after a reboot the host would come "
+            "back to other models"
         ) from None
 
 
 def recorded(stack_dir: str) -> DesiredState:
     """What the record says; nothing where there is none, or one that can't be read."""
-    return {str(name): str(state) for name, state in records.models(stack_dir, NAME).items()}
+    return {str(name): str(state) for name, state in state_files.models(stack_dir, state_files.DESIRED_STATE).items()}
 
 
 def last_displaced(stack_dir: str) -> list[str]:
     """The models that were active before the last switch and not after it."""
-    names = records.read(stack_dir, NAME).get("displaced")
+    names = state_files.read(stack_dir, state_files.DESIRED_STATE).get("displaced")
     return [str(name) for name in names] if isinstance(names, list) else []

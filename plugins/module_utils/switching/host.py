@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import typing
 
-from . import capacity, records
+from . import capacity, state_files
 from .inventory import Inventory, Model, Switching
 from .lifecycle import Lifecycle
 from .lock import HostLock
@@ -42,9 +42,6 @@ _POLL_SHARE = 0.01
 _POLL_LAST_SECONDS = 2.0
 # Looking whether a process lives may cost a docker command, so it is done less often.
 _PROCESS_LOOK_SECONDS = 0.5
-
-# Which start of a server was proved when.
-PROOF = "proof"
 
 
 class Host:
@@ -151,19 +148,21 @@ class Host:
 
     def was_proved(self, model: Model) -> bool:
         """Whether the start of its server that runs now was proved before; not where nobody knows which start it is."""
-        proved = records.models(self.stack_dir, PROOF).get(model.id)
+        proved = state_files.models(self.stack_dir, state_files.PROOF).get(model.id)
         start = proved.get("start") if isinstance(proved, dict) else None
         return bool(start) and start == self.lifecycles[model.id].start_id()
 
     def note_proof(self, name: str, start: str, at: float | None) -> None:
         """Record that this start of a model's server is proved; with None that it is to be proved once more."""
-        with records.changing, contextlib.suppress(OSError):  # it is proved once more then
-            known = records.models(self.stack_dir, PROOF)
-            records.write(self.stack_dir, PROOF, {"models": {**known, name: {"start": start, "at": at}}})
+        with state_files.changing, contextlib.suppress(OSError):  # it is proved once more then
+            known = state_files.models(self.stack_dir, state_files.PROOF)
+            state_files.write(
+                self.stack_dir, state_files.PROOF, {"models": {**known, name: {"start": start, "at": at}}}
+            )
 
     def forget_proof(self, name: str) -> None:
         """Record that what is awake after this has to be proved, whoever wakes it."""
-        proof = records.models(self.stack_dir, PROOF).get(name)
+        proof = state_files.models(self.stack_dir, state_files.PROOF).get(name)
         if isinstance(proof, dict) and proof.get("at") is not None:
             self.note_proof(name, str(proof.get("start") or ""), None)
 

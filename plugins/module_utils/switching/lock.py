@@ -19,7 +19,7 @@ import threading
 import time
 import typing
 
-from . import devices, records
+from . import devices, state_files
 from .errors import LockLost, LockTimeout, SwitchingError
 from .inventory import Gpu, gpu_text
 from .plan import WAKE
@@ -97,7 +97,7 @@ class _File:
                 raise
             return descriptor
         except OSError as error:
-            remedy = records.remedy(error)
+            remedy = state_files.remedy(error)
             if not self.private and error.errno in (errno.EACCES, errno.EPERM, errno.ENOTDIR):
                 remedy += ", or set stack_dir (vllm_stack_dir in the playbooks)"
             raise SwitchingError(f"the lock {self.path} can't be opened ({error.strerror}): {remedy}") from None
@@ -312,7 +312,7 @@ class HostLock:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             raise SwitchingError(
-                f"the notes in the lock {self.path} can't be written ({error.strerror}): {records.remedy(error)}"
+                f"the notes in the lock {self.path} can't be written ({error.strerror}): {state_files.remedy(error)}"
             ) from None
 
 

@@ -12,10 +12,10 @@ import os
 import time
 import typing
 
-from . import canary, capacity, changes, desired_state, records
+from . import canary, capacity, changes, desired_state, state_files
 from .errors import ChangedSince, LifecycleError, NotProvisioned, SwitchFailed, SwitchingError
 from .executor import Executor
-from .host import PROOF, Host
+from .host import Host
 from .inventory import ESCALATION, Inventory, Model, Switching
 from .lifecycle import ComposeService, Lifecycle, for_model
 from .lock import HostLock
@@ -43,7 +43,6 @@ from .result import Result, States, Steps, describe, joined, results_of, step_re
 from .server import Server
 
 DEFAULT_STACK_DIR = "/opt/homegpt"
-_LAST_SWITCH = "last_switch"
 
 
 class Switcher:
@@ -113,7 +112,7 @@ class Switcher:
 
     def _hidden(self) -> list[str]:
         """What this user can't be told, because the records of switches are not his to read."""
-        path = records.path(self.stack_dir, _LAST_SWITCH)
+        path = state_files.path(self.stack_dir, state_files.LAST_SWITCH)
         hidden = ["whether a model's last wake was proved"] if self.lock.unreadable else []
         if os.path.exists(path) and not os.access(path, os.R_OK):
             hidden.append("what the last switch was")
@@ -125,7 +124,7 @@ class Switcher:
 
     def _last_switch(self) -> dict[str, typing.Any] | None:
         """What is recorded of the last switch that did something; None where nothing is, or something else."""
-        found = records.read(self.stack_dir, _LAST_SWITCH)
+        found = state_files.read(self.stack_dir, state_files.LAST_SWITCH)
         kinds: dict[str, typing.Any] = {
             "models": list,
             "state": str,
@@ -241,7 +240,7 @@ class Switcher:
         try:
             changes.note(self.stack_dir, change, done, desired_state.last_displaced(self.stack_dir))
         except OSError as error:
-            path = records.path(self.stack_dir, changes.NAME)
+            path = state_files.path(self.stack_dir, state_files.CHANGES)
             done[0].warnings.append(
                 f"{path} can't be written ({error.strerror}): this switch can't be undone by its name"
             )
@@ -390,20 +389,20 @@ class Switcher:
             else ", ".join(one.recovery for one in results if one.recovery),
         }
         try:
-            records.write(self.stack_dir, _LAST_SWITCH, end)
+            state_files.write(self.stack_dir, state_files.LAST_SWITCH, end)
         except OSError as error:
-            path = records.path(self.stack_dir, _LAST_SWITCH)
+            path = state_files.path(self.stack_dir, state_files.LAST_SWITCH)
             return [f"{path} can't be written ({error.strerror}): status tells of an earlier switch as the last one"]
         return []
 
     def _prove_records(self) -> None:
         """Raise SwitchingError where what is about to be done could not be recorded."""
         try:
-            records.prove(self.stack_dir, desired_state.NAME)
+            state_files.prove(self.stack_dir, state_files.DESIRED_STATE)
         except OSError as error:
             raise SwitchingError(
                 f"nothing was done, because a switch leaves records and {error.filename} can't be written "
-                f"({error.strerror}): {records.remedy(error)}"
+                f"({error.strerror}): {state_files.remedy(error)}"
             ) from None
 
     def _check_apart(self, models: typing.Sequence[Model]) -> None:
@@ -534,7 +533,7 @@ class Switcher:
         return Plan((*plan.stages, ((Step(VERIFY, model.id),),)), plan.warnings)
 
     def _is_proved(self, model: Model) -> bool:
-        proof = records.models(self.stack_dir, PROOF).get(model.id)
+        proof = state_files.models(self.stack_dir, state_files.PROOF).get(model.id)
         if not isinstance(proof, dict) or not isinstance(proof.get("at"), (int, float)):
             return False
         if not 0 <= self.now() - proof["at"] < self.settings.prove_interval_seconds:

@@ -7,7 +7,7 @@ import json
 import re
 
 import pytest
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching import lifecycle, records
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching import lifecycle, state_files
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors import SwitchFailed
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.table import status_lines
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.texts import brief
@@ -142,7 +142,7 @@ def test_a_failure_is_remembered_and_a_record_that_is_none_is_left_out(pair: Hos
         pair.switch("b")
     row = last(pair)[0]
     assert row[4] == "failed"
-    path = records.path(str(pair.stack_dir), "last_switch")
+    path = state_files.path(str(pair.stack_dir), "last_switch")
     for text in ("{", "[]", '{"models": 1}'):
         with open(path, "w", encoding="utf-8") as file:
             file.write(text)

@@ -1,7 +1,7 @@
 # -*- coding: utf-8 -*-
 # Copyright (c) HomeGPT
 # SPDX-License-Identifier: MIT
-"""The small JSON records that switches leave in the stack's folder; what one says is the business of who keeps it."""
+"""The small JSON files in which switches keep state, in the folder C(run) of the stack; all of them are named here."""
 
 from __future__ import annotations
 
@@ -13,7 +13,22 @@ import tempfile
 import threading
 import typing
 
-# No record takes as much.
+# Which models are to be active, sleeping or stopped after a boot, and which the last switch displaced. Its file has had
+# another name since 0.1.0.
+DESIRED_STATE = "wanted"
+# How the last switch ended.
+LAST_SWITCH = "last_switch"
+# The answer of each model when it was known good.
+CANARY = "canary"
+# Which start of each model was last proved right, and when.
+PROOF = "proof"
+# What each model frees when it sleeps, and whether the GPUs share the RAM.
+MEMORY = "memory"
+# What the switches of one named change have done, so that it can be undone.
+CHANGES = "changes"
+ALL = (DESIRED_STATE, LAST_SWITCH, CANARY, PROOF, MEMORY, CHANGES)
+
+# No file takes as much.
 _ROOM_BYTES = 65536
 
 _REMEDY = "run as a user who may write there"
@@ -25,17 +40,17 @@ _REMEDIES = {
     errno.EISDIR: "remove it",
 }
 
-# For who changes a part of a record: one process holds the host's lock, but its threads may be at it at once.
+# For who changes a part of a file: one process holds the host's lock, but its threads may be at it at once.
 changing = threading.Lock()
 
 
 def path(stack_dir: str, name: str) -> str:
-    """Where the record of this name is."""
+    """Where the state file of this name is."""
     return os.path.join(stack_dir, "run", name + ".json")
 
 
 def read(stack_dir: str, name: str) -> dict[str, typing.Any]:
-    """What a record says; nothing where there is none, or one that can't be read."""
+    """What a state file says; nothing where there is none, or one that can't be read."""
     with contextlib.suppress(OSError, ValueError), open(path(stack_dir, name), encoding="utf-8") as file:
         found = json.load(file)
         if isinstance(found, dict):
@@ -44,13 +59,13 @@ def read(stack_dir: str, name: str) -> dict[str, typing.Any]:
 
 
 def models(stack_dir: str, name: str) -> dict[str, typing.Any]:
-    """What a record says of each model."""
+    """What a state file says of each model."""
     found = read(stack_dir, name).get("models")
     return found if isinstance(found, dict) else {}
 
 
 def write(stack_dir: str, name: str, content: typing.Mapping[str, typing.Any]) -> None:
-    """Replace a record at once. Raises OSError when it can't be written; what it said before is then still there."""
+    """Replace a state file at once. Raises OSError when that fails; what it said before is then still there."""
     new = path(stack_dir, name) + ".new"
     os.makedirs(os.path.dirname(new), 0o755, exist_ok=True)
     with contextlib.suppress(FileNotFoundError):
@@ -72,7 +87,7 @@ def remedy(error: OSError) -> str:
 
 
 def prove(stack_dir: str, name: str) -> None:
-    """See that a record can be written, and others beside it, before anything is done that they would have to tell of.
+    """Check that state files can be written, before anything is done that they would have to tell of.
 
     Raises OSError where the disk is full or it can't be replaced.
     """

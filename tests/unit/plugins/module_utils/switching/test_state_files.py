@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,12 +14,14 @@ from typing import Any
 
 import pytest
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching import __main__ as program
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching import records
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching import state_files
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors import SwitchFailed, SwitchingError
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.executor import Executor
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.lock import HostLock
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.plan import WAKE
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.result import Result
+
+from tests.part import ROOT
 
 from .conftest import Host, Processes
 
@@ -89,7 +92,7 @@ def test_a_disk_that_takes_no_record_is_known_before_anything_is_touched(
 
 
 def test_room_is_written_to_and_given_back(tmp_path: Path) -> None:
-    records.prove(str(tmp_path), "wanted")
+    state_files.prove(str(tmp_path), "wanted")
     assert list((tmp_path / "run").iterdir()) == []
 
 
@@ -133,12 +136,12 @@ def test_a_failed_switch_that_cannot_be_recorded_still_says_why_it_failed(
     pair.settings["escalation"] = ["roll_back"]
     pair.up(a="active", b=1)
     pair.fault("b", "/wake_up", "status_500", times=0)
-    write = records.write
+    write = state_files.write
 
     def full(stack_dir: str, name: str, content: Any) -> None:
         (no_room if name == "last_switch" else write)(stack_dir, name, content)
 
-    monkeypatch.setattr(records, "write", full)
+    monkeypatch.setattr(state_files, "write", full)
     with pytest.raises(SwitchFailed, match="b could not be made active: POST /wake_up: answered 500") as caught:
         pair.switch("b")
     result = caught.value.result
@@ -178,12 +181,12 @@ def test_a_server_whose_pid_file_cannot_be_written_is_never_awake_beside_the_one
 def test_a_record_that_cannot_be_written_leaves_nothing_beside_the_one_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    records.write(str(tmp_path), "wanted", {"models": {}})
+    state_files.write(str(tmp_path), "wanted", {"models": {}})
     monkeypatch.setattr(json, "dump", no_room)
     with pytest.raises(OSError, match="No space left"):
-        records.write(str(tmp_path), "wanted", {"models": {"a": "active"}})
+        state_files.write(str(tmp_path), "wanted", {"models": {"a": "active"}})
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["wanted.json"]
-    assert records.read(str(tmp_path), "wanted") == {"models": {}}
+    assert state_files.read(str(tmp_path), "wanted") == {"models": {}}
 
 
 @pytest.mark.parametrize("kind", ["reserved", "written in part"])
@@ -208,3 +211,8 @@ def test_notes_that_there_is_no_room_for_leave_those_before(
     other = HostLock(str(tmp_path))
     other.peek()
     assert "b" in other.doubtful
+
+
+def test_teardown_removes_every_state_file() -> None:
+    removal = (ROOT / "roles" / "compose_stack" / "tasks" / "teardown.yml").read_text(encoding="utf-8")
+    assert set(re.findall(r"'run/(\w+)\.json'", removal)) == set(state_files.ALL)
