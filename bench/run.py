@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / ".build"))
 
 import requests
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching.connection import Answer, Connection
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.http_connection import Answer, Connection
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import parse
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.switch import Switcher
 

@@ -54,7 +54,7 @@ MUTANTS = (
     # ---- time ----
     Mutant(
         "time/answer-without-end",
-        "connection.py",
+        "http_connection.py",
         "left = self.until - time.monotonic()",
         "left = 30.0",
         "an answer that drips is waited for, byte by byte, for ever",
@@ -62,7 +62,7 @@ MUTANTS = (
     ),
     Mutant(
         "time/stale-connection",
-        "connection.py",
+        "http_connection.py",
         "if self._socket is not None and not self.tls and not self._has_news():",
         "if self._socket is not None:",
         "a connection that the server has closed meanwhile is used again",

@@ -16,8 +16,8 @@ import time
 import typing
 from json import dumps
 
-from .connection import Answer, BrokenOff, Connection, Late, NoConnection, NotHttp
 from .errors import BadAnswer, DevModeOff, NoSuchAnswer, Refused, ServerError, Unreachable, Unresponsive
+from .http_connection import Answer, BrokenOff, Connection, Late, NoConnection, NotHttp
 from .inventory import Model, Request, Switching
 from .kinds import HELLO, KINDS, POSSIBLE, TEXT, Told
 from .plan import ACTIVE, ERROR, LOADING, SLEEPING, STOPPED, Observation
