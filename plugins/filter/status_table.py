@@ -33,7 +33,7 @@ _value:
   elements: str
 """
 
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching.table import status_lines
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.tables import status_lines
 
 
 class FilterModule:

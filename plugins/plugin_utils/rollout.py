@@ -10,7 +10,7 @@ import re
 import typing
 
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors import SwitchingError
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching.table import lines
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.tables import lines
 
 ROLL_BACK, KEEP = "roll_back", "keep"
 

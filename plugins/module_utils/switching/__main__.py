@@ -23,7 +23,7 @@ from .masking import Mask, secrets_of
 from .plan import ACTIVE, SLEEPING, STOPPED
 from .result import Result, describe, say_step
 from .switch import Switcher
-from .table import status_lines
+from .tables import status_lines
 
 
 def main(argv: typing.Sequence[str] | None = None) -> int:

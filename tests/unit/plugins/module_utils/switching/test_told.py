@@ -9,7 +9,7 @@ import re
 import pytest
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching import lifecycle, state_files
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors import SwitchFailed
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching.table import status_lines
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.tables import status_lines
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.texts import brief
 
 from tests.unit.plugins.module_utils.switching.conftest import Host
