@@ -11,7 +11,7 @@ from ansible.module_utils.basic import AnsibleModule
 
 from .switching.errors import InventoryError, SwitchFailed, SwitchingError
 from .switching.inventory import Inventory, parse
-from .switching.masking import secrets_of
+from .switching.redaction import secrets_of
 from .switching.switch import DEFAULT_STACK_DIR, Switcher
 
 COMMON_ARGUMENTS: dict[str, dict[str, typing.Any]] = {

@@ -15,7 +15,7 @@ import re
 import shlex
 import typing
 
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching import inventory, masking, options
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching import inventory, options, redaction
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors import InventoryError
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.texts import map_text
 from ansible_collections.homegpt.vllm.plugins.plugin_utils import compose_variables, launch, serve_line, weights
@@ -516,7 +516,7 @@ class Builder:
         try:
             inventory.parse(self.models, switching)
         except InventoryError as error:
-            mask = masking.Mask(masking.secrets_of(self.models, switching))
+            mask = redaction.Mask(redaction.secrets_of(self.models, switching))
             mistakes = []
             for mistake in error.mistakes:
                 text = re.sub(
@@ -600,7 +600,7 @@ def environment(
 
 def _may_be_kept(entrypoint: list[str]) -> bool:
     """Whether an inventory can have it: one without secrets, which a compose file would show to all."""
-    if unknown(entrypoint) or masking.secrets_in_shell(entrypoint):
+    if unknown(entrypoint) or redaction.secrets_in_shell(entrypoint):
         return False
     try:
         inventory.parse([{"id": "a", "model": "a", "host_port": 1, "entrypoint": entrypoint}])
@@ -629,7 +629,7 @@ def readable(text: str) -> str:
 
 def quoted(text: str) -> str:
     """A part of the source for a note: on one line, not too long, and without values that may be secret."""
-    text = masking.Mask(masking.secrets_of(text))(text)
+    text = redaction.Mask(redaction.secrets_of(text))(text)
     text = re.sub(r"""\b([A-Za-z_]\w*)=("[^"]*"|'[^']*'|[^\s;|&)]+)""", r"\1=...", text)
     text = " ".join(text.split())
     return text if len(text) <= 400 else text[:397] + "..."

@@ -10,7 +10,7 @@ import difflib
 import re
 import typing
 
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching import masking
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching import redaction
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors import InventoryError, SwitchingError
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import (
     Inventory,
@@ -336,7 +336,7 @@ def _own(playbook: str, host: Host, inventory: Inventory) -> typing.Iterator[str
                 "open_webui_container_name"
             )
         yield from _foreign(model, host.values)
-        if masking.secrets_in_shell(model.entrypoint):
+        if redaction.secrets_in_shell(model.entrypoint):
             yield (
                 f"{model.id}: entrypoint has a secret in its words, and everybody may read the compose file: put it "
                 "into the model's env, or into vllm_hf_token, and name the variable"

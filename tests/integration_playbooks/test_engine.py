@@ -50,9 +50,13 @@ def test_a_copy_is_made_kept_and_mended(ansible_playbook: str, tmp_path: Path) -
 
     (copy / "plan.py").write_text("other")
     (copy / "gone.py").write_text("")
-    (copy / "table.py").chmod(0o600)
+    (copy / "tables.py").chmod(0o600)
     for result in (run("--check"), run()):
-        assert (result["changed"], result["written"], result["removed"]) == (True, ["plan.py", "table.py"], ["gone.py"])
+        assert (result["changed"], result["written"], result["removed"]) == (
+            True,
+            ["plan.py", "tables.py"],
+            ["gone.py"],
+        )
     assert texts(copy) == texts(ENGINE)
     assert not run()["changed"]
 

@@ -19,8 +19,8 @@ from . import capacity
 from .desired_state import recorded
 from .errors import InventoryError, SwitchFailed, SwitchingError, UnknownModel
 from .inventory import Inventory, parse
-from .masking import Mask, secrets_of
 from .plan import ACTIVE, SLEEPING, STOPPED
+from .redaction import Mask, secrets_of
 from .result import Result, describe, say_step
 from .switch import Switcher
 from .tables import status_lines

@@ -22,7 +22,7 @@ from . import state_files
 from .errors import WrongAnswer
 from .inventory import Model, is_secret_name
 from .kinds import TEXT, Told
-from .masking import Mask, secrets_of
+from .redaction import Mask, secrets_of
 from .server import Server
 from .texts import map_text
 

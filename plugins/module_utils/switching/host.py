@@ -15,7 +15,6 @@ from . import capacity, state_files
 from .inventory import Inventory, Model, Switching
 from .lifecycle import Lifecycle
 from .lock import HostLock
-from .masking import Mask, secrets_of
 from .plan import (
     ACTIVE,
     DISABLED,
@@ -29,6 +28,7 @@ from .plan import (
     WAKE,
     Observation,
 )  # fmt: skip
+from .redaction import Mask, secrets_of
 from .server import Server
 
 T = typing.TypeVar("T")

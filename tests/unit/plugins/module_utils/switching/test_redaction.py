@@ -12,7 +12,7 @@ from ansible_collections.homegpt.vllm.plugins.module_utils.switching import cana
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.__main__ import main
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors import SwitchFailed
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import parse
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching.masking import Mask, secrets_of
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.redaction import Mask, secrets_of
 
 from tests.unit.plugins.module_utils.switching.conftest import Host
 
