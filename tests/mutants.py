@@ -101,7 +101,7 @@ MUTANTS = (
     ),
     Mutant(
         "time/clock-set-back",
-        "switch.py",
+        "transition.py",
         "if 0 < seconds <= least]",
         "if 0 < seconds]",
         "min_active_seconds is waited for for years where the clock was set back",
@@ -109,7 +109,7 @@ MUTANTS = (
     ),
     Mutant(
         "time/not-looked-again",
-        "switch.py",
+        "transition.py",
         "if self._let_stay(model, before, plan, executor):",
         "if self._let_stay(model, before, plan, executor) and False:",
         "after a wait for min_active_seconds the plan is still that of before",
@@ -487,7 +487,7 @@ MUTANTS = (
     ),
     Mutant(
         "others/interrupt-leaves-it",
-        "switch.py",
+        "transition.py",
         "            recovery.roll_back(model, desired, before, error)\n            raise",
         "            raise",
         "after Ctrl-C nothing is put back",
@@ -520,7 +520,7 @@ MUTANTS = (
     ),
     Mutant(
         "time/silent-not-waited-for",
-        "switch.py",
+        "transition.py",
         "while set(self._silent(before, plan)) - waited:",
         "while False:",
         "a server that is slow is not waited for before it is stopped",
@@ -566,14 +566,14 @@ MUTANTS = (
     ),
     Mutant(
         "awake/end-not-looked-at",
-        "switch.py",
+        "transition.py",
         "if desired == ACTIVE and any(after[name].state == ACTIVE for name in rivals):",
         "if False:",
         "who was woken meanwhile stays awake beside the one that was asked for",
     ),
     Mutant(
         "right/never-proved-again",
-        "switch.py",
+        "transition.py",
         "if not stays or not model.ready_completion or self._is_proved(model):",
         "if True:",
         "a model that is active already is promised to be right, and nothing is asked",

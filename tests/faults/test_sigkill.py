@@ -26,11 +26,11 @@ from tests.part import draw, fewer, leave_out, quick, seed
 KILLED = """
 import os, signal, sys
 from switching import __main__ as main
-from switching import switch
+from switching import transition
 
 number, when = int(sys.argv[1]), sys.argv[2]
 
-class Executor(switch.Executor):
+class Executor(transition.Executor):
     count = 0
 
     def run(self, *args, **kwargs):
@@ -44,7 +44,7 @@ class Executor(switch.Executor):
             if here and when == "after":
                 os.kill(os.getpid(), signal.SIGKILL)
 
-switch.Executor = Executor
+transition.Executor = Executor
 sys.exit(main.main(sys.argv[3:]))
 """
 # With the number of steps that each takes, and the faults that make it so.

@@ -1,46 +1,25 @@
 # -*- coding: utf-8 -*-
 # Copyright (c) HomeGPT
 # SPDX-License-Identifier: MIT
-"""The switch: lock the host, observe its servers, plan, do it, prove the result, or roll back."""
+"""What a host can be asked for: a switch, a roll back, to undo a change, a restore; under its lock, and recorded."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
-import os
 import time
 import typing
 
-from . import canary, capacity, changes, desired_state, state_files
-from .errors import ChangedSince, LifecycleError, NotProvisioned, SwitchFailed, SwitchingError
-from .executor import Executor
+from . import canary, capacity, changes, desired_state, state_files, status
+from .errors import ChangedSince, NotProvisioned, SwitchFailed, SwitchingError
 from .host import Host
-from .inventory import ESCALATION, Inventory, Model, Switching
-from .lifecycle import ComposeService, Lifecycle, for_model
+from .inventory import Inventory, Model, Switching
+from .lifecycle import Lifecycle, for_model
 from .lock import HostLock
-from .plan import (
-    ACTIVE,
-    DISABLED,
-    LOADING,
-    RECORD,
-    SLEEP,
-    SLEEPING,
-    START,
-    STOP,
-    STOPPED,
-    VERIFY,
-    WAIT,
-    WAKE,
-    Observation,
-    Plan,
-    Step,
-    make_plan,
-    predict,
-)  # fmt: skip
-from .recovery import Recovery
-from .result import Result, States, Steps, describe, joined, results_of, step_record, summary, together
+from .plan import ACTIVE, SLEEPING, STOPPED, Observation
+from .result import Result, States, describe, joined, results_of, together
 from .server import Server
+from .transition import Transition
 
 DEFAULT_STACK_DIR = "/opt/homegpt"
 
@@ -61,7 +40,6 @@ class Switcher:
         server: typing.Callable[[Model, Switching], Server] = Server,
         lifecycle: typing.Callable[[Model, str, Switching], Lifecycle] = for_model,
         lock: HostLock | None = None,
-        reserved_gb: float = 0.0,
     ) -> None:
         self.inventory = inventory
         self.settings = inventory.switching
@@ -73,10 +51,9 @@ class Switcher:
         self.mem_available_gb = mem_available_gb
         self.make_server, self.make_lifecycle = server, lifecycle
         self.lock = lock or HostLock(stack_dir)
-        self.reserved_gb = reserved_gb
-        self.host = Host(inventory, stack_dir, self.lock, clock, sleep, server, lifecycle)
-        # What a check takes models to be whatever is observed: what the steps foreseen so far make of them.
-        self.foreseen: dict[str, Observation] = {}
+        self.host = self._host(inventory)
+        # What a check takes models to be whatever is observed: what the steps predicted so far make of them.
+        self.predicted: dict[str, Observation] = {}
 
     def __enter__(self) -> Switcher:
         return self
@@ -84,58 +61,12 @@ class Switcher:
     def __exit__(self, *_exception: object) -> None:
         self.host.close()
 
+    def _host(self, inventory: Inventory) -> Host:
+        return Host(inventory, self.stack_dir, self.lock, self.clock, self.sleep, self.make_server, self.make_lifecycle)
+
     def report(self) -> dict[str, typing.Any]:
         """What every model is and how many requests it has, as plain data. Changes nothing, and never fails."""
-        self.lock.peek()
-        seen, gpu_memory_gb = self.host.report()
-        for model in self.inventory.enabled:
-            if seen[model.id].state == STOPPED and self._missing(model):
-                problem = f"{self._missing(model)} does not exist: run homegpt.vllm.site first"
-                seen[model.id] = dataclasses.replace(seen[model.id], problem=problem)
-        return {
-            "active_models": [name for name, state in seen.items() if state.state == ACTIVE],
-            "last_switch": self._last_switch(),
-            "warnings": self._hidden(),
-            "models": {
-                m.id: {
-                    **summary(seen[m.id]),
-                    "name": m.name,
-                    "host_port": m.host_port,
-                    "startup_mode": m.startup_mode,
-                    "running": seen[m.id].running,
-                    "waiting": seen[m.id].waiting,
-                    "gpu_memory_gb": gpu_memory_gb.get(m.id),
-                }
-                for m in self.inventory.models
-            },
-        }
-
-    def _hidden(self) -> list[str]:
-        """What this user can't be told, because the records of switches are not his to read."""
-        path = state_files.path(self.stack_dir, state_files.LAST_SWITCH)
-        hidden = ["whether a model's last wake was proved"] if self.lock.unreadable else []
-        if os.path.exists(path) and not os.access(path, os.R_OK):
-            hidden.append("what the last switch was")
-        if not hidden:
-            return []
-        return [
-            f"it is not known {' and '.join(hidden)}: {os.path.dirname(path)} is not this user's; run as root (sudo)"
-        ]
-
-    def _last_switch(self) -> dict[str, typing.Any] | None:
-        """What is recorded of the last switch that did something; None where nothing is, or something else."""
-        found = state_files.read(self.stack_dir, state_files.LAST_SWITCH)
-        kinds: dict[str, typing.Any] = {
-            "models": list,
-            "state": str,
-            "ended": (int, float),
-            "seconds": (int, float),
-            "result": str,
-            "reason": str,
-        }
-        if not all(isinstance(found.get(key), kind) for key, kind in kinds.items()):
-            return None
-        return {**{key: found[key] for key in kinds}, "rung": found.get("rung")}
+        return status.report(self.host)
 
     def switch(
         self,
@@ -183,7 +114,7 @@ class Switcher:
                 last = [error.result] if isinstance(error, SwitchFailed) else []
                 raise SwitchFailed(str(error), joined([*done, *last])) from error
             if check:
-                self.foreseen.update(done[-1].models)
+                self.predicted.update(done[-1].models)
         return dataclasses.replace(joined(done), elapsed_seconds=self.clock() - started)
 
     def _switch_all(
@@ -219,7 +150,7 @@ class Switcher:
             if not check:
                 outcomes = self._all_or_none(models, outcomes, started) if change else outcomes
                 self._note_change(change, outcomes)
-            lost = self._hidden() if check else self._record_end(models, desired, outcomes, started)
+            lost = status.unreadable(self.host) if check else self._record_end(models, desired, outcomes, started)
             if not check and not for_now and any(isinstance(outcome, Result) for outcome in outcomes):
                 goal = desired_state.read(self.inventory, self.stack_dir)
                 left: list[str] = []
@@ -281,7 +212,7 @@ class Switcher:
             for result in results_of(outcomes):
                 done.append(result)
                 if check:
-                    self.foreseen.update(result.models)
+                    self.predicted.update(result.models)
             errors = [one for one in outcomes if isinstance(one, SwitchingError)]
             if errors:
                 return done, errors[0]
@@ -351,18 +282,15 @@ class Switcher:
 
     def _check_provisioned(self, models: typing.Sequence[Model]) -> None:
         """Before the lock, whose folder would be all that this host has: can those be started that don't run?"""
-        lost = [m for m in models if self._missing(m)]
+        lost = [m for m in models if status.missing(self.host, m)]
         seen = self.host.observe(lost) if lost else {}
         for model in lost:
             if seen[model.id].state == STOPPED:
+                path = status.missing(self.host, model)
                 raise NotProvisioned(
-                    f"{model.id} does not run and can't be started, because {self._missing(model)} does not exist: run "
+                    f"{model.id} does not run and can't be started, because {path} does not exist: run "
                     "homegpt.vllm.site first, or correct vllm_stack_dir"
                 )
-
-    def _missing(self, model: Model) -> str:
-        lifecycle = self.host.lifecycles[model.id]
-        return lifecycle.missing() if isinstance(lifecycle, ComposeService) else ""
 
     def _record_end(
         self,
@@ -371,39 +299,8 @@ class Switcher:
         outcomes: typing.Sequence[Result | SwitchingError],
         started: float,
     ) -> list[str]:
-        """Record how a switch ended that did something, for whoever asks what the host is. What could not be done."""
-        errors = [outcome for outcome in outcomes if isinstance(outcome, SwitchingError)]
-        results = [one for one in results_of(outcomes) if one.steps]
-        if not results and not errors:
-            return []
-        rungs = [one.rung for one in results if one.rung]
-        end = {
-            "models": [m.id for m in models],
-            "state": desired,
-            "ended": round(self.now(), 3),
-            "seconds": round(self.clock() - started, 3),
-            "result": "failed" if errors else "done",
-            "rung": max(rungs, key=ESCALATION.index) if rungs else None,
-            "reason": str(errors[0]).split("\n", 1)[0]
-            if errors
-            else ", ".join(one.recovery for one in results if one.recovery),
-        }
-        try:
-            state_files.write(self.stack_dir, state_files.LAST_SWITCH, end)
-        except OSError as error:
-            path = state_files.path(self.stack_dir, state_files.LAST_SWITCH)
-            return [f"{path} can't be written ({error.strerror}): status tells of an earlier switch as the last one"]
-        return []
-
-    def _prove_records(self) -> None:
-        """Raise SwitchingError where what is about to be done could not be recorded."""
-        try:
-            state_files.prove(self.stack_dir, state_files.DESIRED_STATE)
-        except OSError as error:
-            raise SwitchingError(
-                f"nothing was done, because a switch leaves records and {error.filename} can't be written "
-                f"({error.strerror}): {state_files.remedy(error)}"
-            ) from None
+        seconds = self.clock() - started
+        return status.record_last_switch(self.stack_dir, models, desired, outcomes, self.now(), seconds)
 
     def _check_apart(self, models: typing.Sequence[Model]) -> None:
         if not models:
@@ -419,19 +316,22 @@ class Switcher:
         self, models: typing.Sequence[Model], desired: str, check: bool, started: float, record_canary: bool = False
     ) -> list[Result | SwitchingError]:
         """How it went with each of the models. The caller holds the lock, unless this is a C(check)."""
-        if len(models) == 1:
-            return [self._outcome(models[0], desired, check, started, record_canary)]
-        parts = [self._part(model) for model in models]
 
-        def work(item: tuple[Model, Switcher]) -> Result | SwitchingError:
-            model, part = item
-            with part:
-                return part._outcome(model, desired, check, started, record_canary)
+        def work(model: Model) -> Result | SwitchingError:
+            with contextlib.ExitStack() as stack:
+                transition = self._transition() if len(models) == 1 else self._part(model, stack)
+                try:
+                    return transition.run(model, desired, check, started, record_canary)
+                except SwitchingError as error:
+                    return error.masked(transition.host.mask)
 
-        return self.host.each(work, list(zip(models, parts)))
+        return self.host.each(work, models)
 
-    def _part(self, model: Model) -> Switcher:
-        """A switcher of those models alone that have a GPU to do with this one, with its share of the host's RAM."""
+    def _transition(self) -> Transition:
+        return Transition(self.host, self.settings, self.now, self.mem_available_gb, 0.0, self.predicted)
+
+    def _part(self, model: Model, stack: contextlib.ExitStack) -> Transition:
+        """One among those models alone that have a GPU to do with this one, with their share of the host's RAM."""
         group = self.inventory.group(model)
         share = sum(m.weights_gb or 1.0 for m in group) / sum(m.weights_gb or 1.0 for m in self.inventory.models)
 
@@ -439,210 +339,12 @@ class Switcher:
             free = self.mem_available_gb()
             return None if free is None else free * share
 
-        part = Switcher(
-            Inventory(group, self.settings),
-            self.stack_dir,
-            clock=self.clock,
-            sleep=self.sleep,
-            now=self.now,
-            mem_available_gb=mem_available_gb,
-            server=self.make_server,
-            lifecycle=self.make_lifecycle,
-            lock=self.lock,
-            reserved_gb=self.settings.available_ram_gb * (1 - share),
+        host = self._host(Inventory(group, self.settings))
+        stack.callback(host.close)
+        predicted = {m.id: self.predicted[m.id] for m in group if m.id in self.predicted}
+        return Transition(
+            host, self.settings, self.now, mem_available_gb, self.settings.available_ram_gb * (1 - share), predicted
         )
-        part.foreseen = {m.id: self.foreseen[m.id] for m in group if m.id in self.foreseen}
-        return part
-
-    def _outcome(
-        self, model: Model, desired: str, check: bool, started: float, record_canary: bool = False
-    ) -> Result | SwitchingError:
-        try:
-            return self._switch(model, desired, check, started, record_canary)
-        except SwitchingError as error:
-            return error.masked(self.host.mask)
-
-    def _switch(self, model: Model, desired: str, check: bool, started: float, record_canary: bool = False) -> Result:
-        """Switch under the lock, which was asked for when C(started)."""
-        hidden = [other for other in self.inventory.conflicting(model) if other.disabled]
-        before = {**self.host.observe((*self.inventory.enabled, *hidden)), **self.foreseen}
-        plan = self._plan_and_prove(before, model, desired)
-        last = Step(RECORD, model.id) if record_canary else None
-        if not check and (last or any(step.action != VERIFY for step in plan.steps)):
-            self._prove_records()
-        if check:
-            waits = [Step(WAIT, name) for name in self._silent(before, plan)]
-            waits += [Step(WAIT, name) for name, _left in self._stays(model, before, plan)]
-            steps = [step_record(step) for step in (*waits, *plan.steps, *([last] if last else []))]
-            return self._result(model, before, predict(before, plan), steps, list(plan.warnings), started)
-        executor = Executor(self.host, started, model.id if last else None)
-        begun = {name for name, one in self.lock.begun.items() if one.action == START}
-        executor.fresh.update(name for name, seen in before.items() if seen.state == LOADING or name in begun)
-        recovery = Recovery(executor, self._plan)
-        waited: set[str] = set()
-        while set(self._silent(before, plan)) - waited:
-            self._let_answer([name for name in self._silent(before, plan) if name not in waited], executor)
-            waited.update(self._silent(before, plan))
-            before = self.host.observe((*self.inventory.enabled, *hidden))
-            plan = self._plan_and_prove(before, model, desired)
-
-        def result(after: States) -> Result:
-            return self._result(model, before, after, executor.steps, executor.warnings, started)
-
-        try:
-            if self._let_stay(model, before, plan, executor):
-                before = self.host.observe((*self.inventory.enabled, *hidden))
-                plan = self._plan_and_prove(before, model, desired)
-            executor.warnings += plan.warnings
-            recovery.execute(plan)
-            after = _after(before, plan, executor.steps)
-            if after[model.id].state != predict(before, plan)[model.id].state:
-                failures = [s["failed"] for s in executor.steps if "failed" in s and s["model"] == model.id]
-                # Else it was loaded for it, and then known to be better stopped.
-                if failures or desired != SLEEPING or after[model.id].state != STOPPED:
-                    failed = (*failures, f"{model.id} did not become {desired}")[0]
-                    raise LifecycleError(f"{failed}, so it was stopped")
-            if last:
-                executor.run(last)
-            if plan.steps or last:
-                after = self._look_again((*self.inventory.enabled, *hidden), after, executor)
-                rivals = [m.id for m in self.inventory.conflicting(model) if not m.disabled]
-                if desired == ACTIVE and any(after[name].state == ACTIVE for name in rivals):
-                    # Once: whoever has woken one meanwhile may do so again.
-                    rest = self._plan(after, model, desired)
-                    recovery.execute(rest)
-                    foretold = _after(after, rest, executor.steps)
-                    after = self._look_again((*self.inventory.enabled, *hidden), foretold, executor)
-                self._check_end(model, desired, after, executor)
-        except SwitchingError as error:
-            after, message = recovery.roll_back(model, desired, before, error)
-            self._note_end(after, executor.steps, failed=True)
-            raise SwitchFailed(message, result(after)) from error
-        except (Exception, KeyboardInterrupt) as error:
-            recovery.roll_back(model, desired, before, error)
-            raise
-        self._note_end(after, executor.steps, failed=False)
-        return result(after)
-
-    def _plan_and_prove(self, seen: States, model: Model, desired: str) -> Plan:
-        """The plan; a model that is to stay active is proved where the last proof of its start is too old."""
-        plan = self._plan(seen, model, desired)
-        stays = desired == ACTIVE and not any(step.model == model.id for step in plan.steps)
-        if not stays or not model.ready_completion or self._is_proved(model):
-            return plan
-        return Plan((*plan.stages, ((Step(VERIFY, model.id),),)), plan.warnings)
-
-    def _is_proved(self, model: Model) -> bool:
-        proof = state_files.models(self.stack_dir, state_files.PROOF).get(model.id)
-        if not isinstance(proof, dict) or not isinstance(proof.get("at"), (int, float)):
-            return False
-        if not 0 <= self.now() - proof["at"] < self.settings.prove_interval_seconds:
-            return False
-        return self.host.was_proved(model)
-
-    def _note_proof(self, name: str, start: str | None, answered: bool) -> None:
-        """Write down which start was ready and, where it answered and is still awake, when: only that ages."""
-        if start is None:
-            start = self.host.lifecycles[name].start_id()
-        if start:
-            self.host.note_proof(name, start, round(self.now(), 3) if answered else None)
-
-    def _look_again(
-        self, models: typing.Sequence[Model], foretold: States, executor: Executor
-    ) -> dict[str, Observation]:
-        """What the models are at the end, whatever the steps have made of them."""
-        proved = sorted({step["model"] for step in executor.steps if step["action"] == VERIFY and "failed" not in step})
-        work: list[typing.Callable[[], dict[str, Observation] | None]] = [lambda: self.host.observe(models)]
-        for name in proved:
-            answered = foretold[name].state == ACTIVE and bool(self.host.models[name].ready_completion)
-            start = executor.starts.get(name)
-            # To ask which start it is may cost a docker command. Of vLLM a 503 tells by itself what it means.
-            if answered or start is not None or self._may_listen_unready(name, foretold[name]):
-                work.append(functools.partial(self._note_proof, name, start, answered))
-        after = dict(self.host.each(lambda one: one(), work)[0] or {})
-        for name, seen in after.items():
-            told = foretold[name]
-            if seen.unknown and told.state == ACTIVE and name in proved:
-                executor.warnings.append(f"{name} was proved, and then gave no answer in time")
-                after[name] = told
-            elif seen.state == told.state == STOPPED:
-                after[name] = told
-            elif seen.state == told.state == SLEEPING and seen.level is None and not seen.doubtful:
-                after[name] = dataclasses.replace(seen, level=told.level)
-            elif seen.state == ACTIVE and told.state in (SLEEPING, STOPPED):
-                executor.warnings.append(
-                    f"{name} was active again, though this switch left it {told.state}: somebody woke it"
-                )
-        return after
-
-    def _may_listen_unready(self, name: str, foretold: Observation) -> bool:
-        """Whether a 503 of this server may mean later that it loads, unless it is known to have been ready."""
-        try:
-            return foretold.state in (ACTIVE, SLEEPING) and self.host.servers[name].may_be_loading()
-        except SwitchingError:
-            return False
-
-    def _check_end(self, model: Model, desired: str, after: States, executor: Executor) -> None:
-        """See that a model that was made active is."""
-        seen = after[model.id]
-        if desired != ACTIVE or seen.state == ACTIVE:
-            return
-
-        def act(_step: Step) -> None:
-            why = f" ({seen.problem})" if seen.problem else ""
-            raise LifecycleError(f"{model.id} was ready, but is {describe(seen)} at the end{why}")
-
-        executor.run(Step(VERIFY, model.id), act)
-
-    def _plan(self, seen: States, model: Model, desired: str) -> Plan:
-        shared = capacity.remembered_shared(self.stack_dir)
-        return make_plan(self.inventory, seen, model, desired, self.mem_available_gb(), self.reserved_gb, shared)
-
-    def _silent(self, before: States, plan: Plan) -> list[str]:
-        """Those whose state the plan depends on, and that gave no answer in time."""
-        return sorted({step.model for step in plan.steps if before[step.model].unknown})
-
-    def _let_answer(self, names: typing.Sequence[str], executor: Executor) -> None:
-        """Wait until they answer, no longer than a request, or a wake or sleep that was begun, may take."""
-        self.host.each(lambda name: executor.run(Step(WAIT, name), self._await_answer), names)
-
-    def _await_answer(self, step: Step) -> str:
-        begun = self.lock.begun.get(step.model)
-        moves = begun is not None and begun.action in (SLEEP, WAKE)
-        which = "request_timeout_seconds" if moves else "drain_timeout_seconds"
-        seconds: float = getattr(self.settings, which)
-        model = self.host.models[step.model]
-        if self.host.wait(lambda: not self.host.observe([model])[model.id].unknown, seconds):
-            return f"{model.id} did not answer at first"
-        return f"{model.id} did not answer for {seconds:g} s ({which})"
-
-    def _stays(self, model: Model, before: States, plan: Plan) -> list[tuple[str, float]]:
-        """Those that have to make room and have not been active for as long as they may, with the seconds left."""
-        least = self.settings.min_active_seconds
-        leaving = {step.model for step in plan.steps if step.action in (SLEEP, STOP)} - {model.id}
-        known = {name: self.lock.active_since[name] for name in leaving if name in self.lock.active_since}
-        left = {name: least - (self.now() - since) for name, since in known.items() if before[name].state == ACTIVE}
-        return [(name, seconds) for name, seconds in sorted(left.items()) if 0 < seconds <= least]
-
-    def _let_stay(self, model: Model, before: States, plan: Plan, executor: Executor) -> bool:
-        """Wait for those that may stay; whether that took time."""
-        started = self.now()
-        stays = self._stays(model, before, plan)
-        for name, left in stays:
-            executor.run(Step(WAIT, name), functools.partial(self._stay, left - (self.now() - started)))
-        return bool(stays)
-
-    def _stay(self, seconds: float, step: Step) -> str:
-        self.sleep(max(0.0, seconds))
-        return f"{step.model} stays active for {self.settings.min_active_seconds:g} s at least (min_active_seconds)"
-
-    def _note_end(self, after: States, steps: Steps, failed: bool) -> None:
-        touched = {step["model"] for step in steps if step["action"] != WAIT}
-        since: dict[str, float | None] = {}
-        for m in self.inventory.models:
-            known = self.lock.active_since.get(m.id) if m.id not in touched else None
-            since[m.id] = (known or self.now()) if after[m.id].state == ACTIVE else None
-        self.lock.note(since, self.now() if failed else 0.0)
 
     def restore(self) -> typing.Iterator[tuple[Model, str, Result | SwitchingError]]:
         """Bring the host back to what it is meant to be, as after a boot.
@@ -671,37 +373,6 @@ class Switcher:
                 for model, outcome in zip(models, outcomes):
                     yield model, desired, outcome
 
-    def _result(
-        self, model: Model, before: States, after: States, steps: Steps, warnings: list[str], started: float
-    ) -> Result:
-        group = [m for m in self.inventory.enabled if m.id == model.id or m.conflicts_with(model)]
-
-        def is_change(step: dict[str, typing.Any]) -> bool:
-            if step["action"] == VERIFY:
-                return bool(before[step["model"]].state != after[step["model"]].state)
-            return bool(step["action"] != WAIT)
-
-        # A disabled model may have been looked at, but it is not ours to report on. Requests come and go.
-        shown = [
-            {
-                m.id: Observation(DISABLED)
-                if m.disabled
-                else dataclasses.replace(states[m.id], running=None, waiting=None)
-                for m in self.inventory.models
-            }
-            for states in (before, after)
-        ]
-        return Result(
-            changed=any("failed" not in step and is_change(step) for step in steps),
-            warnings=[self.host.mask(warning) for warning in warnings],
-            # Where two are active it is the one that was asked for.
-            places=((model.id, *(m.id for m in group if m.id != model.id)),),
-            before=shown[0],
-            models=shown[1],
-            steps=steps,
-            elapsed_seconds=self.clock() - started,
-        )
-
     @contextlib.contextmanager
     def _lock(self, models: typing.Sequence[Model], purpose: str) -> typing.Iterator[None]:
         """Hold the host's lock and those of the GPUs concerned; let a host have its rest after a switch that failed."""
@@ -718,16 +389,3 @@ def _warn(outcomes: typing.Sequence[Result | SwitchingError], warnings: typing.S
     """Add what there is to warn of to the first of these that has a result."""
     for result in results_of(outcomes)[:1]:
         result.warnings.extend(warnings)
-
-
-def _after(before: States, plan: Plan, steps: Steps) -> dict[str, Observation]:
-    """What is left after a plan: every step confirmed its outcome, but one that failed may have been recovered."""
-    after = predict(before, plan)
-    for step in steps:
-        if step["action"] == STOP:
-            after[step["model"]] = Observation(STOPPED)
-        elif step["action"] == VERIFY:
-            after[step["model"]] = Observation(ACTIVE)
-        elif step["action"] == SLEEP and "failed" not in step:
-            after[step["model"]] = Observation(SLEEPING, level=step["level"])
-    return after

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import requests
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching import switch
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching import transition
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors import (
     Blocked,
     LockTimeout,
@@ -36,6 +36,7 @@ from ansible_collections.homegpt.vllm.plugins.module_utils.switching.plan import
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.result import Result
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.server import Server
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.switch import Switcher
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.transition import Transition
 
 from tests import serverlib
 
@@ -327,13 +328,13 @@ def test_who_is_woken_meanwhile_is_put_to_sleep_once_and_told_as_it_is(
 
 def test_who_dies_when_it_was_proved_is_not_told_active(pair: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     pair.up(a="active", b=1)
-    look_again = Switcher._look_again
+    look_again = Transition._look_again
 
-    def dies(self: Switcher, *arguments: Any) -> dict[str, Observation]:
+    def dies(self: Transition, *arguments: Any) -> dict[str, Observation]:
         self.host.lifecycles["b"].stop()
         return look_again(self, *arguments)
 
-    monkeypatch.setattr(Switcher, "_look_again", dies)
+    monkeypatch.setattr(Transition, "_look_again", dies)
     text, _result = failed(lambda: pair.switch("b"))
     assert text.startswith("b could not be made active: it was ready, but is stopped at the end")
     assert "\nFailed: verify b\na is active again\nThe host is left with: a active, b stopped\nWhat to do: " in text
@@ -1048,7 +1049,7 @@ def test_after_an_error_of_the_engine_itself_the_previous_model_is_restored(
         executors.append(Executor(*arguments))
         return executors[-1]
 
-    monkeypatch.setattr(switch, "Executor", noted)
+    monkeypatch.setattr(transition, "Executor", noted)
     with pytest.raises(error, match="a mistake in the program"), pair.switcher() as switcher:
         switcher.switch("b")
     assert [f"{step['action']} {step['model']}" for step in executors[0].steps] == [

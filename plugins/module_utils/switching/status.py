@@ -1,0 +1,112 @@
+# -*- coding: utf-8 -*-
+# Copyright (c) HomeGPT
+# SPDX-License-Identifier: MIT
+"""What a host tells whoever asks: its models and their requests, and how the last switch ended."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import typing
+
+from . import state_files
+from .errors import SwitchingError
+from .host import Host
+from .inventory import ESCALATION, Model
+from .lifecycle import ComposeService
+from .plan import ACTIVE, STOPPED
+from .result import Result, results_of, summary
+
+_LAST_SWITCH_KEYS: dict[str, typing.Any] = {
+    "models": list,
+    "state": str,
+    "ended": (int, float),
+    "seconds": (int, float),
+    "result": str,
+    "reason": str,
+}
+
+
+def report(host: Host) -> dict[str, typing.Any]:
+    """What every model is and how many requests it has, as plain data. Changes nothing, and never fails."""
+    host.lock.peek()
+    seen, gpu_memory_gb = host.report()
+    for model in host.inventory.enabled:
+        if seen[model.id].state == STOPPED and missing(host, model):
+            problem = f"{missing(host, model)} does not exist: run homegpt.vllm.site first"
+            seen[model.id] = dataclasses.replace(seen[model.id], problem=problem)
+    return {
+        "active_models": [name for name, state in seen.items() if state.state == ACTIVE],
+        "last_switch": read_last_switch(host.stack_dir),
+        "warnings": unreadable(host),
+        "models": {
+            m.id: {
+                **summary(seen[m.id]),
+                "name": m.name,
+                "host_port": m.host_port,
+                "startup_mode": m.startup_mode,
+                "running": seen[m.id].running,
+                "waiting": seen[m.id].waiting,
+                "gpu_memory_gb": gpu_memory_gb.get(m.id),
+            }
+            for m in host.inventory.models
+        },
+    }
+
+
+def missing(host: Host, model: Model) -> str:
+    """The compose file without which the model's server can't be started; empty where it is there or none is needed."""
+    lifecycle = host.lifecycles[model.id]
+    return lifecycle.missing() if isinstance(lifecycle, ComposeService) else ""
+
+
+def unreadable(host: Host) -> list[str]:
+    """What this user can't be told, because he may not read the state files."""
+    path = state_files.path(host.stack_dir, state_files.LAST_SWITCH)
+    hidden = ["whether a model's last wake was proved"] if host.lock.unreadable else []
+    if os.path.exists(path) and not os.access(path, os.R_OK):
+        hidden.append("what the last switch was")
+    if not hidden:
+        return []
+    return [f"it is not known {' and '.join(hidden)}: {os.path.dirname(path)} is not this user's; run as root (sudo)"]
+
+
+def read_last_switch(stack_dir: str) -> dict[str, typing.Any] | None:
+    """How the last switch ended that did something; None where nothing is recorded, or something else."""
+    found = state_files.read(stack_dir, state_files.LAST_SWITCH)
+    if not all(isinstance(found.get(key), kind) for key, kind in _LAST_SWITCH_KEYS.items()):
+        return None
+    return {**{key: found[key] for key in _LAST_SWITCH_KEYS}, "rung": found.get("rung")}
+
+
+def record_last_switch(
+    stack_dir: str,
+    models: typing.Sequence[Model],
+    desired: str,
+    outcomes: typing.Sequence[Result | SwitchingError],
+    ended: float,
+    seconds: float,
+) -> list[str]:
+    """Record how a switch ended that did something; C(ended) is in seconds since 1970. Returns what to warn of."""
+    errors = [outcome for outcome in outcomes if isinstance(outcome, SwitchingError)]
+    results = [one for one in results_of(outcomes) if one.steps]
+    if not results and not errors:
+        return []
+    rungs = [one.rung for one in results if one.rung]
+    end = {
+        "models": [m.id for m in models],
+        "state": desired,
+        "ended": round(ended, 3),
+        "seconds": round(seconds, 3),
+        "result": "failed" if errors else "done",
+        "rung": max(rungs, key=ESCALATION.index) if rungs else None,
+        "reason": str(errors[0]).split("\n", 1)[0]
+        if errors
+        else ", ".join(one.recovery for one in results if one.recovery),
+    }
+    try:
+        state_files.write(stack_dir, state_files.LAST_SWITCH, end)
+    except OSError as error:
+        path = state_files.path(stack_dir, state_files.LAST_SWITCH)
+        return [f"{path} can't be written ({error.strerror}): status tells of an earlier switch as the last one"]
+    return []
