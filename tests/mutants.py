@@ -108,6 +108,22 @@ MUTANTS = (
         ("switch",),
     ),
     Mutant(
+        "awake/unread-level",
+        "server.py",
+        'elif asleep and metrics["unread"] and able.modes:',
+        "elif False:",
+        "a server that is only paused counts as asleep where its metrics can't be read",
+        ("server", "switch"),
+    ),
+    Mutant(
+        "time/last-call-of-a-look",
+        "server.py",
+        "            if not last:\n                raise  # it may be gone since the call before",
+        "            pass",
+        "a server that is gone by the last call of a look counts as active",
+        ("server",),
+    ),
+    Mutant(
         "time/not-looked-again",
         "transition.py",
         "if self._let_stay(model, before, plan, executor):",

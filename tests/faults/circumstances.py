@@ -266,6 +266,17 @@ def _by_hand() -> Iterator[Cell]:
         before=(posts("a", "/sleep?level=0&mode=wait"),),
         ends=(A,),
     )
+    for fault in ("html", "odd_numbers", "status_500"):
+        for times, when in ((1, ONCE), (0, EVER)):
+            yield Cell(
+                step,
+                f"pauses a, {fault}",
+                when,
+                "somebody has paused a, whose metrics can't be read",
+                orders={"a": [{"path": "/metrics", "fault": fault, "times": times}]},
+                before=(posts("a", "/sleep?level=0&mode=wait"),),
+                ends=(B,),
+            )
     for what, act in (
         ("wakes a", several(frees("b"), posts("a", "/wake_up"))),
         ("puts b to sleep", posts("b", "/sleep?level=1")),

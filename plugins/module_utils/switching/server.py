@@ -29,6 +29,8 @@ _GAUGES = {
 }
 _GAUGE_LINE = re.compile(r"^(vllm:[a-z_]+)(?:\{([^}]*)\})? (\S+)$", re.MULTILINE)
 _SLEEP_LABEL = re.compile(r'sleep_state="([a-z_]+)"')
+# Whatever serves Prometheus metrics says of each what it is.
+_METRICS_COMMENT = re.compile(r"^# (?:HELP|TYPE) ", re.MULTILINE)
 
 # The order that brings a server back from level 2: a bare wake_up leaves the weights as garbage (vLLM issues 16564,
 # 29341). It is right from level 1 and after a partial wake too, only slower, so it also serves an unknown level.
@@ -84,7 +86,7 @@ class Server:
                 raise
             except ServerError:
                 # Once more: it may only be busy, or about to die, or have been misled once.
-                return self._look(count_requests)
+                return self._look(count_requests, last=True)
         except Unreachable:
             self._version = self._kind = ""  # whoever listens there next may be of another
             return Observation(STOPPED)
@@ -96,7 +98,7 @@ class Server:
             unknown = isinstance(error, Unresponsive)
             return Observation(ERROR, problem=str(error), unknown=unknown, process=known, remedy=error.remedy)
 
-    def _look(self, count_requests: bool) -> Observation:
+    def _look(self, count_requests: bool, last: bool = False) -> Observation:
         if not self.is_healthy():
             if self.may_be_loading():
                 return Observation(LOADING, problem=f"{self.model.id} is not ready (/health answers 503)")
@@ -106,10 +108,16 @@ class Server:
         metrics = self._metrics() if asleep or count_requests else {}
         level = metrics.get("level") if asleep else None
         able, no_level_2, doubt = Abilities(), "", ""
-        with contextlib.suppress(Unresponsive):  # one call that is lost: it is asked again when it matters
+        try:
             able, no_level_2 = self.abilities(), self.no_level_2()
+        except Unresponsive:
+            if not last:
+                raise  # it may be gone since the call before
         if asleep and metrics["at_odds"]:
             doubt = "its engines do not sleep at one level"
+        elif asleep and metrics["unread"] and able.modes:
+            # It may only be paused, and have all its memory.
+            doubt = "/metrics can't be read, which tells whether it is only paused"
         elif level == 0 and not metrics["awake"] and able.level_0_sleeps:
             level = None
         elif level == 0 and metrics["awake"] and not able.tells_half:
@@ -356,14 +364,22 @@ class Server:
         """running, waiting and sleep level, each None where the server has no gauge for it.
 
         at_odds says that its engines do not sleep at one level, so that no level is known; awake that a sleep gauge
-        says so.
+        says so; unread that there may be gauges, but what was answered, twice, is none that can be read.
         """
+        found = self._read_metrics()
+        return self._read_metrics() if found["unread"] else found
+
+    def _read_metrics(self) -> dict[str, typing.Any]:
         found: dict[str, typing.Any] = dict.fromkeys(("running", "waiting", "level"))
-        found["at_odds"] = found["awake"] = False
+        found["at_odds"] = found["awake"] = found["unread"] = False
         try:
             text = self._call("GET", "/metrics").text
-        except (Refused, BadAnswer):
-            return found  # kept from us by something in between, say; nothing is known then, and nothing is wrong
+        except Refused as error:
+            found["unread"] = error.status >= 500  # else it is kept from us by something in between, or not there
+            return found
+        except BadAnswer:
+            found["unread"] = True
+            return found
         # One line of each gauge for each engine of the server.
         numbers: dict[str, list[float | None]] = {}
         engines: dict[str, dict[str, float | None]] = {}
@@ -390,6 +406,7 @@ class Server:
         ]
         if levels and len(levels) == len(engines) and len(set(levels)) == 1:
             found["level"] = levels[0]
+        found["unread"] = len(levels) < len(engines) or not (numbers or engines or _METRICS_COMMENT.search(text))
         found["at_odds"] = len(set(levels)) > 1
         found["awake"] = any(states.get("awake") for states in engines.values())
         return found

@@ -432,6 +432,41 @@ def test_one_connection_that_breaks_off_is_no_death(standin: serverlib.Server, s
     assert server.observe() == Observation(ACTIVE)
 
 
+def test_who_goes_deaf_at_the_last_call_of_a_look_is_looked_at_again(standin: serverlib.Server) -> None:
+    with server_for(standin.port) as server:
+        standin.fault("/version", "refuse", times=1)
+        assert server.observe() == Observation(ACTIVE)
+    with serverlib.start_standin("org/m", names=["m"]) as deaf, server_for(deaf.port) as server:
+        deaf.fault("/version", "deaf")
+        assert server.observe() == Observation(STOPPED)
+
+
+@pytest.mark.parametrize("fault", ["html", "odd_numbers", "empty_200", "wrong_json", "status_500"])
+def test_metrics_that_can_not_be_read_do_not_make_a_paused_server_one_that_sleeps(
+    standin: serverlib.Server, server: Server, fault: str
+) -> None:
+    standin.call("POST", "/sleep?level=0&mode=wait")
+    standin.fault("/metrics", fault, times=1)
+    assert server.observe().paused
+    standin.fault("/metrics", fault, times=0)
+    seen = server.observe()
+    assert (seen.state, seen.level, seen.doubtful, seen.asleep) == (SLEEPING, None, True, False)
+    assert seen.problem == "/metrics can't be read, which tells whether it is only paused"
+
+
+def test_before_servers_can_be_paused_so_the_metrics_do_not_matter(
+    old_standin: serverlib.Server,
+) -> None:
+    old_standin.call("POST", "/sleep?level=1")
+    old_standin.fault("/metrics", "html", times=0)
+    try:
+        with server_for(old_standin.port) as server:
+            assert server.observe() == Observation(SLEEPING)
+    finally:
+        old_standin.call("DELETE", "/standin/faults")
+        old_standin.call("POST", "/wake_up")
+
+
 def test_a_connection_that_is_reset_before_any_answer() -> None:
     def meet(connection: socket.socket) -> None:
         connection.recv(65536)

@@ -341,6 +341,15 @@ def test_who_dies_when_it_was_proved_is_not_told_active(pair: Host, monkeypatch:
     assert pair.states() == {"a": "active", "b": "stopped"}
 
 
+@pytest.mark.parametrize(("times", "end"), [(1, "sleeping"), (0, "stopped")])
+def test_who_is_paused_by_hand_makes_room_though_its_metrics_can_not_be_read(pair: Host, times: int, end: str) -> None:
+    pair.up(a="active", b=1)
+    pair.call("a", "POST", "/sleep?level=0&mode=wait")
+    pair.fault("a", "/metrics", "html", times=times)
+    pair.switch("b")
+    assert pair.states() == {"a": end, "b": "active"}
+
+
 def test_who_had_been_loaded_and_refuses_connections_is_not_waited_for(pair: Host) -> None:
     pair.up(a=1, b=1)
     pair.switch("b")
