@@ -109,7 +109,7 @@ def story(engine: None, ansible_playbook: str, tmp_path_factory: pytest.TempPath
 def test_check_mode_passes_on_a_bare_host_and_makes_nothing(story: Story) -> None:
     assert story.runs["bare site --check"].changed() > 0
     assert story.bare
-    # What the real run changed afterwards, the check had foretold.
+    # What the real run changed afterwards, the check had predicted.
     assert story.runs["bare site --check"].changed() == story.runs["site"].changed()
 
 
@@ -266,10 +266,10 @@ def test_teardown_leaves_caches_and_data_only(story: Story) -> None:
     chats.parent.mkdir(exist_ok=True)
     chats.write_text("chats")
 
-    foretold = story.play("teardown", "--check")
+    predicted = story.play("teardown", "--check")
     assert stack.states()[DEFAULT] == "awake"
     run = story.play("teardown")
-    assert 0 < run.changed() == foretold.changed()
+    assert 0 < run.changed() == predicted.changed()
     assert stack.containers() == []
     assert [name for name in docker("ps", "--all", "--format", "{{.Names}}").split() if name.startswith("vllm-")] == []
     assert stack.tag not in docker("network", "ls", "--format", "{{.Name}}").split()

@@ -116,10 +116,10 @@ def test_a_changed_flag_of_the_active_model_restarts_that_model_alone(
     (first,) = [model for model in stack.models if model["id"] == "first"]
     first["args"] = {"max_model_len": 1024}
     ansible = inventory_of(ansible, stack)
-    foretold = ansible.play("site", "--check", timeout=PLAY)
+    predicted = ansible.play("site", "--check", timeout=PLAY)
     assert stack.seen() == before
     run = ansible.play("site", timeout=PLAY)
-    assert run.changed() == foretold.changed()
+    assert run.changed() == predicted.changed()
     after = show("one flag of first changed", stack.seen())
     assert after["second"] == before["second"]
     assert after["first"].id != before["first"].id

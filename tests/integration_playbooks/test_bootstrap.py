@@ -86,7 +86,7 @@ def test_check_mode_starts_nothing(inventory: Inventory, tmp_path: Path) -> None
     host = Host(tmp_path, [launched("first", startup_mode="active"), launched("second")])
     run = inventory(host).play("bootstrap", "--check", "--diff")
     assert run.changed() == 2
-    # Each task is foretold from what is there now.
+    # Each task is predicted from what is there now.
     assert run.steps == ["start second", "verify second", "sleep second (level 1)", "start first", "verify first"]
     assert host.events() == []
     assert not host.stack.exists()

@@ -64,10 +64,10 @@ def notes(run: Run) -> list[str]:
 
 @pytest.mark.versions
 def test_homegpt(convert: Converter) -> None:
-    foretold = convert(*HOMEGPT, "--check", "--diff")
+    predicted = convert(*HOMEGPT, "--check", "--diff")
     assert not (convert.folder / "out").exists()
     run = convert(*HOMEGPT, "--diff")
-    assert run.changed("localhost") == foretold.changed("localhost") == 2
+    assert run.changed("localhost") == predicted.changed("localhost") == 2
     assert "+  - id: vision" in run.diff
     written = convert.folder / "out/models.yml"
     assert oct(written.stat().st_mode & 0o777) == "0o644"

@@ -53,9 +53,9 @@ def test_switch_and_again(ansible: Ansible, pair: Pair) -> None:
 @pytest.mark.versions
 def test_check_mode_tells_what_a_run_does(ansible: Ansible, pair: Pair) -> None:
     before = marks(pair)
-    foretold = ansible.play("switch", "-e", "model=b", "--check", "--diff")
-    assert foretold.changed() == 1
-    assert foretold.steps == STEPS_TO_B
+    predicted = ansible.play("switch", "-e", "model=b", "--check", "--diff")
+    assert predicted.changed() == 1
+    assert predicted.steps == STEPS_TO_B
     assert changes(pair, before) == []
     assert (is_sleeping(pair[0].port), is_sleeping(pair[1].port)) == (False, True)
 
@@ -63,7 +63,7 @@ def test_check_mode_tells_what_a_run_does(ansible: Ansible, pair: Pair) -> None:
     assert done.changed() == 1
     assert done.steps == STEPS_TO_B
     for line in ("-a: active", "-b: sleeping (level 1)", "+a: sleeping (level 1)", "+b: active"):
-        for run in (foretold, done):
+        for run in (predicted, done):
             assert f"\n{line}\n" in run.output
 
     settled = ansible.play("switch", "-e", "model=b", "--check", "--diff")

@@ -63,10 +63,10 @@ def no_docker(tmp_path: Path) -> dict[str, str]:
 def test_a_host_without_docker(host: Host, inventory: Inventory, tmp_path: Path, no_docker: dict[str, str]) -> None:
     ansible = inventory(host)
     before = files(host.stack)
-    foretold = ansible.play("teardown", "--check", *here(tmp_path), env=no_docker)
+    predicted = ansible.play("teardown", "--check", *here(tmp_path), env=no_docker)
     assert files(host.stack) == before
     run = ansible.play("teardown", *here(tmp_path), env=no_docker)
-    assert 0 < run.changed() == foretold.changed()
+    assert 0 < run.changed() == predicted.changed()
     assert files(host.stack) == {*DATA, "somebody's"}
     assert ansible.play("teardown", *here(tmp_path), env=no_docker).changed() == 0
 

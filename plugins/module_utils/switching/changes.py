@@ -35,7 +35,7 @@ def read(stack_dir: str, name: str) -> Change | None:
     return _all(stack_dir).get(name)
 
 
-def note(stack_dir: str, name: str, results: typing.Iterable[Result], displaced: list[str]) -> None:
+def record(stack_dir: str, name: str, results: typing.Iterable[Result], displaced: list[str]) -> None:
     """Record what a switch has done, under the change's name where it has one. Raises OSError."""
     known = saved = _all(stack_dir)
     for result in results:

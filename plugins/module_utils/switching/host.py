@@ -87,7 +87,7 @@ class Host:
         def look(model: Model) -> Observation:
             seen = self.servers[model.id].observe(count_requests)
             if seen.state in (ACTIVE, SLEEPING):
-                return self._with_notes(model, seen)
+                return self._with_journal(model, seen)
             process = self.lifecycles[model.id].process()
             running = process.running
             if seen.state == LOADING and running is False:
@@ -131,7 +131,7 @@ class Host:
         self.seen.update(seen)
         return {m.id: seen.get(m.id, Observation(DISABLED)) for m in self.inventory.models}
 
-    def _with_notes(self, model: Model, seen: Observation) -> Observation:
+    def _with_journal(self, model: Model, seen: Observation) -> Observation:
         """What a server that answers is, with what was begun on it and not proved."""
         begun = self.lock.begun.get(model.id)
         action = begun.action if begun else ""
@@ -152,7 +152,7 @@ class Host:
         start = proved.get("start") if isinstance(proved, dict) else None
         return bool(start) and start == self.lifecycles[model.id].start_id()
 
-    def note_proof(self, name: str, start: str, at: float | None) -> None:
+    def record_proof(self, name: str, start: str, at: float | None) -> None:
         """Record that this start of a model's server is proved; with None that it is to be proved once more."""
         with state_files.changing, contextlib.suppress(OSError):  # it is proved once more then
             known = state_files.models(self.stack_dir, state_files.PROOF)
@@ -164,7 +164,7 @@ class Host:
         """Record that what is awake after this has to be proved, whoever wakes it."""
         proof = state_files.models(self.stack_dir, state_files.PROOF).get(name)
         if isinstance(proof, dict) and proof.get("at") is not None:
-            self.note_proof(name, str(proof.get("start") or ""), None)
+            self.record_proof(name, str(proof.get("start") or ""), None)
 
     def report(self) -> tuple[dict[str, Observation], dict[str, float | None]]:
         """What all models are, with their requests, and the GPU memory that each one's server holds, in GB.

@@ -178,7 +178,7 @@ class HostLock:
         try:
             if not take() and not wait(take, seconds):
                 if taken:
-                    self.note({}, self.last_failed_at)  # it was no switch
+                    self.record_end({}, self.last_failed_at)  # it was no switch
                 what = "the host's lock" if left[0].what == own.what else f"the lock of {left[0].what}"
                 raise LockTimeout(
                     f"another switch holds {what} ({self._said(left[0])}), and did for {seconds:g} s "
@@ -267,7 +267,7 @@ class HostLock:
                 with contextlib.suppress(SwitchingError):  # too careful then
                     self._write()
 
-    def note(self, active_since: typing.Mapping[str, float | None], failed_at: float) -> None:
+    def record_end(self, active_since: typing.Mapping[str, float | None], failed_at: float) -> None:
         """Write down how a switch ended: since when models are active, if they are, and when it failed, 0 if not."""
         with self._writing:
             since = {**self.active_since, **active_since}
@@ -312,7 +312,7 @@ class HostLock:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             raise SwitchingError(
-                f"the notes in the lock {self.path} can't be written ({error.strerror}): {state_files.remedy(error)}"
+                f"the journal in the lock {self.path} can't be written ({error.strerror}): {state_files.remedy(error)}"
             ) from None
 
 

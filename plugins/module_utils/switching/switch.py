@@ -149,7 +149,7 @@ class Switcher:
             outcomes = self._side_by_side(models, desired, check, started, record_canary)
             if not check:
                 outcomes = self._all_or_none(models, outcomes, started) if change else outcomes
-                self._note_change(change, outcomes)
+                self._record_change(change, outcomes)
             lost = status.unreadable(self.host) if check else self._record_end(models, desired, outcomes, started)
             if not check and not for_now and any(isinstance(outcome, Result) for outcome in outcomes):
                 goal = desired_state.read(self.inventory, self.stack_dir)
@@ -165,11 +165,11 @@ class Switcher:
             _warn(outcomes, lost)
             return together(models, outcomes)
 
-    def _note_change(self, change: str, outcomes: typing.Sequence[Result | SwitchingError]) -> None:
+    def _record_change(self, change: str, outcomes: typing.Sequence[Result | SwitchingError]) -> None:
         """Record what has changed under the name of the change, or that what others have changed is not theirs now."""
         done = results_of(outcomes)
         try:
-            changes.note(self.stack_dir, change, done, desired_state.last_displaced(self.stack_dir))
+            changes.record(self.stack_dir, change, done, desired_state.last_displaced(self.stack_dir))
         except OSError as error:
             path = state_files.path(self.stack_dir, state_files.CHANGES)
             done[0].warnings.append(
@@ -247,7 +247,7 @@ class Switcher:
                 result = self._whole(begun, [*done, *more], started)
                 error = SwitchFailed(f"{error}" + (f"\n{second}" if second else ""), result)
             if not check and done:
-                self._note_undone(change, found, result, error, started)
+                self._record_undone(change, found, result, error, started)
             if error:
                 raise SwitchFailed(str(error), result)
             return result
@@ -256,7 +256,7 @@ class Switcher:
         """What was done one after the other as one result about the models that it began with."""
         return dataclasses.replace(joined([begun, *done]), places=begun.places, elapsed_seconds=self.clock() - started)
 
-    def _note_undone(
+    def _record_undone(
         self, change: str, found: changes.Change, result: Result, error: SwitchingError | None, started: float
     ) -> None:
         """Record that the host is meant to be again what it was, for a boot and for a roll back."""

@@ -113,17 +113,17 @@ class Transition:
                     # Once: whoever has woken one meanwhile may do so again.
                     rest = self._plan(after, model, desired)
                     recovery.execute(rest)
-                    foretold = _after(after, rest, executor.steps)
-                    after = self._look_again((*self.inventory.enabled, *hidden), foretold, executor)
+                    predicted = _after(after, rest, executor.steps)
+                    after = self._look_again((*self.inventory.enabled, *hidden), predicted, executor)
                 self._check_end(model, desired, after, executor)
         except SwitchingError as error:
             after, message = recovery.roll_back(model, desired, before, error)
-            self._note_end(after, executor.steps, failed=True)
+            self._record_end(after, executor.steps, failed=True)
             raise SwitchFailed(message, result(after)) from error
         except (Exception, KeyboardInterrupt) as error:
             recovery.roll_back(model, desired, before, error)
             raise
-        self._note_end(after, executor.steps, failed=False)
+        self._record_end(after, executor.steps, failed=False)
         return result(after)
 
     def _plan_and_prove(self, seen: States, model: Model, desired: str) -> Plan:
@@ -195,20 +195,20 @@ class Transition:
         return f"{step.model} stays active for {self.settings.min_active_seconds:g} s at least (min_active_seconds)"
 
     def _look_again(
-        self, models: typing.Sequence[Model], foretold: States, executor: Executor
+        self, models: typing.Sequence[Model], predicted: States, executor: Executor
     ) -> dict[str, Observation]:
         """What the models are at the end, whatever the steps have made of them."""
         proved = sorted({step["model"] for step in executor.steps if step["action"] == VERIFY and "failed" not in step})
         work: list[typing.Callable[[], dict[str, Observation] | None]] = [lambda: self.host.observe(models)]
         for name in proved:
-            answered = foretold[name].state == ACTIVE and bool(self.host.models[name].ready_completion)
+            answered = predicted[name].state == ACTIVE and bool(self.host.models[name].ready_completion)
             start = executor.starts.get(name)
             # To ask which start it is may cost a docker command. Of vLLM a 503 tells by itself what it means.
-            if answered or start is not None or self._may_listen_unready(name, foretold[name]):
-                work.append(functools.partial(self._note_proof, name, start, answered))
+            if answered or start is not None or self._may_listen_unready(name, predicted[name]):
+                work.append(functools.partial(self._record_proof, name, start, answered))
         after = dict(self.host.each(lambda one: one(), work)[0] or {})
         for name, seen in after.items():
-            told = foretold[name]
+            told = predicted[name]
             if seen.unknown and told.state == ACTIVE and name in proved:
                 executor.warnings.append(f"{name} was proved, and then gave no answer in time")
                 after[name] = told
@@ -222,17 +222,17 @@ class Transition:
                 )
         return after
 
-    def _note_proof(self, name: str, start: str | None, answered: bool) -> None:
+    def _record_proof(self, name: str, start: str | None, answered: bool) -> None:
         """Write down which start was ready and, where it answered and is still awake, when: only that ages."""
         if start is None:
             start = self.host.lifecycles[name].start_id()
         if start:
-            self.host.note_proof(name, start, round(self.now(), 3) if answered else None)
+            self.host.record_proof(name, start, round(self.now(), 3) if answered else None)
 
-    def _may_listen_unready(self, name: str, foretold: Observation) -> bool:
+    def _may_listen_unready(self, name: str, predicted: Observation) -> bool:
         """Whether a 503 of this server may mean later that it loads, unless it is known to have been ready."""
         try:
-            return foretold.state in (ACTIVE, SLEEPING) and self.host.servers[name].may_be_loading()
+            return predicted.state in (ACTIVE, SLEEPING) and self.host.servers[name].may_be_loading()
         except SwitchingError:
             return False
 
@@ -248,13 +248,13 @@ class Transition:
 
         executor.run(Step(VERIFY, model.id), act)
 
-    def _note_end(self, after: States, steps: Steps, failed: bool) -> None:
+    def _record_end(self, after: States, steps: Steps, failed: bool) -> None:
         touched = {step["model"] for step in steps if step["action"] != WAIT}
         since: dict[str, float | None] = {}
         for m in self.inventory.models:
             known = self.lock.active_since.get(m.id) if m.id not in touched else None
             since[m.id] = (known or self.now()) if after[m.id].state == ACTIVE else None
-        self.lock.note(since, self.now() if failed else 0.0)
+        self.lock.record_end(since, self.now() if failed else 0.0)
 
     def _result(
         self, model: Model, before: States, after: States, steps: Steps, warnings: list[str], started: float

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What outlives a switch: the lock's notes, by which the next one heals a host, waits, and lets a model stay."""
+"""What outlives a switch: the lock's journal, by which the next one recovers a host, waits, and lets a model stay."""
 
 from __future__ import annotations
 
@@ -343,8 +343,8 @@ def test_what_has_come_true_or_was_taken_back_is_not_noted(host: Host) -> None:
 def test_of_switches_side_by_side_one_that_ends_well_does_not_hide_that_another_failed(tmp_path: Path) -> None:
     lock = HostLock(str(tmp_path))
     with lock.hold("a and c active", 1, lambda _done, _seconds: False):
-        lock.note({}, 5.0)
-        lock.note({"c": 4.0}, 0.0)
+        lock.record_end({}, 5.0)
+        lock.record_end({"c": 4.0}, 0.0)
     lock.peek()
     assert (lock.active_since, lock.failed_at) == ({"c": 4.0}, 5.0)
 

@@ -203,7 +203,7 @@ def test_notes_that_there_is_no_room_for_leave_those_before(
             monkeypatch.setattr(os, "pwrite", lambda _descriptor, _text, _offset: 4096)
         for name in many:
             with pytest.raises(
-                SwitchingError, match=r"notes in the lock .* can't be written \(No space .*\): free space"
+                SwitchingError, match=r"journal in the lock .* can't be written \(No space .*\): free space"
             ):
                 for _more in many:
                     lock.begin(name + _more, WAKE)

@@ -529,9 +529,9 @@ def test_a_hanging_server_in_the_way_is_drained_and_stopped(pair: Host) -> None:
     pair.settings["drain_timeout_seconds"] = 0.5
     pair.up(a="active", b=1)
     pair.fault("a", "*", "hang", times=0)
-    foretold = pair.switch("b", check=True)
+    predicted = pair.switch("b", check=True)
     result = pair.switch("b")
-    assert steps(foretold) == steps(result) == ["wait a", "drain a", "stop a", "wake b 1", "verify b"]
+    assert steps(predicted) == steps(result) == ["wait a", "drain a", "stop a", "wake b 1", "verify b"]
     assert result.steps[0]["note"] == "a did not answer for 0.5 s (drain_timeout_seconds)"
     assert result.steps[1]["note"] == "an unknown number of requests still ran after 0.5 s and were cut"
     assert result.requests["cut"] is None
