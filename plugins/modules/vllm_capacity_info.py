@@ -114,11 +114,11 @@ mistakes:
 """
 
 from ansible_collections.homegpt.vllm.plugins.module_utils._adapter import COMMON_ARGUMENTS, Module, look
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching import capacity
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching import capacity, hardware
 
 
 def told(inventory):
-    ram, gpus = capacity.read_ram_total_gb(), capacity.read_gpus()
+    ram, gpus = hardware.read_ram_total_gb(), hardware.read_gpus()
     return {
         "changed": False,
         "ram_gb": None if ram is None else round(ram, 2),
@@ -126,7 +126,7 @@ def told(inventory):
             {"index": gpu.index, "uuid": gpu.uuid, "total_gb": round(gpu.total_gb, 2), "free_gb": round(gpu.free_gb, 2)}
             for gpu in (gpus or {}).values()
         ],
-        "unified_memory": capacity.shared(gpus),
+        "unified_memory": hardware.shared(gpus),
         "problems": capacity.lint(inventory, ram, gpus),
         "advice": capacity.advice(inventory, ram, gpus),
     }

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching import capacity, inventory, plan
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching import capacity, hardware, inventory, memory, plan
 
 from tests.consistency import blocks
 
@@ -35,10 +35,10 @@ def declared(**changed: dict[str, Any]) -> inventory.Inventory:
     return inventory.parse(variables["vllm_models"], variables["vllm_switching"])
 
 
-def pair(gib: int) -> dict[int, capacity.Gpu]:
+def pair(gib: int) -> dict[int, hardware.Gpu]:
     """Return two GPUs of so many GiB that nobody uses."""
     total = gib * 1024**3 / 1e9
-    return {index: capacity.Gpu(index, total, total) for index in (0, 1)}
+    return {index: hardware.Gpu(index, total, total) for index in (0, 1)}
 
 
 def gb(value: float | None) -> str:
@@ -80,7 +80,7 @@ def gpus() -> str:
     rows = []
     for gib, cards in GPUS.items():
         has = pair(gib)
-        load = max(need for model in declared().enabled for need in capacity.load_need(model, has).values())
+        load = max(need for model in declared().enabled for need in memory.load_need(model, has).values())
         three = capacity.lint(declared(), None, has)
         four = capacity.lint(declared(qwen3_next_80b_a3b_thinking={"startup_mode": "sleep"}), None, has)
         rows.append(
@@ -139,10 +139,10 @@ def constants() -> str:
     return blocks.table(
         ["what", "figure"],
         [
-            ["GPU memory that a sleeping server keeps on each of its GPUs", gb(capacity.SLEEPER_GB)],
+            ["GPU memory that a sleeping server keeps on each of its GPUs", gb(memory.SLEEPER_GB)],
             [
                 "share of a GPU that vLLM takes without `gpu_memory_utilization`",
-                str(capacity.DEFAULT_GPU_MEMORY_UTILIZATION),
+                str(memory.DEFAULT_GPU_MEMORY_UTILIZATION),
             ],
             ["`available_ram_gb` below which `auto` is always level 2", gb(inventory.LEVEL_1_MINIMUM_RAM_GB)],
             ["more RAM than the weights, free while they are copied", f"{plan.LEVEL_1_TRANSIENT_SHARE:.0%}"],

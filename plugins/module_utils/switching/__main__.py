@@ -15,7 +15,7 @@ import platform
 import sys
 import typing
 
-from . import capacity
+from . import capacity, hardware
 from .desired_state import recorded
 from .errors import InventoryError, SwitchFailed, SwitchingError, UnknownModel
 from .inventory import Inventory, parse
@@ -139,7 +139,7 @@ def _restore(switcher: Switcher, options: argparse.Namespace) -> int:
 
 
 def _lint(inventory: Inventory) -> int:
-    ram, gpus = capacity.read_ram_total_gb(), capacity.read_gpus()
+    ram, gpus = hardware.read_ram_total_gb(), hardware.read_gpus()
     problems = capacity.lint(inventory, ram, gpus)
     for line in problems:
         _say(f"problem: {line}")

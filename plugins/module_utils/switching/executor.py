@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import typing
 
-from . import canary, capacity
+from . import canary, hardware, memory
 from .drain import CUT, FATES, Drain
 from .errors import (
     Divided,
@@ -73,7 +73,7 @@ class Executor:
         self.rung = ""
         # What the sleep of a model is to do with requests.
         self._modes: dict[str, str] = {}
-        self._free_before: dict[str, capacity.Need | None] = {}
+        self._free_before: dict[str, memory.Need | None] = {}
 
     def run(self, step: Step, act: typing.Callable[[Step], str | None] | None = None, rung: str = "") -> None:
         """Do one step, confirm it and write it down."""
@@ -114,7 +114,7 @@ class Executor:
         """What is done instead of a step, for what was not known of a server when that was planned."""
         if step.action != SLEEP or self.host.models[step.model].sleep_level != "auto":
             return step
-        if step.level == 1 and capacity.remembered_shared(self.host.stack_dir):
+        if step.level == 1 and memory.remembered_shared(self.host.stack_dir):
             step = Step(SLEEP, step.model, 2)  # seen by the drain for the first time
         if step.level != 2:
             return step
@@ -220,28 +220,28 @@ class Executor:
             self.run(Step(again, step.model, step.level if again == WAKE else None))
         raise DrainTimeout(f"{why} (drain_timeout_action is {action}), so that it was woken")
 
-    def _free_memory(self, name: str) -> capacity.Need | None:
+    def _free_memory(self, name: str) -> memory.Need | None:
         """The free memory of a model's GPUs, if it is worth knowing before a sleep."""
-        if capacity.remembered(self.host.stack_dir).get(name):
+        if memory.remembered(self.host.stack_dir).get(name):
             return None
-        gpus = capacity.read_gpus()
-        if capacity.shared(gpus):
+        gpus = hardware.read_gpus()
+        if hardware.shared(gpus):
             with contextlib.suppress(OSError):  # then it is seen again
-                capacity.remember(self.host.stack_dir, name, {}, gpus=gpus)
-        found = capacity.named(gpus or {}, self.host.models[name].gpus)
+                memory.remember(self.host.stack_dir, name, {}, gpus=gpus)
+        found = hardware.named(gpus or {}, self.host.models[name].gpus)
         return {called: gpu.free_gb for called, gpu in found.items()} or None
 
-    def _remember_freed(self, name: str, before: capacity.Need | None) -> None:
+    def _remember_freed(self, name: str, before: memory.Need | None) -> None:
         """What a sleep has freed is what the wake will need."""
-        gpus = capacity.read_gpus() if before else None
+        gpus = hardware.read_gpus() if before else None
         if not before or not gpus:
             return
-        freed = {n: max(0.0, gpu.free_gb - before[n]) for n, gpu in capacity.named(gpus, before).items()}
+        freed = {n: max(0.0, gpu.free_gb - before[n]) for n, gpu in hardware.named(gpus, before).items()}
         # It only makes a later check of memory sharper: no reason to fail a switch.
         with contextlib.suppress(OSError):
-            capacity.remember(self.host.stack_dir, name, freed, self.host.lifecycles[name].start_id(), gpus)
+            memory.remember(self.host.stack_dir, name, freed, self.host.lifecycles[name].start_id(), gpus)
 
-    def _check_memory(self, name: str, need: capacity.Need, gpus: typing.Mapping[int, capacity.Gpu] | None) -> None:
+    def _check_memory(self, name: str, need: memory.Need, gpus: typing.Mapping[int, hardware.Gpu] | None) -> None:
         """Raise NoMemory where the GPUs have less free than the model will take, also after a moment."""
         if not gpus:
             return
@@ -249,8 +249,8 @@ class Executor:
 
         def enough() -> bool:
             nonlocal short, gpus
-            short = capacity.shortage(self.host.models[name], need, gpus or {})
-            gpus = capacity.read_gpus() if short else gpus
+            short = memory.shortage(self.host.models[name], need, gpus or {})
+            gpus = hardware.read_gpus() if short else gpus
             return not short
 
         # Who has just been stopped may still be giving its memory back.
@@ -259,7 +259,7 @@ class Executor:
 
     def _is_of_this_start(self, name: str) -> bool:
         """Whether what is remembered of a model's memory was measured since its server was started."""
-        start = capacity.remembered_of(self.host.stack_dir, name)
+        start = memory.remembered_of(self.host.stack_dir, name)
         return start != "" and start == self.host.lifecycles[name].start_id()
 
     def _wake(self, step: Step) -> str | None:
@@ -267,14 +267,14 @@ class Executor:
             self.begun.setdefault(step.model, False)
             self.host.servers[step.model].resume()
             return None
-        need = capacity.remembered(self.host.stack_dir).get(step.model)
-        shared = capacity.remembered_shared(self.host.stack_dir)
+        need = memory.remembered(self.host.stack_dir).get(step.model)
+        shared = memory.remembered_shared(self.host.stack_dir)
         # One that is half awake holds a part of that itself.
         if (need or shared) and step.model not in self.host.lock.doubtful:
-            gpus = capacity.read_gpus()
+            gpus = hardware.read_gpus()
             measured = need and self._is_of_this_start(step.model) if shared else True
             if not measured:
-                need = capacity.wake_need(self.host.models[step.model], step.level, gpus)
+                need = memory.wake_need(self.host.models[step.model], step.level, gpus)
             try:
                 self._check_memory(step.model, need or {}, gpus)
             except NoMemory:
@@ -283,7 +283,7 @@ class Executor:
                     raise
                 # Somebody else has started it since, and maybe with less: then its next sleep tells.
                 with contextlib.suppress(OSError):
-                    capacity.remember(self.host.stack_dir, step.model, {})
+                    memory.remember(self.host.stack_dir, step.model, {})
         self.fresh.discard(step.model)
         self.host.lock.begin(step.model, WAKE)
         self.host.forget_proof(step.model)
@@ -299,15 +299,15 @@ class Executor:
 
     def _start(self, step: Step) -> None:
         model = self.host.models[step.model]
-        gpus = capacity.read_gpus()
-        divided = capacity.divided_problem(model, gpus)
+        gpus = hardware.read_gpus()
+        divided = memory.divided_problem(model, gpus)
         if divided:
             raise Divided(divided)
-        self._check_memory(step.model, capacity.load_need(model, gpus), gpus)
+        self._check_memory(step.model, memory.load_need(model, gpus), gpus)
         if gpus:
             # It only makes a later check of memory sharper: no reason to fail a switch.
             with contextlib.suppress(OSError):
-                capacity.remember(self.host.stack_dir, step.model, {}, gpus=gpus)
+                memory.remember(self.host.stack_dir, step.model, {}, gpus=gpus)
         # Not by intent but in the course of this switch: then its answer has to be the one known.
         self.begun[step.model] = bool(self.rung) or self.stopped(step.model)
         self.host.lock.begin(step.model, START)

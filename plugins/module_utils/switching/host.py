@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import typing
 
-from . import capacity, state_files
+from . import hardware, state_files
 from .inventory import Inventory, Model, Switching
 from .lifecycle import Lifecycle
 from .lock import HostLock
@@ -171,7 +171,7 @@ class Host:
 
         None where nobody can tell, and where no server runs.
         """
-        asked = self._pool.submit(capacity.read_used)  # meanwhile: nvidia-smi may take its time
+        asked = self._pool.submit(hardware.read_used)  # meanwhile: nvidia-smi may take its time
         seen = self.observe(self.inventory.enabled, count_requests=True)
         used = asked.result()
 

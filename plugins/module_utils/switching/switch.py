@@ -10,7 +10,7 @@ import dataclasses
 import time
 import typing
 
-from . import canary, capacity, changes, desired_state, state_files, status
+from . import canary, changes, desired_state, hardware, state_files, status
 from .errors import ChangedSince, NotProvisioned, SwitchFailed, SwitchingError
 from .host import Host
 from .inventory import Inventory, Model, Switching
@@ -36,7 +36,7 @@ class Switcher:
         sleep: typing.Callable[[float], None] = time.sleep,
         now: typing.Callable[[], float] = time.time,
         tell: typing.Callable[[str], None] | None = None,
-        mem_available_gb: typing.Callable[[], float | None] = capacity.read_mem_available_gb,
+        mem_available_gb: typing.Callable[[], float | None] = hardware.read_mem_available_gb,
         server: typing.Callable[[Model, Switching], Server] = Server,
         lifecycle: typing.Callable[[Model, str, Switching], Lifecycle] = for_model,
         lock: HostLock | None = None,

@@ -23,6 +23,11 @@ def map_text(value: typing.Any, change: typing.Callable[[str], str]) -> typing.A
     return value
 
 
+def in_words(words: typing.Sequence[str]) -> str:
+    """The words as a list in a sentence."""
+    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1]))) if words else ""
+
+
 def brief(text: str, known: str, room: int = LONGEST) -> str:
     """The text on one line of at most so many characters, without addresses and without the name that is known."""
     text = re.sub(r"https?://127\.0\.0\.1:\d+", "", " ".join(text.split()))

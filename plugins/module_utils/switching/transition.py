@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import typing
 
-from . import capacity, state_files
+from . import memory, state_files
 from .errors import LifecycleError, SwitchFailed, SwitchingError
 from .executor import Executor
 from .host import Host
@@ -143,7 +143,7 @@ class Transition:
         return self.host.was_proved(model)
 
     def _plan(self, seen: States, model: Model, desired: str) -> Plan:
-        shared = capacity.remembered_shared(self.host.stack_dir)
+        shared = memory.remembered_shared(self.host.stack_dir)
         return make_plan(self.inventory, seen, model, desired, self.mem_available_gb(), self.reserved_gb, shared)
 
     def _prove_records(self) -> None:

@@ -23,7 +23,7 @@ from ansible_collections.homegpt.vllm.plugins.filter.open_webui_environment impo
 from ansible_collections.homegpt.vllm.plugins.filter.stack_secrets import stack_secrets
 from ansible_collections.homegpt.vllm.plugins.filter.weights import weights
 from ansible_collections.homegpt.vllm.plugins.filter.yaml_text import yaml_text
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching import capacity, kinds
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching import hardware, kinds, memory
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors import InventoryError
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import Model, parse
 from ansible_collections.homegpt.vllm.plugins.plugin_utils import convert, convert_homegpt, convert_llama_swap
@@ -713,19 +713,19 @@ def test_gpus(gpus: list[Any], access: str, device_ids: list[str] | None, visibl
     ],
 )
 def test_unified_memory(fields: dict[str, Any], free_gb: float, shortage: str) -> None:
-    gpus = {0: capacity.Gpu(0, 128.0, free_gb, CARD, unified=True)}
+    gpus = {0: hardware.Gpu(0, 128.0, free_gb, CARD, unified=True)}
     model = declared(**fields)
-    said = capacity.shortage(model, capacity.load_need(model, gpus), gpus, lambda _name: [])
+    said = memory.shortage(model, memory.load_need(model, gpus), gpus, lambda _name: [])
     assert said.startswith(shortage)
     gpus = {0: gpus[0]._replace(free_gb=120.0)}
-    assert capacity.shortage(model, capacity.load_need(model, gpus), gpus, lambda _name: []) == ""
+    assert memory.shortage(model, memory.load_need(model, gpus), gpus, lambda _name: []) == ""
 
 
 def test_unified_memory_as_nvidia_smi_tells_it(monkeypatch: pytest.MonkeyPatch) -> None:
     for told_so in ("[N/A]", "[Not Supported]"):
         row = ["0", CARD, told_so, told_so, "[N/A]"]
-        monkeypatch.setattr(capacity, "_ask", lambda _query, row=row: [row])
-        gpus = capacity.read_gpus()
+        monkeypatch.setattr(hardware, "_ask", lambda _query, row=row: [row])
+        gpus = hardware.read_gpus()
         assert gpus is not None and gpus[0].unified
 
 

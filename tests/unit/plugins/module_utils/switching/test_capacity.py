@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching import capacity
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching.capacity import Gpu, Holder
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching import capacity, hardware, memory
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.hardware import Gpu, Holder
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import Inventory, parse
 
 from tests.standin.gpu import GpuHost, uuid_of
@@ -57,31 +57,31 @@ def says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_gpus_nobody_uses(gpu_dir: Path) -> None:
-    gpus = capacity.read_gpus()
+    gpus = hardware.read_gpus()
     assert gpus is not None
     assert list(gpus) == [0, 1]
     assert gpus[1].index == 1
     # nvidia-smi tells whole MiB.
     assert gpus[1].total_gb == pytest.approx(24.0, abs=0.001)
     assert gpus[1].free_gb == gpus[1].total_gb
-    assert capacity.read_holders(0) == []
+    assert hardware.read_holders(0) == []
 
 
 def test_gpus_that_somebody_uses(gpu_dir: Path) -> None:
     both, one = GpuHost(gpu_dir, ("0", "1"), 24.0, "big"), GpuHost(gpu_dir, ("1",), 24.0, "python3, not vLLM")
     both.hold(16.0)
     one.hold(3.5)
-    gpus = capacity.read_gpus()
+    gpus = hardware.read_gpus()
     assert gpus is not None
     assert [gpu.free_gb for gpu in gpus.values()] == pytest.approx([8.0, 4.5], abs=0.002)
-    assert [holder.name for holder in capacity.read_holders(0)] == ["big"]
-    holders = capacity.read_holders(1)
+    assert [holder.name for holder in hardware.read_holders(0)] == ["big"]
+    holders = hardware.read_holders(1)
     assert [(holder.pid, holder.name) for holder in holders] == [
         (os.getpid(), "big"),
         (os.getpid(), "python3, not vLLM"),
     ]
     assert [holder.used_gb for holder in holders] == pytest.approx([16.0, 3.5], abs=0.001)
-    assert capacity.read_holders(7) == []
+    assert hardware.read_holders(7) == []
 
 
 def test_who_was_killed_holds_nothing(gpu_dir: Path) -> None:
@@ -93,15 +93,15 @@ os._exit(9)
 """
     subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[5], check=False, timeout=300)
     assert "gone" in (gpu_dir / "ledger.json").read_text(encoding="utf-8")
-    gpus = capacity.read_gpus()
+    gpus = hardware.read_gpus()
     assert gpus is not None
     assert gpus[0].free_gb == gpus[0].total_gb
 
 
 def test_no_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert capacity.read_gpus() is None
-    assert capacity.read_holders(0) == []
+    assert hardware.read_gpus() is None
+    assert hardware.read_holders(0) == []
 
 
 @pytest.mark.parametrize(
@@ -119,13 +119,13 @@ def test_no_nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_a_nvidia_smi_that_does_not_tell(says: Any, script: str) -> None:
     says(script)
-    assert capacity.read_gpus() is None
-    assert capacity.read_holders(0) == []
+    assert hardware.read_gpus() is None
+    assert hardware.read_holders(0) == []
 
 
 def test_a_gpu_that_does_not_tell_is_left_out(says: Any) -> None:
     says("echo '0, GPU-1, [N/A], [N/A]'; echo '1, GPU-2, 1000, 500'")
-    gpus = capacity.read_gpus()
+    gpus = hardware.read_gpus()
     assert gpus == {1: Gpu(1, 1.048576, 0.524288, "GPU-2")}
     # It is there nevertheless.
     assert capacity.lint(declared(a={"args": {"gpu_memory_utilization": 1}}), None, gpus) == []
@@ -143,7 +143,7 @@ def test_processes_whose_memory_is_not_told(says: Any) -> None:
             ;;
         esac"""
     )
-    assert capacity.read_holders(0) == [Holder(12, "[Not Found]", 1.048576)]
+    assert hardware.read_holders(0) == [Holder(12, "[Not Found]", 1.048576)]
 
 
 def test_what_each_process_holds(says: Any) -> None:
@@ -156,22 +156,22 @@ def test_what_each_process_holds(says: Any) -> None:
         echo 'GPU-2, ?, python3, 7'
         echo"""
     )
-    assert capacity.read_used() == {11: pytest.approx(1.572864), 12: None, 13: None}
+    assert hardware.read_used() == {11: pytest.approx(1.572864), 12: None, 13: None}
     says("echo 'No devices were found'; exit 6")
-    assert capacity.read_used() == {}
+    assert hardware.read_used() == {}
 
 
 def test_a_nvidia_smi_that_hangs(says: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(capacity, "NVIDIA_SMI_TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr(hardware, "NVIDIA_SMI_TIMEOUT_SECONDS", 0.2)
     # The process that it leaves behind keeps its output open.
     says("sleep 20 & sleep 20")
     started = time.monotonic()
-    assert capacity.read_gpus() is None
+    assert hardware.read_gpus() is None
     assert time.monotonic() - started < 15
 
 
 def test_the_kernel_tells_the_ram() -> None:
-    ram = capacity.read_ram_total_gb()
+    ram = hardware.read_ram_total_gb()
     assert ram == pytest.approx(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, rel=0.01)
 
 
@@ -180,20 +180,20 @@ def test_the_kernel_tells_the_ram() -> None:
 
 def test_what_is_remembered(tmp_path: Path) -> None:
     stack = str(tmp_path / "stack")
-    assert capacity.remembered(stack) == {}
-    capacity.remember(stack, "a", {0: 20.5, 1: 20.25})
-    capacity.remember(stack, "b", {1: 3.0})
-    capacity.remember(stack, "a", {0: 21.0})
-    assert capacity.remembered(stack) == {"a": {0: 21.0}, "b": {1: 3.0}}
+    assert memory.remembered(stack) == {}
+    memory.remember(stack, "a", {0: 20.5, 1: 20.25})
+    memory.remember(stack, "b", {1: 3.0})
+    memory.remember(stack, "a", {0: 21.0})
+    assert memory.remembered(stack) == {"a": {0: 21.0}, "b": {1: 3.0}}
     path = tmp_path / "stack/run/memory.json"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     before = path.stat()
-    capacity.remember(stack, "b", {1: 3.0})
+    memory.remember(stack, "b", {1: 3.0})
     assert path.stat().st_ino == before.st_ino
-    assert capacity.remembered_of(stack, "b") == ""
-    capacity.remember(stack, "b", {1: 3.0}, "4711 on Monday")
-    assert capacity.remembered_of(stack, "b") == "4711 on Monday"
-    assert capacity.remembered(stack) == {"a": {0: 21.0}, "b": {1: 3.0}}
+    assert memory.remembered_of(stack, "b") == ""
+    memory.remember(stack, "b", {1: 3.0}, "4711 on Monday")
+    assert memory.remembered_of(stack, "b") == "4711 on Monday"
+    assert memory.remembered(stack) == {"a": {0: 21.0}, "b": {1: 3.0}}
     assert [left.name for left in path.parent.iterdir()] == ["memory.json"]
 
 
@@ -207,9 +207,9 @@ def test_a_damaged_record_is_none_and_is_recovered(tmp_path: Path, text: str) ->
     path = tmp_path / "run/memory.json"
     path.parent.mkdir()
     path.write_text(text, encoding="utf-8")
-    assert capacity.remembered(str(tmp_path)) == {}
+    assert memory.remembered(str(tmp_path)) == {}
     (tmp_path / "run/memory.json.new").write_text("left by somebody who was killed", encoding="utf-8")
-    capacity.remember(str(tmp_path), "a", {0: 1.0})
+    memory.remember(str(tmp_path), "a", {0: 1.0})
     assert json.loads(path.read_text(encoding="utf-8")) == {"models": {"a": {"0": 1.0}}, "starts": {"a": ""}}
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
@@ -217,7 +217,7 @@ def test_a_damaged_record_is_none_and_is_recovered(tmp_path: Path, text: str) ->
 def test_a_record_that_can_not_be_written(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("a file", encoding="utf-8")
     with pytest.raises(OSError):
-        capacity.remember(str(tmp_path), "a", {0: 1.0})
+        memory.remember(str(tmp_path), "a", {0: 1.0})
 
 
 # Before a load or a wake
@@ -243,14 +243,14 @@ def test_what_vllm_insists_on_when_it_loads(fields: dict[str, Any], share: float
         "a"
     )
     gpus = {0: Gpu(0, 10.0, 1.0), 1: Gpu(1, 20.0, 1.0), 2: Gpu(2, 30.0, 1.0)}
-    assert capacity.load_need(model, gpus) == pytest.approx({0: 10 * share, 2: 30 * share})
-    assert capacity.load_need(model, GPU_24) == pytest.approx({0: 24 * share})
-    assert capacity.load_need(model, None) == {}
+    assert memory.load_need(model, gpus) == pytest.approx({0: 10 * share, 2: 30 * share})
+    assert memory.load_need(model, GPU_24) == pytest.approx({0: 24 * share})
+    assert memory.load_need(model, None) == {}
 
 
 def test_a_server_that_is_not_vllm_loads_as_it_likes() -> None:
     model = declared(a={"state_request": {"endpoint": "/state", "sleeping": "yes"}}).find("a")
-    assert capacity.load_need(model, GPU_24) == {}
+    assert memory.load_need(model, GPU_24) == {}
 
 
 def test_nothing_is_short() -> None:
@@ -260,10 +260,10 @@ def test_nothing_is_short() -> None:
     def asked(index: int | str) -> list[Holder]:
         raise AssertionError(f"nobody has to be asked about GPU {index}")
 
-    needs: list[capacity.Need] = [{}, {0: 20.0}, {0: 20.24}, {1: 99.0}]
+    needs: list[memory.Need] = [{}, {0: 20.0}, {0: 20.24}, {1: 99.0}]
     for need in needs:
-        assert capacity.shortage(model, need, gpus, asked) == ""
-    assert capacity.shortage(model, {0: 99.0}, None, asked) == ""
+        assert memory.shortage(model, need, gpus, asked) == ""
+    assert memory.shortage(model, {0: 99.0}, None, asked) == ""
 
 
 def test_who_holds_what_is_short() -> None:
@@ -274,12 +274,12 @@ def test_who_holds_what_is_short() -> None:
         2: [Holder(1, "a", 15.0), Holder(2, "b", 5.0), Holder(3, "c", 1.0)],
     }
     first = "GPU 0 has 3.1 GB free and qwen needs 20.0 GB: process 4711 (python3) holds 20.9 GB"
-    assert capacity.shortage(model, {0: 20.0}, gpus, holders.__getitem__) == first
-    assert capacity.shortage(model, {0: 20.0, 1: 20.0, 2: 20.0}, gpus, holders.__getitem__) == (
+    assert memory.shortage(model, {0: 20.0}, gpus, holders.__getitem__) == first
+    assert memory.shortage(model, {0: 20.0, 1: 20.0, 2: 20.0}, gpus, holders.__getitem__) == (
         f"{first}. GPU 2 has 2.0 GB free and qwen needs 20.0 GB: process 1 (a) holds 15.0 GB, process 2 (b) holds 5.0 "
         "GB and process 3 (c) holds 1.0 GB"
     )
-    nobody = capacity.shortage(model, {0: 20.0}, gpus, lambda index: [])
+    nobody = memory.shortage(model, {0: 20.0}, gpus, lambda index: [])
     assert nobody.startswith(
         "GPU 0 has 3.1 GB free and qwen needs 20.0 GB: nvidia-smi names no process that holds it; "
     )
@@ -289,8 +289,8 @@ def test_a_shortage_seen_by_nvidia_smi(gpu_dir: Path) -> None:
     foreign = GpuHost(gpu_dir, ("1",), 24.0, "python3")
     foreign.hold(21.0)
     model = declared(a={"gpus": [0, 1]}).find("a")
-    gpus = capacity.read_gpus()
-    message = capacity.shortage(model, capacity.load_need(model, gpus), gpus)
+    gpus = hardware.read_gpus()
+    message = memory.shortage(model, memory.load_need(model, gpus), gpus)
     assert message == (f"GPU 1 has 3.0 GB free and a needs 22.1 GB: process {os.getpid()} (python3) holds 21.0 GB")
 
 
@@ -456,20 +456,20 @@ def test_lint_on_the_host(tmp_path: Path, gpu_dir: Path) -> None:
 
 def test_gpus_are_known_by_number_and_by_uuid(gpu_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STANDIN_GPU_MIG", "1")
-    gpus = capacity.read_gpus()
+    gpus = hardware.read_gpus()
     assert gpus is not None
     assert [(gpu.uuid, gpu.divided) for gpu in gpus.values()] == [(uuid_of("0"), False), (uuid_of("1"), True)]
     names: list[int | str] = [0, uuid_of("1"), 7, uuid_of("7"), "MIG-8f3b7c1e-2d4a-5b6c-9e8f-0a1b2c3d4e5f"]
-    assert capacity.named(gpus, names) == {0: gpus[0], uuid_of("1"): gpus[1]}
+    assert hardware.named(gpus, names) == {0: gpus[0], uuid_of("1"): gpus[1]}
     host = GpuHost(gpu_dir, ("1",), 24.0, "python3")
     host.hold(3)
-    assert [holder.name for holder in capacity.read_holders(uuid_of("1"))] == ["python3"]
-    assert capacity.read_holders(uuid_of("0")) == []
+    assert [holder.name for holder in hardware.read_holders(uuid_of("1"))] == ["python3"]
+    assert hardware.read_holders(uuid_of("0")) == []
 
 
 def test_what_is_remembered_by_uuid(tmp_path: Path) -> None:
-    capacity.remember(str(tmp_path), "a", {uuid_of("0"): 3.5})
-    assert capacity.remembered(str(tmp_path)) == {"a": {uuid_of("0"): 3.5}}
+    memory.remember(str(tmp_path), "a", {uuid_of("0"): 3.5})
+    assert memory.remembered(str(tmp_path)) == {"a": {uuid_of("0"): 3.5}}
 
 
 def test_lint_of_gpus_by_uuid() -> None:
@@ -491,7 +491,7 @@ def test_lint_of_gpus_by_uuid() -> None:
     ]
     # One that does not tell its memory does not tell its UUID either.
     assert capacity.lint(declared(c={"gpus": [other]}), None, {1: gpus[1]}) == []
-    short = capacity.shortage(inventory.models[0], {first: 21.6}, {0: Gpu(0, 24.0, 8.0, first)}, lambda _name: [])
+    short = memory.shortage(inventory.models[0], {first: 21.6}, {0: Gpu(0, 24.0, 8.0, first)}, lambda _name: [])
     assert short.startswith(f"{first} has 8.0 GB free and a needs 21.6 GB: ")
 
 
@@ -505,16 +505,16 @@ SHARED = {0: Gpu(0, RAM, 100.0, uuid_of("0"), unified=True)}
 def test_gpus_without_memory_of_their_own(gpu_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STANDIN_GPU_UNIFIED", "1")
     monkeypatch.setenv("STANDIN_GPU_COUNT", "1")
-    monkeypatch.setattr(capacity, "_meminfo_gb", {"MemTotal:": RAM, "MemAvailable:": 100.0}.get)
-    gpus = capacity.read_gpus()
+    monkeypatch.setattr(hardware, "_meminfo_gb", {"MemTotal:": RAM, "MemAvailable:": 100.0}.get)
+    gpus = hardware.read_gpus()
     assert gpus == SHARED
-    assert capacity.shared(gpus) is True
+    assert hardware.shared(gpus) is True
     # Processes are told of as anywhere.
     host = GpuHost(gpu_dir, ("0",), 24.0, "python3")
     host.hold(3)
-    assert [holder.name for holder in capacity.read_holders(0)] == ["python3"]
-    assert capacity.shared({0: Gpu(0, 24.0, 24.0)}) is False
-    assert capacity.shared(None) is None
+    assert [holder.name for holder in hardware.read_holders(0)] == ["python3"]
+    assert hardware.shared({0: Gpu(0, 24.0, 24.0)}) is False
+    assert hardware.shared(None) is None
 
 
 @pytest.mark.parametrize(
@@ -528,39 +528,39 @@ def test_gpus_without_memory_of_their_own(gpu_dir: Path, monkeypatch: pytest.Mon
 )
 def test_memory_that_is_not_told_for_another_reason(says: Any, rows: str) -> None:
     says(f"echo '{rows}'")
-    assert capacity.read_gpus() is None
+    assert hardware.read_gpus() is None
 
 
 def test_one_gpu_that_tells_is_enough_to_know_that_none_shares(says: Any) -> None:
     says("echo '0, GPU-1, [N/A], [N/A], [N/A]'; echo '1, GPU-2, 1000, 500, Disabled'")
-    assert capacity.read_gpus() == {1: Gpu(1, 1.048576, 0.524288, "GPU-2")}
+    assert hardware.read_gpus() == {1: Gpu(1, 1.048576, 0.524288, "GPU-2")}
 
 
 def test_that_memory_is_shared_is_remembered(tmp_path: Path) -> None:
     stack = str(tmp_path)
-    assert not capacity.remembered_shared(stack)
-    capacity.remember(stack, "a", {}, gpus=SHARED)
-    assert capacity.remembered_shared(stack)
-    capacity.remember(stack, "a", {0: 3.0}, "start")
-    assert capacity.remembered_shared(stack)
-    assert capacity.remembered(stack) == {"a": {0: 3.0}}
-    capacity.remember(stack, "a", {0: 3.0}, "start", {0: Gpu(0, 24.0, 24.0)})
-    assert not capacity.remembered_shared(stack)
+    assert not memory.remembered_shared(stack)
+    memory.remember(stack, "a", {}, gpus=SHARED)
+    assert memory.remembered_shared(stack)
+    memory.remember(stack, "a", {0: 3.0}, "start")
+    assert memory.remembered_shared(stack)
+    assert memory.remembered(stack) == {"a": {0: 3.0}}
+    memory.remember(stack, "a", {0: 3.0}, "start", {0: Gpu(0, 24.0, 24.0)})
+    assert not memory.remembered_shared(stack)
 
 
 def test_what_a_wake_takes_of_shared_memory() -> None:
     model = declared(a={"weights_gb": 30, "args": {"gpu_memory_utilization": 0.5}}).models[0]
-    assert capacity.wake_need(model, 2, SHARED) == {0: 63.0}
-    assert capacity.wake_need(model, 1, SHARED) == {0: 33.0}
-    assert capacity.wake_need(model, None, SHARED) == {0: 33.0}
-    assert capacity.wake_need(model, 2, {0: Gpu(0, RAM, RAM)}) == {}
-    assert capacity.wake_need(model, 2, None) == {}
+    assert memory.wake_need(model, 2, SHARED) == {0: 63.0}
+    assert memory.wake_need(model, 1, SHARED) == {0: 33.0}
+    assert memory.wake_need(model, None, SHARED) == {0: 33.0}
+    assert memory.wake_need(model, 2, {0: Gpu(0, RAM, RAM)}) == {}
+    assert memory.wake_need(model, 2, None) == {}
 
 
 def test_a_shortage_of_shared_memory() -> None:
     model = declared(a={}).models[0]
-    assert capacity.shortage(model, {0: 100.1}, SHARED) == ""
-    assert capacity.shortage(model, {0: 110.0}, SHARED, lambda _name: []) == (
+    assert memory.shortage(model, {0: 100.1}, SHARED) == ""
+    assert memory.shortage(model, {0: 110.0}, SHARED, lambda _name: []) == (
         "GPU 0, which shares the host's RAM, has 100.0 GB free and a needs 110.0 GB: end what else takes RAM (ps aux "
         "--sort=-rss), or give the model less (gpu_memory_utilization)"
     )

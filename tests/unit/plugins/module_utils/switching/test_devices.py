@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching import capacity, devices
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching import devices, hardware
 
 
 def test_gpus_are_numbered_by_their_addresses(tmp_path: Path) -> None:
@@ -122,15 +122,15 @@ def test_gpus_of_amd_are_numbered_by_their_nodes(amd: Path) -> None:
 def test_memory_of_amds_gpus(amd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(amd))  # no nvidia-smi
     # The one within the processor is there, and unknown: it takes RAM too.
-    assert capacity.read_gpus(str(amd)) == {
-        0: capacity.Gpu(0, 25.75302656, 5.75302656, "GPU-4b2c1a9f8d3e6f7a"),
-        2: capacity.Gpu(2, 25.75302656, 25.725169664, "GPU-00001a9f8d3e6f7a"),
+    assert hardware.read_gpus(str(amd)) == {
+        0: hardware.Gpu(0, 25.75302656, 5.75302656, "GPU-4b2c1a9f8d3e6f7a"),
+        2: hardware.Gpu(2, 25.75302656, 25.725169664, "GPU-00001a9f8d3e6f7a"),
     }
-    python = [capacity.Holder(4711, "python3", 18.0)]
-    assert capacity.read_holders(0, str(amd)) == python
-    assert capacity.read_holders("GPU-4b2c1a9f8d3e6f7a", str(amd)) == python
-    assert capacity.read_holders(1, str(amd)) == []
-    assert capacity.read_used(str(amd)) == {4711: 18.0, 12: 0.005}
+    python = [hardware.Holder(4711, "python3", 18.0)]
+    assert hardware.read_holders(0, str(amd)) == python
+    assert hardware.read_holders("GPU-4b2c1a9f8d3e6f7a", str(amd)) == python
+    assert hardware.read_holders(1, str(amd)) == []
+    assert hardware.read_used(str(amd)) == {4711: 18.0, 12: 0.005}
 
 
 def test_amds_gpus_are_not_asked_where_nvidias_are(amd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,9 +139,9 @@ def test_amds_gpus_are_not_asked_where_nvidias_are(amd: Path, monkeypatch: pytes
     (amd / "dev/nvidia0").touch()
     assert devices.read_gpus(str(amd)) == {0: "nvidia0"}
     assert devices.read_uuids(str(amd)) == {}
-    assert capacity.read_gpus(str(amd)) is None
-    assert capacity.read_holders(0, str(amd)) == []
-    assert capacity.read_used(str(amd)) == {}
+    assert hardware.read_gpus(str(amd)) is None
+    assert hardware.read_holders(0, str(amd)) == []
+    assert hardware.read_used(str(amd)) == {}
 
 
 def test_what_the_kernel_does_not_tell_of_amds_gpus(amd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,4 +150,4 @@ def test_what_the_kernel_does_not_tell_of_amds_gpus(amd: Path, monkeypatch: pyte
         (amd / f"sys/class/drm/renderD{minor}/device/mem_info_vram_used").unlink()
     (amd / "sys/class/kfd/kfd/topology/nodes/10/properties").unlink()
     assert devices.read_uuids(str(amd)) == {"GPU-4b2c1a9f8d3e6f7a": 0}
-    assert capacity.read_gpus(str(amd)) is None
+    assert hardware.read_gpus(str(amd)) is None

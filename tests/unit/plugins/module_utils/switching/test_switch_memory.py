@@ -7,7 +7,7 @@ import json
 import os
 
 import pytest
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching import capacity
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching import hardware
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors import SwitchFailed
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.lifecycle import Command
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.lock import HostLock
@@ -143,7 +143,7 @@ def test_a_gpu_that_is_divided_is_not_loaded_as_a_whole(host: Host, monkeypatch:
 @pytest.fixture
 def shared(host: Host, monkeypatch: pytest.MonkeyPatch) -> Host:
     """The models a and b on a GPU that has no memory but 128 GB of RAM, of which they take little."""
-    monkeypatch.setattr(capacity, "_meminfo_gb", {"MemTotal:": 128.0, "MemAvailable:": 100.0}.get)
+    monkeypatch.setattr(hardware, "_meminfo_gb", {"MemTotal:": 128.0, "MemAvailable:": 100.0}.get)
     monkeypatch.setenv("STANDIN_GPU_DIR", str(host.gpu_dir))
     monkeypatch.setenv("STANDIN_GPU_COUNT", "1")
     monkeypatch.setenv("STANDIN_GPU_UNIFIED", "1")
