@@ -324,7 +324,7 @@ MUTANTS = (
     Mutant(
         "awake/children-left",
         "lifecycle.py",
-        "if self._pid() is None and not _members(group):",
+        "if self._pid() is None and not processes.members(group):",
         "if self._pid() is None:",
         "a stop leaves the engine's process, which holds the GPU",
     ),
@@ -451,15 +451,15 @@ MUTANTS = (
     Mutant(
         "record/pid-of-another",
         "lifecycle.py",
-        "lives = started is not None and _start_time(pid) == started and boot in (None, _boot_id())",
-        "lives = started is not None and _start_time(pid) is not None and boot in (None, _boot_id())",
+        "lives = started is not None and processes.start_time(pid) == started and boot in (None, processes.boot_id())",
+        "lives = started is not None and processes.start_time(pid) is not None and boot in (None, processes.boot_id())",
         "a process that got the id of one that ended is taken for the server",
     ),
     Mutant(
         "record/group-of-another-boot",
         "lifecycle.py",
-        "return pid if gone and boot is not None and boot == _boot_id() and _members(pid) else None",
-        "return pid if gone and _members(pid) else None",
+        "return pid if gone and boot is not None and boot == processes.boot_id() and processes.members(pid) else None",
+        "return pid if gone and processes.members(pid) else None",
         "a process group of another boot is ended",
     ),
     Mutant(

@@ -1,7 +1,7 @@
 # -*- coding: utf-8 -*-
 # Copyright (c) HomeGPT
 # SPDX-License-Identifier: MIT
-"""Starting and stopping a server's process, and how it fares.
+"""Starting and stopping a server's process, and whether it runs.
 
 Docker compose does it by default, else the model's own commands.
 """
@@ -19,7 +19,7 @@ import subprocess
 import time
 import typing
 
-from . import devices
+from . import devices, processes
 from .errors import LifecycleError
 from .inventory import Gpu, Model, Switching, is_amd
 
@@ -29,45 +29,6 @@ LAST_LINES = 200
 LOOK_TIMEOUT_SECONDS = 10.0
 # What a pid file takes from the beginning on, so that a full disk can't keep it from being completed.
 _PID_FILE_BYTES = 400
-
-
-# What the last lines of a log say, and what is to be done then. Each of these is vLLM's, or the system's, own wording.
-_REMEDIES = (
-    (
-        "CUDA out of memory|torch.OutOfMemoryError|CUDA error: out of memory",
-        "give the model less: lower gpu_memory_utilization or max_model_len in its args, or end what else holds the "
-        "GPU's memory",
-    ),
-    (
-        "Try increasing.*gpu_memory_utilization|No available memory for the cache blocks|larger than the available KV",
-        "raise gpu_memory_utilization or lower max_model_len in its args",
-    ),
-    (
-        "less than desired GPU memory utilization",
-        "end what else holds the GPU's memory, or lower gpu_memory_utilization in its args (and max_model_len with it)",
-    ),
-    (
-        "GatedRepoError|Cannot access gated repo|RepositoryNotFoundError|is not a valid model identifier",
-        "see that `model` is spelt as on Hugging Face, and that the token (vllm_hf_token) may read it",
-    ),
-    ("No space left on device|Disk quota exceeded", "free space on the host's disk, then switch again"),
-    ("[Aa]ddress already in use", "see what listens on its port and end that, or give it another host_port"),
-)
-
-
-def remedy(log: typing.Iterable[str]) -> str:
-    """What to do, where the lines of a server's log tell that surely; else nothing."""
-    text = "\n".join(log)
-    return next((what for pattern, what in _REMEDIES if re.search(pattern, text)), "")
-
-
-def culprit(log: typing.Sequence[str]) -> str:
-    """The last error that the lines of a server's log name, without where it was; else nothing."""
-    for line in reversed(log):
-        found = re.search(r"\b(\w*(?:Error|Exception)): (?!Engine core init)(.+)", line)
-        if found:
-            return f"{found.group(1)}: {found.group(2)}"
-    return ""
 
 
 class Process(typing.NamedTuple):
@@ -235,7 +196,13 @@ class Command:
                     env=environment,
                     start_new_session=True,
                 )
-                note({"pid": self.child.pid, "started": _start_time(self.child.pid), "boot": _boot_id()})
+                note(
+                    {
+                        "pid": self.child.pid,
+                        "started": processes.start_time(self.child.pid),
+                        "boot": processes.boot_id(),
+                    }
+                )
         except OSError as error:
             program = self.model.start_command[0]
             if error.filename == program:
@@ -263,7 +230,7 @@ class Command:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.pid_file)
 
         try:
-            note({"log": [seen.st_dev, seen.st_ino], "boot": _boot_id()})
+            note({"log": [seen.st_dev, seen.st_ino], "boot": processes.boot_id()})
             os.replace(new, self.pid_file)
             yield note
         except BaseException:
@@ -321,7 +288,7 @@ class Command:
     def pids(self) -> list[int]:
         """The process started here and those that it started."""
         group = self._group()
-        return [] if group is None else _members(group)
+        return [] if group is None else processes.members(group)
 
     def last_lines(self) -> list[str]:
         """The last lines of what the command printed."""
@@ -339,7 +306,7 @@ class Command:
                 saved = json.load(file)
             if "log" in saved:
                 device, inode = saved["log"]
-                return _first_writer(device, inode, saved["boot"])
+                return processes.first_writer(device, inode, saved["boot"])
             return int(saved["pid"]), saved["started"], saved.get("boot")
         except (OSError, ValueError, TypeError, KeyError, OverflowError):
             return 0, None, None
@@ -348,7 +315,7 @@ class Command:
         """The id of the process started here while that very process lives; ids are used again, start times are not."""
         pid, started, boot = self._saved()
         # No start time was saved for one that ended as soon as it began. It counts from the boot, as ids do.
-        lives = started is not None and _start_time(pid) == started and boot in (None, _boot_id())
+        lives = started is not None and processes.start_time(pid) == started and boot in (None, processes.boot_id())
         return pid if lives else None
 
     def _group(self) -> int | None:
@@ -359,8 +326,8 @@ class Command:
         if self._pid() is not None:
             return pid
         # Its id is its group's too, and the kernel gives it to nobody else while the group lives. After a boot it may.
-        gone = _start_time(pid) is None
-        return pid if gone and boot is not None and boot == _boot_id() and _members(pid) else None
+        gone = processes.start_time(pid) is None
+        return pid if gone and boot is not None and boot == processes.boot_id() and processes.members(pid) else None
 
     def _ends_within(self, seconds: float, group: int) -> bool:
         deadline = time.monotonic() + seconds
@@ -368,7 +335,7 @@ class Command:
             if self.child is not None:
                 self.child.poll()  # takes the exit status, or the process stays as a zombie
             # The processes it started count too: vLLM's engine is one, and it is what holds the GPU.
-            if self._pid() is None and not _members(group):
+            if self._pid() is None and not processes.members(group):
                 return True
             time.sleep(0.02)
         return False
@@ -431,60 +398,6 @@ def _check(answer: subprocess.CompletedProcess[str]) -> None:
     if answer.returncode != 0:
         said = (answer.stderr or answer.stdout).strip() or "it said nothing"
         raise LifecycleError(f"{' '.join(answer.args)} failed ({answer.returncode}): {said}")
-
-
-def _start_time(pid: int) -> str | None:
-    """When a process was started, in clock ticks since boot; None when it is gone or a zombie."""
-    fields = _stat(pid)
-    return fields[19] if fields else None
-
-
-def _boot_id() -> str | None:
-    """What tells this boot of the machine from others; None where the kernel doesn't."""
-    with contextlib.suppress(OSError), open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-        return file.read().strip()
-    return None
-
-
-def _first_writer(device: int, inode: int, boot: str | None) -> tuple[int, str | None, str | None]:
-    """The group of the process that was the first one to print to a file, its start time and boot; 0 for nobody."""
-    found = []
-    for pid in _pids() if boot is not None and boot == _boot_id() else ():
-        for number in (1, 2):
-            with contextlib.suppress(OSError):
-                seen = os.stat(f"/proc/{pid}/fd/{number}")
-                fields = _stat(pid)
-                if fields and (seen.st_dev, seen.st_ino) == (device, inode):
-                    found.append((int(fields[19]), int(fields[2])))
-    if not found:
-        return 0, None, None
-    group = min(found)[1]
-    return group, _start_time(group) or "ended", boot
-
-
-def _pids() -> list[int]:
-    """All processes."""
-    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
-
-
-def _members(group: int) -> list[int]:
-    """The processes of a process group, zombies aside."""
-    found = []
-    for pid in _pids():
-        fields = _stat(pid)
-        if fields and int(fields[2]) == group:
-            found.append(pid)
-    return found
-
-
-def _stat(pid: int) -> list[str] | None:
-    """What /proc tells of a process (proc(5), from field 3, the state, on); None when it is gone or a zombie."""
-    try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            fields = file.read().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if not fields or fields[0] in "ZX" else fields
 
 
 def _signal_group(pid: int, number: int) -> None:

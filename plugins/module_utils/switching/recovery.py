@@ -10,7 +10,7 @@ import dataclasses
 import sys
 import typing
 
-from . import lifecycle
+from . import server_log
 from .drain import CUT, FATES, PARKED
 from .errors import (
     DrainTimeout,
@@ -189,9 +189,9 @@ class Recovery:
             if not log and any(step["action"] in (WAKE, RELOAD, VERIFY) for step in failures):
                 # To the caller a server only says that it can't. What else it logs is no cause.
                 lines = self.host.last_lines(self.host.models[at_fault])[-_SHOWN_LINES:]
-                log = lines if lifecycle.culprit(lines) or lifecycle.remedy(lines) else ()
+                log = lines if server_log.culprit(lines) or server_log.remedy(lines) else ()
         begin = f"{model.id} could not be made {desired}: "
-        cause = str(error) + (f"; and its log says: {lifecycle.culprit(log)}" if lifecycle.culprit(log) else "")
+        cause = str(error) + (f"; and its log says: {server_log.culprit(log)}" if server_log.culprit(log) else "")
         message = begin + brief(cause, model.id, LONGEST - len(begin))
         whole = brief(cause, model.id, sys.maxsize)
         if failures:
@@ -250,7 +250,7 @@ class Recovery:
                     seen[name] = Observation(STOPPED)
         left = ", ".join(f"{name} {describe(state)}" for name, state in seen.items() if state.state != DISABLED)
         message += f"\nThe host is left with: {left}"
-        remedy = lifecycle.remedy(log) or (error.remedy if isinstance(error, SwitchingError) else "")
+        remedy = server_log.remedy(log) or (error.remedy if isinstance(error, SwitchingError) else "")
         if remedy:
             message += "\nWhat to do: " + remedy.format(log=self.host.lifecycles[at_fault].log_command)
         if not message.startswith(begin + whole):

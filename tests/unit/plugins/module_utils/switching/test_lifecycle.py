@@ -343,10 +343,9 @@ def test_a_process_that_could_not_be_written_down_is_ended_before_that_is_told(
 
 KILLED_AMID_A_START = """
 import os, sys
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching import lifecycle
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching import lifecycle, processes
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import Switching, parse
-began = lifecycle._start_time
-lifecycle._start_time = lambda pid: os._exit(9)
+processes.start_time = lambda pid: os._exit(9)
 models = [{"id": "m", "model": "m", "host_port": 8001, "start_command": sys.argv[2:]}]
 lifecycle.Command(parse(models).models[0], sys.argv[1], Switching()).start()
 """

@@ -7,7 +7,7 @@ import json
 import re
 
 import pytest
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching import lifecycle, state_files
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching import server_log, state_files
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors import SwitchFailed
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.tables import status_lines
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.texts import brief
@@ -71,7 +71,7 @@ def test_a_long_cause_keeps_a_bit_of_each_failure() -> None:
     ],
 )
 def test_what_a_log_says_has_its_remedy(line: str, wanted: str) -> None:
-    told = lifecycle.remedy(["INFO loading", line, "RuntimeError: Engine core initialization failed."])
+    told = server_log.remedy(["INFO loading", line, "RuntimeError: Engine core initialization failed."])
     assert wanted in told
     assert bool(told) == bool(wanted)
 
@@ -81,8 +81,8 @@ def test_a_log_names_the_cause_and_not_what_follows_from_it() -> None:
         "(EngineCore pid=3) ERROR 11-28 16:16:07 [core.py:1036] torch.OutOfMemoryError: CUDA out of memory.",
         "RuntimeError: Engine core initialization failed. See root cause above.",
     ]
-    assert lifecycle.culprit(log) == "OutOfMemoryError: CUDA out of memory."
-    assert lifecycle.culprit(["INFO ready"]) == ""
+    assert server_log.culprit(log) == "OutOfMemoryError: CUDA out of memory."
+    assert server_log.culprit(["INFO ready"]) == ""
 
 
 @pytest.mark.parametrize("fault", [{"path": "load", "fault": "oom"}, {"path": "/wake_up", "fault": "oom", "times": 0}])
