@@ -110,7 +110,7 @@ MUTANTS = (
     Mutant(
         "awake/unread-level",
         "server.py",
-        'elif asleep and metrics["unread"] and able.modes:',
+        "elif asleep and told.unread and able.modes:",
         "elif False:",
         "a server that is only paused counts as asleep where its metrics can't be read",
         ("server", "switch"),
@@ -278,10 +278,11 @@ MUTANTS = (
     ),
     Mutant(
         "requests/of-one-engine-alone",
-        "server.py",
+        "metrics.py",
         "int(sum(read))",
         "int(read[-1])",
         "of several engines only the last one's requests are counted",
+        ("server",),
     ),
     # ---- two awake ----
     Mutant(

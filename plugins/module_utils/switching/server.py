@@ -16,30 +16,20 @@ import time
 import typing
 from json import dumps
 
+from . import metrics
 from .errors import BadAnswer, DevModeOff, NoSuchAnswer, Refused, ServerError, Unreachable, Unresponsive
 from .http_connection import Answer, BrokenOff, Connection, Late, NoConnection, NotHttp
 from .inventory import Model, Request, Switching
 from .kinds import HELLO, KINDS, POSSIBLE, TEXT, Told
+from .metrics import Metrics
 from .plan import ACTIVE, ERROR, LOADING, SLEEPING, STOPPED, Observation
 from .versions import Abilities, abilities
-
-_GAUGES = {
-    "vllm:num_requests_running": "running",
-    "vllm:num_requests_waiting": "waiting",
-}
-_GAUGE_LINE = re.compile(r"^(vllm:[a-z_]+)(?:\{([^}]*)\})? (\S+)$", re.MULTILINE)
-_SLEEP_LABEL = re.compile(r'sleep_state="([a-z_]+)"')
-# Whatever serves Prometheus metrics says of each what it is.
-_METRICS_COMMENT = re.compile(r"^# (?:HELP|TYPE) ", re.MULTILINE)
 
 # The order that brings a server back from level 2: a bare wake_up leaves the weights as garbage (vLLM issues 16564,
 # 29341). It is right from level 1 and after a partial wake too, only slower, so it also serves an unknown level.
 _RELOAD = (Request("/collective_rpc", body={"method": "reload_weights"}), Request("/reset_prefix_cache"))
 _RELOADING_WAKE = (Request("/wake_up?tags=weights"), _RELOAD[0], Request("/wake_up?tags=kv_cache"), _RELOAD[1])
 _PLAIN_WAKE = (Request("/wake_up"),)
-_ABORTED = re.compile(
-    r'^vllm:request_success_total\{[^}]*finished_reason="abort"[^}]*\} (\d+(?:\.\d+)?(?:e\+\d\d?)?)$', re.MULTILINE
-)
 
 
 class _HungUp(Unresponsive):
@@ -105,28 +95,28 @@ class Server:
             return Observation(ERROR, problem=f"{self.model.id}'s engine is dead (/health answers 503)", dead=True)
         self._check_identity()
         asleep = self.is_sleeping()
-        metrics = self._metrics() if asleep or count_requests else {}
-        level = metrics.get("level") if asleep else None
+        told = self._metrics() if asleep or count_requests else Metrics()
+        level = told.level if asleep else None
         able, no_level_2, doubt = Abilities(), "", ""
         try:
             able, no_level_2 = self.abilities(), self.no_level_2()
         except Unresponsive:
             if not last:
                 raise  # it may be gone since the call before
-        if asleep and metrics["at_odds"]:
+        if asleep and told.at_odds:
             doubt = "its engines do not sleep at one level"
-        elif asleep and metrics["unread"] and able.modes:
+        elif asleep and told.unread and able.modes:
             # It may only be paused, and have all its memory.
             doubt = "/metrics can't be read, which tells whether it is only paused"
-        elif level == 0 and not metrics["awake"] and able.level_0_sleeps:
+        elif level == 0 and not told.awake and able.level_0_sleeps:
             level = None
-        elif level == 0 and metrics["awake"] and not able.tells_half:
+        elif level == 0 and told.awake and not able.tells_half:
             doubt = "its sleep gauge says that it is awake, and /is_sleeping that it is not"
         return Observation(
             SLEEPING if asleep else ACTIVE,
             level=level,
-            running=metrics.get("running"),
-            waiting=metrics.get("waiting"),
+            running=told.running,
+            waiting=told.waiting,
             doubtful=bool(doubt),
             problem=doubt,
             no_level_2=no_level_2,
@@ -179,17 +169,15 @@ class Server:
 
     def is_asleep(self) -> bool:
         """Whether the server sleeps and has given its memory back, as far as it tells: not if it is only paused."""
-        return self.is_sleeping() and self._metrics()["level"] != 0
+        return self.is_sleeping() and self._metrics().level != 0
 
     def count_requests(self) -> tuple[int, int] | None:
         """How many requests run and how many wait; None where the server has no such gauges.
 
         A paused server does not count what has come since its last request ended.
         """
-        metrics = self._metrics()
-        if metrics["running"] is None:
-            return None
-        return metrics["running"], metrics["waiting"] or 0
+        told = self._metrics()
+        return None if told.running is None else (told.running, told.waiting or 0)
 
     def version(self) -> str:
         """What the server says that its version is; empty where it says nothing."""
@@ -280,10 +268,9 @@ class Server:
     def _aborted(self) -> int | None:
         """How many requests the server has ended before they were done, since it began."""
         try:
-            found = _ABORTED.findall(self._call("GET", "/metrics").text)
+            return metrics.aborted(self._call("GET", "/metrics").text)
         except (Refused, BadAnswer):
             return None
-        return int(sum(map(float, found))) if found else None
 
     @property
     def can_reload(self) -> bool:
@@ -360,56 +347,18 @@ class Server:
             f"{' or '.join(self.model.names)}: another server has taken the port, or --served-model-name is missing"
         )
 
-    def _metrics(self) -> dict[str, typing.Any]:
-        """running, waiting and sleep level, each None where the server has no gauge for it.
-
-        at_odds says that its engines do not sleep at one level, so that no level is known; awake that a sleep gauge
-        says so; unread that there may be gauges, but what was answered, twice, is none that can be read.
-        """
+    def _metrics(self) -> Metrics:
+        """What the server's metrics tell; asked for twice where they can't be read."""
         found = self._read_metrics()
-        return self._read_metrics() if found["unread"] else found
+        return self._read_metrics() if found.unread else found
 
-    def _read_metrics(self) -> dict[str, typing.Any]:
-        found: dict[str, typing.Any] = dict.fromkeys(("running", "waiting", "level"))
-        found["at_odds"] = found["awake"] = found["unread"] = False
+    def _read_metrics(self) -> Metrics:
         try:
-            text = self._call("GET", "/metrics").text
+            return metrics.parse(self._call("GET", "/metrics").text)
         except Refused as error:
-            found["unread"] = error.status >= 500  # else it is kept from us by something in between, or not there
-            return found
+            return Metrics(unread=error.status >= 500)  # else it is kept from us by something in between, or not there
         except BadAnswer:
-            found["unread"] = True
-            return found
-        # One line of each gauge for each engine of the server.
-        numbers: dict[str, list[float | None]] = {}
-        engines: dict[str, dict[str, float | None]] = {}
-        for name, labels, value in _GAUGE_LINE.findall(text):
-            if name in _GAUGES:
-                numbers.setdefault(_GAUGES[name], []).append(_number(value))
-            elif name == "vllm:engine_sleep_state":
-                label = _SLEEP_LABEL.search(labels)
-                states = engines.setdefault(_SLEEP_LABEL.sub("", labels), {})
-                states[label.group(1) if label else ""] = _number(value)
-        for known, values in numbers.items():
-            read = [value for value in values if value is not None]
-            if len(read) == len(values):  # else nobody knows the sum
-                found[known] = int(sum(read))
-        if found["waiting"] is None and "waiting" in numbers:
-            found["running"] = None
-        # No gauge (0.11.0): the level is not known. One that says awake, or nothing, while /is_sleeping says true: the
-        # server was paused, or finishes its requests before it sleeps, and has all its memory. Before 0.31 it says
-        # awake of one that is half awake too.
-        levels = [
-            1 if states.get("weights_offloaded") else 2 if states.get("discard_all") else 0
-            for states in engines.values()
-            if None not in states.values()
-        ]
-        if levels and len(levels) == len(engines) and len(set(levels)) == 1:
-            found["level"] = levels[0]
-        found["unread"] = len(levels) < len(engines) or not (numbers or engines or _METRICS_COMMENT.search(text))
-        found["at_odds"] = len(set(levels)) > 1
-        found["awake"] = any(states.get("awake") for states in engines.values())
-        return found
+            return Metrics(unread=True)
 
     def _send(self, request: Request, level: int) -> str:
         request = request.at_level(level)
@@ -519,12 +468,3 @@ def _is_unknown(error: Refused) -> bool:
     if error.status in (404, 405, 501):
         return "does not exist" not in text
     return re.search("does not support .{1,40}API", text) is not None
-
-
-def _number(text: str) -> float | None:
-    """What a gauge says; None where that is no count of anything."""
-    try:
-        number = float(text)
-    except ValueError:
-        return None
-    return number if 0 <= number < 1e15 else None

@@ -300,7 +300,7 @@ def test_one_that_is_paused_by_somebody_else_may_have_requests(half: Host, monke
     half.settings["drain_timeout_seconds"] = 0.3
     monkeypatch.setattr(Server, "count_requests", lambda _self: (1, 0))
     metrics = Server._metrics
-    monkeypatch.setattr(Server, "_metrics", lambda self: {**metrics(self), "running": 1})
+    monkeypatch.setattr(Server, "_metrics", lambda self: metrics(self)._replace(running=1))
     calls = half.changing_calls("b")
     result = half.switch("a")
     assert taken(result) == ["drain b", "stop b", "start a", "verify a"]
