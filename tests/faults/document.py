@@ -67,7 +67,7 @@ LEFT = {
     "b active": "b active",
     "a active again": "a active, as before",
     "error state": "what the message says",
-    "cut off": "unchanged since the kill; the next switch repairs it",
+    "cut off": "unchanged since the kill; the next switch recovers it",
     "": "none of the allowed states",
 }
 SUFFIXES = ("once", "until a restart", "for ever")
