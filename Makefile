@@ -13,15 +13,15 @@ help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 15
 
 .PHONY: setup
-setup: ## build .venv, everything pinned; make this checkout resolvable as homegpt.vllm
+setup: ## build .venv with pinned versions; make this checkout available as homegpt.vllm
 	@bash tools/setup.sh
 
 .PHONY: all
-all: ## every check there is, whole; .ci/run runs a part of each long one
+all: ## run all checks completely; .ci/run runs a part of each long one
 	@bash .ci/run all
 
 .PHONY: demo
-demo: setup ## bootstrap and switch four stand-in models on this machine; KEEP=1 leaves them up to play with, STOP=1 ends that
+demo: setup ## bootstrap and switch four stand-in models on this machine; KEEP=1 leaves them running, STOP=1 stops them
 	@bash tools/demo.sh
 
 .PHONY: test
@@ -30,7 +30,7 @@ test: setup ## every test that needs no container engine and no real vLLM
 		--ignore tests/fleet --ignore tests/webui --ignore tests/firewall
 
 .PHONY: fresh
-fresh: ## make demo and make test on bare Debian 12 and 13, as root and as a user; ROOTS="debian13 user": there alone (needs root)
+fresh: ## make demo and make test on bare Debian 12 and 13, as root and as a user; ROOTS="debian13 user" selects a single one (needs root)
 	@bash tools/fresh.sh $(ROOTS)
 
 .PHONY: lint
@@ -44,7 +44,7 @@ lint: setup ## style of Python, YAML, Ansible, shell and the changelog
 	git ls-files -z --cached --others --exclude-standard .ci/run '*.sh' | xargs -0 shellcheck
 
 .PHONY: format
-format: setup ## let ruff lay out the Python files
+format: setup ## format the Python files with ruff
 	ruff format .
 	ruff check --fix .
 
@@ -61,11 +61,11 @@ docs: setup ## render the documentation of modules, filters and roles and lint i
 	bash tools/docs.sh
 
 .PHONY: dist
-dist: setup ## build the package into dist/, install it elsewhere, play the demo's playbooks by name from an empty folder
+dist: setup ## build the package into dist/, install it elsewhere, run the demo's playbooks by name from an empty directory
 	bash tools/dist.sh
 
 .PHONY: versions
-versions: setup ## playbooks and sanity under the lowest and the newest supported ansible-core
+versions: setup ## playbooks and sanity with the lowest and the newest supported ansible-core
 	bash tools/versions.sh
 
 .PHONY: real
@@ -79,7 +79,7 @@ vllm-versions: setup ## the contract and switches on real vLLM of seven versions
 	.venv/bin/python -m tests.versions.run $(VERSIONS)
 
 .PHONY: webui
-webui: setup ## the real Open WebUI, as its role has it, in a browser before two real vLLM servers (3 GB on first use)
+webui: setup ## the real Open WebUI, as its role configures it, in a browser with two real vLLM servers (3 GB on first use)
 	bash tools/real_vllm.sh
 	bash tools/open_webui.sh
 	@command -v chromium || command -v google-chrome || bash tools/apt.sh chromium || echo "there is no browser"
@@ -95,15 +95,15 @@ soak: setup ## 500 random rounds of faults, clients and a second operator on sta
 	@.venv/bin/python -m tests.faults.soak
 
 .PHONY: mutants
-mutants: setup ## break the engine in many places, one at a time, and tell which tests notice
+mutants: setup ## break the engine in many places, one at a time, and show which tests notice
 	@.venv/bin/python -m tests.mutants
 
 .PHONY: engine
-engine: setup ## make sure that a Docker engine runs (as root it is installed and started; tools/engine.sh stop ends it)
+engine: setup ## ensure that a Docker engine runs (as root it is installed and started; tools/engine.sh stop stops it)
 	@bash tools/engine.sh
 
 .PHONY: images
-images: engine ## build the container images for tests, those whose inputs changed
+images: engine ## build the container images for tests whose inputs changed
 	@bash tools/images.sh
 
 .PHONY: e2e
@@ -115,12 +115,12 @@ e2e: images ## the stack on a real Docker engine, with stand-ins and with real v
 ALONE := test_prefetch.py test_engine_restart.py
 
 .PHONY: fleet
-fleet: engine ## twenty SSH hosts are provisioned, loaded, and switched by waves, with some that fail and hang
+fleet: engine ## twenty SSH hosts are provisioned, loaded, and switched in waves, with some that fail and hang
 	@bash tools/images.sh fleet
 	$(PYTEST) -s tests/fleet
 
 .PHONY: firewall
-firewall: setup ## who reaches the models on real engines 20.10 and 26.1, with the rules of nftables and without (needs root)
+firewall: setup ## who can reach the models on real engines 20.10 and 26.1, with and without the nftables rules (needs root)
 	$(PYTEST) tests/firewall
 
 .PHONY: molecule
@@ -132,12 +132,12 @@ bench: images ## the ratios that the README states
 	.venv/bin/python bench/run.py $(if $(QUICK),--quick)
 
 .PHONY: lock
-lock: ## pin requirements.in anew for every supported Python (needs uv)
+lock: ## update the pinned requirements for every supported Python (needs uv)
 	uv pip compile --quiet --universal --python-version 3.10 --fork-strategy requires-python --no-annotate \
 		--custom-compile-command "make lock" --upgrade --output-file requirements.txt requirements.in
 
 .PHONY: clean
-clean: ## remove what the other targets made in this folder (not the images, not the caches)
+clean: ## remove what the other targets created in this directory (not the images, not the caches)
 	@if [ -d .build/demo ]; then STOP=1 bash tools/demo.sh; fi
 	rm -rf .venv .build .ansible .hypothesis .mypy_cache .pytest_cache .ruff_cache dist tests/output
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

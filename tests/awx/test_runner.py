@@ -162,7 +162,7 @@ def bootstrap(buttons: Buttons, loaded: Job) -> None:
     loaded.succeeded()
     assert set(loaded.stats["ok"]) == {"localhost", "one", "two"}
     names = [data["task"] for data in loaded.of("playbook_on_task_start")]
-    assert "Make the default models active" in names
+    assert "Load and activate the default models" in names
     assert "PLAY RECAP" in loaded.stdout
 
 

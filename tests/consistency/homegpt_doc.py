@@ -97,47 +97,49 @@ def model_table(files: dict[str, str]) -> str:
                 "image",
                 code("vllm/vllm-openai:nightly-x86_64"),
                 code(said["image"]),
-                "pinned, so that a restart never brings another version; `vllm_image` names it",
+                "pinned by `vllm_image`, so that a restart never changes the version",
             ),
             Row("model", "the first word of the command", code(said["command"][0])),
             Row(
                 "flags",
                 "see the next table",
                 "see the next table",
-                "from `args` and `gpus` of the inventory; one word to a line, so that a diff shows one flag",
+                "from `args` and `gpus` of the inventory; one word per line, so that a diff shows a single flag",
             ),
             Row(
                 "port",
                 code("<host port>:8000"),
                 shown(said["ports"]),
-                "on loopback only: whoever reaches the port can put the model to sleep, and no API key guards that",
+                "on loopback only: everyone who can reach the port can put the model to sleep, "
+                "and no API key prevents that",
             ),
             Row(
                 "GPUs",
                 "`driver: nvidia`, `count` = tensor-parallel size, `capabilities: [gpu]`",
                 shown(devices),
-                "the GPUs that `gpus` names instead of any so many; `vllm_gpu_access` also knows CDI, AMD and none",
+                "the GPUs listed in `gpus` instead of a number of arbitrary GPUs; "
+                "`vllm_gpu_access` also supports CDI, AMD and none",
             ),
             Row(
                 "`CUDA_VISIBLE_DEVICES`",
                 code("0,1"),
                 code(env["CUDA_VISIBLE_DEVICES"]),
-                "counted within the container, where the reserved GPUs are numbered from 0",
+                "numbered within the container, where the reserved GPUs start at 0",
             ),
             Row("`ipc`", code("host"), code(said["ipc"])),
             Row(
                 "`restart`",
                 code("unless-stopped"),
                 code(said["restart"]),
-                "after a boot all models would load at once and fight for the GPUs; "
-                "`homegpt-restore.service` brings them back one at a time",
+                "after a boot, all models would load at once and compete for the GPUs; "
+                "`homegpt-restore.service` restores them one at a time",
             ),
             Row("network", code("homegpt-network"), shown(said["networks"])),
             Row(
                 "Hugging Face token",
                 code("HUGGING_FACE_HUB_TOKEN=${HF_TOKEN}"),
                 code(f"HF_TOKEN_PATH={env['HF_TOKEN_PATH']}", f"secrets: {said['secrets']}"),
-                "a compose secret out of the `.env` that only its owner can read: `docker inspect` does not show it",
+                "a compose secret from `.env`, which only its owner can read: `docker inspect` does not show it",
             ),
             *(
                 Row(f"`{key}`", code(value), code(env[key]))
@@ -158,10 +160,10 @@ def model_table(files: dict[str, str]) -> str:
                 )
             ),
             *(
-                Row(what, code(source), volume(target), "the compose files lie beside it, in no folder of their own")
+                Row(what, code(source), volume(target), "the compose files are in the same directory")
                 for what, source, target in (
                     ("logging config", "../vllm-logging.json:/logs/logging.json:ro", "/logs/logging.json"),
-                    ("log folder", "../logs/<model>:/logs", "/logs"),
+                    ("log directory", "../logs/<model>:/logs", "/logs"),
                 )
             ),
             Row("container log", "unbounded", shown(said["logging"]["options"]), "a full disk stops every model"),
@@ -169,7 +171,7 @@ def model_table(files: dict[str, str]) -> str:
                 "label",
                 "none",
                 shown(said["labels"]),
-                "tells whose it is when a model is removed; lets it follow to another network and to another token",
+                "identifies the container when a model is removed; recreates it if the network or the token changes",
             ),
             Row(
                 "`pull_policy`",
@@ -240,20 +242,20 @@ def logging_table(files: dict[str, str]) -> str:
     return table(
         [
             Row("file", code("vllm-logging.json"), code("vllm-logging.json")),
-            Row("form", "a Python logging dictConfig for vLLM", code(f"version: {said['version']}")),
+            Row("format", "a Python logging dictConfig for vLLM", code(f"version: {said['version']}")),
             Row(
                 "handlers",
                 "its own choice",
                 shown({name: each["class"] for name, each in said["handlers"].items()}),
-                "to `docker logs` and to the model's log folder",
+                "to `docker logs` and to the model's log directory",
             ),
             Row(
                 "loggers",
                 "vLLM's",
                 shown({name: each["level"] for name, each in said["loggers"].items()}),
-                "the web server's too, with its calls",
+                "also those of the web server, with its requests",
             ),
-            Row("log folders", code("logs/<model>/"), code(*(f"logs/{name}/" for name in MODELS))),
+            Row("log directories", code("logs/<model>/"), code(*(f"logs/{name}/" for name in MODELS))),
         ]
     )
 
@@ -271,22 +273,22 @@ def open_webui_table(files: dict[str, str]) -> str:
                 "`OPENAI_API_BASE_URLS`",
                 "every model's `http://<container>:8000/v1`, joined with `;`",
                 code(*env["OPENAI_API_BASE_URLS"].split(";")),
-                "models that are `disabled` are left out: they never answer",
+                "`disabled` models are left out: they never answer",
             ),
-            Row("`OPENAI_API_KEYS`", "as many `dummy`, joined with `;`", code(env["OPENAI_API_KEYS"])),
+            Row("`OPENAI_API_KEYS`", "the same number of `dummy`, joined with `;`", code(env["OPENAI_API_KEYS"])),
             Row(
                 "`BYPASS_MODEL_ACCESS_CONTROL`",
                 "",
                 code(env["BYPASS_MODEL_ACCESS_CONTROL"]),
-                "else accounts of people who are no administrators see no model; `open_webui_models_for_all`",
+                "otherwise accounts without administrator rights see no models; `open_webui_models_for_all`",
             ),
-            Row("`OFFLINE_MODE`", "", code(env["OFFLINE_MODE"]), "else a start waits for a hub"),
+            Row("`OFFLINE_MODE`", "", code(env["OFFLINE_MODE"]), "otherwise a start waits for a model hub"),
             Row("`NO_PROXY`, `no_proxy`", "", code(*env["NO_PROXY"].split(",")), "the models are not behind a proxy"),
             Row(
                 "`restart`",
                 code("unless-stopped"),
                 code(said["restart"]),
-                "after an engine that was killed, Docker 20.10 takes the container for one that was stopped",
+                "after the engine was killed, Docker 20.10 treats the container as stopped",
             ),
         ]
     )

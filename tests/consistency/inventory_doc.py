@@ -42,26 +42,26 @@ MINIMAL = {"id": "a", "model": "m", "host_port": 1}
 VARIABLES = {
     "vllm_models": "the models, see above",
     "vllm_switching": "the settings of the host, see above",
-    "vllm_active_model": "the model that the host is to have active: `bootstrap` loads it last, `site` switches to it "
-    "where it sleeps, and a switch without `-e model=` takes it",
+    "vllm_active_model": "the model that is to be active on the host: `bootstrap` loads it last, `site` switches to it "
+    "if it is asleep, and a switch without `-e model=` selects it",
     "vllm_image": "the image of the models' containers",
     "vllm_gpu_access": "how containers get their GPUs: `nvidia`, `cdi`, `amd`, or `none`",
     "vllm_hf_token": "the token for Hugging Face; keep it in a vault. Containers get it as a compose secret: it is in "
-    "no `docker inspect` and no log. With another one `site` makes them anew",
+    "no `docker inspect` and no log. If it changes, `site` recreates the containers",
     "vllm_cache_dir": "weights and compiled kernels, in `huggingface`, `vllm`, `triton`, `flashinfer`; see "
     "[Where the weights are](#where-the-weights-are)",
     "vllm_env": "environment variables of every model's container",
-    "vllm_volumes": "more volumes of every model's container, as `SOURCE:TARGET[:ro]`",
-    "vllm_stack_dir": "the folder of the compose project",
-    "vllm_docker_host": "whether `site` sees to Docker",
-    "open_webui_enabled": "whether there is a web interface",
-    "open_webui_address": "where it listens. Whoever reaches it first becomes its administrator",
+    "vllm_volumes": "additional volumes of every model's container, as `SOURCE:TARGET[:ro]`",
+    "vllm_stack_dir": "the directory of the compose project",
+    "vllm_docker_host": "whether `site` sets up Docker",
+    "open_webui_enabled": "whether to deploy Open WebUI",
+    "open_webui_address": "the address that it listens on. The first person who opens it becomes its administrator",
     "open_webui_port": "its port",
-    "open_webui_env": "environment variables of its container; they win over what the role sets",
-    "open_webui_models_for_all": "whether every account may use every model; else an administrator shares each",
+    "open_webui_env": "environment variables of its container; they override the values that the role sets",
+    "open_webui_models_for_all": "whether every account may use every model; else an administrator shares each model",
     "compose_stack_project_name": "the name of the compose project",
     "compose_stack_network": "its network",
-    "teardown_data": "whether `teardown` also removes the logs and what people have in the web interface",
+    "teardown_data": "whether `teardown` also removes the logs and the data of Open WebUI",
     "teardown_caches": "whether `teardown` also removes the weights of the models in the inventory",
 }
 # An empty list in an expression is no value that they have.
@@ -151,7 +151,8 @@ def shared() -> dict[str, str]:
     for path in (*sorted(ROOT.glob("roles/*/defaults/main.yml")), *sorted(ROOT.glob("playbooks/*.yml"))):
         for name, value in SHARED.findall(path.read_text(encoding="utf-8")):
             if value != "omit":
-                found.setdefault(name, value.strip("'\""))
+                # The second argument of `default` is none of the value's.
+                found.setdefault(name, value.removesuffix(", true").strip("'\""))
     return found
 
 

@@ -13,61 +13,62 @@ if TYPE_CHECKING:
 
 LONGEST_CAUSE = 180
 HEAD = """\
-# What may go wrong with a switch
+# Failure modes of a switch
 
-A switch is a transaction. It looks at the servers, makes a plan, does one step after the other and proves each; the
-last proof is that the new model answers a fixed prompt as it did when it was known good. A step that fails is recovered
-where that can be done within the switch. Where it can't, the model that was active before is brought back, and the
-switch fails with a message that names the step, the cause, what the host is left with, and what to do. Never are two
-models awake on one GPU. After a failure, also after a switch that was killed, the next switch starts from what the
-servers are then, so it needs no clean-up by hand unless the message says so.
+A switch is a transaction. It observes the servers, makes a plan, performs one step after the other and verifies each of
+them. In the last verification, the new model has to answer a fixed prompt as it did when it was known to be good. If a
+step fails, the switch recovers from the failure itself where that is possible. Otherwise the previously active model is
+made active again, and the switch fails with a message that names the step, the cause, the state of the host, and what
+to do. Two models are never awake on one GPU. After a failure, and also after a switch that was killed, the next switch
+starts from the state of the servers at that time. No manual clean-up is needed unless the message says so.
 
-This page is what `python -m tests.faults.matrix` (a part of `make faults`) found: it switches from a model `a`, active,
-to a model `b`, asleep at level 1 unless the heading says otherwise, on stand-in servers that share one GPU, and lets
-one thing go wrong in each of {count} cells. After every one of them the next switch, without the fault, succeeded. A
-run prints where its findings differ from this page.
+This page is the result of `python -m tests.faults.matrix` (a part of `make faults`). It switches from a model `a`,
+which is active, to a model `b`, which sleeps at level 1 unless the heading says otherwise. Both run on stand-in servers
+that share one GPU. In each of {count} cells, one fault is injected. After each of them, the next switch, without the
+fault, succeeded. A run prints where its findings differ from this page.
 
-## What is tried
+## Escalation
 
-Each of these is named in the `escalation` of the steps that belong to it, in the result of the module and of
-`python3 -m switching switch --json`. `vllm_switching.escalation` lists those that are allowed, by default all:
-`[stop, retry, restart, roll_back]`. What is not listed is not tried.
+The rungs that were tried are listed in `escalation` of the steps in the result of the module and of
+`python3 -m switching switch --json`. `vllm_switching.escalation` lists the rungs that are allowed, by default all of
+them: `[stop, retry, restart, roll_back]`. A rung that is not listed is not tried.
 
 {rungs}
-A step that must not be recovered fails the switch at once: a drain at its deadline with `drain_timeout_action: fail`,
-or GPU memory that another process holds. In the tables, *once* is a fault of one call, *until a restart* one of all
-such calls of that process, and *for ever* one that a restart does not end either.
+Some steps fail the switch at once, without escalation: a drain that reaches its deadline with
+`drain_timeout_action: fail`, and GPU memory that another process holds. In the tables, *once* is a fault of one call,
+*until a restart* is a fault of all such calls of that process, and *for ever* is a fault that a restart does not end
+either.
 """
 # What each is, and how long it takes at most.
 RUNGS = {
     "stop": (
-        "The model that has to make room can't be drained or put to sleep, so its server is stopped. It loads again "
-        "when it is next wanted.",
-        "`command_timeout_seconds` where it has a `stop_command`, then twice `stop_timeout_seconds` (SIGTERM, "
+        "The model that has to make room can't be drained or put to sleep, so its server is stopped. It is loaded "
+        "again when it is next needed.",
+        "`command_timeout_seconds` if it has a `stop_command`, then twice `stop_timeout_seconds` (SIGTERM, "
         "SIGKILL), then `request_timeout_seconds` until its port is closed",
     ),
     "retry": (
-        "A server that still sleeps after a wake that failed is woken once more. One that answers wrongly after level "
-        "2 loads its weights once more.",
+        "A server that still sleeps after a failed wake-up is woken once more. A server that answers wrongly after "
+        "level 2 reloads its weights once more.",
         "`request_timeout_seconds` for each call, then `max_retries` x `health_check_interval_seconds` until it is "
         "ready",
     ),
     "restart": (
-        "The server that did not wake is stopped, started and waited for.",
+        "The server that did not wake up is stopped and started, and the switch waits until it is ready.",
         "as `stop`, then `max_retries` x `health_check_interval_seconds`",
     ),
     "roll_back": (
-        "The model that was active before is woken or, if it had to be stopped, started.",
-        "as a switch to it",
+        "The previously active model is woken or, if it had to be stopped, started.",
+        "the same as for a switch to it",
     ),
 }
-COLUMNS = ("what happens", "the host is left with", "tried", "what is told", "what to do")
+COLUMNS = ("fault", "state of the host", "tried", "message", "remedy")
 LEFT = {
     "b active": "b active",
     "a active again": "a active, as before",
     "error state": "what the message says",
-    "cut off": "whatever it was then; the next switch recovers it",
-    "": "none of the allowed",
+    "cut off": "unchanged since the kill; the next switch recovers it",
+    "": "none of the allowed states",
 }
 SUFFIXES = ("once", "until a restart", "for ever")
 
@@ -104,7 +105,7 @@ def render(rows: list[Row]) -> str:
     steps: dict[str, list[Row]] = collections.defaultdict(list)
     for row in rows:
         steps[row.step].append(row)
-    rungs = list(_head(("rung", "what is done", "how long at most")))
+    rungs = list(_head(("rung", "action", "maximum duration")))
     rungs += [f"| `{rung}` | {what} | {most} |" for rung, (what, most) in RUNGS.items()]
     parts = [HEAD.format(count=len(rows), rungs="\n".join(rungs) + "\n")]
     for step, those in steps.items():

@@ -60,7 +60,7 @@ def test_check_mode_of_teardown_reckons_without_the_stack(
     if others:
         assert f"others are published on loopback: {others}. `-e" in " ".join(ended.stdout.split())
     else:
-        assert "Take the rules out of the kernel" in ended.stdout
+        assert "Delete the firewall table" in ended.stdout
 
 
 def test_a_server_that_listens_at_another_address_alone_is_not_silent(programs: Path) -> None:

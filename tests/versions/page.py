@@ -13,24 +13,24 @@ from tests.serverlib import REAL_VERSIONS, ROOT
 PAGE = ROOT / "docs" / "vllm-versions.md"
 FILE = Path(__file__).with_name("seen.json")
 HEAD = """\
-# What each version of vLLM does
+# Behaviour of vLLM versions
 
-A switch goes by what a server can do, and that has changed from version to version. This page is what `make
-vllm-versions` saw on real servers of the versions below, builds for the CPU with a tiny model each. A CPU's server
-pauses its scheduler and answers every call truthfully, but frees no memory. What a GPU adds to that is not seen here:
-there a request that meets memory which sleeps ends the engine, and level 2 discards the weights.
+A switch depends on what a server can do, and that differs between versions of vLLM. This page is the result of
+`make vllm-versions`, which tests real servers of the versions below. They are CPU builds with a tiny model each. A CPU
+server pauses its scheduler and answers every call truthfully, but releases no memory. Effects that need a GPU are not
+visible here: on a GPU, a request that accesses sleeping memory ends the engine, and level 2 discards the weights.
 
-Each version has to pass the contract, which is what a switch takes for granted of the calls that it makes; the stand-in
-server that the other tests use, told to be that version, has to pass the same cases. Then `switch.yml` switches between
-two servers of the version while clients read streams from them, with a reload of the weights that fails once, and after
-a switch that was killed half way through a wake.
+Each version has to pass the contract, which is the behaviour that a switch relies on in the calls that it makes. The
+stand-in server of the other tests has to pass the same cases when it simulates that version. Then `switch.yml` switches
+between two servers of the version while clients read streams from them, also with a reload of the weights that fails
+once, and after a switch that was killed in the middle of a wake-up.
 """
 PARTS = ("contract", "switches")
 TOLD = """
-## What was seen
+## Observations
 
-Each question is asked of a server that is awake and has nothing to do, `VLLM_SERVER_DEV_MODE=1` set. The stand-in gives
-the same answers.
+Each question is put to a server that is awake and idle, with `VLLM_SERVER_DEV_MODE=1`. The stand-in gives the same
+answers.
 
 """
 
@@ -66,10 +66,10 @@ def rendered(known: dict[str, dict[str, Any]]) -> str:
     for version, seen in known.items():
         counts = [f"{seen[what][0]} passed, {seen[what][1]} failed" for what in PARTS]
         rows.append([version, *counts, seen["date"]])
-    text += blocks.table(["vLLM", *PARTS, "tried on"], rows) + TOLD
+    text += blocks.table(["vLLM", *PARTS, "tested on"], rows) + TOLD
     rows = []
     for question in next(iter(known.values()))["seen"] if known else []:
         answers = {version: seen["seen"].get(question, "-") for version, seen in known.items()}
         for number, (versions, answer) in enumerate(spans(answers)):
             rows.append([question if number == 0 else "", versions, answer])
-    return text + blocks.table(["asked", "vLLM", "seen"], rows)
+    return text + blocks.table(["request", "vLLM", "observed"], rows)
