@@ -14,7 +14,7 @@ def test_the_page_is_up_to_date() -> None:
 
 
 def test_another_figure_of_the_engine_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sizing_doc.capacity, "SLEEPER_GB", 3.0)
+    monkeypatch.setattr(sizing_doc.memory, "SLEEPER_GB", 3.0)
     assert sizing_doc.PAGE.read_text(encoding="utf-8") != blocks.written(
         sizing_doc.PAGE.read_text(encoding="utf-8"), sizing_doc.rendered()
     )
