@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: MIT
-# Shows on this machine what the collection does: four models, served by stand-ins for vLLM, are loaded,
-# switched and ended by the playbooks that do the same to real ones. Leaves nothing behind.
+# Demonstrates the collection on this machine: the playbooks load, switch and stop four models, which are served by stand-ins for
+# vLLM. Leaves nothing behind.
 #
-#   make demo KEEP=1      leaves the servers up, in .build/demo, and says what to try
-#   make demo STOP=1      ends that
+#   make demo KEEP=1      leaves the servers running, in .build/demo, and prints commands to try
+#   make demo STOP=1      stops them
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PATH=$PWD/.venv/bin:$PATH
@@ -48,39 +48,39 @@ tell_what_to_try() {
     local play=$locale".venv/bin/ansible-playbook -i inventory/demo playbooks"
     local ill=qwen3-next-80b-a3b-thinking
     cat <<TEXT
-To try in any shell:
+Commands to try in any shell:
 
 cd $(printf %q "$PWD")
-export ANSIBLE_CALLBACK_RESULT_FORMAT=yaml  # what went wrong as lines
+export ANSIBLE_CALLBACK_RESULT_FORMAT=yaml  # prints failures as lines
 
-# Another model, with a picture of what was done and when (a browser shows it):
+# Switch to another model, and draw a timeline of the switch (open it in a browser):
 $play/switch.yml -e model=qwen3-vl-32b -e timeline=.build/demo/switch.svg
 
-# A model that runs out of GPU memory when it wakes, and again when it is started anew: the switch fails, and the model
-# from before is back. (What goes wrong is used up by that; the same switch again succeeds.)
+# Switch to a model that runs out of GPU memory when it wakes up, and again when it is restarted: the switch fails, and the
+# previous model is active again. (These faults occur only once; the same switch succeeds when it is repeated.)
 echo '[{"path": "/wake_up", "fault": "oom"}, {"path": "load", "fault": "oom"}]' >.build/demo/faults.json && \\
   $play/switch.yml -e model=$ill
 
-# What is every model doing, and how did the last switch end?
+# Show the state of every model, and how the last switch ended:
 $play/status.yml
 
-make demo STOP=1 ends it: the servers are stopped and .build/demo is removed.
+make demo STOP=1 stops the servers and removes .build/demo.
 TEXT
 }
 
 if [ -n "${STOP:-}" ] && [ -z "${DEMO_COLLECTIONS:-}" ]; then
     if [ ! -d "$kept" ]; then
-        echo "There is no demo to stop: none is kept in .build/demo."
+        echo "There is no demo to stop in .build/demo."
         exit 0
     fi
-    echo "Ending the demo: stopping its servers ..."
+    echo "Stopping the servers of the demo ..."
     export DEMO_STACK_DIR=$kept
     tear_down
-    echo "Ended. Its files in .build/demo are removed."
+    echo "Stopped. The files in .build/demo are removed."
     exit 0
 fi
 
-# The inventory reads it, and its folder: the demo disturbs nobody who has its usual ports or folder.
+# The inventory reads the port and the directory, so that the demo does not collide with others.
 DEMO_FIRST_PORT=$(python - <<'PY'
 import contextlib, socket
 
@@ -101,7 +101,7 @@ if [ -n "$keep" ]; then
     DEMO_STACK_DIR=$kept
     mkdir -p .build
     if ! mkdir "$kept" 2>/dev/null; then
-        printf 'A demo is kept already, in .build/demo; nothing was started.\n'
+        printf 'A demo is kept already in .build/demo; nothing was started.\n'
         tell_what_to_try
         exit 0
     fi
@@ -113,7 +113,7 @@ export DEMO_FIRST_PORT DEMO_STACK_DIR
 cleanup() {
     local status=$?
     trap '' INT TERM HUP # once is enough; a second Ctrl-C must not leave servers behind
-    if [ "$status" -ne 0 ]; then printf '\nEnding the demo: stopping its servers ...\n'; fi
+    if [ "$status" -ne 0 ]; then printf '\nStopping the servers of the demo ...\n'; fi
     tear_down
     exit "$status"
 }
@@ -121,7 +121,7 @@ trap cleanup EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM HUP
 
-# For whoever plays with it from another shell.
+# For commands from another shell.
 echo "$DEMO_FIRST_PORT" >"$DEMO_STACK_DIR/first_port"
 if [ -n "${DEMO_COLLECTIONS:-}" ]; then
     mkdir "$DEMO_STACK_DIR/empty"
@@ -150,40 +150,40 @@ expect_states() { # MODEL: it is active, and the three others sleep
     expect "three models should be sleeping" 3 '(^| - )demo .* sleeping '
 }
 
-printf 'Four models on a pretended host with two GPUs, of which only one fits at a time (ports %d to %d).\n' \
+printf 'Four models on a simulated host with two GPUs, of which only one fits at a time (ports %d to %d).\n' \
     "$DEMO_FIRST_PORT" $((DEMO_FIRST_PORT + 3))
 echo "It takes about half a minute, a minute on a busy machine."
-echo "To type such a command yourself, begin with: . .venv/bin/activate"
+echo "To run such commands yourself, first run: . .venv/bin/activate"
 
-show "Load the models, one at a time, and put all but the default one to sleep:" \
+show "Load the models, one at a time, and put all except the default one to sleep:" \
     ansible-playbook -i "$inventory" "$(playbook bootstrap)"
 expect "bootstrap should load the models" 1 'demo.*changed=2.* failed=0'
 
-show "What is every model doing?" \
+show "Show the state of every model:" \
     ansible-playbook -i "$inventory" "$(playbook status)"
 expect_states qwen3-vl-30b-a3b
 
-show "Another model, please. The active one finishes its requests and sleeps before the other wakes:" \
+show "Switch to another model. The active model finishes its requests and sleeps before the other wakes up:" \
     ansible-playbook -i "$inventory" "$(playbook switch)" -e model=gpt-oss-20b
 expect "the switch should change something" 1 'demo.*changed=1.* failed=0'
 
-show "The same again. It is already so, and nothing is touched (changed=0):" \
+show "Repeat the switch. The model is already active, so nothing changes (changed=0):" \
     ansible-playbook -i "$inventory" "$(playbook switch)" -e model=gpt-oss-20b
 expect "the second switch should change nothing" 1 'demo.*changed=0.* failed=0'
 
-show "What would a switch back do? Check mode shows the very steps and does none of them:" \
+show "Show the steps of a switch back. Check mode does not perform them:" \
     ansible-playbook -i "$inventory" "$(playbook switch)" -e model=qwen3-vl-30b-a3b --check --diff
 expect "check mode should show sleep, then wake" 2 'step 2: sleep gpt-oss-20b|step 3: wake qwen3-vl-30b-a3b'
 
-show "So gpt-oss-20b is still the active one:" \
+show "gpt-oss-20b is still active:" \
     ansible-playbook -i "$inventory" "$(playbook status)"
 expect_states gpt-oss-20b
 
-printf '\nShown: four models loaded one at a time, one switch, one that changed nothing, one only planned;\n'
+printf '\nDone: four models loaded one at a time, one switch, one switch that changed nothing, one in check mode;\n'
 if [ -n "$keep" ]; then
     trap - EXIT INT TERM HUP
-    printf 'gpt-oss-20b is active and the others sleep. They stay up.\n\n'
+    printf 'gpt-oss-20b is active and the others sleep. The servers keep running.\n\n'
     tell_what_to_try
 else
-    printf 'gpt-oss-20b is active and the others sleep. Now its servers are stopped and its files removed.\n'
+    printf 'gpt-oss-20b is active and the others sleep. The demo now stops the servers and removes its files.\n'
 fi

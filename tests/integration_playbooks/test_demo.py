@@ -73,13 +73,13 @@ def checkout(tmp_path: Path) -> Iterator[Checkout]:
 
 def commands(output: str) -> list[str]:
     """What is to be tried, each command with its explanation before it: all of it can be pasted into a shell."""
-    told = output.split("To try in any shell:\n", 1)[1].split("make demo STOP=1", 1)[0]
+    told = output.split("Commands to try in any shell:\n", 1)[1].split("make demo STOP=1", 1)[0]
     there, *tried = told.strip().split("\n\n")
     return [f"{there}\n{command}" for command in tried]
 
 
 def test_a_demo_that_is_kept_is_played_with_and_ended(checkout: Checkout, tmp_path: Path) -> None:
-    assert "none is kept" in checkout.demo(STOP="1")
+    assert "There is no demo to stop" in checkout.demo(STOP="1")
 
     output = checkout.demo(KEEP="1")
     assert re.search(r"^It takes about .* a minute", output, re.MULTILINE)
@@ -109,9 +109,9 @@ def test_a_demo_that_is_kept_is_played_with_and_ended(checkout: Checkout, tmp_pa
     assert commands(again) == [switch, fail, status]
     assert checkout.pids() == pids
 
-    assert "Ended." in checkout.demo(STOP="1")
+    assert "Stopped." in checkout.demo(STOP="1")
     assert not checkout.kept.exists()
     for number in range(4):
         with socket.socket() as client:
             assert client.connect_ex(("127.0.0.1", port + number)) != 0
-    assert "none is kept" in checkout.demo(STOP="1")
+    assert "There is no demo to stop" in checkout.demo(STOP="1")
