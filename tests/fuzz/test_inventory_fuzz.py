@@ -23,10 +23,7 @@ from typing import Any
 import jinja2
 import pytest
 from ansible.errors import AnsibleFilterError
-from ansible_collections.homegpt.vllm.plugins.filter.compose_service import compose_service
-from ansible_collections.homegpt.vllm.plugins.filter.dotenv_text import dotenv_text
-from ansible_collections.homegpt.vllm.plugins.filter.stack_secrets import stack_secrets
-from ansible_collections.homegpt.vllm.plugins.filter.yaml_text import yaml_text
+from ansible_collections.homegpt.vllm.plugins.filter.internal import FilterModule
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching import inventory as core
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching import plan as planning
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors import Blocked, InventoryError
@@ -38,6 +35,9 @@ from hypothesis import given as given_values
 from hypothesis import strategies as st
 
 from tests.part import fewer
+
+FILTERS = FilterModule().filters()
+compose_service = FILTERS["compose_service"]
 
 ROLES = Path(__file__).resolve().parents[2] / "roles"
 SEED = int(os.environ.get("FUZZ_SEED") or secrets.randbelow(2**32))
@@ -437,8 +437,7 @@ def template(role: str, name: str, **variables: Any) -> str:
         undefined=jinja2.StrictUndefined,
         autoescape=False,
     )
-    for called in (compose_service, dotenv_text, stack_secrets, yaml_text):
-        environment.filters[f"homegpt.vllm.{called.__name__}"] = called
+    environment.filters.update({f"homegpt.vllm.{called}": function for called, function in FILTERS.items()})
     return environment.get_template(name).render(variables)
 
 
