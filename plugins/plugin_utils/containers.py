@@ -10,7 +10,7 @@ import json
 import re
 import typing
 
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import share_gpu
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.gpus import share_gpu
 
 _BY_ROLE = "or let the role homegpt.vllm.docker_host do it (vllm_docker_host: true)"
 

@@ -17,7 +17,8 @@ import typing
 
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching import inventory, masking, options
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors import InventoryError
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching.texts import map_text
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.gpus import gpu_uuid, is_mig
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.texts import is_secret_name, map_text, secret_texts
 from ansible_collections.homegpt.vllm.plugins.plugin_utils import compose_variables, launch, serve_line, weights
 
 # What the collection gives every container (compose.service), and what it gives none.
@@ -420,9 +421,7 @@ class Builder:
         found["vllm_models"] = self.models
         if switching:
             found["vllm_switching"] = switching
-        if any(
-            True for dummy in inventory.secret_texts({"vllm_models": self.models, "vllm_env": found.get("vllm_env")})
-        ):
+        if any(True for dummy in secret_texts({"vllm_models": self.models, "vllm_env": found.get("vllm_env")})):
             self.notes.add(name, "secrets of it are in the result as plain text: encrypt the file with ansible-vault")
         self._name_gpus_one_way()
         self._check(switching, name)
@@ -432,7 +431,7 @@ class Builder:
         """Whether a number and a UUID are the same GPU is known on the host alone: the rarer form is disabled."""
         ways: dict[str, list[int]] = {"numbers": [], "UUIDs": [], "both": []}
         for index, model in enumerate(self.models):
-            named = {isinstance(gpu, str) for gpu in model.get("gpus", []) if not inventory.is_mig(gpu)}
+            named = {isinstance(gpu, str) for gpu in model.get("gpus", []) if not is_mig(gpu)}
             if named and model.get("startup_mode") != "disabled":
                 ways["both" if len(named) > 1 else "UUIDs" if True in named else "numbers"].append(index)
         rarer = min(ways["numbers"], ways["UUIDs"], key=len)
@@ -454,7 +453,7 @@ class Builder:
         shared = {
             name: value
             for name, value in first.items()
-            if not inventory.is_secret_name(name) and all(model.get("env", {}).get(name) == value for model in models)
+            if not is_secret_name(name) and all(model.get("env", {}).get(name) == value for model in models)
         }
         if shared:
             found["vllm_env"] = shared
@@ -552,10 +551,10 @@ _ORDER = [
 
 def holds_secrets(variables: typing.Mapping[str, typing.Any]) -> bool:
     """Whether anything in the variables looks like a secret, by its name, or in a command by the option before it."""
-    if any(True for dummy in inventory.secret_texts(dict(variables))):
+    if any(True for dummy in secret_texts(dict(variables))):
         return True
     words = [word for model in variables["vllm_models"] for word in model.get("start_command", [])]
-    return any(word.startswith("-") and inventory.is_secret_name(word) for word in words)
+    return any(word.startswith("-") and is_secret_name(word) for word in words)
 
 
 def _cache_base(source: str, folder: str) -> str:
@@ -615,8 +614,8 @@ def _numbers(text: str) -> list[typing.Any] | None:
     for part in (part.strip() for part in text.split(",")):
         if part.isdigit() and len(part) < 4:
             found.append(int(part))
-        elif GPU_IDS and inventory.gpu_uuid(part):
-            found.append(inventory.gpu_uuid(part))
+        elif GPU_IDS and gpu_uuid(part):
+            found.append(gpu_uuid(part))
         else:
             return None
     return list(dict.fromkeys(found))

@@ -12,13 +12,8 @@ import typing
 
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching import masking
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors import InventoryError, SwitchingError
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import (
-    Inventory,
-    Model,
-    is_amd,
-    is_mig,
-    parse,
-)
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.gpus import is_amd, is_mig
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import Inventory, Model, parse
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.texts import map_text
 from ansible_collections.homegpt.vllm.plugins.plugin_utils import open_webui, rollout, weights
 from ansible_collections.homegpt.vllm.plugins.plugin_utils.placement import names_of, place

@@ -20,11 +20,11 @@ import typing
 
 from . import records
 from .errors import WrongAnswer
-from .inventory import Model, is_secret_name
+from .inventory import Model
 from .kinds import TEXT, Told
 from .masking import Mask, secrets_of
 from .server import Server
-from .texts import map_text
+from .texts import is_secret_name, map_text
 
 _NAME = "canary"
 

@@ -18,8 +18,9 @@ import subprocess
 import typing
 
 from . import devices, records
-from .inventory import Gpu as Name
-from .inventory import Inventory, Model, gpu_text, is_amd, is_mig
+from .gpus import Gpu as Name
+from .gpus import gpu_text, is_amd, is_mig
+from .inventory import Inventory, Model
 
 # What a vLLM server that sleeps keeps on each of its GPUs: CUDA's context, NCCL, captured graphs. Nobody guarantees a
 # figure. Users report from 0.5 to 1.3 GiB: 1.14 GB on each 3090 (vLLM issue 32714), 1.27 GiB on an H100 (llm-d

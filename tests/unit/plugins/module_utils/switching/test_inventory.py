@@ -18,10 +18,9 @@ from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory i
     Request,
     StateRequest,
     Switching,
-    is_secret_name,
     parse,
-    secret_texts,
 )
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.texts import is_secret_name, secret_texts
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
