@@ -141,6 +141,12 @@ class Model:
         return self.startup_mode == "disabled"
 
     @property
+    def told(self) -> dict[str, typing.Any]:
+        """What C(status) tells of it beside its state; what is empty is left out."""
+        keys = ("name", "host_port", "startup_mode")
+        return {key: getattr(self, key) for key in keys if getattr(self, key) != ""}
+
+    @property
     def names(self) -> tuple[str, ...]:
         """Every name that clients may call this model by, the id first."""
         return (self.id, *self.aliases, self.model)
