@@ -83,6 +83,8 @@ class Model:
     """The port of its server on the host."""
     name: str = ""
     """Its name for people."""
+    description: str = ""
+    """What it is for, in words for people. `status` shows it."""
     container_name: str = ""
     """Its container and compose service."""
     port: int = 8000
@@ -143,7 +145,7 @@ class Model:
     @property
     def told(self) -> dict[str, typing.Any]:
         """What C(status) tells of it beside its state; what is empty is left out."""
-        keys = ("name", "host_port", "startup_mode")
+        keys = ("name", "description", "host_port", "startup_mode")
         return {key: getattr(self, key) for key in keys if getattr(self, key) != ""}
 
     @property
@@ -304,6 +306,7 @@ MODEL_FIELDS = {
     "model": Field(checks.literal, required=True),
     "host_port": Field(checks.port, required=True),
     "name": Field(checks.literal),
+    "description": Field(checks.optional_text),
     "container_name": Field(
         checks.matching(_CONTAINER_NAME, "a container name (letters, digits, dots, dashes and underscores)")
     ),

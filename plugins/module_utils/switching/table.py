@@ -13,7 +13,7 @@ _WIDEST = 60
 _HEADER = ("host", "model", "state", "level", "port", "running", "waiting", "gpu_gb")
 _KEYS = ("state", "level", "host_port", "running", "waiting", "gpu_memory_gb")
 # Columns that are left out where no model has such a text.
-_TEXTS = ("problem",)
+_TEXTS = ("description", "problem")
 
 
 def status_lines(reports: typing.Mapping[str, typing.Mapping[str, typing.Any]]) -> list[str]:
