@@ -674,7 +674,7 @@ MUTANTS = (
     ),
     Mutant(
         "memory/number-and-uuid-apart",
-        "inventory.py",
+        "gpus.py",
         "mine & theirs or (numbers and other_wholes)",
         "mine & theirs or (numbers and False)",
         "a GPU that two models name in two ways is used by both",

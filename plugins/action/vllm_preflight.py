@@ -15,9 +15,15 @@ from ansible.inventory.manager import split_host_pattern
 from ansible.module_utils.parsing.convert_bool import boolean
 from ansible.plugins.action import ActionBase
 from ansible.template import Templar
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import is_secret_name
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.redaction import secrets_of
-from ansible_collections.homegpt.vllm.plugins.plugin_utils import live, preflight, role_variables, timeline
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.texts import is_secret_name
+from ansible_collections.homegpt.vllm.plugins.plugin_utils import (
+    live,
+    preflight,
+    preflight_words,
+    role_variables,
+    timeline,
+)
 from ansible_collections.homegpt.vllm.plugins.plugin_utils.plain import plain
 
 _ROLES = pathlib.Path(__file__).resolve().parents[2] / "roles"
@@ -51,7 +57,7 @@ class ActionModule(ActionBase):
         hostvars = task_vars["hostvars"]
         self.inventory, self.variables = hostvars._inventory, hostvars._variable_manager
         extra = self.variables.extra_vars
-        found = preflight.mistaken_names(
+        found = preflight_words.mistaken_names(
             (name for name in extra if name not in preflight.WIDE), (*preflight.ASKED[playbook], *preflight.WIDE)
         )
         if playbook == "convert":
@@ -71,13 +77,13 @@ class ActionModule(ActionBase):
                 looks.append(self.look(host, hostvars, playbook, specs))
             except AnsibleError as error:
                 files = list(_files(task_vars.get("ansible_inventory_sources") or ()))
-                unreadable.append((host.name, preflight.unreadable(str(error), files)))
+                unreadable.append((host.name, preflight_words.unreadable(str(error), files)))
         drawn = {timeline.unwritable(str(look.values["timeline"])) for look in looks if look.values.get("timeline")}
         return found + preflight.check(playbook, looks, extra, unreadable) + sorted(drawn - {""})
 
     def conversion(self, task_vars):
         """What is wrong with the files of convert.yml, and with what is in them."""
-        wrong = preflight.conversion(task_vars)
+        wrong = preflight_words.conversion(task_vars)
         if wrong:
             return [wrong]
 
@@ -94,7 +100,7 @@ class ActionModule(ActionBase):
         try:
             text = evaluated("__converted")["text"]
         except AnsibleError as error:
-            return preflight.unconverted(str(error))
+            return preflight_words.unconverted(str(error))
         dest = pathlib.Path(evaluated("__convert_dest"))
         forced = boolean(task_vars.get("force", False), strict=False)
         if dest.exists() and not (dest.is_file() and (forced or dest.read_bytes() == text.encode())):
@@ -115,19 +121,19 @@ class ActionModule(ActionBase):
         def matching(pattern, **how):
             return list(self.inventory.get_hosts(pattern, ignore_restrictions=True, **how))
 
-        wanted = preflight.Wanted(
+        wanted = preflight_words.Wanted(
             target,
             task_vars.get("ansible_limit"),
             task_vars.get("ansible_inventory_sources") or (),
             task_vars["groups"],
             list(self.inventory.hosts),
         )
-        lost = preflight.missing_parts(target, split_host_pattern(target), wanted)
+        lost = preflight_words.missing_parts(target, split_host_pattern(target), wanted)
         unlimited = [] if lost else matching(target, ignore_limits=True)
         hosts = matching(target) if unlimited else []
         if not hosts and not (lost and len(split_host_pattern(target)) > 1):
             wanted = wanted._replace(unlimited=[host.name for host in unlimited], files=list(_files(wanted.sources)))
-            lost = [preflight.no_host(wanted)]
+            lost = [preflight_words.no_host(wanted)]
         return hosts, lost
 
     def look(self, host, hostvars, playbook, specs):
@@ -146,7 +152,7 @@ class ActionModule(ActionBase):
                 del values[name]
         self.secrets.update(secrets_of(values))
         known = {*preflight.WIDE, *asked, *specs}
-        mistakes += preflight.mistaken_names(preflight.own_names(playbook, values), known)
+        mistakes += preflight_words.mistaken_names(preflight.own_names(playbook, values), known)
         mistakes += role_variables.mistakes(values, specs, ("vllm_models", "vllm_switching"))
         return preflight.Host(host.name, values, mistakes)
 
@@ -181,7 +187,7 @@ class ActionModule(ActionBase):
         except AnsibleError as error:
             if type(error).__name__ == "AnsibleValueOmittedError":
                 return None
-            raise _Unresolved(preflight.unresolved(str(error), secret, names)) from error
+            raise _Unresolved(preflight_words.unresolved(str(error), secret, names)) from error
 
 
 def _files(sources):

@@ -64,7 +64,12 @@ from ansible_collections.homegpt.vllm.plugins.plugin_utils.plain import plain
 def from_homegpt(config, compose=None, name="config.yaml", variables=None, env=None):
     """Variables, notes and text; raises AnsibleFilterError with every mistake."""
     # Not above: Ansible loads every filter of a collection for any of them.
-    from ansible_collections.homegpt.vllm.plugins.plugin_utils import convert, convert_homegpt, inventory_file
+    from ansible_collections.homegpt.vllm.plugins.plugin_utils import (
+        convert,
+        convert_builder,
+        convert_homegpt,
+        inventory_file,
+    )
 
     try:
         values = convert.values(plain(variables or {}), plain(env or {}).items())
@@ -79,7 +84,7 @@ def from_homegpt(config, compose=None, name="config.yaml", variables=None, env=N
         "text": inventory_file.write(
             found.variables, found.notes, [*([name] if name else []), *(file for file, dummy in files)]
         ),
-        "secret": convert.holds_secrets(found.variables),
+        "secret": convert_builder.holds_secrets(found.variables),
     }
 
 

@@ -63,7 +63,12 @@ from ansible_collections.homegpt.vllm.plugins.plugin_utils.plain import plain
 def from_llama_swap(config, servers="containers", name="config.yaml", variables=None, env=None):
     """Variables, notes and text; raises AnsibleFilterError with every mistake."""
     # Not above: Ansible loads every filter of a collection for any of them.
-    from ansible_collections.homegpt.vllm.plugins.plugin_utils import convert, convert_llama_swap, inventory_file
+    from ansible_collections.homegpt.vllm.plugins.plugin_utils import (
+        convert,
+        convert_builder,
+        convert_llama_swap,
+        inventory_file,
+    )
 
     try:
         values = convert.values(plain(variables or {}), plain(env or {}).items())
@@ -75,7 +80,7 @@ def from_llama_swap(config, servers="containers", name="config.yaml", variables=
         "variables": found.variables,
         "notes": found.notes,
         "text": inventory_file.write(found.variables, found.notes, [name]),
-        "secret": convert.holds_secrets(found.variables),
+        "secret": convert_builder.holds_secrets(found.variables),
     }
 
 

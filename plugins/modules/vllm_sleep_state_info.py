@@ -117,6 +117,12 @@ models:
       type: str
       returned: always
       sample: GPT-OSS 20B
+    description:
+      description: What it is for.
+      type: str
+      returned: when the inventory says it
+      sample: Tools and long contexts
+      version_added: 0.2.0
     host_port:
       description: The port of its server on the host.
       type: int

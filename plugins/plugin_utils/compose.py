@@ -13,7 +13,9 @@ import json
 import re
 import typing
 
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import API_SERVER, Gpu, is_secret_name
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.gpus import Gpu
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.schema import API_SERVER
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.texts import is_secret_name
 from ansible_collections.homegpt.vllm.plugins.plugin_utils.weights import uses_modelscope
 
 # The switches of `vllm serve` that have no --no-... form, from vLLM 0.32.0's parser (make_arg_parser of
@@ -37,6 +39,8 @@ RENUMBERED_ACCESS = ("nvidia", "cdi")
 GPU_ACCESS = (*RENUMBERED_ACCESS, "amd", "none")
 # An image that starts one of these wants the whole command.
 _SHELLS = ("bash", "sh", "dash", "python", "python3")
+# Of a value between double quotes in .env.
+_ESCAPES = {"\\": "\\\\", '"': '\\"', "$": "\\$", "\n": "\\n", "\r": "\\r"}
 
 
 class Word(typing.NamedTuple):
@@ -136,6 +140,11 @@ def plain_environment_words(environment: typing.Any, prefix: str) -> dict[str, W
     }
 
 
+def plain_environment(env: typing.Any, prefix: str, inline: bool = False) -> dict[str, str]:
+    """The texts of that environment for a compose file, by the variables' names."""
+    return {name: word.in_compose(inline) for name, word in plain_environment_words(env, prefix).items()}
+
+
 def _environment(given: typing.Any) -> dict[str, str]:
     """The variables of an unchecked environment. Raises ValueError for what no environment can hold."""
     environment = {}
@@ -149,12 +158,16 @@ def _environment(given: typing.Any) -> dict[str, str]:
 
 
 def service(
-    model: typing.Mapping[str, typing.Any], gpu_access: str, image: str, environment: typing.Any, inline: bool = False
+    model: typing.Mapping[str, typing.Any], gpu_access: str, image: str, env: typing.Any = None, inline: bool = False
 ) -> dict[str, typing.Any]:
-    """What a model's service in a compose file says that follows from the inventory, dollars escaped."""
+    """What a model's service in a compose file says that follows from the inventory, dollars escaped.
+
+    C(image) and C(env) are those of every model; a model's own win. C(inline) puts secrets in, for a file that is never
+    written. C(api_key) of the result is what the model's clients need, C(entrypoint) is empty for the image's own.
+    """
     if gpu_access not in GPU_ACCESS:
         raise ValueError("vllm_gpu_access must be one of %s, is %s" % (", ".join(GPU_ACCESS), gpu_access))
-    if "VLLM_API_KEY" in _environment(environment):
+    if "VLLM_API_KEY" in _environment(env):
         raise ValueError("vllm_env can't have VLLM_API_KEY: a switch asks each model with its own, set it in their env")
     variables = {
         **{name: Word("", ",".join(map(str, gpus))) for name, gpus in _visible(model["gpus"], gpu_access).items()},
@@ -165,14 +178,14 @@ def service(
         "VLLM_LOGGING_CONFIG_PATH": Word("", "/logs/logging.json"),
         "HF_TOKEN_PATH": Word("", "/run/secrets/hf_token"),
     }
-    variables.update(environment_words(model, environment))
+    variables.update(environment_words(model, env))
     return {
         "image": escape(model["image"] or image),
         "entrypoint": list(map(escape, model["entrypoint"])),
         "command": [word.in_compose(inline) for word in serve_words(model)],
         "environment": {name: word.in_compose(inline) for name, word in variables.items()},
         "api_key": api_key(model).in_compose(inline),
-        "modelscope": uses_modelscope({**_environment(environment), **model["env"]}),
+        "modelscope": uses_modelscope({**_environment(env), **model["env"]}),
     }
 
 
@@ -202,6 +215,23 @@ def entrypoint_problem(model: typing.Mapping[str, typing.Any], image: str, own: 
         f"the image {image} {starts}, not `vllm serve`: set the model's entrypoint to [{', '.join(remedy)}]{script}, "
         "or correct `image` or vllm_image"
     )
+
+
+def entrypoint_problems(
+    models: typing.Iterable[typing.Mapping[str, typing.Any]], looked: typing.Iterable[typing.Any], image: str
+) -> dict[str, str]:
+    """The problems by the models' ids. Disabled models and images that are not on the host are passed over.
+
+    C(looked): results of C(docker image inspect) with the format C({{json .Config.Entrypoint}}), an image each.
+    C(image): that of models that name none.
+    """
+    own = {result["item"]: json.loads(result["stdout"]) for result in looked if result.get("rc") == 0}
+    problems = {}
+    for model in models:
+        name = model["image"] or image
+        if model["startup_mode"] != "disabled" and name in own:
+            problems[model["id"]] = entrypoint_problem(model, name, own[name])
+    return {name: problem for name, problem in problems.items() if problem}
 
 
 def _serves(words: typing.Sequence[str]) -> bool:
@@ -238,14 +268,17 @@ def api_key(model: typing.Mapping[str, typing.Any]) -> Word:
     return word if word and word.value else Word("", "dummy")
 
 
-def secrets(models: typing.Iterable[typing.Mapping[str, typing.Any]], shared: typing.Any = None) -> dict[str, str]:
-    """The values of all secrets that the models' compose files refer to, by name."""
-    found = {}
-    for model in models:
-        for word in (*serve_words(model), *environment_words(model, shared).values()):
-            if word.secret:
-                found[word.secret] = word.value
-    return found
+def stack_secrets(
+    models: typing.Iterable[typing.Mapping[str, typing.Any]], env: typing.Any = None, others: typing.Any = None
+) -> dict[str, str]:
+    """The values of all secrets that compose files refer to, by name.
+
+    C(env): of every model's server. C(others): environments of other services, by the prefix of their secrets' names.
+    """
+    words = [word for model in models for word in (*serve_words(model), *environment_words(model, env).values())]
+    for prefix, environment in (others or {}).items():
+        words += plain_environment_words(environment, prefix).values()
+    return {word.secret: word.value for word in words if word.secret}
 
 
 def _secret_name(model: typing.Mapping[str, typing.Any], key: str) -> str:
@@ -259,3 +292,35 @@ def _is_secret(name: str, value: typing.Any) -> bool:
     if isinstance(value, (list, tuple)):
         return any(_is_secret(name, item) for item in value)
     return not isinstance(value, bool) and value not in (None, "") and is_secret_name(name)
+
+
+def yaml_text(value: typing.Any) -> str:
+    """The value as YAML on one line, texts between double quotes, that is read back as that very value.
+
+    Unlike JSON it can stand in every YAML file: some characters that JSON allows mean something else to YAML.
+    """
+    if isinstance(value, dict):
+        return "{%s}" % ", ".join(yaml_text(str(key)) + ": " + yaml_text(item) for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return "[%s]" % ", ".join(map(yaml_text, value))
+    if not isinstance(value, str):
+        return json.dumps(value)
+    return '"%s"' % "".join(map(_quoted, value))
+
+
+def _quoted(character: str) -> str:
+    if character in '"\\':
+        return "\\" + character
+    # Spaces of other kinds, line ends, the byte order mark: what can't be seen is escaped.
+    if character.isprintable():
+        return character
+    number = ord(character)
+    return "\\x%02x" % number if number < 0x100 else "\\u%04x" % number if number < 0x10000 else "\\U%08x" % number
+
+
+def dotenv_text(value: typing.Any) -> str:
+    """The value between quotes, as compose reads it back out of C(.env). Raises ValueError for what it can't hold."""
+    text = str(value)
+    if "\0" in text:
+        raise ValueError("a secret of the stack has a NUL character in it, which no environment can hold")
+    return '"%s"' % "".join(_ESCAPES.get(character, character) for character in text)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import typing
 
-from ansible_collections.homegpt.vllm.plugins.plugin_utils import convert, launch
+from ansible_collections.homegpt.vllm.plugins.plugin_utils import convert, convert_builder, launch
 
 _OWN = "not taken over: the collection sets its own"
 _NO_SUCH = "not taken over: the collection's containers have no such setting"
@@ -39,10 +39,55 @@ _UNTAKEN = {
 _GIVEN = {"ipc": "host", "runtime": "nvidia"}
 _AMD_GIVEN = {"group_add": ("video", "render"), "security_opt": ("seccomp=unconfined", "seccomp:unconfined")}
 _AMD_DEVICES = re.compile(r"/dev/(kfd|dri)(/|:|\Z)")
+_DOCKER_SWITCHES = frozenset(
+    [
+        "detach",
+        "disable-content-trust",
+        "help",
+        "init",
+        "interactive",
+        "no-healthcheck",
+        "oom-kill-disable",
+        "privileged",
+        "publish-all",
+        "quiet",
+        "read-only",
+        "replace",
+        "rm",
+        "sig-proxy",
+        "tls-verify",
+        "tty",
+        "d",
+        "i",
+        "t",
+        "q",
+        "P",
+    ]
+)
+_DOCKER_NAMES = {"e": "env", "p": "publish", "v": "volume", "w": "workdir", "u": "user", "h": "hostname", "l": "label"}
+# Whether a container is waited for, and that it goes at its end: what a run is, not what is run.
+_DOCKER_RUN = frozenset(["detach", "interactive", "rm", "tty", "quiet", "sig-proxy", "replace", "d", "i", "t", "q"])
+# What a service of a compose file calls them.
+_SERVICE_KEYS = {
+    "env": "environment",
+    "volume": "volumes",
+    "device": "devices",
+    "group-add": "group_add",
+    "security-opt": "security_opt",
+    "env-file": "env_file",
+    "label": "labels",
+    "network": "networks",
+    "net": "networks",
+    "pull": "pull_policy",
+    "cap-add": "cap_add",
+    "ulimit": "ulimits",
+    "workdir": "working_dir",
+}
+_SINGLE = ("ipc", "runtime", "restart", "hostname", "shm_size", "user", "working_dir", "pull_policy")
 
 
 def read(
-    service: typing.Mapping[str, typing.Any], place: str, builder: convert.Builder, mistakes: list[str]
+    service: typing.Mapping[str, typing.Any], place: str, builder: convert_builder.Builder, mistakes: list[str]
 ) -> convert.Server:
     """The server of a compose service without variables. What is not taken over is told in notes."""
     notes = builder.notes
@@ -172,3 +217,59 @@ def _volume(item: typing.Any, place: str, notes: convert.Notes) -> str:
     for key in (*rest, *([] if kind in ("bind", "volume") else [kind])):
         notes.add("%s.volumes: %s of %s" % (place, key, text.split(":")[1]), _NO_SUCH)
     return text if kind in ("bind", "volume") else ""
+
+
+def docker_run(words: list[str]) -> tuple[dict[str, typing.Any], list[str]]:
+    """What `docker run` is told, as a service of a compose file, and its options that no such file has."""
+    options: dict[str, list[str]] = {}
+    switches: list[str] = []
+    while words and words[0].startswith("-"):
+        word = words.pop(0)
+        name, equals, value = word.lstrip("-").partition("=")
+        if not word.startswith("--") and len(name) > 1 and name not in _DOCKER_SWITCHES:
+            if all(letter in _DOCKER_SWITCHES for letter in name):
+                switches += list(name)
+                continue
+            name, equals, value = name[0], "=", name[1:] + equals + value
+        if name in _DOCKER_SWITCHES and (not equals or value in ("true", "false")):
+            switches += [name] * (value != "false")
+            continue
+        if not equals:
+            value = words.pop(0) if words else ""
+        options.setdefault(_DOCKER_NAMES.get(name, name), []).append(value)
+    service: dict[str, typing.Any] = {"image": words.pop(0) if words else "", "command": words}
+    entrypoint = options.pop("entrypoint", [""])[-1]
+    if entrypoint:
+        service["entrypoint"] = [entrypoint]
+    environment = [item if "=" in item else "%s=%s" % (item, convert.UNKNOWN % item) for item in options.pop("env", [])]
+    if environment:
+        service["environment"] = environment
+    gpus: dict[str, typing.Any] = {}
+    for item in options.pop("gpus", []):
+        # Its value is a line of CSV, whose quotes a shell has left.
+        device = re.search(r"device=([^\"']+)", item)
+        if device:
+            gpus.setdefault("device_ids", []).extend(device.group(1).split(","))
+        elif item.strip("\"'").isdigit():
+            gpus["count"] = int(item.strip("\"'"))
+        elif item != "all":
+            gpus[item] = item
+    if gpus:
+        service["gpus"] = [gpus]
+    others = [name for name in switches if name not in _DOCKER_RUN]
+    for name, values in options.items():
+        key = _SERVICE_KEYS.get(name, name.replace("-", "_"))
+        if key == "name":
+            continue
+        if key == "mount":
+            service.setdefault("volumes", []).extend(map(_mount, values))
+        else:
+            service[key] = values[-1] if key in _SINGLE else values
+    return service, others
+
+
+def _mount(text: str) -> dict[str, typing.Any]:
+    """A C(--mount) as a volume of a compose file."""
+    names = {"src": "source", "dst": "target", "destination": "target", "readonly": "read_only", "ro": "read_only"}
+    pairs = (part.partition("=") for part in text.split(","))
+    return {names.get(name, name): value if equals else True for name, equals, value in pairs}

@@ -10,7 +10,7 @@ import posixpath
 import re
 import typing
 
-from ansible_collections.homegpt.vllm.plugins.plugin_utils import convert, convert_container
+from ansible_collections.homegpt.vllm.plugins.plugin_utils import convert, convert_builder, convert_container
 
 # homeGPT's manager has them, vllm_models and vllm_switching have them under the same name.
 _HOMEGPT_KEYS = ("gpu_memory_gb", "startup_mode")
@@ -31,7 +31,7 @@ def from_homegpt(
     """
     notes = convert.Notes()
     mistakes: list[str] = []
-    builder = convert.Builder(notes, variables)
+    builder = convert_builder.Builder(notes, variables)
     alone = not name
     if alone:
         services = _services(composes, builder, mistakes, alone=True)
@@ -145,7 +145,7 @@ def _homegpt_switching(
 
 def _services(
     composes: typing.Sequence[tuple[str, typing.Any]],
-    builder: convert.Builder,
+    builder: convert_builder.Builder,
     mistakes: list[str],
     alone: bool = False,
 ) -> dict[str, tuple[str, typing.Mapping[str, typing.Any]]]:
@@ -189,7 +189,7 @@ def _homegpt_model(
     source: str,
     services: typing.Mapping[str, tuple[str, typing.Mapping[str, typing.Any]]],
     taken: set[str],
-    builder: convert.Builder,
+    builder: convert_builder.Builder,
     mistakes: list[str],
 ) -> dict[str, typing.Any]:
     notes = builder.notes

@@ -6,8 +6,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import math
 import posixpath
 import re
@@ -15,53 +13,16 @@ import typing
 
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching import inventory
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.texts import map_text
-from ansible_collections.homegpt.vllm.plugins.plugin_utils import convert, convert_container, launch, serve_line
-
-_DOCKER_SWITCHES = frozenset(
-    [
-        "detach",
-        "disable-content-trust",
-        "help",
-        "init",
-        "interactive",
-        "no-healthcheck",
-        "oom-kill-disable",
-        "privileged",
-        "publish-all",
-        "quiet",
-        "read-only",
-        "replace",
-        "rm",
-        "sig-proxy",
-        "tls-verify",
-        "tty",
-        "d",
-        "i",
-        "t",
-        "q",
-        "P",
-    ]
+from ansible_collections.homegpt.vllm.plugins.plugin_utils import (
+    convert,
+    convert_builder,
+    convert_container,
+    convert_gpus,
+    convert_sleep,
+    launch,
+    serve_line,
 )
-_DOCKER_NAMES = {"e": "env", "p": "publish", "v": "volume", "w": "workdir", "u": "user", "h": "hostname", "l": "label"}
-# Whether a container is waited for, and that it goes at its end: what a run is, not what is run.
-_DOCKER_RUN = frozenset(["detach", "interactive", "rm", "tty", "quiet", "sig-proxy", "replace", "d", "i", "t", "q"])
-# What a service of a compose file calls them.
-_SERVICE_KEYS = {
-    "env": "environment",
-    "volume": "volumes",
-    "device": "devices",
-    "group-add": "group_add",
-    "security-opt": "security_opt",
-    "env-file": "env_file",
-    "label": "labels",
-    "network": "networks",
-    "net": "networks",
-    "pull": "pull_policy",
-    "cap-add": "cap_add",
-    "ulimit": "ulimits",
-    "workdir": "working_dir",
-}
-_SINGLE = ("ipc", "runtime", "restart", "hostname", "shm_size", "user", "working_dir", "pull_policy")
+
 # The last two are what a llama-swap in a container calls it: the address of Docker's own bridge, and the name for that.
 _THIS_HOST = ("127.0.0.1", "localhost", "[::1]", "172.17.0.1", "host.docker.internal")
 # What becomes of llama-swap's settings that have no counterpart.
@@ -141,7 +102,7 @@ def from_llama_swap(
             mistakes.append("%s: %s must be a number greater than 0" % (name, key))
     if mistakes:
         raise convert.ConvertError(mistakes)
-    builder = convert.Builder(notes, variables)
+    builder = convert_builder.Builder(notes, variables)
     ports = _Ports(config, name)
     for key, entry in listed.items():
         place = "%s: models.%s" % (name, key)
@@ -215,7 +176,7 @@ class _Swapped:
         place: str,
         port: int,
         servers: str,
-        builder: convert.Builder,
+        builder: convert_builder.Builder,
     ) -> None:
         self.config, self.key, self.entry, self.place, self.port = config, key, entry, place, port
         self.builder, self.notes = builder, builder.notes
@@ -239,7 +200,9 @@ class _Swapped:
         words = convert.split_words(_uncommented(self.expand(entry["cmd"], "cmd")), place + ".cmd")
         env = convert.environment(self.expand(entry.get("env") or [], "env"), place + ".env", notes)
         server = self._server(words, env)
-        sleeps, wakes = self._requests("sleep"), self._requests("wake")
+        sleeps, wakes = (
+            convert_sleep.calls(entry, self.config, kind, place, self.expand) for kind in ("sleep", "wake")
+        )
         if str(entry.get("sleepMode", "enable")).lower() in ("disable", "disabled", "false"):
             notes.add(place + ".sleepMode", "switches its sleep off: its endpoints are not taken over")
             sleeps, wakes = [], []
@@ -280,7 +243,7 @@ class _Swapped:
                     "loads from a folder, which its container does not see: add the folder to vllm_volumes as "
                     "SOURCE:TARGET:ro and name it as the container sees it",
                 )
-        self._sleep(model, sleeps, wakes, server is None)
+        convert_sleep.settle(model, sleeps, wakes, server is None, place, notes)
         self._proxy()
         return model
 
@@ -312,7 +275,7 @@ class _Swapped:
         """The server of `docker run`."""
         place, notes = self.place + ".cmd", self.notes
         mistakes: list[str] = []
-        service, others = _docker_service(list(words))
+        service, others = convert_container.docker_run(list(words))
         image = service["image"]
         for published in service.pop("publish", []):
             if str(self.port) not in published.split(":")[:-1]:
@@ -419,7 +382,7 @@ class _Swapped:
                     started += ["--served-model-name", *names]
                 elif set(names) - set(line.names):
                     notes.add(place, "the server does not answer to all of its names: add them to --served-model-name")
-        model["gpus"] = self.builder.gpus(server or convert.Server([], env), {}, place, processes=True)
+        model["gpus"] = convert_gpus.used(server or convert.Server([], env), {}, place, notes, processes=True)
         # A dollar and a brace would be a variable of the inventory.
         if any("${" in word for word in started):
             raise convert.ConvertError(["%s.cmd: has a ${...} that is no macro" % place])
@@ -436,69 +399,6 @@ class _Swapped:
             )
         model["env"] = {**kept, **({"VLLM_SERVER_DEV_MODE": "1"} if server else {})}
 
-    def _requests(self, kind: str) -> list[dict[str, typing.Any]]:
-        """The calls of C(sleepEndpoints) or C(wakeEndpoints), as the inventory has them."""
-        given = self.entry.get(kind + "Endpoints") or []
-        default = self.config.get(kind + "RequestTimeout") or 10
-        found = []
-        for index, item in enumerate(convert.as_list(given)):
-            field = "%sEndpoints[%d]" % (kind, index)
-            if not isinstance(item, dict) or not isinstance(item.get("endpoint"), str):
-                raise convert.ConvertError(["%s.%s: must be a dictionary with an endpoint" % (self.place, field)])
-            timeout = item.get("timeout") or default
-            if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or timeout <= 0:
-                raise convert.ConvertError(["%s.%s: timeout must be a number greater than 0" % (self.place, field)])
-            call = {"endpoint": self.expand(item["endpoint"], field + ".endpoint")}
-            call["method"] = str(item.get("method") or "POST").upper()
-            if item.get("body") not in (None, ""):
-                call["body"] = self.expand(item["body"], field + ".body")
-                if isinstance(call["body"], str):
-                    # What is no JSON is sent as it stands.
-                    with contextlib.suppress(ValueError, RecursionError):
-                        call["body"] = json.loads(call["body"])
-            if convert.unknown(call):
-                raise convert.ConvertError(
-                    [
-                        "%s.%s: give the values of its environment variables as convert_variables: %s"
-                        % (self.place, field, ", ".join(convert.unknown(call)))
-                    ]
-                )
-            found.append({**call, "timeout": timeout})
-        return found
-
-    def _sleep(
-        self,
-        model: dict[str, typing.Any],
-        sleeps: list[dict[str, typing.Any]],
-        wakes: list[dict[str, typing.Any]],
-        foreign: bool,
-    ) -> None:
-        """Its sleep level, or the calls, where they are none of vLLM's own sequences."""
-        place, notes = self.place, self.notes
-        if not sleeps:
-            model["sleep_level"] = "stop"
-            notes.add(
-                place, "has no sleepEndpoints: it is stopped, as before; remove sleep_level to have it sleep instead"
-            )
-            return
-        level, reloads = _level(sleeps), _reloads(wakes)
-        if foreign or level is None or reloads is None:
-            model["sleep_requests"], model["wake_requests"] = sleeps, wakes
-            return
-        model["sleep_level"] = level
-        if level == 2 and not reloads:
-            notes.add(place + ".wakeEndpoints", "did not load the weights again after level 2; the collection does")
-        if level == 1 and reloads:
-            notes.add(
-                place + ".wakeEndpoints", "loaded the weights again after level 1; the collection does not need to"
-            )
-        limit = inventory.Switching.request_timeout_seconds
-        notes.add(
-            place,
-            "sleep_level stands for its sleepEndpoints and wakeEndpoints; their timeouts are not taken over: "
-            "vllm_switching.request_timeout_seconds is %d" % limit,
-        )
-
     def _proxy(self) -> None:
         proxy = str(self.entry.get("proxy") or "")
         host = re.match(r"https?://(\[[^]]*\]|[^:/]*)", proxy)
@@ -506,34 +406,7 @@ class _Swapped:
             self.notes.add(self.place + ".proxy", "is another host: declare the model in that host's variables")
 
 
-def _level(sleeps: typing.Sequence[typing.Mapping[str, typing.Any]]) -> int | None:
-    """The level of vLLM's own call that puts it to sleep, where nothing else is called."""
-    calls = [call for call in sleeps if call["endpoint"] != "/reset_prefix_cache"]
-    if len(calls) != 1 or any(call["method"] != "POST" or call.get("body") for call in sleeps):
-        return None
-    match = re.match(r"/sleep/?(?:\?level=([12]))?\Z", calls[0]["endpoint"])
-    return int(match.group(1) or 1) if match else None
-
-
-def _reloads(wakes: typing.Sequence[typing.Mapping[str, typing.Any]]) -> bool | None:
-    """Whether vLLM's own calls that wake it load the weights; None where they are others."""
-    woken = reloads = False
-    for call in wakes:
-        path = call["endpoint"]
-        if call["method"] != "POST":
-            return None
-        if re.match(r"/wake_up/?(\?tags=(weights|kv_cache)(&tags=(weights|kv_cache))?)?\Z", path) and not call.get(
-            "body"
-        ):
-            woken = True
-        elif path == "/collective_rpc" and call.get("body") == {"method": "reload_weights"}:
-            reloads = True
-        elif path != "/reset_prefix_cache" or call.get("body"):
-            return None
-    return reloads if woken else None
-
-
-def _preload(config: typing.Mapping[str, typing.Any], name: str, builder: convert.Builder) -> None:
+def _preload(config: typing.Mapping[str, typing.Any], name: str, builder: convert_builder.Builder) -> None:
     """The models that llama-swap loads first are the active ones, one for each GPU."""
     wanted: typing.Any = config.get("hooks")
     for key in ("on_startup", "preload"):
@@ -558,59 +431,3 @@ def _uncommented(command: str) -> str:
     """A command without its lines that are comments, and without the backslashes at the ends of its lines."""
     lines = [line for line in command.splitlines() if not line.lstrip().startswith("#")]
     return "\n".join(re.sub(r"\\\s*\Z", "", line) for line in lines)
-
-
-def _docker_service(words: list[str]) -> tuple[dict[str, typing.Any], list[str]]:
-    """What `docker run` is told, as a service of a compose file, and its options that no such file has."""
-    options: dict[str, list[str]] = {}
-    switches: list[str] = []
-    while words and words[0].startswith("-"):
-        word = words.pop(0)
-        name, equals, value = word.lstrip("-").partition("=")
-        if not word.startswith("--") and len(name) > 1 and name not in _DOCKER_SWITCHES:
-            if all(letter in _DOCKER_SWITCHES for letter in name):
-                switches += list(name)
-                continue
-            name, equals, value = name[0], "=", name[1:] + equals + value
-        if name in _DOCKER_SWITCHES and (not equals or value in ("true", "false")):
-            switches += [name] * (value != "false")
-            continue
-        if not equals:
-            value = words.pop(0) if words else ""
-        options.setdefault(_DOCKER_NAMES.get(name, name), []).append(value)
-    service: dict[str, typing.Any] = {"image": words.pop(0) if words else "", "command": words}
-    entrypoint = options.pop("entrypoint", [""])[-1]
-    if entrypoint:
-        service["entrypoint"] = [entrypoint]
-    environment = [item if "=" in item else "%s=%s" % (item, convert.UNKNOWN % item) for item in options.pop("env", [])]
-    if environment:
-        service["environment"] = environment
-    gpus: dict[str, typing.Any] = {}
-    for item in options.pop("gpus", []):
-        # Its value is a line of CSV, whose quotes a shell has left.
-        device = re.search(r"device=([^\"']+)", item)
-        if device:
-            gpus.setdefault("device_ids", []).extend(device.group(1).split(","))
-        elif item.strip("\"'").isdigit():
-            gpus["count"] = int(item.strip("\"'"))
-        elif item != "all":
-            gpus[item] = item
-    if gpus:
-        service["gpus"] = [gpus]
-    others = [name for name in switches if name not in _DOCKER_RUN]
-    for name, values in options.items():
-        key = _SERVICE_KEYS.get(name, name.replace("-", "_"))
-        if key == "name":
-            continue
-        if key == "mount":
-            service.setdefault("volumes", []).extend(map(_mount, values))
-        else:
-            service[key] = values[-1] if key in _SINGLE else values
-    return service, others
-
-
-def _mount(text: str) -> dict[str, typing.Any]:
-    """A C(--mount) as a volume of a compose file."""
-    names = {"src": "source", "dst": "target", "destination": "target", "readonly": "read_only", "ro": "read_only"}
-    pairs = (part.partition("=") for part in text.split(","))
-    return {names.get(name, name): value if equals else True for name, equals, value in pairs}

@@ -30,16 +30,18 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 LIST_SECONDS = "3"
 
 
-def environment(models: Models, given: typing.Any, models_for_all: bool, inline: bool = False) -> dict[str, str]:
+def environment(
+    models: Models, env: typing.Any = None, models_for_all: bool = True, inline: bool = False
+) -> dict[str, str]:
     """What the models add to the environment that was given, as texts for a compose file.
 
     What was given wins, and is left out here. Only hosts without a proxy and the models' default parameters are joined:
     who gives some does not mean the others to go. Raises ValueError for what mistakes() tells.
     """
-    wrong = list(mistakes(models, given))
+    wrong = list(mistakes(models, env))
     if wrong:
         raise ValueError("; ".join(wrong))
-    own = _texts(given)
+    own = _texts(env)
     running = [model for model in models if not model["start_command"] and model["startup_mode"] != "disabled"]
     talking = [model for model in running if _talks(model)]
     known = {_url(model): compose.api_key(model).in_compose(inline) for model in talking}

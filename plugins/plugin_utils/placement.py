@@ -9,9 +9,7 @@ from __future__ import annotations
 import typing
 
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors import SwitchingError
-
-if typing.TYPE_CHECKING:
-    from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import Inventory, Model
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import Inventory, Model, parse
 
 
 def names_of(wanted: typing.Any, variable: str = "vllm_active_model") -> list[str]:
@@ -50,3 +48,14 @@ def _chosen(inventory: Inventory, names: typing.Iterable[str]) -> list[Model]:
             raise SwitchingError(f"vllm_active_model: {rival.id} and {found.id} share a GPU, so only one can be active")
         chosen.append(found)
     return chosen
+
+
+def placement(models: typing.Any, switching: typing.Any = None, wanted: typing.Any = None) -> dict[str, list[str]]:
+    """The same from the host's variables. Raises SwitchingError for an inventory with mistakes too."""
+    return place(parse(models, switching), names_of(wanted or []))
+
+
+def load_batches(ids: typing.Iterable[str], models: typing.Any, switching: typing.Any = None) -> list[list[str]]:
+    """The ids in batches that are loaded one after the other; the models of one have no GPU in common."""
+    inventory = parse(models, switching)
+    return [[model.id for model in batch] for batch in inventory.rounds(inventory.find(name) for name in ids)]

@@ -13,7 +13,8 @@ import json
 import re
 import typing
 
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import is_secret_name
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.texts import is_secret_name, map_text
+from ansible_collections.homegpt.vllm.plugins.plugin_utils import weights
 from ansible_collections.homegpt.vllm.plugins.plugin_utils.compose import JSON_LISTS, REPEATED, WITHOUT_NO_FORM
 
 # From vLLM 0.32.0's parser, like the sets in C(compose): the options that take several words.
@@ -199,3 +200,27 @@ def _value(name: str, text: str, in_list: bool = False) -> typing.Any:
 
 def _refuse(constant: str) -> typing.Any:
     raise ValueError(constant)
+
+
+def weights_of_service(
+    service: typing.Mapping[str, typing.Any], stack_dir: str, home: str = "~", staying: typing.Any = ()
+) -> dict[str, str]:
+    """Where the weights of a model that is gone are, as C(weights.plain) tells it, by the service that it has left.
+
+    Empty where that can't be told. What a model of C(staying) names anywhere has no C(folder) and no C(locks):
+    a C(start_command) may read the same cache, by whatever path.
+    """
+    said = map_text(service, lambda text: text.replace("$$", "$"))
+    forms = {"command": list, "volumes": list, "environment": dict}
+    if any(not isinstance(said.get(key), form) for key, form in forms.items()):
+        return {}  # somebody else has written it
+    line = parse(said["command"])
+    volumes = [weights.volume_of(text, stack_dir, home) for text in said["volumes"]]
+    try:
+        found = weights.weights_of(line.model, line.args, said["environment"], volumes)
+    except ValueError:
+        return {}
+    if found is None:
+        return {}
+    told = weights.plain(found, volumes)
+    return {**told, "folder": "", "locks": ""} if weights.is_named(found.repo, staying) else told

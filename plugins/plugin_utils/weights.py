@@ -19,6 +19,7 @@ import re
 import typing
 
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching import options
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import parse
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.texts import map_text
 
 # The folders of vllm_cache_dir, and where containers have them.
@@ -242,6 +243,75 @@ def command_folders(model: str, args: Values, env: Values, words: typing.Iterabl
     except ValueError:
         weights = None  # relative to a folder that nobody knows
     return [*found, weights.cache.inside] if weights else found
+
+
+def of_models(
+    models: typing.Iterable[Values],
+    env: Values | None = None,
+    cache_dir: str = "/root/.cache",
+    volumes: typing.Sequence[str] = (),
+    stack_dir: str = "/opt/homegpt",
+    home: str = "~",
+    disabled: bool = False,
+) -> dict[str, dict[str, str]]:
+    """Where the weights of models in containers are, by id. Raises ValueError for an environment that leaves it open.
+
+    C(env): of every model's server; a model's own wins. C(disabled): whether disabled models count too.
+    """
+    found = {}
+    for model in models:
+        if model["start_command"] or (model["startup_mode"] == "disabled" and not disabled):
+            continue
+        own = {**(env or {}), **model["env"]}
+        given = all_volumes(cache_dir, volumes, stack_dir, home, uses_modelscope(own))
+        try:
+            weights = weights_of(model["model"], model["args"], own, given)
+        except ValueError as error:
+            if model["startup_mode"] == "disabled":
+                continue  # it is left alone, mistaken or not
+            raise ValueError(f"{model['id']}: {error}") from error
+        if weights is not None:
+            found[model["id"]] = plain(weights, given)
+    return found
+
+
+def container_volumes(
+    volumes: typing.Sequence[str], cache_dir: str, stack_dir: str, home: str = "~", modelscope: bool = False
+) -> dict[str, typing.Any]:
+    """The volumes of the models' containers: C(volumes), those of the inventory with the home written out, and more.
+
+    C(caches): folders of the host and where containers have them. C(named): volumes of Docker's own. C(folders): all
+    folders of the host.
+    """
+    return {
+        "caches": cache_volumes(cache_dir, volumes, modelscope),
+        "volumes": [home + text[1:] if text.startswith(("~/", "~:")) else text for text in volumes],
+        "named": list(dict.fromkeys(name for text in volumes if (name := volume_of(text, stack_dir, home).name))),
+        "folders": host_folders(cache_dir, volumes, stack_dir, modelscope),
+    }
+
+
+def folders_of_models(
+    models: typing.Any,
+    env: Values | None = None,
+    cache_dir: str = "/root/.cache",
+    volumes: typing.Sequence[str] = (),
+    stack_dir: str = "/opt/homegpt",
+) -> list[str]:
+    """The folders of the host whose disks and shares have to be there before the models are started, each once.
+
+    What containers are given of the host; of a C(start_command), what that names and where the weights are.
+    """
+    enabled = parse(models).enabled
+    found = []
+    contained = [model for model in enabled if not model.start_command]
+    if contained:
+        modelscope = any(uses_modelscope({**(env or {}), **model.env}) for model in contained)
+        found += host_folders(cache_dir, volumes, stack_dir, modelscope)
+    for model in enabled:
+        if model.start_command:
+            found += command_folders(model.model, model.args, model.env, model.start_command)
+    return list(dict.fromkeys(found))
 
 
 def is_named(repo: str, models: typing.Any) -> bool:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """docs/inventory.md: every key of the model inventory and every variable that the roles share.
 
-What a key means stands beside its field in `switching/inventory.py`, its
+What a key means stands beside its field in `switching/schema.py`, its
 default is the field's, and what it takes is what its own check says about a value that is wrong. The variables'
 defaults are those of the roles.
 """

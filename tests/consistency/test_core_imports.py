@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import ast
+import graphlib
+import re
 import shutil
 import subprocess
 import sys
@@ -59,6 +61,27 @@ def test_imports_only_the_standard_library_requests_and_itself(path: Path) -> No
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_no_union_types_at_run_time(path: Path) -> None:
     assert list(unions_at_run_time(ast.parse(path.read_text(encoding="utf-8")))) == []
+
+
+def test_dependencies_point_one_way() -> None:
+    imported = {
+        path.stem: {
+            name.partition(".")[0]
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            if isinstance(node, ast.ImportFrom) and node.level == 1
+            for name in ([node.module] if node.module else [alias.name for alias in node.names])
+        }
+        for path in FILES
+    }
+    assert imported["switch"] > {"inventory", "result"}
+    graphlib.TopologicalSorter(imported).prepare()  # raises CycleError, which names the circle
+
+
+def test_the_page_about_the_architecture_has_every_file() -> None:
+    page = (CORE.parents[2] / "docs/architecture.md").read_text(encoding="utf-8")
+    rooms = re.findall(r"^\| (`.*?) \|", page.partition("| elsewhere |")[0], re.MULTILINE)
+    named = {name for room in rooms for name in re.findall(r"`(\w+)`", room)}
+    assert named == {path.stem for path in FILES if path.stem != "__init__"}
 
 
 def test_the_checks_see_what_they_look_for() -> None:

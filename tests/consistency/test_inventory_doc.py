@@ -7,7 +7,7 @@ import dataclasses
 from typing import Any
 
 import pytest
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching import inventory
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching import checks, inventory, schema
 
 from tests.consistency import blocks, inventory_doc
 
@@ -18,11 +18,11 @@ def test_the_page_is_up_to_date() -> None:
 
 
 @pytest.mark.parametrize(
-    ("table", "cls"), [("_MODEL_FIELDS", inventory.Model), ("_SWITCHING_FIELDS", inventory.Switching)]
+    ("table", "cls"), [(schema.MODEL_FIELDS, schema.Model), (schema.SWITCHING_FIELDS, schema.Switching)]
 )
-def test_every_key_has_a_check_and_a_meaning(table: str, cls: type) -> None:
+def test_every_key_has_a_check_and_a_meaning(table: dict[str, checks.Field], cls: type) -> None:
     names = [field.name for field in dataclasses.fields(cls)]
-    assert list(getattr(inventory, table)) == names
+    assert list(table) == names
     assert list(inventory_doc.meanings(cls)) == names
 
 

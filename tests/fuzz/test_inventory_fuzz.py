@@ -23,11 +23,8 @@ from typing import Any
 import jinja2
 import pytest
 from ansible.errors import AnsibleFilterError
-from ansible_collections.homegpt.vllm.plugins.filter.compose_service import compose_service
-from ansible_collections.homegpt.vllm.plugins.filter.dotenv_text import dotenv_text
-from ansible_collections.homegpt.vllm.plugins.filter.stack_secrets import stack_secrets
-from ansible_collections.homegpt.vllm.plugins.filter.yaml_text import yaml_text
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching import inventory as core
+from ansible_collections.homegpt.vllm.plugins.filter.internal import FilterModule
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching import checks, schema
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching import plan as planning
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors import Blocked, InventoryError
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import Inventory, Model, parse
@@ -38,6 +35,9 @@ from hypothesis import given as given_values
 from hypothesis import strategies as st
 
 from tests.part import fewer
+
+FILTERS = FilterModule().filters()
+compose_service = FILTERS["compose_service"]
 
 ROLES = Path(__file__).resolve().parents[2] / "roles"
 SEED = int(os.environ.get("FUZZ_SEED") or secrets.randbelow(2**32))
@@ -103,7 +103,7 @@ scalars = (
     # YAML has these too.
     | st.sampled_from([datetime.date(2024, 1, 1), b"bytes", (1, 2), {1, 2}])
 )
-keys = texts | st.sampled_from([*core._MODEL_FIELDS, *core._SWITCHING_FIELDS, "endpoint", "body", 1, None, 1.5, True])
+keys = texts | st.sampled_from([*schema.MODEL_FIELDS, *schema.SWITCHING_FIELDS, "endpoint", "body", 1, None, 1.5, True])
 values = st.recursive(
     scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=3), max_leaves=6
 )
@@ -184,7 +184,7 @@ KNOWN: dict[str, st.SearchStrategy[Any]] = {
 }
 
 
-def _takes(field: core._Field, value: Any) -> bool:
+def _takes(field: checks.Field, value: Any) -> bool:
     try:
         field.check(value)
     except Exception:
@@ -193,7 +193,7 @@ def _takes(field: core._Field, value: Any) -> bool:
     return True
 
 
-def _kind(key: str, field: core._Field) -> st.SearchStrategy[Any]:
+def _kind(key: str, field: checks.Field) -> st.SearchStrategy[Any]:
     """What a key takes: as told above, or, of a key that is newer than this file, whatever its check lets through."""
     if key in KNOWN:
         return KNOWN[key]
@@ -214,14 +214,16 @@ def _kind(key: str, field: core._Field) -> st.SearchStrategy[Any]:
         {"a": "b"},
     ]
     pool += [{"a": "$X"}, {"a": 1}, [{"endpoint": "/x"}], {"endpoint": "/x"}, {"endpoint": "/x", "sleeping": "x"}]
-    pool += [getattr(cls, key) for cls in (Model, core.Switching) if hasattr(cls, key)]
+    pool += [getattr(cls, key) for cls in (Model, schema.Switching) if hasattr(cls, key)]
     taken = [value for value in pool if _takes(field, value)]
     # What none of these fits is only ever mutated.
     return st.sampled_from(taken) if taken else st.none()
 
 
-MODEL = {key: _kind(key, field) for key, field in core._MODEL_FIELDS.items() if key not in ("id", "model", "host_port")}
-SWITCHING = {key: _kind(key, field) for key, field in core._SWITCHING_FIELDS.items()}
+MODEL = {
+    key: _kind(key, field) for key, field in schema.MODEL_FIELDS.items() if key not in ("id", "model", "host_port")
+}
+SWITCHING = {key: _kind(key, field) for key, field in schema.SWITCHING_FIELDS.items()}
 ids = st.builds(
     lambda first, rest: first + rest, st.sampled_from(leading), st.text("abcxyz0179._-", max_size=6)
 ) | st.sampled_from(["1", "null", "1e3", "0x1f", "1.5", "qwen3-32b"])
@@ -254,7 +256,9 @@ def half_right(draw: st.DrawFn) -> tuple[Any, Any]:
     for _turn in range(draw(st.sampled_from([0, 0, 0, 1, 1, 2, 3]))):
         place = draw(st.sampled_from([*models, switching]))
         if draw(st.integers(0, 9)):
-            known = draw(st.sampled_from(sorted({*(core._MODEL_FIELDS if "id" in place else core._SWITCHING_FIELDS)})))
+            known = draw(
+                st.sampled_from(sorted({*(schema.MODEL_FIELDS if "id" in place else schema.SWITCHING_FIELDS)}))
+            )
             place[known] = draw(_deeper(place.get(known)))
         else:
             place[draw(keys)] = draw(values)
@@ -408,7 +412,7 @@ def test_inventories_that_are_nearly_right(variables: tuple[Any, Any], number: i
 ENDLESS = 16**5000
 
 
-@pytest.mark.parametrize("key", sorted({*core._MODEL_FIELDS, *core._SWITCHING_FIELDS, "unknown"}))
+@pytest.mark.parametrize("key", sorted({*schema.MODEL_FIELDS, *schema.SWITCHING_FIELDS, "unknown"}))
 def test_a_number_that_python_does_not_print(key: str) -> None:
     for number, value in enumerate(
         (ENDLESS, [ENDLESS], {"a": ENDLESS}, {"A": [ENDLESS]}, {ENDLESS: 1}, [{"body": ENDLESS}])
@@ -437,8 +441,7 @@ def template(role: str, name: str, **variables: Any) -> str:
         undefined=jinja2.StrictUndefined,
         autoescape=False,
     )
-    for called in (compose_service, dotenv_text, stack_secrets, yaml_text):
-        environment.filters[f"homegpt.vllm.{called.__name__}"] = called
+    environment.filters.update({f"homegpt.vllm.{called}": function for called, function in FILTERS.items()})
     return environment.get_template(name).render(variables)
 
 

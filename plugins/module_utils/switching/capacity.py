@@ -9,8 +9,9 @@ import math
 import typing
 
 from . import hardware, memory
-from .inventory import Gpu as Name
-from .inventory import Inventory, Model, gpu_text, is_mig
+from .gpus import Gpu as Name
+from .gpus import gpu_text, is_mig
+from .inventory import Inventory, Model
 from .texts import in_words
 
 # For sums of numbers such as 0.1, not for what was measured.

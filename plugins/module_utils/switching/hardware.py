@@ -17,7 +17,7 @@ import subprocess
 import typing
 
 from . import devices
-from .inventory import Gpu as Name
+from .gpus import Gpu as Name
 
 # It takes up to two seconds where no driver is kept loaded; at a GPU that has failed it hangs for ever.
 NVIDIA_SMI_TIMEOUT_SECONDS = 10.0

@@ -21,7 +21,8 @@ import typing
 
 from . import devices, processes
 from .errors import LifecycleError
-from .inventory import Gpu, Model, Switching, is_amd
+from .gpus import Gpu, is_amd
+from .inventory import Model, Switching
 
 # What is looked at for a cause: vLLM's processes each print a traceback of their own.
 LAST_LINES = 200

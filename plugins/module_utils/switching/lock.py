@@ -21,7 +21,7 @@ import typing
 
 from . import devices, state_files
 from .errors import LockLost, LockTimeout, SwitchingError
-from .inventory import Gpu, gpu_text
+from .gpus import Gpu, gpu_text
 from .plan import WAKE
 
 # What is written covers what was there before, so that nothing has to be truncated, which takes longer.

@@ -13,8 +13,9 @@ import re
 import typing
 
 from . import hardware, state_files
-from .inventory import Gpu as Name
-from .inventory import Model, gpu_text, is_amd
+from .gpus import Gpu as Name
+from .gpus import gpu_text, is_amd
+from .inventory import Model
 from .texts import in_words
 
 # What a vLLM server that sleeps keeps on each of its GPUs: CUDA's context, NCCL, captured graphs. Nobody guarantees a

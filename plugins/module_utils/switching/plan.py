@@ -15,8 +15,10 @@ import dataclasses
 import typing
 
 from .errors import Blocked
-from .inventory import LEVEL_1_MINIMUM_RAM_GB, Inventory, Model
+from .inventory import Inventory, Model
 
+# A model of which only this much RAM is free for sleepers is better discarded than offloaded (homeGPT's rule).
+LEVEL_1_MINIMUM_RAM_GB = 64.0
 # What the copy of the weights into host RAM takes beside their size, while it is made: the memory is pinned in whole
 # blocks and the pages of the copy so far are not all given back at once. Users met hosts that a sleep ran out of RAM.
 LEVEL_1_TRANSIENT_SHARE = 0.1

@@ -14,7 +14,7 @@ import re
 import typing
 import urllib.parse
 
-from .inventory import is_secret_name, secret_texts
+from .texts import is_secret_name, secret_texts
 
 HIDDEN = "********"
 

@@ -42,9 +42,7 @@ def report(host: Host) -> dict[str, typing.Any]:
         "models": {
             m.id: {
                 **summary(seen[m.id]),
-                "name": m.name,
-                "host_port": m.host_port,
-                "startup_mode": m.startup_mode,
+                **m.told,
                 "running": seen[m.id].running,
                 "waiting": seen[m.id].waiting,
                 "gpu_memory_gb": gpu_memory_gb.get(m.id),

@@ -10,21 +10,23 @@ import typing
 
 _SWITCHES = ("host", "last_switch", "to", "seconds", "result", "rung", "reason")
 _WIDEST = 60
-_HEADER = ("host", "model", "state", "level", "port", "running", "waiting", "gpu_gb", "problem")
+_HEADER = ("host", "model", "state", "level", "port", "running", "waiting", "gpu_gb")
 _KEYS = ("state", "level", "host_port", "running", "waiting", "gpu_memory_gb")
+# Columns that are left out where no model has such a text.
+_TEXTS = ("description", "problem")
 
 
 def status_lines(reports: typing.Mapping[str, typing.Mapping[str, typing.Any]]) -> list[str]:
     """The lines of the table for Switcher.report() of each host, and of one with the last switch of each.
 
-    What is not known is a dash; the column of problems is left out where there are none.
+    What is not known is a dash.
     """
-    rows: list[tuple[str, ...]] = [_HEADER]
-    for host, report in reports.items():
-        for name, model in report["models"].items():
-            rows.append((host, name, *(_cell(model.get(key)) for key in _KEYS), model.get("problem", "")))
-    if not any(row[-1] for row in rows[1:]):
-        rows = [row[:-1] for row in rows]
+    models = [(host, *each) for host, report in reports.items() for each in report["models"].items()]
+    texts = [key for key in _TEXTS if any(model.get(key) for _host, _name, model in models)]
+    rows: list[tuple[str, ...]] = [(*_HEADER, *texts)]
+    for host, name, model in models:
+        told = [" ".join(model.get(key, "").split()) for key in texts]
+        rows.append((host, name, *(_cell(model.get(key)) for key in _KEYS), *told))
     last = [_last(host, report["last_switch"]) for host, report in reports.items() if report.get("last_switch")]
     return [*lines(rows), *(["", *lines([_SWITCHES, *last])] if last else [])]
 

@@ -15,14 +15,8 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 from ansible.plugins.filter.core import FilterModule as CoreFilters
-from ansible_collections.homegpt.vllm.plugins.filter.compose_service import compose_service
-from ansible_collections.homegpt.vllm.plugins.filter.entrypoints import entrypoints
-from ansible_collections.homegpt.vllm.plugins.filter.host_folders import host_folders
+from ansible_collections.homegpt.vllm.plugins.filter.internal import FilterModule
 from ansible_collections.homegpt.vllm.plugins.filter.inventory import inventory as inventory_filter
-from ansible_collections.homegpt.vllm.plugins.filter.open_webui_environment import open_webui_environment
-from ansible_collections.homegpt.vllm.plugins.filter.stack_secrets import stack_secrets
-from ansible_collections.homegpt.vllm.plugins.filter.weights import weights
-from ansible_collections.homegpt.vllm.plugins.filter.yaml_text import yaml_text
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching import hardware, kinds, memory
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors import InventoryError
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import Model, parse
@@ -32,6 +26,15 @@ from jinja2.nativetypes import NativeEnvironment
 
 from tests.unit.plugins.module_utils.switching import conftest
 from tests.unit.plugins.module_utils.switching.conftest import Host
+
+FILTERS = FilterModule().filters()
+compose_service = FILTERS["compose_service"]
+entrypoints = FILTERS["entrypoints"]
+host_folders = FILTERS["host_folders"]
+open_webui_environment = FILTERS["open_webui_environment"]
+stack_secrets = FILTERS["stack_secrets"]
+weights = FILTERS["weights"]
+yaml_text = FILTERS["yaml_text"]
 
 # Fixtures of another folder.
 host, processes, stack_dir = conftest.host, conftest.processes, conftest.stack_dir

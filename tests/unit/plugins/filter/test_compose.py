@@ -14,16 +14,19 @@ import jinja2
 import pytest
 import yaml
 from ansible.errors import AnsibleFilterError
-from ansible_collections.homegpt.vllm.plugins.filter.compose_environment import compose_environment
-from ansible_collections.homegpt.vllm.plugins.filter.compose_service import compose_service
-from ansible_collections.homegpt.vllm.plugins.filter.dotenv_text import dotenv_text
-from ansible_collections.homegpt.vllm.plugins.filter.entrypoints import entrypoints
-from ansible_collections.homegpt.vllm.plugins.filter.stack_secrets import stack_secrets
-from ansible_collections.homegpt.vllm.plugins.filter.yaml_text import yaml_text
+from ansible_collections.homegpt.vllm.plugins.filter.internal import FilterModule
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import parse
 from ansible_collections.homegpt.vllm.plugins.plugin_utils import compose
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+
+FILTERS = FilterModule().filters()
+compose_environment = FILTERS["compose_environment"]
+compose_service = FILTERS["compose_service"]
+dotenv_text = FILTERS["dotenv_text"]
+entrypoints = FILTERS["entrypoints"]
+stack_secrets = FILTERS["stack_secrets"]
+yaml_text = FILTERS["yaml_text"]
 
 TEMPLATES = Path(__file__).resolve().parents[4] / "roles" / "vllm_servers" / "templates"
 # What no variable, and no file in UTF-8, can hold.
@@ -270,7 +273,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_compose_reads_back_what_the_inventory_says(project: Path, texts: list[str]) -> None:
     word, item, variable, secret_word, secret_variable, volume = texts
     item = re.sub(r"\A-+", "", item)
-    args = {"chat_template": word, "lora_modules": [item], "api_key": secret_word, "hf_overrides": {"x": word}}
+    args = {"chat_template": word, "lora_modules": [item], "api_key": secret_word or "k", "hf_overrides": {"x": word}}
     parsed = models({"args": args, "env": {"VARIABLE": variable, "MY_SECRET": secret_variable}})
     # A colon parts the paths of a volume.
     source = "/srv/" + re.sub(r"[:/\r\n]", "", volume).strip() + "x"

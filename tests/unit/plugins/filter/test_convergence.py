@@ -7,9 +7,12 @@ import json
 from typing import Any
 
 import pytest
-from ansible_collections.homegpt.vllm.plugins.filter.convergence import convergence
-from ansible_collections.homegpt.vllm.plugins.filter.docker_problem import docker_problem
+from ansible_collections.homegpt.vllm.plugins.filter.internal import FilterModule
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import parse
+
+FILTERS = FilterModule().filters()
+convergence = FILTERS["convergence"]
+docker_problem = FILTERS["docker_problem"]
 
 NOTHING: dict[str, list[str]] = {"stop": [], "remove": [], "start": [], "taken": []}
 

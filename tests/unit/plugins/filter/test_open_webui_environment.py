@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 from ansible.errors import AnsibleFilterError
-from ansible_collections.homegpt.vllm.plugins.filter.compose_environment import compose_environment
-from ansible_collections.homegpt.vllm.plugins.filter.open_webui_environment import open_webui_environment
+from ansible_collections.homegpt.vllm.plugins.filter.internal import FilterModule
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import parse
+
+FILTERS = FilterModule().filters()
+compose_environment = FILTERS["compose_environment"]
+open_webui_environment = FILTERS["open_webui_environment"]
 
 PARSER = {"enable_auto_tool_choice": True, "tool_call_parser": "hermes"}
 LOOPBACK = "localhost,127.0.0.1,::1"

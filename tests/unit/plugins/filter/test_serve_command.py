@@ -6,9 +6,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from ansible_collections.homegpt.vllm.plugins.filter.compose_service import compose_service
+from ansible_collections.homegpt.vllm.plugins.filter.internal import FilterModule
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import parse
 from ansible_collections.homegpt.vllm.plugins.plugin_utils import compose
+
+FILTERS = FilterModule().filters()
+compose_service = FILTERS["compose_service"]
 
 ALWAYS = ["org/a", "--served-model-name", "a", "org/a", "--port=8000"]
 DEFAULTS = ["--enable-sleep-mode", "--tensor-parallel-size=1"]

@@ -16,6 +16,7 @@ from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory i
 from ansible_collections.homegpt.vllm.plugins.plugin_utils import (
     compose,
     convert,
+    convert_builder,
     convert_homegpt,
     convert_llama_swap,
     inventory_file,
@@ -245,10 +246,10 @@ def test_secrets_are_kept_and_never_told() -> None:
     assert found.variables["vllm_hf_token"] == SECRETS[0]
     assert model["args"] == {"api_key": SECRETS[1], "hf_overrides": {"token": SECRETS[3]}}
     assert model["env"] == {"MY_PASSWORD": SECRETS[2]}
-    assert convert.holds_secrets(found.variables)
+    assert convert_builder.holds_secrets(found.variables)
     assert not any(secret in note for secret in SECRETS for note in found.notes)
     assert noted(found, "ansible-vault")
-    assert not convert.holds_secrets(homegpt(command="org/a --max-num-batched-tokens 5")[1].variables)
+    assert not convert_builder.holds_secrets(homegpt(command="org/a --max-num-batched-tokens 5")[1].variables)
 
 
 def test_a_mistake_tells_no_secret() -> None:

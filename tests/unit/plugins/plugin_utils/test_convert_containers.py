@@ -10,6 +10,8 @@ from ansible_collections.homegpt.vllm.plugins.module_utils.switching.texts impor
 from ansible_collections.homegpt.vllm.plugins.plugin_utils import (
     compose_variables,
     convert,
+    convert_builder,
+    convert_gpus,
     convert_homegpt,
     convert_llama_swap,
 )
@@ -26,8 +28,8 @@ SCRIPT = (
 @pytest.fixture(autouse=True)
 def without_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a model has no key for is told; tests of such a key turn it on."""
-    monkeypatch.setattr(convert, "ENTRYPOINT_KEY", "")
-    monkeypatch.setattr(convert, "GPU_IDS", False)
+    monkeypatch.setattr(convert_builder, "ENTRYPOINT_KEY", "")
+    monkeypatch.setattr(convert_gpus, "GPU_IDS", False)
 
 
 def alone(variables: Any = None, lost: Any = (), **fields: Any) -> Found:
@@ -133,8 +135,8 @@ def test_a_shell_that_passes_its_words_on() -> None:
 
 
 def test_an_entrypoint_of_its_own_is_kept_where_there_is_a_key_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(convert, "ENTRYPOINT_KEY", "entrypoint")
-    monkeypatch.setattr(convert.Builder, "_check", lambda *dummy: None)
+    monkeypatch.setattr(convert_builder, "ENTRYPOINT_KEY", "entrypoint")
+    monkeypatch.setattr(convert_builder.Builder, "_check", lambda *dummy: None)
     kept: list[tuple[dict[str, Any], Any]] = [
         ({"command": "vllm serve org/a", "image": "rocm/vllm:1.0"}, ["vllm", "serve"]),
         ({"command": "serve org/a", "image": "registry/vllm:1.0"}, ["vllm", "serve"]),
@@ -199,7 +201,7 @@ def test_gpus(fields: dict[str, Any], gpus: list[int], note: str) -> None:
 
 
 def test_gpus_by_their_ids_are_kept_where_they_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(convert, "GPU_IDS", True)
+    monkeypatch.setattr(convert_gpus, "GPU_IDS", True)
     card = "GPU-6a3c1b2e-0f7d-4c55-9f0e-0123456789ab"
     assert alone(command="org/a", gpus=[{"device_ids": [card]}])[0]["gpus"] == [card]
     part = card.replace("GPU", "MIG")
@@ -236,7 +238,7 @@ def cards(*ids: str, **fields: Any) -> dict[str, Any]:
 def test_numbers_and_uuids_in_one_source(
     services: list[dict[str, Any]], off: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(convert, "GPU_IDS", True)
+    monkeypatch.setattr(convert_gpus, "GPU_IDS", True)
     named = {
         "m%d" % index: {**service, "ports": ["%d:8000" % (8001 + index)]} for index, service in enumerate(services)
     }
@@ -247,7 +249,7 @@ def test_numbers_and_uuids_in_one_source(
 
 
 def test_an_entrypoint_that_no_inventory_should_have(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(convert, "ENTRYPOINT_KEY", "entrypoint")
+    monkeypatch.setattr(convert_builder, "ENTRYPOINT_KEY", "entrypoint")
     command = ["bash", "-c", "export HF_TOKEN=hf_abcdefghijk; pip install x; exec vllm serve org/a"]
     services = {"vllm": {"image": "rocm/vllm:1.0", "command": command}}
     found = convert_homegpt.from_homegpt(None, [("c.yml", {"services": services})], "")

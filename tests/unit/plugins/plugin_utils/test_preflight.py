@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from ansible_collections.homegpt.vllm.plugins.plugin_utils import preflight, role_variables
+from ansible_collections.homegpt.vllm.plugins.plugin_utils import preflight, preflight_words, role_variables
 from ansible_collections.homegpt.vllm.plugins.plugin_utils.preflight import Host
 
 from tests.serverlib import ROOT
@@ -71,7 +71,7 @@ def test_what_has_no_value_hides_no_other_mistake() -> None:
     ],
 )
 def test_why_a_variable_has_no_value(error: str, said: str) -> None:
-    assert preflight.unresolved(error, False, ["hf_token"]) == said
+    assert preflight_words.unresolved(error, False, ["hf_token"]) == said
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_a_variable_of_any_role_is_no_slip_in_any_playbook() -> None:
         played = role_variables.read(ROOT / "roles", preflight.ROLES.get(playbook, ()))
         known = {*preflight.WIDE, *asked, *played}
         for name in preflight.own_names(playbook, every):
-            assert preflight.mistaken_names([name], known) == [], playbook
+            assert preflight_words.mistaken_names([name], known) == [], playbook
 
 
 @pytest.mark.parametrize(

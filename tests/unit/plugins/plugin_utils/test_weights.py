@@ -7,13 +7,16 @@ from typing import Any
 
 import pytest
 from ansible.errors import AnsibleFilterError
-from ansible_collections.homegpt.vllm.plugins.filter.container_volumes import container_volumes
-from ansible_collections.homegpt.vllm.plugins.filter.host_folders import host_folders
-from ansible_collections.homegpt.vllm.plugins.filter.service_weights import service_weights
-from ansible_collections.homegpt.vllm.plugins.filter.weights import weights
+from ansible_collections.homegpt.vllm.plugins.filter.internal import FilterModule
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import parse
 from ansible_collections.homegpt.vllm.plugins.plugin_utils import compose
-from ansible_collections.homegpt.vllm.plugins.plugin_utils import weights as places
+from ansible_collections.homegpt.vllm.plugins.plugin_utils.weights import CACHES, command_folders, volume_problem
+
+FILTERS = FilterModule().filters()
+container_volumes = FILTERS["container_volumes"]
+host_folders = FILTERS["host_folders"]
+service_weights = FILTERS["service_weights"]
+weights = FILTERS["weights"]
 
 HUB = "/root/.cache/huggingface/hub"
 REPO = "models--org--m"
@@ -257,7 +260,7 @@ def test_only_caches_that_would_hide_a_volume_are_left_out() -> None:
     def caches(*volumes: str) -> set[str]:
         return set(container_volumes(list(volumes), "/cache", "/opt/homegpt")["caches"])
 
-    every = {f"/cache/{name}" for name in places.CACHES}
+    every = {f"/cache/{name}" for name in CACHES}
     assert caches() == every
     assert caches("/x:/models", "/y:/root/.cache/huggingface/hub") == every
     assert caches("/x:/root/.cache/huggingface") == every - {"/cache/huggingface"}
@@ -271,7 +274,7 @@ def test_what_containers_are_given() -> None:
     assert told["volumes"] == ["/home/u/m:/m:ro", "./x:/x", "vol:/v", "/anonymous", "/srv/w:/w", "/home/u:/home"]
     assert told["named"] == ["vol"]
     own = ["~/m", "/opt/homegpt/x", "/srv/w", "~"]
-    assert told["folders"] == [f"/cache/{name}" for name in places.CACHES] + own
+    assert told["folders"] == [f"/cache/{name}" for name in CACHES] + own
     # ~ is also where nobody knows whose it is.
     assert container_volumes(["~/m:/m"], "/cache", "/opt/homegpt")["volumes"] == ["~/m:/m"]
 
@@ -289,7 +292,7 @@ COMMAND = {
 @pytest.mark.parametrize(
     ("models", "volumes", "expected"),
     [
-        ([CONTAINED], [], [f"/cache/{name}" for name in places.CACHES]),
+        ([CONTAINED], [], [f"/cache/{name}" for name in CACHES]),
         (
             [CONTAINED],
             ["/mnt/nas:/root/.cache", "./x:/x", "~/m:/m:ro", "vol:/v", "/mnt/nas:/again"],
@@ -298,7 +301,7 @@ COMMAND = {
         (
             [{**CONTAINED, "env": {"VLLM_USE_MODELSCOPE": "True"}}],
             [],
-            [*(f"/cache/{name}" for name in places.CACHES), "/cache/modelscope"],
+            [*(f"/cache/{name}" for name in CACHES), "/cache/modelscope"],
         ),
         # Without a container: what its command and its environment name. The volumes are nothing to it.
         ([COMMAND], ["/mnt/nas:/nas"], ["/opt/vllm/bin/vllm", HUB]),
@@ -352,9 +355,9 @@ def test_of_a_service_that_somebody_else_wrote_nothing_is_removed(service: dict[
 
 def test_a_boot_waits_for_the_folders_in_the_options_of_a_command() -> None:
     command = ["vllm", "serve", "org/m", "--download-dir=/mnt/weights", "--chat-template", "/mnt/t.jinja"]
-    assert places.command_folders("org/m", {}, {}, command) == ["/mnt/weights", "/mnt/t.jinja", "/mnt/weights"]
+    assert command_folders("org/m", {}, {}, command) == ["/mnt/weights", "/mnt/t.jinja", "/mnt/weights"]
     # It is given nothing of args.
-    told = places.command_folders("org/m", {"download_dir": "/mnt/no"}, {}, ["vllm", "serve", "org/m"])
+    told = command_folders("org/m", {"download_dir": "/mnt/no"}, {}, ["vllm", "serve", "org/m"])
     assert told == ["/root/.cache/huggingface/hub"]
 
 
@@ -379,6 +382,6 @@ def test_a_boot_waits_for_the_folders_in_the_options_of_a_command() -> None:
     ],
 )
 def test_volumes_that_compose_would_refuse(text: str, told: str) -> None:
-    problem = places.volume_problem(text)
+    problem = volume_problem(text)
     assert problem.startswith(told)
     assert bool(problem) == bool(told)

@@ -18,10 +18,9 @@ from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory i
     Request,
     StateRequest,
     Switching,
-    is_secret_name,
     parse,
-    secret_texts,
 )
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.texts import is_secret_name, secret_texts
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -29,17 +28,8 @@ from hypothesis import strategies as st
 YES = "a boolean (True, as YAML reads a bare on or yes)"
 NO = "a boolean (False, as YAML reads a bare off or no)"
 
-KEYS = (
-    "id, model, host_port, name, container_name, port, gpus, gpu_memory_gb, weights_gb, startup_mode, sleep_level, "
-    "args, env, image, entrypoint, aliases, ready_completion, kind, canary, sleep_requests, wake_requests, "
-    "state_request, start_command, stop_command, macros"
-)
-SWITCHING_KEYS = (
-    "available_ram_gb, max_retries, health_check_interval_seconds, request_timeout_seconds, connect_timeout_seconds, "
-    "probe_timeout_seconds, drain_timeout_seconds, drain_timeout_action, stop_timeout_seconds, "
-    "command_timeout_seconds, lock_timeout_seconds, min_active_seconds, failure_backoff_seconds, escalation, canary, "
-    "prove_interval_seconds, ready_completion, macros"
-)
+# Which there are, docs/inventory.md says, and a test of that.
+KEYS, SWITCHING_KEYS = (", ".join(field.name for field in dataclasses.fields(cls)) for cls in (Model, Switching))
 REQUESTS = {"sleep_requests": [{"endpoint": "/down"}], "wake_requests": [{"endpoint": "/up"}]}
 
 

@@ -154,3 +154,13 @@ def test_a_record_that_can_not_be_written_costs_no_switch(pair: Host) -> None:
     (pair.stack_dir / "run" / "last_switch.json").mkdir()
     assert pair.switch("b").active_model == "b"
     assert last(pair) == []
+
+
+def test_what_a_model_is_for_stands_in_the_table(pair: Host) -> None:
+    pair.models[1]["description"] = "  Tools and\nlong contexts "
+    with pair.switcher() as switcher:
+        report = switcher.report()
+    assert "description" not in report["models"]["a"]
+    header, first, second = (re.split(r" {2,}", line) for line in status_lines({"host": report}))
+    assert header[-2:] == ["gpu_gb", "description"]
+    assert (first[-1], second[-1]) == ("-", "Tools and long contexts")
