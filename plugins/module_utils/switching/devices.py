@@ -10,6 +10,9 @@ import re
 import stat
 import typing
 
+from .gpus import Gpu as Name
+from .gpus import is_amd
+
 
 class Amd(typing.NamedTuple):
     """A GPU of AMD's, as the kernel's driver tells. C(total) and C(used) are bytes, None where it does not tell."""
@@ -138,3 +141,27 @@ def _text(path: str) -> str:
             return file.read()
     except OSError:
         return ""
+
+
+def visible(gpus: typing.Sequence[Name]) -> dict[str, str]:
+    """The variables by which a process of this host sees these GPUs alone.
+
+    Up to 0.20 at least, vLLM takes nothing but numbers (C(int()) in its C(platforms/interface.py)), so that a UUID
+    becomes the number that the GPU has now, where the driver tells. Numbers are nvidia-smi's then.
+    """
+    names = [gpu for gpu in gpus if isinstance(gpu, str)]
+    if not names:
+        return {"CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus))}
+    if all(is_amd(name) for name in names):
+        # ROCm's runtime alone takes UUIDs; HIP counts what is left.
+        return {
+            "ROCR_VISIBLE_DEVICES": ",".join(names),
+            "CUDA_VISIBLE_DEVICES": ",".join(map(str, range(len(names)))),
+        }
+    numbers = read_uuids()
+    if not all(name in numbers for name in names):
+        return {"CUDA_VISIBLE_DEVICES": ",".join(names)}
+    return {
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+        "CUDA_VISIBLE_DEVICES": ",".join(str(numbers[name]) for name in names),
+    }

@@ -151,7 +151,7 @@ class Executor:
     def _drain(self, step: Step) -> str:
         server = self.host.servers[step.model]
         # Before the drain: nvidia-smi may take its time, and nothing may come between the drain and the sleep.
-        self._free_before[step.model] = self._free_memory(step.model)
+        self._free_before[step.model] = memory.free_before_sleep(self.host.stack_dir, self.host.models[step.model])
         seen = self.host.seen.get(step.model)
         by_looking = seen is not None and (seen.unknown or (seen.state == SLEEPING and seen.doubtful))
         drain = Drain(server, self.settings, self.host.wait, step.model in self.ending, self.host.clock, by_looking)
@@ -177,7 +177,9 @@ class Executor:
 
     def _sleep(self, step: Step) -> None:
         server = self.host.servers[step.model]
-        free = self._free_before.pop(step.model) if step.model in self._free_before else self._free_memory(step.model)
+        model = self.host.models[step.model]
+        known = model.id in self._free_before
+        free = self._free_before.pop(model.id) if known else memory.free_before_sleep(self.host.stack_dir, model)
         self.host.lock.begin(step.model, SLEEP)
         self.host.forget_proof(step.model)
         try:
@@ -202,7 +204,7 @@ class Executor:
             )
         if not paused and not server.can_cut():
             self._check_idle(step)
-        self._remember_freed(step.model, free)
+        memory.remember_freed(self.host.stack_dir, model, free, self.host.lifecycles[model.id].start_id)
 
     def _check_idle(self, step: Step) -> None:
         """A server that held nothing may have been given a request before it slept, and have it still."""
@@ -219,27 +221,6 @@ class Executor:
         for again in (WAKE, VERIFY):
             self.run(Step(again, step.model, step.level if again == WAKE else None))
         raise DrainTimeout(f"{why} (drain_timeout_action is {action}), so that it was woken")
-
-    def _free_memory(self, name: str) -> memory.Need | None:
-        """The free memory of a model's GPUs, if it is worth knowing before a sleep."""
-        if memory.remembered(self.host.stack_dir).get(name):
-            return None
-        gpus = hardware.read_gpus()
-        if hardware.shared(gpus):
-            with contextlib.suppress(OSError):  # then it is seen again
-                memory.remember(self.host.stack_dir, name, {}, gpus=gpus)
-        found = hardware.named(gpus or {}, self.host.models[name].gpus)
-        return {called: gpu.free_gb for called, gpu in found.items()} or None
-
-    def _remember_freed(self, name: str, before: memory.Need | None) -> None:
-        """What a sleep has freed is what the wake will need."""
-        gpus = hardware.read_gpus() if before else None
-        if not before or not gpus:
-            return
-        freed = {n: max(0.0, gpu.free_gb - before[n]) for n, gpu in hardware.named(gpus, before).items()}
-        # It only makes a later check of memory sharper: no reason to fail a switch.
-        with contextlib.suppress(OSError):
-            memory.remember(self.host.stack_dir, name, freed, self.host.lifecycles[name].start_id(), gpus)
 
     def _check_memory(self, name: str, need: memory.Need, gpus: typing.Mapping[int, hardware.Gpu] | None) -> None:
         """Raise NoMemory where the GPUs have less free than the model will take, also after a moment."""

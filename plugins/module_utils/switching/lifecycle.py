@@ -21,7 +21,6 @@ import typing
 
 from . import devices, processes
 from .errors import LifecycleError
-from .gpus import Gpu, is_amd
 from .inventory import Model, Switching
 
 # What is looked at for a cause: vLLM's processes each print a traceback of their own.
@@ -179,7 +178,7 @@ class Command:
             self.stop()  # what an earlier start has left
         # The engine knows no AnsibleModule whose run_command it could use, and that one can't detach.
         # pylint: disable=ansible-bad-function
-        environment = dict(os.environ, VLLM_SERVER_DEV_MODE="1", **visible_devices(self.model.gpus))
+        environment = dict(os.environ, VLLM_SERVER_DEV_MODE="1", **devices.visible(self.model.gpus))
         environment.update(self.model.env)
         self.child = None
         try:
@@ -340,30 +339,6 @@ class Command:
                 return True
             time.sleep(0.02)
         return False
-
-
-def visible_devices(gpus: typing.Sequence[Gpu]) -> dict[str, str]:
-    """The variables by which a process of this host sees these GPUs alone.
-
-    Up to 0.20 at least, vLLM takes nothing but numbers (C(int()) in its C(platforms/interface.py)), so that a UUID
-    becomes the number that the GPU has now, where the driver tells. Numbers are nvidia-smi's then.
-    """
-    names = [gpu for gpu in gpus if isinstance(gpu, str)]
-    if not names:
-        return {"CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus))}
-    if all(is_amd(name) for name in names):
-        # ROCm's runtime alone takes UUIDs; HIP counts what is left.
-        return {
-            "ROCR_VISIBLE_DEVICES": ",".join(names),
-            "CUDA_VISIBLE_DEVICES": ",".join(map(str, range(len(names)))),
-        }
-    numbers = devices.read_uuids()
-    if not all(name in numbers for name in names):
-        return {"CUDA_VISIBLE_DEVICES": ",".join(names)}
-    return {
-        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
-        "CUDA_VISIBLE_DEVICES": ",".join(str(numbers[name]) for name in names),
-    }
 
 
 def _run(
