@@ -489,8 +489,8 @@ MUTANTS = (
     Mutant(
         "others/restore-over-a-switch",
         "switch.py",
-        "models = tuple(m for m in round_ if is_desired(m, desired))",
-        "models = tuple(round_)",
+        "models = tuple(m for m in batch if is_desired(m, desired))",
+        "models = tuple(batch)",
         "a restore that waited for the lock undoes what was switched meanwhile",
         ("desired_state", "switch"),
     ),

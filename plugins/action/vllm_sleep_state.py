@@ -9,8 +9,8 @@ from ansible.errors import AnsibleConnectionFailure
 from ansible.plugins.action import ActionBase
 from ansible_collections.homegpt.vllm.plugins.plugin_utils.plain import plain
 
-# Variables of a task. The models' rounds in their order: then a line is printed before each, and one when it is done.
-_ROUNDS = "__vllm_rounds"
+# Variables of a task. The batches in which the models load: a line tells of each when it begins, one when it is done.
+_LOAD_BATCHES = "__vllm_load_batches"
 # Whether a failure is left to the report that comes later, as went_wrong: else it would be told twice.
 _REPORTED = "__vllm_reported_later"
 
@@ -61,11 +61,11 @@ class ActionModule(ActionBase):
 
     def _progress(self, task_vars):
         models = self._task.args.get("model")
-        if not models or self._task.check_mode or _ROUNDS not in task_vars:
+        if not models or self._task.check_mode or _LOAD_BATCHES not in task_vars:
             return None
         # Not above: a switch has no use for it.
         from ansible_collections.homegpt.vllm.plugins.plugin_utils.progress import Progress
 
         models = [models] if isinstance(models, str) else models
-        rounds = plain(self._templar.template(task_vars[_ROUNDS]))
-        return Progress(task_vars["inventory_hostname"], rounds, plain(models), self._task.args.get("state"))
+        batches = plain(self._templar.template(task_vars[_LOAD_BATCHES]))
+        return Progress(task_vars["inventory_hostname"], batches, plain(models), self._task.args.get("state"))

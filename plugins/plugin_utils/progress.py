@@ -18,16 +18,16 @@ _IS = {"active": "active", "sleeping": "asleep"}
 
 
 class Progress:
-    """The loading of one round of a host's models; C(rounds) are all of them in their order."""
+    """The loading of one batch of a host's models; C(batches) are all of them in their order."""
 
-    def __init__(self, host: str, rounds: list[list[str]], models: list[str], state: str | None) -> None:
+    def __init__(self, host: str, batches: list[list[str]], models: list[str], state: str | None) -> None:
         self.host = host
         self.models = models
         self.state = _IS.get(state or "active", state)
-        order = [model for one in rounds for model in one]
+        order = [model for one in batches for model in one]
         self.numbers = [order.index(model) + 1 for model in models]
         self.count = len(order)
-        later = [one for one in rounds if order.index(one[0]) >= max(self.numbers)]
+        later = [one for one in batches if order.index(one[0]) >= max(self.numbers)]
         self.next = later[0] if later else []
         self.began = time.monotonic()
         self.ended = threading.Event()

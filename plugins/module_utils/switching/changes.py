@@ -92,7 +92,7 @@ def goals(inventory: Inventory, target: States, seen: typing.Mapping[str, Observ
     ended = [model for model in over if target[model.id] == STOPPED]
     asleep = [model for model in over if model not in ended]
     parts = ((back, ACTIVE), (asleep, SLEEPING), (ended, STOPPED))
-    return [(round_, desired) for models, desired in parts for round_ in inventory.rounds(models)]
+    return [(batch, desired) for models, desired in parts for batch in inventory.load_batches(models)]
 
 
 def _all(stack_dir: str) -> dict[str, Change]:

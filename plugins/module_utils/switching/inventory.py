@@ -86,7 +86,7 @@ class Inventory:
 
     def check_apart(self, models: typing.Sequence[Model]) -> None:
         """Raise SwitchingError where the models can't be switched side by side."""
-        if len(self.rounds(models)) > 1:
+        if len(self.load_batches(models)) > 1:
             raise SwitchingError(
                 f"{', '.join(m.id for m in models)} have GPUs to do with each other, so they can't be switched side by "
                 "side: switch them one after the other"
@@ -105,8 +105,8 @@ class Inventory:
             found.update((m.id, m) for m in new)
         return tuple(m for m in self.models if m.id in found)
 
-    def rounds(self, models: typing.Iterable[Model]) -> list[tuple[Model, ...]]:
-        """The models, in an order in which they may be loaded: those of one round have no GPU to do with each other."""
+    def load_batches(self, models: typing.Iterable[Model]) -> list[tuple[Model, ...]]:
+        """The models, in an order in which they may be loaded: those of one batch have no GPU to do with each other."""
         queues: dict[str, list[Model]] = {}
         for model in models:
             queues.setdefault(self.group(model)[0].id, []).append(model)

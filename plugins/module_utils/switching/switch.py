@@ -105,9 +105,9 @@ class Switcher:
         self.settings = dataclasses.replace(self.settings, min_active_seconds=0)
         started = self.clock()
         done: list[Result] = []
-        for round_ in self.inventory.rounds(models):
+        for batch in self.inventory.load_batches(models):
             try:
-                done.append(self._switch_all(round_, ACTIVE, check, displaced=names, started=started))
+                done.append(self._switch_all(batch, ACTIVE, check, displaced=names, started=started))
             except SwitchingError as error:
                 if not done:
                     raise
@@ -359,14 +359,14 @@ class Switcher:
             return desired_state.read(self.inventory, self.stack_dir)[model.id] == state
 
         for desired in (SLEEPING, ACTIVE):
-            for round_ in self.inventory.rounds(m for m in self.inventory.enabled if is_desired(m, desired)):
-                models = round_
+            for batch in self.inventory.load_batches(m for m in self.inventory.enabled if is_desired(m, desired)):
+                models = batch
                 started = self.clock()
                 outcomes: list[Result | SwitchingError]
                 try:
                     with self._lock(models, f"{', '.join(m.id for m in models)} {desired}"):
                         # What somebody has changed while this waited for the lock is left out.
-                        models = tuple(m for m in round_ if is_desired(m, desired))
+                        models = tuple(m for m in batch if is_desired(m, desired))
                         outcomes = self._side_by_side(models, desired, False, started) if models else []
                 except SwitchingError as error:
                     outcomes = [error for model in models]

@@ -150,15 +150,15 @@ def test_rungs_of_the_escalation_have_one_order() -> None:
 def test_what_may_be_loaded_side_by_side() -> None:
     gpus = {"a": [0], "b": [1], "c": [0], "d": [2, 3], "e": [3], "f": [4]}
     inventory = parse([entry(name, 8000 + number, gpus=use) for number, (name, use) in enumerate(gpus.items())])
-    rounds = [[m.id for m in models] for models in inventory.rounds(inventory.models)]
-    assert rounds == [["a", "b", "d", "f"], ["c", "e"]]
+    batches = [[m.id for m in models] for models in inventory.load_batches(inventory.models)]
+    assert batches == [["a", "b", "d", "f"], ["c", "e"]]
     # By way of a third that shares a GPU with each, two have to do with each other.
     gpus["g"] = [0, 1]
     inventory = parse([entry(name, 8000 + number, gpus=use) for number, (name, use) in enumerate(gpus.items())])
-    rounds = [[m.id for m in models] for models in inventory.rounds(inventory.models)]
-    assert rounds == [["a", "d", "f"], ["b", "e"], ["c"], ["g"]]
+    batches = [[m.id for m in models] for models in inventory.load_batches(inventory.models)]
+    assert batches == [["a", "d", "f"], ["b", "e"], ["c"], ["g"]]
     assert [m.id for m in inventory.group(inventory.find("a"))] == ["a", "b", "c", "g"]
-    assert inventory.rounds([]) == []
+    assert inventory.load_batches([]) == []
 
 
 def test_a_key_that_is_null_counts_as_absent() -> None:
