@@ -126,8 +126,8 @@ MUTANTS = (
     Mutant(
         "time/not-looked-again",
         "transition.py",
-        "if self._let_stay(model, before, plan, executor):",
-        "if self._let_stay(model, before, plan, executor) and False:",
+        "if self._wait_min_active(model, before, plan, executor):",
+        "if self._wait_min_active(model, before, plan, executor) and False:",
         "after a wait for min_active_seconds the plan is still that of before",
         ("switch",),
     ),
@@ -538,7 +538,7 @@ MUTANTS = (
     Mutant(
         "time/silent-not-waited-for",
         "transition.py",
-        "while set(self._silent(before, plan)) - waited:",
+        "while set(self._unanswering(before, plan)) - waited:",
         "while False:",
         "a server that is slow is not waited for before it is stopped",
     ),

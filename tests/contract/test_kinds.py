@@ -31,12 +31,12 @@ class Pooling(Client):
         headers = {"Content-Type": content_type}
         return self.post(kinds.KINDS[kind].path, data=body, headers=headers, **{"timeout": 60, **more})
 
-    def told(self) -> kinds.Told:
+    def told(self) -> kinds.Reply:
         """What it answers to the call of its own kind."""
         answer = self.ask(self.kind)
         text = kinds.KINDS[self.kind].read(answer.json())
         assert answer.status_code == 200 and text is not None, answer.text
-        return kinds.Told(self.kind, text)
+        return kinds.Reply(self.kind, text)
 
     def ask_much(self) -> requests.Response:
         """Ask for many numbers at once."""
@@ -95,7 +95,7 @@ def test_another_text_has_other_numbers(pooling: Pooling) -> None:
     answer = pooling.post(kinds.KINDS[pooling.kind].path, json=asked)
     text = kinds.KINDS[pooling.kind].read(answer.json())
     assert text is not None
-    assert not kinds.Told(pooling.kind, text).is_as(pooling.kind, pooling.told().text)
+    assert not kinds.Reply(pooling.kind, text).is_as(pooling.kind, pooling.told().text)
 
 
 def test_it_answers_the_same_after_each_sleep(pooling: Pooling) -> None:

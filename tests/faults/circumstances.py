@@ -51,7 +51,7 @@ STANDING = ("stop", "start")  # steps that no server here is in need of
 def cells() -> Iterator[Cell]:
     """All of them."""
     yield from _slow()
-    yield from _silent()
+    yield from _unanswering()
     yield from _cut_off_amid()
     yield from _waited_for()
     yield from _come_between()
@@ -97,7 +97,7 @@ def _slow() -> Iterator[Cell]:
                 )
 
 
-def _silent() -> Iterator[Cell]:
+def _unanswering() -> Iterator[Cell]:
     """No answer in time: nobody knows what such a server is, or how many requests it has."""
     step = "a silent server"
     for action in ("abort", "fail", "keep"):

@@ -21,7 +21,7 @@ import typing
 from . import state_files
 from .errors import WrongAnswer
 from .inventory import Model
-from .kinds import TEXT, Told
+from .kinds import TEXT, Reply
 from .redaction import Mask, secrets_of
 from .server import Server
 from .texts import is_secret_name, map_text
@@ -123,7 +123,7 @@ def prove(server: Server, model: Model, stack_dir: str, start: str, came: str) -
     return Verdict("answers otherwise than recorded", f"{differs} (canary)")
 
 
-def _record(server: Server, model: Model, stack_dir: str, start: str, told: Told) -> Verdict:
+def _record(server: Server, model: Model, stack_dir: str, start: str, told: Reply) -> Verdict:
     reproducible = server.canary(told.kind).is_as(told.kind, told.text)
     now = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
     version, served = server.version(), _served(model)

@@ -28,7 +28,7 @@ _BOUNDARY = "homegpt-vllm-9f2c61d4"
 _SECOND_HERTZ = 16000
 
 
-class Told(typing.NamedTuple):
+class Reply(typing.NamedTuple):
     """What a server has answered: C(text), which of several numbers is a list in JSON, and the C(kind) of call."""
 
     kind: str

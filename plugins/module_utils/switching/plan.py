@@ -183,7 +183,7 @@ class _Planner:
     def activate(self, model: Model) -> list[Stage]:
         seen = self.observed[model.id]
         self._check_usable(model)
-        dead, displaced = self._bury(model), self._displace(model)
+        dead, displaced = self._stop_dead(model), self._free_gpus(model)
         if seen.state == ACTIVE and not seen.held:
             return [dead, displaced, *([((Step(VERIFY, model.id),),)] if seen.doubtful else [])]
         return [dead, displaced, *self._bring_up(model)]
@@ -192,13 +192,13 @@ class _Planner:
         seen = self.observed[model.id]
         self._check_usable(model)
         if seen.state == ACTIVE or seen.paused:
-            return [(self._rest(model),)]
+            return [(self._vacate(model),)]
         if seen.state == SLEEPING and not seen.doubtful:
             return []
         if model.sleep_level == "stop":
             return self.stop(model)
         # It has to be loaded before it can sleep. Whoever holds its GPU makes room, and is restored after.
-        dead, displaced = self._bury(model), self._displace(model)
+        dead, displaced = self._stop_dead(model), self._free_gpus(model)
         loaded = self._bring_up(model)
         level = self._sleep_level(model)
         rest = Step(SLEEP, model.id, level) if level else Step(STOP, model.id)
@@ -216,10 +216,10 @@ class _Planner:
         if seen.state == STOPPED or (seen.state == ERROR and seen.process is False):
             return []
         awake = seen.state == ACTIVE or seen.paused or seen.unknown
-        drain: Lane = (Step(DRAIN, model.id),) if awake else self._finish(model)
+        drain: Lane = (Step(DRAIN, model.id),) if awake else self._drain_in_doubt(model)
         return [((*drain, Step(STOP, model.id)),)]
 
-    def _finish(self, model: Model) -> Lane:
+    def _drain_in_doubt(self, model: Model) -> Lane:
         """What one that says that it sleeps has to end first: in doubt, its requests may go on."""
         seen = self.observed[model.id]
         return (Step(DRAIN, model.id),) if seen.state == SLEEPING and seen.doubtful and seen.running != 0 else ()
@@ -229,7 +229,7 @@ class _Planner:
         if seen.state == ERROR and not seen.unknown and (not seen.dead or seen.process is False):
             raise Blocked(f"{model.id} can't be used: {seen.problem}{_remedy(seen)}")
 
-    def _bury(self, model: Model) -> Stage:
+    def _stop_dead(self, model: Model) -> Stage:
         """The lanes that stop the dead, and those that never answer: the first stage, so that who is awake has lost
         nothing if that fails."""
         lanes: list[Lane] = []
@@ -244,8 +244,8 @@ class _Planner:
         seen = self.observed[model.id]
         return seen.state == ERROR and seen.dead and seen.process is not False and not model.disabled
 
-    def _displace(self, model: Model) -> Stage:
-        """The lanes that free the model's GPUs of all but those that C(_bury) stops."""
+    def _free_gpus(self, model: Model) -> Stage:
+        """The lanes that free the model's GPUs of all but those that C(_stop_dead) stops."""
         lanes = []
         for other in self.inventory.conflicting(model):
             seen = self.observed[other.id]
@@ -259,12 +259,12 @@ class _Planner:
                         f"that {model.id} needs: stop it, or set its startup_mode to sleep"
                     )
             elif seen.state == ACTIVE or seen.paused:
-                lanes.append(self._rest(other))
+                lanes.append(self._vacate(other))
             elif seen.state == ERROR and seen.process is False:
                 pass  # whatever answers on its port is not the server, and holds no GPU of ours
             elif seen.state == LOADING or (seen.state == SLEEPING and seen.doubtful):
                 # It takes no requests and can't sleep, but soon holds the GPU, or holds a part of it.
-                lanes.append((*self._finish(other), Step(STOP, other.id)))
+                lanes.append((*self._drain_in_doubt(other), Step(STOP, other.id)))
             elif seen.state == ERROR and not seen.dead and not seen.unknown:
                 raise Blocked(
                     f"{other.id} shares a GPU with {model.id} and nobody can tell whether it is awake: {seen.problem}"
@@ -281,12 +281,14 @@ class _Planner:
         if seen.paused:
             # A sleep that still waits for requests would come true after a wake, so it is waited for. At which level it
             # sleeps then is not known.
-            rest = self._rest(model)
+            rest = self._vacate(model)
             up = Step(START, model.id) if rest[-1].action == STOP else Step(WAKE, model.id)
             return [((*rest, up, verify),)]
         if seen.state == SLEEPING:
             # The wake for an unknown level is right from any state, also half awake.
-            return [((*self._finish(model), Step(WAKE, model.id, None if seen.doubtful else seen.level), verify),)]
+            return [
+                ((*self._drain_in_doubt(model), Step(WAKE, model.id, None if seen.doubtful else seen.level), verify),)
+            ]
         if seen.state == LOADING:
             return [((verify,),)]
         return [((Step(START, model.id), verify),)]
@@ -313,7 +315,7 @@ class _Planner:
         up = Step(START, model.id) if rest.action == STOP else Step(WAKE, model.id, level)
         return [((up, Step(VERIFY, model.id)),)]
 
-    def _rest(self, model: Model) -> Lane:
+    def _vacate(self, model: Model) -> Lane:
         """Take an awake server off the GPU the way its sleep level says."""
         level = None if model.sleep_level == "stop" else self._sleep_level(model)
         return (Step(DRAIN, model.id), Step(SLEEP, model.id, level) if level else Step(STOP, model.id))

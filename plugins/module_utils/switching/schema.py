@@ -144,7 +144,7 @@ class Model:
         return self.startup_mode == "disabled"
 
     @property
-    def told(self) -> dict[str, typing.Any]:
+    def status_fields(self) -> dict[str, typing.Any]:
         """What C(status) tells of it beside its state; what is empty is left out."""
         keys = ("name", "description", "host_port", "startup_mode")
         return {key: getattr(self, key) for key in keys if getattr(self, key) != ""}

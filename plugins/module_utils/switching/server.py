@@ -18,7 +18,7 @@ from . import metrics
 from .client import Client, HungUp, printable
 from .errors import BadAnswer, DevModeOff, NoSuchAnswer, Refused, ServerError, Unreachable, Unresponsive
 from .inventory import Model, Request, Switching
-from .kinds import HELLO, KINDS, POSSIBLE, TEXT, Told
+from .kinds import HELLO, KINDS, POSSIBLE, TEXT, Reply
 from .metrics import Metrics
 from .plan import ACTIVE, ERROR, LOADING, SLEEPING, STOPPED, Observation
 from .versions import Abilities, abilities
@@ -264,15 +264,15 @@ class Server(Client):
         """Load the weights of the awake server once more. Returns what is worth knowing about it."""
         return "".join([self._send(request, 2) for request in _RELOAD])
 
-    def prove(self) -> Told:
+    def prove(self) -> Reply:
         """A short answer: the last proof that the server can give one. NoSuchAnswer where it knows no call for that."""
         return self._answer("", HELLO)
 
-    def canary(self, kind: str = "") -> Told:
+    def canary(self, kind: str = "") -> Reply:
         """The answer to what the canary always asks; C(kind) is the one that it gave before."""
         return self._answer(kind, KINDS[TEXT].body)
 
-    def _answer(self, before: str, text_body: typing.Callable[[str], tuple[str, bytes]]) -> Told:
+    def _answer(self, before: str, text_body: typing.Callable[[str], tuple[str, bytes]]) -> Reply:
         """The answer to the first call that the server knows: a server of text is asked for nothing else."""
         name = self._served_name or self._check_identity()
         possible = POSSIBLE[self.model.kind]
@@ -297,7 +297,7 @@ class Server(Client):
             if text is None:
                 raise self._bad_answer("POST", call.path, answer)
             self._kind = kind
-            return Told(kind, text)
+            return Reply(kind, text)
         raise NoSuchAnswer(
             f"{self.model.id} is healthy, but answers none of the calls that could prove it ready "
             f"({', '.join(refusals)}): set its ready_completion to false if that is as it should be"

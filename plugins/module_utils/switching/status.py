@@ -42,7 +42,7 @@ def report(host: Host) -> dict[str, typing.Any]:
         "models": {
             m.id: {
                 **summary(seen[m.id]),
-                **m.told,
+                **m.status_fields,
                 "running": seen[m.id].running,
                 "waiting": seen[m.id].waiting,
                 "gpu_memory_gb": gpu_memory_gb.get(m.id),

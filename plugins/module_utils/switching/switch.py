@@ -188,7 +188,7 @@ class Switcher:
         for model, outcome in zip(models, outcomes):
             if isinstance(outcome, Result) and (outcome.displaced or outcome.activated):
                 target = {name: outcome.before[name].state for place in outcome.places for name in place}
-                done, error = self._reach(target, outcome.models, False, started)
+                done, error = self._restore_active(target, outcome.models, False, started)
                 how = (
                     f"could not be restored, although {why} failed: {error}"
                     if error
@@ -199,7 +199,7 @@ class Switcher:
                 settled.append(outcome)
         return settled
 
-    def _reach(
+    def _restore_active(
         self, target: changes.States, seen: States, check: bool, started: float
     ) -> tuple[list[Result], SwitchingError | None]:
         """Make those models active again that were in C(target), and of its models no others. The caller has the lock.
@@ -238,13 +238,13 @@ class Switcher:
                     "somebody has switched since" if others else "another switch was made since, or it changed nothing"
                 )
                 raise ChangedSince(f"{what or 'nothing is active'}: {why}, so nothing of {change} is undone", begun)
-            done, error = self._reach(found.before, seen, check, started)
-            result = self._whole(begun, done, started)
+            done, error = self._restore_active(found.before, seen, check, started)
+            result = self._combined(begun, done, started)
             if error and not check and "roll_back" in self.settings.escalation:
                 # All of it or nothing: what came back goes again.
                 as_begun = {name: seen[name].state for name in place}
-                more, second = self._reach(as_begun, result.models, False, started)
-                result = self._whole(begun, [*done, *more], started)
+                more, second = self._restore_active(as_begun, result.models, False, started)
+                result = self._combined(begun, [*done, *more], started)
                 error = SwitchFailed(f"{error}" + (f"\n{second}" if second else ""), result)
             if not check and done:
                 self._record_undone(change, found, result, error, started)
@@ -252,7 +252,7 @@ class Switcher:
                 raise SwitchFailed(str(error), result)
             return result
 
-    def _whole(self, begun: Result, done: typing.Sequence[Result], started: float) -> Result:
+    def _combined(self, begun: Result, done: typing.Sequence[Result], started: float) -> Result:
         """What was done one after the other as one result about the models that it began with."""
         return dataclasses.replace(joined([begun, *done]), places=begun.places, elapsed_seconds=self.clock() - started)
 

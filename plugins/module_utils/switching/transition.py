@@ -73,8 +73,8 @@ class Transition:
         if not check and (last or any(step.action != VERIFY for step in plan.steps)):
             self._prove_records()
         if check:
-            waits = [Step(WAIT, name) for name in self._silent(before, plan)]
-            waits += [Step(WAIT, name) for name, _left in self._stays(model, before, plan)]
+            waits = [Step(WAIT, name) for name in self._unanswering(before, plan)]
+            waits += [Step(WAIT, name) for name, _left in self._active_too_briefly(model, before, plan)]
             steps = [step_record(step) for step in (*waits, *plan.steps, *([last] if last else []))]
             return self._result(model, before, predict(before, plan), steps, list(plan.warnings), started)
         executor = Executor(self.host, started, model.id if last else None)
@@ -82,9 +82,9 @@ class Transition:
         executor.fresh.update(name for name, seen in before.items() if seen.state == LOADING or name in begun)
         recovery = Recovery(executor, self._plan)
         waited: set[str] = set()
-        while set(self._silent(before, plan)) - waited:
-            self._let_answer([name for name in self._silent(before, plan) if name not in waited], executor)
-            waited.update(self._silent(before, plan))
+        while set(self._unanswering(before, plan)) - waited:
+            self._wait_for_answers([name for name in self._unanswering(before, plan) if name not in waited], executor)
+            waited.update(self._unanswering(before, plan))
             before = self.host.observe((*self.inventory.enabled, *hidden))
             plan = self._plan_and_prove(before, model, desired)
 
@@ -92,7 +92,7 @@ class Transition:
             return self._result(model, before, after, executor.steps, executor.warnings, started)
 
         try:
-            if self._let_stay(model, before, plan, executor):
+            if self._wait_min_active(model, before, plan, executor):
                 before = self.host.observe((*self.inventory.enabled, *hidden))
                 plan = self._plan_and_prove(before, model, desired)
             executor.warnings += plan.warnings
@@ -107,14 +107,14 @@ class Transition:
             if last:
                 executor.run(last)
             if plan.steps or last:
-                after = self._look_again((*self.inventory.enabled, *hidden), after, executor)
+                after = self._observe_end((*self.inventory.enabled, *hidden), after, executor)
                 rivals = [m.id for m in self.inventory.conflicting(model) if not m.disabled]
                 if desired == ACTIVE and any(after[name].state == ACTIVE for name in rivals):
                     # Once: whoever has woken one meanwhile may do so again.
                     rest = self._plan(after, model, desired)
                     recovery.execute(rest)
                     predicted = _after(after, rest, executor.steps)
-                    after = self._look_again((*self.inventory.enabled, *hidden), predicted, executor)
+                    after = self._observe_end((*self.inventory.enabled, *hidden), predicted, executor)
                 self._check_end(model, desired, after, executor)
         except SwitchingError as error:
             after, message = recovery.roll_back(model, desired, before, error)
@@ -156,15 +156,15 @@ class Transition:
                 f"({error.strerror}): {state_files.remedy(error)}"
             ) from None
 
-    def _silent(self, before: States, plan: Plan) -> list[str]:
+    def _unanswering(self, before: States, plan: Plan) -> list[str]:
         """Those whose state the plan depends on, and that gave no answer in time."""
         return sorted({step.model for step in plan.steps if before[step.model].unknown})
 
-    def _let_answer(self, names: typing.Sequence[str], executor: Executor) -> None:
+    def _wait_for_answers(self, names: typing.Sequence[str], executor: Executor) -> None:
         """Wait until they answer, no longer than a request, or a wake or sleep that was begun, may take."""
-        self.host.each(lambda name: executor.run(Step(WAIT, name), self._await_answer), names)
+        self.host.each(lambda name: executor.run(Step(WAIT, name), self._wait_for_answer), names)
 
-    def _await_answer(self, step: Step) -> str:
+    def _wait_for_answer(self, step: Step) -> str:
         begun = self.lock.begun.get(step.model)
         moves = begun is not None and begun.action in (SLEEP, WAKE)
         which = "request_timeout_seconds" if moves else "drain_timeout_seconds"
@@ -174,7 +174,7 @@ class Transition:
             return f"{model.id} did not answer at first"
         return f"{model.id} did not answer for {seconds:g} s ({which})"
 
-    def _stays(self, model: Model, before: States, plan: Plan) -> list[tuple[str, float]]:
+    def _active_too_briefly(self, model: Model, before: States, plan: Plan) -> list[tuple[str, float]]:
         """Those that have to make room and have not been active for as long as they may, with the seconds left."""
         least = self.settings.min_active_seconds
         leaving = {step.model for step in plan.steps if step.action in (SLEEP, STOP)} - {model.id}
@@ -182,19 +182,19 @@ class Transition:
         left = {name: least - (self.now() - since) for name, since in known.items() if before[name].state == ACTIVE}
         return [(name, seconds) for name, seconds in sorted(left.items()) if 0 < seconds <= least]
 
-    def _let_stay(self, model: Model, before: States, plan: Plan, executor: Executor) -> bool:
+    def _wait_min_active(self, model: Model, before: States, plan: Plan, executor: Executor) -> bool:
         """Wait for those that may stay; whether that took time."""
         started = self.now()
-        stays = self._stays(model, before, plan)
+        stays = self._active_too_briefly(model, before, plan)
         for name, left in stays:
-            executor.run(Step(WAIT, name), functools.partial(self._stay, left - (self.now() - started)))
+            executor.run(Step(WAIT, name), functools.partial(self._stay_active, left - (self.now() - started)))
         return bool(stays)
 
-    def _stay(self, seconds: float, step: Step) -> str:
+    def _stay_active(self, seconds: float, step: Step) -> str:
         self.host.sleep(max(0.0, seconds))
         return f"{step.model} stays active for {self.settings.min_active_seconds:g} s at least (min_active_seconds)"
 
-    def _look_again(
+    def _observe_end(
         self, models: typing.Sequence[Model], predicted: States, executor: Executor
     ) -> dict[str, Observation]:
         """What the models are at the end, whatever the steps have made of them."""

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import requests
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors import SwitchFailed
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching.kinds import KINDS, Told
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.kinds import KINDS, Reply
 
 from .conftest import Host
 from .test_canary import failed, notes, record, rungs
@@ -109,11 +109,11 @@ def test_of_a_long_answer_a_part_is_kept() -> None:
     ],
 )
 def test_when_an_answer_is_the_recorded_one(kind: str, one: str, other: str, same: bool) -> None:
-    assert Told(kind, one).is_as(kind, other) is same
+    assert Reply(kind, one).is_as(kind, other) is same
 
 
 def test_an_answer_of_another_kind_is_another_answer() -> None:
-    assert not Told("embedding", "[1.0]").is_as("score", "[1.0]")
+    assert not Reply("embedding", "[1.0]").is_as("score", "[1.0]")
 
 
 # ---- switches ------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors impo
 )
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.executor import Executor
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import Model, Switching
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching.kinds import Told
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.kinds import Reply
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.lifecycle import Command, Process
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.plan import ACTIVE, STOPPED, Observation
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.result import Result
@@ -328,13 +328,13 @@ def test_who_is_woken_meanwhile_is_put_to_sleep_once_and_told_as_it_is(
 
 def test_who_dies_when_it_was_proved_is_not_told_active(pair: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     pair.up(a="active", b=1)
-    look_again = Transition._look_again
+    look_again = Transition._observe_end
 
     def dies(self: Transition, *arguments: Any) -> dict[str, Observation]:
         self.host.lifecycles["b"].stop()
         return look_again(self, *arguments)
 
-    monkeypatch.setattr(Transition, "_look_again", dies)
+    monkeypatch.setattr(Transition, "_observe_end", dies)
     text, _result = failed(lambda: pair.switch("b"))
     assert text.startswith("b could not be made active: it was ready, but is stopped at the end")
     assert "\nFailed: verify b\na is active again\nThe host is left with: a active, b stopped\nWhat to do: " in text
@@ -1198,8 +1198,8 @@ class Loading(Server):
     def is_sleeping(self) -> bool:
         return False
 
-    def prove(self) -> Told:
-        return Told("text", "Hi")
+    def prove(self) -> Reply:
+        return Reply("text", "Hi")
 
 
 class Runs:
