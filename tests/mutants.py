@@ -90,6 +90,7 @@ MUTANTS = (
         "return max(0.0, self._until - self.clock())",
         "return self.settings.drain_timeout_seconds",
         "a drain that was broken off begins its deadline anew",
+        ("drain",),
     ),
     Mutant(
         "time/no-backoff",

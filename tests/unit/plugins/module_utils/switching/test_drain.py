@@ -130,6 +130,18 @@ def test_what_cannot_be_parked_is_not_cut_instead(host: Host, ask: Ask, version:
     assert host.states() == {"a": "active", "b": "sleeping"}
 
 
+def test_a_drain_that_goes_on_by_looking_has_no_second_deadline(host: Host, ask: Ask) -> None:
+    host.settings.update(drain_timeout_seconds=2, drain_timeout_action="fail")
+    declare(host)
+    answer = ask("a", 700)
+    with pytest.raises(SwitchFailed, match="still ran after 2 s") as caught:
+        host.switch("b")
+    drain = caught.value.result.steps[0]
+    assert drain["action"] == "drain"
+    assert drain["seconds"] < 3.8  # twice that, if the time began anew when the call was broken off
+    assert answer.result()["finish_reason"] == "length"
+
+
 def test_parked_requests_of_a_server_that_had_to_be_stopped_are_cut(host: Host, ask: Ask) -> None:
     host.settings.update(drain_timeout_seconds=0.3, drain_timeout_action="keep")
     declare(host)
