@@ -116,6 +116,9 @@ mistakes:
 from ansible_collections.homegpt.vllm.plugins.module_utils._adapter import COMMON_ARGUMENTS, Module, look
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching import capacity
 
+# Brings the rest of the engine along: Ansible sends what is imported.
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching import switch as dummy  # noqa: F401
+
 
 def told(inventory):
     ram, gpus = capacity.read_ram_total_gb(), capacity.read_gpus()

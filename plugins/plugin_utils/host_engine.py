@@ -1,0 +1,53 @@
+# -*- coding: utf-8 -*-
+# Copyright (c) HomeGPT
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A module that is run by the engine that the host has, and sent whole only where the host has none or another one."""
+
+from __future__ import annotations
+
+import os
+import typing
+
+from ansible.plugins.action import ActionBase
+from ansible.utils.display import Display
+from ansible_collections.homegpt.vllm.plugins.module_utils import switching
+from ansible_collections.homegpt.vllm.plugins.module_utils._host_engine import DEFAULT_STACK_DIR, digest, texts
+
+# Of what Ansible would send. Strategies import action plugins before they fork, so it is made once for all hosts.
+_DIGEST = digest(texts(os.path.dirname(switching.__file__)))
+
+
+class EngineAction(ActionBase):
+    """Runs the module of the task."""
+
+    _supports_check_mode = True
+    _supports_async = True
+
+    def run_module(self, task_vars: dict[str, typing.Any]) -> dict[str, typing.Any]:
+        """The module's result, the same in both ways."""
+        wrap_async = self._task.async_val and not self._connection.has_native_async
+        # Of what goes on in the background nobody waits for an answer by which the other way could be tried.
+        result = None if self._task.async_val else self._by_host_engine(task_vars)
+        if result is None:
+            result = self._execute_module(task_vars=task_vars, wrap_async=wrap_async)
+        if not wrap_async:
+            self._remove_tmp_path(self._connection._shell.tmpdir)
+        return result
+
+    def _by_host_engine(self, task_vars: dict[str, typing.Any]) -> dict[str, typing.Any] | None:
+        """The result, or None where the engine of the host can't be used."""
+        stack_dir = self._task.args.get("stack_dir", DEFAULT_STACK_DIR)
+        if not isinstance(stack_dir, str):
+            return None
+        arguments = {
+            "module": self._task.action,
+            "arguments": dict(self._task.args),
+            "stack_dir": stack_dir,
+            "digest": _DIGEST,
+        }
+        result = self._execute_module("homegpt.vllm.vllm_host_engine", arguments, task_vars=task_vars)
+        if "engine_unused" not in result:
+            return result
+        Display().vvv(f"the engine is sent: {result['engine_unused']}", host=task_vars["inventory_hostname"])
+        return None
