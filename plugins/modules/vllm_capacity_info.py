@@ -113,11 +113,9 @@ mistakes:
   sample: ["vllm_models[2] (gpt-oss-20b): host_port 8001 is taken by qwen3-vl-30b-a3b"]
 """
 
-from ansible_collections.homegpt.vllm.plugins.module_utils._adapter import COMMON_ARGUMENTS, Module, look
+from ansible_collections.homegpt.vllm.plugins.module_utils._adapter import Module, look
+from ansible_collections.homegpt.vllm.plugins.module_utils._arguments import COMMON_ARGUMENTS
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching import capacity
-
-# Brings the rest of the engine along: Ansible sends what is imported.
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching import switch as dummy  # noqa: F401
 
 
 def told(inventory):

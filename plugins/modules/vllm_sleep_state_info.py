@@ -157,14 +157,11 @@ mistakes:
   sample: ["vllm_models[2] (gpt-oss-20b): host_port 8001 is taken by qwen3-vl-30b-a3b"]
 """
 
-from ansible_collections.homegpt.vllm.plugins.module_utils._sleep_state import vllm_sleep_state_info
-
-# Brings the engine along: Ansible sends what is imported.
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching import switch as dummy  # noqa: F401
+from ansible_collections.homegpt.vllm.plugins.module_utils._adapter import run
 
 
 def main():
-    vllm_sleep_state_info()
+    run("vllm_sleep_state_info")
 
 
 if __name__ == "__main__":

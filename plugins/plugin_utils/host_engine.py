@@ -6,16 +6,20 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 import typing
 
+from ansible.module_utils.common.arg_spec import ModuleArgumentSpecValidator
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 from ansible_collections.homegpt.vllm.plugins.module_utils import switching
-from ansible_collections.homegpt.vllm.plugins.module_utils._host_engine import DEFAULT_STACK_DIR, digest, texts
+from ansible_collections.homegpt.vllm.plugins.module_utils._arguments import SPECS
+from ansible_collections.homegpt.vllm.plugins.modules.vllm_host_engine import digest_of, texts_of
 
 # Of what Ansible would send. Strategies import action plugins before they fork, so it is made once for all hosts.
-_DIGEST = digest(texts(os.path.dirname(switching.__file__)))
+_DIGEST = digest_of(texts_of(os.path.dirname(switching.__file__)))
 
 
 class EngineAction(ActionBase):
@@ -37,17 +41,29 @@ class EngineAction(ActionBase):
 
     def _by_host_engine(self, task_vars: dict[str, typing.Any]) -> dict[str, typing.Any] | None:
         """The result, or None where the engine of the host can't be used."""
-        stack_dir = self._task.args.get("stack_dir", DEFAULT_STACK_DIR)
-        if not isinstance(stack_dir, str):
+        request = _request(self._task.action.rpartition(".")[2], self._task.args)
+        if request is None:
             return None
-        arguments = {
-            "module": self._task.action,
-            "arguments": dict(self._task.args),
-            "stack_dir": stack_dir,
-            "digest": _DIGEST,
-        }
+        arguments = {"module": self._task.action, "request": request, "digest": _DIGEST}
         result = self._execute_module("homegpt.vllm.vllm_host_engine", arguments, task_vars=task_vars)
         if "engine_unused" not in result:
             return result
         Display().vvv(f"the engine is sent: {result['engine_unused']}", host=task_vars["inventory_hostname"])
         return None
+
+
+def _request(name: str, arguments: dict[str, typing.Any]) -> str | None:
+    """The checked arguments as base64, which no text can break; None where the module itself has to see them."""
+    if "~" in str(arguments.get("stack_dir", "")) or "$" in str(arguments.get("stack_dir", "")):
+        return None  # the host's, not the controller's
+    checked = ModuleArgumentSpecValidator(**SPECS[name]).validate(dict(arguments))
+    if checked.error_messages:
+        return None
+    return base64.b64encode(json.dumps(checked.validated_parameters, default=_text).encode()).decode()
+
+
+def _text(value: typing.Any) -> str:
+    """What JSON has no word for: a text that a vault has encrypted."""
+    if "Encrypted" in type(value).__name__:
+        return str(value)
+    raise TypeError(f"{type(value).__name__} can't be sent to a host")

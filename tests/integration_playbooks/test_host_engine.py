@@ -3,15 +3,18 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
+from ansible_collections.homegpt.vllm.plugins.modules import vllm_host_engine
 
 from tests.integration_playbooks.conftest import Inventory, Start
 from tests.playbooklib import Ansible, Host, Run, served
@@ -204,3 +207,37 @@ def test_bytecode_beside_it_is_not_run(world: Ansible) -> None:
     run = status(world)
     assert "the engine is sent" not in run.output
     assert "evil" not in run.output
+
+
+def test_the_system_log_gets_what_ansible_writes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = [{"id": "a", "model": "org/a", "host_port": 1, "env": {"HF_TOKEN": SECRET}}]
+    params = {"models": models, "switching": {}, "stack_dir": str(tmp_path)}
+    shutil.copytree(ENGINE, tmp_path / "switching", ignore=shutil.ignore_patterns("__pycache__"))
+    given = {
+        "module": "homegpt.vllm.vllm_sleep_state_info",
+        "request": base64.b64encode(json.dumps(params).encode()).decode(),
+        "digest": vllm_host_engine.digest_of(vllm_host_engine.texts_of(ENGINE)),
+        "_ansible_check_mode": False,
+        "_ansible_target_log_info": "OPS-1",
+    }
+    logged: list[str] = []
+    monkeypatch.setattr("syslog.syslog", lambda _priority, text: logged.append(text))
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path])
+    try:
+        for no_log in (False, True):
+            arguments = json.dumps({**given, "_ansible_no_log": no_log}).encode()
+            monkeypatch.setattr(vllm_host_engine, "ARGUMENTS", arguments)
+            vllm_host_engine.main()
+            result = json.loads(capsys.readouterr().out)
+            assert result["models"]["a"]["state"] == "stopped"
+            assert SECRET not in str(result)
+    finally:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "switching"]:
+            del sys.modules[name]
+    (line,) = logged
+    assert line.startswith("OPS-1 Invoked with models=[{'id': 'a', ")
+    assert f" stack_dir={tmp_path}" in line
+    assert "'HF_TOKEN': '********'" in line
+    assert SECRET not in line
