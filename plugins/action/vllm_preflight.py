@@ -17,7 +17,7 @@ from ansible.plugins.action import ActionBase
 from ansible.template import Templar
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import is_secret_name
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.masking import secrets_of
-from ansible_collections.homegpt.vllm.plugins.plugin_utils import live, preflight, role_variables, timeline
+from ansible_collections.homegpt.vllm.plugins.plugin_utils import live, preflight, role_variables
 from ansible_collections.homegpt.vllm.plugins.plugin_utils.plain import plain
 
 _ROLES = pathlib.Path(__file__).resolve().parents[2] / "roles"
@@ -72,8 +72,7 @@ class ActionModule(ActionBase):
             except AnsibleError as error:
                 files = list(_files(task_vars.get("ansible_inventory_sources") or ()))
                 unreadable.append((host.name, preflight.unreadable(str(error), files)))
-        drawn = {timeline.unwritable(str(look.values["timeline"])) for look in looks if look.values.get("timeline")}
-        return found + preflight.check(playbook, looks, extra, unreadable) + sorted(drawn - {""})
+        return found + preflight.check(playbook, looks, extra, unreadable) + _undrawable(looks)
 
     def conversion(self, task_vars):
         """What is wrong with the files of convert.yml, and with what is in them."""
@@ -182,6 +181,17 @@ class ActionModule(ActionBase):
             if type(error).__name__ == "AnsibleValueOmittedError":
                 return None
             raise _Unresolved(preflight.unresolved(str(error), secret, names)) from error
+
+
+def _undrawable(looks):
+    """What keeps the timelines that are asked for from being written."""
+    files = {str(look.values["timeline"]) for look in looks if look.values.get("timeline")}
+    if not files:
+        return []
+    # Not above: few ask for one.
+    from ansible_collections.homegpt.vllm.plugins.plugin_utils.timeline import unwritable
+
+    return sorted({unwritable(file) for file in files} - {""})
 
 
 def _files(sources):
