@@ -11,7 +11,7 @@ from ansible_collections.homegpt.vllm.plugins.plugin_utils.plain import plain
 
 # Variables of a task. The models' rounds in their order: then a line is printed before each, and one when it is done.
 _ROUNDS = "__vllm_rounds"
-# Whether a failure is left to the report that comes later, as went_wrong: else it would be told twice.
+# Whether a failure is left to the report that comes later, as its result's failure: else it would be told twice.
 _REPORTED = "__vllm_reported_later"
 
 
@@ -24,13 +24,13 @@ class ActionModule(EngineAction):
         if progress:
             progress.begin()
         try:
-            result.update(self._kept(task_vars) if task_vars.get(_REPORTED) else self.run_module(task_vars))
+            result.update(self._reported_later(task_vars) if task_vars.get(_REPORTED) else self.run_module(task_vars))
         finally:
             if progress:
                 progress.end(result)
         return result
 
-    def _kept(self, task_vars):
+    def _reported_later(self, task_vars):
         """The module's result, in which a failure of any kind is one among other things that are known."""
         try:
             result = self.run_module(task_vars)
@@ -46,7 +46,7 @@ class ActionModule(EngineAction):
             kind, result = "hung", {"msg": f"it was not done within {self._task.timeout} s, and may go on there"}
         if kind:
             result.pop("exception", None)
-            result["went_wrong"] = kind
+            result["failure"] = kind
         return result
 
     def _progress(self, task_vars):
