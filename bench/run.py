@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import random
+import resource
 import signal
 import statistics
 import subprocess
@@ -21,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -36,7 +38,7 @@ from bench import medians
 from tests.e2e.stack import PLAY, Stack, contained
 from tests.fleet.fleet import FORKS, NEW, OLD, Fleet
 from tests.part import leave_out
-from tests.playbooklib import Ansible, Host, is_sleeping, launched, served
+from tests.playbooklib import Ansible, Host, Run, is_sleeping, launched, served
 from tests.serverlib import ROOT, Server, start_standin
 
 # With few samples the status tells of figures that are over their limit by more than a quarter; the table tells of all.
@@ -170,38 +172,62 @@ def measure_core_with(folder: Path, rounds: int, canary: str, figure: Figure) ->
 # ---- switch.yml against a ping, and against uri ------------------------------------------------
 
 
+def costing(run: Callable[[], Run]) -> tuple[Run, float]:
+    """Return how a play went, and the seconds of CPU that its command took with all that it started on this machine."""
+
+    def taken() -> float:
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return usage.ru_utime + usage.ru_stime
+
+    # The stand-ins are children too, but count only when they have ended.
+    before = taken()
+    ended = run()
+    return ended, taken() - before
+
+
 def measure_playbook(folder: Path, rounds: int) -> list[Figure]:
-    """Time switch.yml against a play that only pings, and against the same switch made of uri tasks."""
-    # The report's tasks are a seventh of a second: much beside one host's ping, little beside those of many.
-    to_ping = Figure("switch.yml / a play with one ping", 1.7)
-    to_uri = Figure("switch.yml / the same by uri tasks", 0.5)
+    """Time switch.yml and status.yml against a play that only pings, and a switch against the same by uri tasks."""
+    to_ping = Figure("switch.yml / a play with one ping", 1.15)
+    cpu_to_ping = Figure("CPU of switch.yml / of a play with one ping", 1.15)
+    status_to_ping = Figure("status.yml / a play with one ping", 1.1)
+    status_cpu_to_ping = Figure("CPU of status.yml / of a play with one ping", 1.1)
+    to_uri = Figure("switch.yml / the same by uri tasks", 0.35)
     with pair(folder) as servers:
         host = Host(folder, models_of(servers))
         ansible = Ansible(str(Path(sys.executable).with_name("ansible-playbook")), folder, [host])
+        assert ansible.play(ROOT / "bench/engine.yml").status == 0
 
-        def play(playbook: str | Path, model: str = "") -> float:
-            run = ansible.play(playbook, "-e", f"model={model}")
+        def play(playbook: str | Path, model: str = "") -> tuple[float, float]:
+            run, cpu = costing(lambda: ansible.play(playbook, *(("-e", f"model={model}") if model else ())))
             assert run.status == 0, run.output
             if model:
                 assert run.count("changed") > 0, run.output
                 assert [is_sleeping(server.port) for server in servers] == [model != "a", model != "b"]
-            return run.seconds
+            return run.seconds, cpu
 
-        def all_three(there: str, back: str, switch_first: bool) -> None:
+        def all_of_them(there: str, back: str, switch_first: bool) -> None:
             ping = play(ROOT / "bench/ping.yml")
             if switch_first:
                 switch, uri = play("switch", there), play(ROOT / "bench/uri_switch.yml", back)
             else:
                 uri, switch = play(ROOT / "bench/uri_switch.yml", there), play("switch", back)
-            to_ping.samples.append(switch / ping)
-            to_uri.samples.append(switch / uri)
+            status = play("status")
+            for figure, took, measured in (
+                (to_ping, 0, switch),
+                (cpu_to_ping, 1, switch),
+                (status_to_ping, 0, status),
+                (status_cpu_to_ping, 1, status),
+            ):
+                figure.samples.append(measured[took] / ping[took])
+            to_uri.samples.append(switch[0] / uri[0])
 
-        all_three("b", "a", True)  # warms the caches
-        for figure in (to_ping, to_uri):
+        figures = [to_ping, cpu_to_ping, status_to_ping, status_cpu_to_ping, to_uri]
+        all_of_them("b", "a", True)  # warms the caches
+        for figure in figures:
             figure.samples.clear()
         for number in range(rounds):
-            all_three("b", "a", bool(number % 2))
-    return [to_ping, to_uri]
+            all_of_them("b", "a", bool(number % 2))
+    return figures
 
 
 # ---- how soon the core knows that a server is ready --------------------------------------------
@@ -273,15 +299,16 @@ def measure_fleet(folder: Path, rounds: int) -> list[Figure]:
                 host.await_ready(model, sleep=model == NEW)
         there, back = NEW, OLD
         for size in sizes:
-            # Half of what is over 1 is the engine, which each host's Python compiles anew.
-            to_ping = Figure(f"switch.yml / a play with one ping, {size} hosts", 1.7)
-            to_uri = Figure(f"switch.yml / the same by uri tasks, {size} hosts", 0.35)
-            figures += [to_ping, to_uri]
+            to_ping = Figure(f"switch.yml / a play with one ping, {size} hosts", 1.2)
+            # What the hosts do is not in it.
+            cpu_to_ping = Figure(f"controller's CPU, switch.yml / a play with one ping, {size} hosts", 1.2)
+            to_uri = Figure(f"switch.yml / the same by uri tasks, {size} hosts", 0.25)
+            figures += [to_ping, cpu_to_ping, to_uri]
             (folder / str(size)).mkdir()
             ansible = Ansible(str(ROOT / ".venv/bin/ansible-playbook"), folder / str(size), fleet.hosts[:size])
-            ansible.play(ROOT / "bench/ping.yml", *FORKS)  # opens the connections
+            assert ansible.play(ROOT / "bench/engine.yml", *FORKS).status == 0  # opens the connections, too
             for number in range(rounds):
-                seconds = {}
+                seconds, cpu = {}, {}
                 plays: list[tuple[str, str | Path, str]] = [
                     ("ping", ROOT / "bench/ping.yml", ""),
                     ("switch", "switch", there),
@@ -292,11 +319,14 @@ def measure_fleet(folder: Path, rounds: int) -> list[Figure]:
                 else:
                     there, back = back, there
                 for name, playbook, target in plays:
-                    run = ansible.play(playbook, *FORKS, "-e", f"model={target}", timeout=600)
+                    run, cpu[name] = costing(
+                        partial(ansible.play, playbook, *FORKS, "-e", f"model={target}", timeout=600)
+                    )
                     assert run.status == 0, run.output
                     assert not target or all(run.count("changed", host.name) > 0 for host in ansible.hosts)
                     seconds[name] = run.seconds
                 to_ping.samples.append(seconds["switch"] / seconds["ping"])
+                cpu_to_ping.samples.append(cpu["switch"] / cpu["ping"])
                 if "uri" in seconds:
                     to_uri.samples.append(seconds["switch"] / seconds["uri"])
     return figures
@@ -357,7 +387,7 @@ def main() -> int:
         "core": (measure_core, 100, 20),
         "playbook": (measure_playbook, 9, 5),
         "ready": (measure_ready, 36, 6),
-        "fleet": (measure_fleet, 5, FEW_ON_A_FLEET),
+        "fleet": (measure_fleet, 9, FEW_ON_A_FLEET),
         "bootstrap": (measure_bootstrap, 1, 1),
     }
     parser.add_argument("--only", choices=measures, help="measure only this")

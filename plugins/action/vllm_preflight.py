@@ -22,7 +22,6 @@ from ansible_collections.homegpt.vllm.plugins.plugin_utils import (
     preflight,
     preflight_words,
     role_variables,
-    timeline,
 )
 from ansible_collections.homegpt.vllm.plugins.plugin_utils.plain import plain
 
@@ -78,8 +77,7 @@ class ActionModule(ActionBase):
             except AnsibleError as error:
                 files = list(_files(task_vars.get("ansible_inventory_sources") or ()))
                 unreadable.append((host.name, preflight_words.unreadable(str(error), files)))
-        drawn = {timeline.unwritable(str(look.values["timeline"])) for look in looks if look.values.get("timeline")}
-        return found + preflight.check(playbook, looks, extra, unreadable) + sorted(drawn - {""})
+        return found + preflight.check(playbook, looks, extra, unreadable) + _undrawable(looks)
 
     def conversion(self, task_vars):
         """What is wrong with the files of convert.yml, and with what is in them."""
@@ -188,6 +186,17 @@ class ActionModule(ActionBase):
             if type(error).__name__ == "AnsibleValueOmittedError":
                 return None
             raise _Unresolved(preflight_words.unresolved(str(error), secret, names)) from error
+
+
+def _undrawable(looks):
+    """What keeps the timelines that are asked for from being written."""
+    files = {str(look.values["timeline"]) for look in looks if look.values.get("timeline")}
+    if not files:
+        return []
+    # Not above: few ask for one.
+    from ansible_collections.homegpt.vllm.plugins.plugin_utils.timeline import unwritable
+
+    return sorted({unwritable(file) for file in files} - {""})
 
 
 def _files(sources):

@@ -8,7 +8,6 @@ from __future__ import annotations
 from ansible.plugins.action import ActionBase
 from ansible_collections.homegpt.vllm.plugins.plugin_utils.live import failed, say
 from ansible_collections.homegpt.vllm.plugins.plugin_utils.plain import plain
-from ansible_collections.homegpt.vllm.plugins.plugin_utils.timeline import path_of, svg
 
 
 class ActionModule(ActionBase):
@@ -50,6 +49,9 @@ class ActionModule(ActionBase):
 
     def _draw(self, file, rows, result):
         """Write the timeline; where that can't be done, warn: it is no reason to lose a result."""
+        # Not above: few ask for one.
+        from ansible_collections.homegpt.vllm.plugins.plugin_utils.timeline import path_of, svg
+
         path = path_of(file)
         if self._task.check_mode:
             say(["", f"timeline: check mode does nothing that could be drawn, so {path} is not written"])

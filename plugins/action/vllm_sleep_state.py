@@ -6,20 +6,17 @@
 from __future__ import annotations
 
 from ansible.errors import AnsibleConnectionFailure
-from ansible.plugins.action import ActionBase
+from ansible_collections.homegpt.vllm.plugins.plugin_utils.host_engine import EngineAction
 from ansible_collections.homegpt.vllm.plugins.plugin_utils.plain import plain
 
 # Variables of a task. The batches in which the models load: a line tells of each when it begins, one when it is done.
 _LOAD_BATCHES = "__vllm_load_batches"
-# Whether a failure is left to the report that comes later, as went_wrong: else it would be told twice.
+# Whether a failure is left to the report that comes later, as its result's failure: else it would be told twice.
 _REPORTED = "__vllm_reported_later"
 
 
-class ActionModule(ActionBase):
+class ActionModule(EngineAction):
     """Runs the module of this name, and says what Ansible would only show when it has ended."""
-
-    _supports_check_mode = True
-    _supports_async = True
 
     def run(self, tmp=None, task_vars=None):
         result = super().run(tmp, task_vars)
@@ -27,23 +24,16 @@ class ActionModule(ActionBase):
         if progress:
             progress.begin()
         try:
-            result.update(self._kept(task_vars) if task_vars.get(_REPORTED) else self._module(task_vars))
+            result.update(self._reported_later(task_vars) if task_vars.get(_REPORTED) else self.run_module(task_vars))
         finally:
             if progress:
                 progress.end(result)
         return result
 
-    def _module(self, task_vars):
-        wrap_async = self._task.async_val and not self._connection.has_native_async
-        result = self._execute_module(task_vars=task_vars, wrap_async=wrap_async)
-        if not wrap_async:
-            self._remove_tmp_path(self._connection._shell.tmpdir)
-        return result
-
-    def _kept(self, task_vars):
+    def _reported_later(self, task_vars):
         """The module's result, in which a failure of any kind is one among other things that are known."""
         try:
-            result = self._module(task_vars)
+            result = self.run_module(task_vars)
             kind = "failed" if result.pop("failed", False) else ""
         except AnsibleConnectionFailure as error:
             kind, result = "unreachable", {"msg": str(error)}
@@ -56,7 +46,7 @@ class ActionModule(ActionBase):
             kind, result = "hung", {"msg": f"it was not done within {self._task.timeout} s, and may go on there"}
         if kind:
             result.pop("exception", None)
-            result["went_wrong"] = kind
+            result["failure"] = kind
         return result
 
     def _progress(self, task_vars):

@@ -14,7 +14,7 @@ author:
 description:
   - Turns what M(homegpt.vllm.vllm_sleep_state) has registered on each host into a report, and says whether so many
     hosts have failed that the rollout is to stop.
-positional: hostvars, settings, check, tried, put_back, placement, last, steps
+positional: hostvars, settings, check, tried, rolled_back, placement, last, steps
 options:
   _input:
     description: The names of all hosts of the rollout, in order.
@@ -23,7 +23,7 @@ options:
     required: true
   hostvars:
     description:
-      - The variables of the hosts. C(__vllm_switch) is the result of the switch, C(__vllm_put_back) that of putting
+      - The variables of the hosts. C(__vllm_switch) is the result of the switch, C(__vllm_rolled_back) that of rolling
         the host back; of a placement C(__vllm_drift) is what check mode would change, and C(__vllm_placed) the result
         of doing it.
     type: dict
@@ -40,8 +40,9 @@ options:
     description: The hosts that were tried; what others have registered is older. All of them unless it is given.
     type: list
     elements: str
-  put_back:
-    description: The hosts that were to be put back.
+  rolled_back:
+    description: The hosts that were to be rolled back.
+    aliases: [put_back]
     type: list
     elements: str
     default: []
@@ -73,7 +74,8 @@ _value:
   description:
     - A dictionary of C(hosts), all of them; C(tried); C(rows), a list of dictionaries with C(host), C(from), C(to),
       C(seconds), C(result) and C(reason); C(table), the same as lines for people;
-      C(failed) and C(changed), names of hosts; C(reasons), by host lists of lines, of those that failed; C(stops); and
+      C(failed) and C(changed), names of hosts; C(reasons), by host lists of lines, of those that failed;
+      C(should_stop), and C(stops), which is its old name; and
       C(shown), whether it is the time to show the report, since nothing has failed and no other wave comes, or
       whether a placement is declared.
   type: dict
@@ -83,7 +85,18 @@ from ansible_collections.homegpt.vllm.plugins.plugin_utils import rollout as rol
 from ansible_collections.homegpt.vllm.plugins.plugin_utils.plain import plain
 
 
-def rollout(hosts, hostvars, settings, check=False, tried=None, put_back=(), placement=False, last=True, steps=False):
+def rollout(
+    hosts,
+    hostvars,
+    settings,
+    check=False,
+    tried=None,
+    rolled_back=(),
+    placement=False,
+    last=True,
+    steps=False,
+    put_back=(),
+):
     """The report as a dictionary."""
     hosts, chosen = plain(hosts), rollouts.Settings(**plain(settings))
     tried = hosts if tried is None else plain(tried)
@@ -99,13 +112,14 @@ def rollout(hosts, hostvars, settings, check=False, tried=None, put_back=(), pla
         rows = rollouts.places(hosts, registered("__vllm_drift"), switched)
     else:
         switched = registered("__vllm_switch")
-        undone = registered("__vllm_put_back", plain(put_back))
+        undone = registered("__vllm_rolled_back", plain(rolled_back or put_back))
         rows = rollouts.rows(hosts, switched, chosen, check, undone)
         if steps:
             rows = rollouts.with_steps(rows, chosen, switched, undone)
     failures = rollouts.failures(rows)
     reasons = {row["host"]: _failure(row, undone, switched) for row in failures}
     places = {host: rollouts.place(undone.get(host) or switched.get(host) or {}) for host in reasons}
+    stop = rollouts.should_stop(rows, chosen)
     declared = any(row["result"] not in (rollouts.NOT_DECLARED, rollouts.FAILED) for row in rows)
     return {
         "hosts": hosts,
@@ -115,7 +129,8 @@ def rollout(hosts, hostvars, settings, check=False, tried=None, put_back=(), pla
         "failed": [row["host"] for row in failures],
         "reasons": reasons,
         "changed": [row["host"] for row in rows if rollouts.to_undo(row, switched.get(row["host"]))],
-        "stops": rollouts.stops(rows, chosen),
+        "should_stop": stop,
+        "stops": stop,
         "shown": declared if placement else last and not failures,
     }
 
@@ -123,7 +138,7 @@ def rollout(hosts, hostvars, settings, check=False, tried=None, put_back=(), pla
 def _failure(row, *results):
     """The lines that the task said which failed, or the row's reason where none has."""
     found = (each.get(row["host"], {}) for each in results)
-    return next((rollouts.message(one) for one in found if rollouts.went_wrong(one)), row["reason"]).splitlines()
+    return next((rollouts.message(one) for one in found if rollouts.has_failed(one)), row["reason"]).splitlines()
 
 
 class FilterModule:

@@ -1,7 +1,7 @@
 # -*- coding: utf-8 -*-
 # Copyright (c) HomeGPT
 # SPDX-License-Identifier: MIT
-"""Between Ansible and the switching engine. Private to this collection; nothing else in it knows both."""
+"""Between Ansible and the switching engine. Private to this collection; nothing else that is sent whole knows both."""
 
 from __future__ import annotations
 
@@ -9,16 +9,12 @@ import typing
 
 from ansible.module_utils.basic import AnsibleModule
 
-from .switching.errors import InventoryError, SwitchFailed, SwitchingError
-from .switching.inventory import Inventory, parse
+from ._arguments import SPECS
+from .switching import task
+from .switching.inventory import Inventory
 from .switching.redaction import secrets_of
-from .switching.switch import DEFAULT_STACK_DIR, Switcher
 
-COMMON_ARGUMENTS: dict[str, dict[str, typing.Any]] = {
-    "models": {"type": "list", "elements": "dict", "required": True},
-    "switching": {"type": "dict", "default": {}},
-    "stack_dir": {"type": "path", "default": DEFAULT_STACK_DIR},
-}
+WORK = {"vllm_sleep_state": task.sleep_state, "vllm_sleep_state_info": task.sleep_state_info}
 
 
 class Module(AnsibleModule):
@@ -32,39 +28,21 @@ class Module(AnsibleModule):
         self.no_log_values.update(secrets_of(self.params.get("models"), self.params.get("switching")))
 
 
-def run(module: Module, work: typing.Callable[[Switcher], dict[str, typing.Any]]) -> None:
-    """Give the work a Switcher for the module's models and exit with what it returns; translate the engine's errors."""
-
-    def switch(inventory: Inventory) -> dict[str, typing.Any]:
-        with Switcher(inventory, module.params["stack_dir"]) as switcher:
-            return work(switcher)
-
-    look(module, switch)
+def run(name: str) -> None:
+    """Be the module of this name."""
+    module = Module(**SPECS[name], supports_check_mode=True)
+    _end(module, WORK[name](module.params, module.check_mode, module.no_log_values.update))
 
 
 def look(module: Module, work: typing.Callable[[Inventory], dict[str, typing.Any]]) -> None:
-    """The same for work that asks no server: it gets the checked inventory."""
-    try:
-        inventory = parse(module.params["models"], module.params["switching"])
-        # A macro may have any name, and only what uses it tell that it is a secret.
-        module.no_log_values.update(secrets_of(inventory.as_dict()))
-        result = work(inventory)
-    except InventoryError as error:
-        module.fail_json(msg=str(error), error=_kind(error), mistakes=error.mistakes)
-    except SwitchFailed as error:
-        module.fail_json(msg=str(error), error=_kind(error), **_warned(module, error.result.as_dict()))
-    except SwitchingError as error:
-        module.fail_json(msg=str(error), error=_kind(error))
-    module.exit_json(**_warned(module, result))
+    """Exit with what the work returns for the checked inventory. It asks no server."""
+    _end(module, task.attempt(module.params, work, module.no_log_values.update))
 
 
-def _kind(error: SwitchingError) -> str:
-    """What a playbook may tell errors apart by."""
-    return type(error).__name__
-
-
-def _warned(module: Module, result: dict[str, typing.Any]) -> dict[str, typing.Any]:
-    """The result without its warnings, which go the way of Ansible's."""
+def _end(module: Module, result: dict[str, typing.Any]) -> None:
+    # Warnings go the way of Ansible's.
     for text in result.pop("warnings", ()):
         module.warn(text)
-    return result
+    if result.pop("failed", False):
+        module.fail_json(**result)
+    module.exit_json(**result)

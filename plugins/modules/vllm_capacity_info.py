@@ -113,7 +113,8 @@ mistakes:
   sample: ["vllm_models[2] (gpt-oss-20b): host_port 8001 is taken by qwen3-vl-30b-a3b"]
 """
 
-from ansible_collections.homegpt.vllm.plugins.module_utils._adapter import COMMON_ARGUMENTS, Module, look
+from ansible_collections.homegpt.vllm.plugins.module_utils._adapter import Module, look
+from ansible_collections.homegpt.vllm.plugins.module_utils._arguments import COMMON_ARGUMENTS
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching import capacity, hardware
 
 

@@ -67,6 +67,7 @@ from ansible_collections.homegpt.vllm.plugins.module_utils import switching
 
 # Brings the whole engine along: Ansible sends what is imported.
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching import __main__ as dummy  # noqa: F401
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching import task as dummy2  # noqa: F401
 
 
 def engine():

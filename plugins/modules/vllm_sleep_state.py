@@ -261,45 +261,11 @@ mistakes:
   sample: ["vllm_models[2] (gpt-oss-20b): host_port 8001 is taken by qwen3-vl-30b-a3b"]
 """
 
-from ansible_collections.homegpt.vllm.plugins.module_utils._adapter import COMMON_ARGUMENTS, Module, run
+from ansible_collections.homegpt.vllm.plugins.module_utils._adapter import run
 
 
 def main():
-    module = Module(
-        argument_spec=dict(
-            COMMON_ARGUMENTS,
-            model={"type": "list", "elements": "str"},
-            state={
-                "type": "str",
-                "choices": ["active", "sleeping", "stopped", "previous", "undone"],
-                "default": "active",
-            },
-            change={"type": "str"},
-            record_canary={"type": "bool", "default": False},
-        ),
-        required_if=[
-            *(("state", state, ["model"]) for state in ("active", "sleeping", "stopped")),
-            ("state", "undone", ["change"]),
-        ],
-        supports_check_mode=True,
-    )
-
-    def work(switcher):
-        if module.params["state"] == "previous":
-            result = switcher.roll_back(check=module.check_mode)
-        elif module.params["state"] == "undone":
-            result = switcher.undo(module.params["change"], check=module.check_mode)
-        else:
-            result = switcher.switch(
-                module.params["model"],
-                module.params["state"],
-                check=module.check_mode,
-                record_canary=module.params["record_canary"],
-                change=module.params["change"] or "",
-            )
-        return dict(result.as_dict(), diff=result.diff())
-
-    run(module, work)
+    run("vllm_sleep_state")
 
 
 if __name__ == "__main__":

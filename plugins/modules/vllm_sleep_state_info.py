@@ -163,12 +163,11 @@ mistakes:
   sample: ["vllm_models[2] (gpt-oss-20b): host_port 8001 is taken by qwen3-vl-30b-a3b"]
 """
 
-from ansible_collections.homegpt.vllm.plugins.module_utils._adapter import COMMON_ARGUMENTS, Module, run
+from ansible_collections.homegpt.vllm.plugins.module_utils._adapter import run
 
 
 def main():
-    module = Module(argument_spec=COMMON_ARGUMENTS, supports_check_mode=True)
-    run(module, lambda switcher: dict(switcher.report(), changed=False))
+    run("vllm_sleep_state_info")
 
 
 if __name__ == "__main__":

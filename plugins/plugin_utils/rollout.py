@@ -16,12 +16,12 @@ ROLL_BACK, KEEP = "roll_back", "keep"
 
 # What became of a host. Those of BAD count towards switch_max_failures and make the play fail.
 SWITCHED, UNCHANGED, WOULD_SWITCH = "switched", "unchanged", "would switch"
-KEPT, NO_SUCH_MODEL, NOT_TRIED = "kept", "no such model", "not tried"
-FAILED, HUNG, UNREACHABLE, NOT_KEPT = "failed", "hung", "unreachable", "not kept"
+HELD, NO_SUCH_MODEL, NOT_TRIED = "kept", "no such model", "not tried"
+FAILED, HUNG, UNREACHABLE, NOT_HELD = "failed", "hung", "unreachable", "not kept"
 ROLLED_BACK, ROLL_BACK_FAILED, CHANGED_SINCE = "rolled back", "roll back failed", "changed by somebody else"
 # Of a declared placement.
 NOT_LOADED, NOT_DECLARED = "not loaded", "not declared"
-BAD = (FAILED, HUNG, UNREACHABLE, NOT_KEPT, ROLL_BACK_FAILED, CHANGED_SINCE)
+BAD = (FAILED, HUNG, UNREACHABLE, NOT_HELD, ROLL_BACK_FAILED, CHANGED_SINCE)
 
 # What a host says may not become a template on the controller: ansible-core 2.18 forgets that it is not to be trusted.
 _TEMPLATE = re.compile(r"\{(?=[{%#])")
@@ -85,14 +85,14 @@ def read(variables: Given) -> Settings:
     return settings
 
 
-def kept(hosts: typing.Sequence[str], settings: Settings) -> list[str]:
-    """The hosts that keep their model: the last ones."""
+def held(hosts: typing.Sequence[str], settings: Settings) -> list[str]:
+    """The held hosts, which keep their model: the last ones."""
     return list(hosts[-settings.keep :]) if settings.keep else []
 
 
 def waves(hosts: typing.Sequence[str], settings: Settings) -> dict[str, int]:
-    """The number of each host's wave, as Ansible's serial makes them; without the hosts that keep their model."""
-    left = [host for host in hosts if host not in kept(hosts, settings)]
+    """The number of each host's wave, as Ansible's serial makes them; without the held hosts."""
+    left = [host for host in hosts if host not in held(hosts, settings)]
     total, found = len(left), {}
     for number in range(1, total + 1):
         wave = settings.waves[min(number, len(settings.waves)) - 1]
@@ -103,7 +103,7 @@ def waves(hosts: typing.Sequence[str], settings: Settings) -> dict[str, int]:
 
 
 def with_steps(found: typing.Sequence[Row], settings: Settings, results: Given, undone: Given) -> list[Row]:
-    """The rows with what a timeline draws: each host's wave, its steps, and those of putting it back."""
+    """The rows with what a timeline draws: each host's wave, its steps, and those of its roll back."""
     numbers = waves([row["host"] for row in found], settings)
     return [
         {
@@ -119,9 +119,9 @@ def with_steps(found: typing.Sequence[Row], settings: Settings, results: Given, 
 def rows(
     hosts: typing.Sequence[str], results: Given, settings: Settings, check: bool, undone: Given | None = None
 ) -> list[Row]:
-    """A row for each host, from what the switch and, of those put back, that registered there."""
-    keeping = kept(hosts, settings)
-    found = [_row(host, results.get(host), host in keeping, check) for host in hosts]
+    """A row for each host, from what the switch and, of those rolled back, that registered there."""
+    holding = held(hosts, settings)
+    found = [_row(host, results.get(host), host in holding, check) for host in hosts]
     if all(row["result"] in (NO_SUCH_MODEL, UNREACHABLE) for row in found):
         # All were asked and none has it: then it is the name that is wrong, and not the hosts that differ.
         for row in found:
@@ -135,7 +135,7 @@ def rows(
         row["to"] = _active(back, "active_models", "active_model")
         if back.get("error") == "ChangedSince":
             row.update(result=CHANGED_SINCE, reason=_reason(back))
-        elif went_wrong(back):
+        elif has_failed(back):
             row.update(result=ROLL_BACK_FAILED, reason=_reason(back))
         elif row["result"] == SWITCHED and back.get("changed"):
             row.update(result=ROLLED_BACK, reason="the rollout stopped")
@@ -169,7 +169,7 @@ def places(hosts: typing.Sequence[str], drifts: Given, results: Given) -> list[R
     return found
 
 
-def stops(found: typing.Sequence[Row], settings: Settings) -> bool:
+def should_stop(found: typing.Sequence[Row], settings: Settings) -> bool:
     """Whether more hosts have failed than may."""
     return settings.max_failures is not None and len(failures(found)) > settings.max_failures
 
@@ -185,21 +185,21 @@ def table(found: typing.Sequence[Row], told: typing.Mapping[str, str] | None = N
     return lines([_HEADER, *([_cell(row[key]) for key in _HEADER] for row in shown)])
 
 
-def _row(host: str, result: Given | None, keeps: bool, check: bool) -> Row:
+def _row(host: str, result: Given | None, is_held: bool, check: bool) -> Row:
     row: Row = {"host": host, "from": None, "to": None, "seconds": None, "result": NOT_TRIED, "reason": ""}
     if result is None:
-        row["reason"] = "it keeps its model" if keeps else "the rollout stopped before"
+        row["reason"] = "it keeps its model" if is_held else "the rollout stopped before"
         return row
     row["from"] = _active(result, "previous_models", "previous_model")
     row["to"] = _active(result, "active_models", "active_model")
     row["seconds"] = result.get("elapsed_seconds")
-    if went_wrong(result):
+    if has_failed(result):
         row["result"] = _kind(result)
         row["reason"] = _reason(result)
-    elif keeps:
+    elif is_held:
         # It was looked at in check mode: nothing has changed, whatever would have.
         row["to"] = row["from"]
-        row["result"] = KEPT if row["from"] else NOT_KEPT
+        row["result"] = HELD if row["from"] else NOT_HELD
         row["reason"] = "" if row["from"] else "no model is active there that could be kept"
     elif result.get("changed"):  # a model that is only proved once more is not
         row["result"] = WOULD_SWITCH if check else SWITCHED
@@ -220,9 +220,9 @@ def inert(value: typing.Any) -> typing.Any:
 
 
 def to_undo(row: Row, result: Given | None) -> bool:
-    """Whether the host is to be put back when the rollout stops: where it has not the models active that it had.
+    """Whether the host is to be rolled back when the rollout stops: where other models are active than before.
 
-    A switch that failed has put back itself what it could, so only what it has left active instead is undone.
+    A switch that failed has rolled back itself what it could, so only what it has left active instead is undone.
     """
     given = result or {}
     if row["result"] == SWITCHED:
@@ -236,15 +236,15 @@ def _active(result: Given, several: str, one: str) -> str | None:
     return result.get(one) if names is None else ", ".join(names) or None
 
 
-def went_wrong(result: Given) -> bool:
+def has_failed(result: Given) -> bool:
     """Whether a task failed, on the host or on the way there."""
-    return bool(result.get("failed") or result.get("unreachable") or result.get("went_wrong"))
+    return bool(result.get("failed") or result.get("unreachable") or result.get("failure"))
 
 
 def _kind(result: Given) -> str:
-    if result.get("unreachable") or result.get("went_wrong") == "unreachable":
+    if result.get("unreachable") or result.get("failure") == "unreachable":
         return UNREACHABLE
-    if "timedout" in result or result.get("went_wrong") == "hung":
+    if "timedout" in result or result.get("failure") == "hung":
         return HUNG
     return NO_SUCH_MODEL if result.get("error") == "UnknownModel" else FAILED
 

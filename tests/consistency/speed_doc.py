@@ -20,8 +20,12 @@ ROWS = (
         ),
     ),
     (
-        "`switch.yml` on one host, the report included, against a play with one `ping`",
-        ("switch.yml / a play with one ping",),
+        "`switch.yml` on one host, the report included, against a play with one `ping`; its CPU against that play's",
+        ("switch.yml / a play with one ping", "CPU of switch.yml / of a play with one ping"),
+    ),
+    (
+        "`status.yml` on one host, against a play with one `ping`; its CPU",
+        ("status.yml / a play with one ping", "CPU of status.yml / of a play with one ping"),
     ),
     (
         "`switch.yml`, against a playbook that makes the same calls with `ansible.builtin.uri`",
@@ -30,6 +34,10 @@ ROWS = (
     (
         "`switch.yml` on 10, 20 and 50 SSH hosts, against a play with one `ping` on them",
         tuple(f"switch.yml / a play with one ping, {size} hosts" for size in (10, 20, 50)),
+    ),
+    (
+        "the same, the CPU of the controller",
+        tuple(f"controller's CPU, switch.yml / a play with one ping, {size} hosts" for size in (10, 20, 50)),
     ),
     (
         "the same, against the `uri` playbook",

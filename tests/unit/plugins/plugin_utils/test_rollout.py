@@ -75,7 +75,7 @@ def test_what_became_of_each_host() -> None:
 
 @pytest.mark.parametrize(("kept", "result"), [("failed", "failed"), ("hung", "hung"), ("unreachable", "unreachable")])
 def test_a_failure_that_was_left_to_the_report(kept: str, result: str) -> None:
-    found = rollout.rows(["a"], {"a": {"went_wrong": kept, "msg": "no"}}, settings(), False)
+    found = rollout.rows(["a"], {"a": {"failure": kept, "msg": "no"}}, settings(), False)
     assert results(found) == [result]
     assert rollout.failures(found) == found
 
@@ -93,10 +93,10 @@ def test_the_table_names_the_step_where_the_cause_is_told_already() -> None:
 
 def test_when_it_stops() -> None:
     found = rollout.rows([*"acd"], {"a": SWITCHED, "c": FAILED, "d": GONE}, settings(), False)
-    assert not rollout.stops(found, settings())
-    assert not rollout.stops(found, settings(max_failures=2))
-    assert rollout.stops(found, settings(max_failures=1))
-    assert rollout.stops(found, settings(waves="1,100%"))
+    assert not rollout.should_stop(found, settings())
+    assert not rollout.should_stop(found, settings(max_failures=2))
+    assert rollout.should_stop(found, settings(max_failures=1))
+    assert rollout.should_stop(found, settings(waves="1,100%"))
 
 
 def test_hosts_without_the_model_are_no_failure_unless_all_are() -> None:
@@ -132,14 +132,14 @@ def test_hosts_that_were_put_back() -> None:
 def test_a_row_says_what_the_servers_say() -> None:
     """Of all GPUs that it is about; where they could not be asked, nothing."""
     both = {**SWITCHED, "previous_models": ["old", "o2"], "active_models": ["new", "n2"], "displaced": ["old", "o2"]}
-    since = {"went_wrong": "failed", "error": "ChangedSince", "msg": "other is active", "active_models": ["other"]}
+    since = {"failure": "failed", "error": "ChangedSince", "msg": "other is active", "active_models": ["other"]}
     half = {**FAILED, "previous_models": ["old", "o2"], "active_models": ["old", "n2"], "activated": ["n2"]}
     given = {"a": both, "b": both, "c": both, "d": both, "e": half, "f": half}
     none: dict[str, Any] = {"active_models": [], "steps": []}
     undone = {
         "a": {"changed": True, "active_models": ["old", "o2"]},
         "b": since,
-        "c": {"went_wrong": "failed", "msg": "no", **none},
+        "c": {"failure": "failed", "msg": "no", **none},
         "d": GONE,
         "e": {"changed": True, "active_models": ["old", "o2"]},
     }
