@@ -119,19 +119,20 @@ class ActionModule(ActionBase):
         def matching(pattern, **how):
             return list(self.inventory.get_hosts(pattern, ignore_restrictions=True, **how))
 
-        wanted = preflight_words.Wanted(
+        selection = preflight_words.Selection(
             target,
             task_vars.get("ansible_limit"),
             task_vars.get("ansible_inventory_sources") or (),
             task_vars["groups"],
             list(self.inventory.hosts),
         )
-        lost = preflight_words.missing_parts(target, split_host_pattern(target), wanted)
+        lost = preflight_words.missing_parts(target, split_host_pattern(target), selection)
         unlimited = [] if lost else matching(target, ignore_limits=True)
         hosts = matching(target) if unlimited else []
         if not hosts and not (lost and len(split_host_pattern(target)) > 1):
-            wanted = wanted._replace(unlimited=[host.name for host in unlimited], files=list(_files(wanted.sources)))
-            lost = [preflight_words.no_host(wanted)]
+            files = list(_files(selection.sources))
+            selection = selection._replace(unlimited=[host.name for host in unlimited], files=files)
+            lost = [preflight_words.no_host(selection)]
         return hosts, lost
 
     def look(self, host, hostvars, playbook, specs):

@@ -103,7 +103,7 @@ def rollout(
 
     def registered(name, among=tried):
         # A task that was skipped registers that.
-        found = {h: rollouts.inert(plain(hostvars[h][name])) for h in among if name in hostvars[h]}
+        found = {h: rollouts.without_templates(plain(hostvars[h][name])) for h in among if name in hostvars[h]}
         return found if placement else {host: one for host, one in found.items() if not one.get("skipped")}
 
     undone = {}

@@ -16,7 +16,7 @@ Values = typing.Mapping[str, typing.Any]
 Files = typing.Sequence[typing.Tuple[str, str]]  # their names and what is in them
 
 
-class Wanted(typing.NamedTuple):
+class Selection(typing.NamedTuple):
     """Which hosts were asked for, and what there is."""
 
     target: typing.Any
@@ -48,27 +48,27 @@ def unconverted(error: str) -> list[str]:
     return list(dict.fromkeys(found)) or [unresolved(error, False, ())]
 
 
-def no_host(wanted: Wanted) -> str:
+def no_host(selection: Selection) -> str:
     """Why there is no host to work on."""
-    pattern = shown(wanted.target)
-    if not wanted.hosts:
-        sources = ", ".join(wanted.sources)
-        tabs = _tabs(wanted.files)
+    pattern = shown(selection.target)
+    if not selection.hosts:
+        sources = ", ".join(selection.sources)
+        tabs = _tabs(selection.files)
         if tabs:
             return f"no host matches {pattern}: {'; '.join(tabs)}"
         return (
             f"no host matches {pattern}: the inventory has no hosts ({sources} is missing, empty or can't be read): "
             "name yours with -i, such as -i inventory"
         )
-    if wanted.unlimited:
-        return f"--limit {wanted.limit} leaves no host of {pattern}, which has: {_some(wanted.unlimited)}"
-    groups = [name for name in wanted.groups if name not in ("all", "ungrouped")]
-    near = difflib.get_close_matches(pattern, [*groups, *wanted.hosts], n=1)
+    if selection.unlimited:
+        return f"--limit {selection.limit} leaves no host of {pattern}, which has: {_some(selection.unlimited)}"
+    groups = [name for name in selection.groups if name not in ("all", "ungrouped")]
+    near = difflib.get_close_matches(pattern, [*groups, *selection.hosts], n=1)
     hint = f"did you mean {near[0]}? " if near else ""
     known = (
         f"the groups are: {_some(groups)}"
         if groups
-        else f"there are no groups, and the hosts are: {_some(wanted.hosts)}"
+        else f"there are no groups, and the hosts are: {_some(selection.hosts)}"
     )
     return (
         f"no host matches {pattern} ({hint}{known}): put the GPU hosts into the group vllm_hosts, or name another host "
@@ -76,9 +76,9 @@ def no_host(wanted: Wanted) -> str:
     )
 
 
-def missing_parts(target: typing.Any, parts: typing.Sequence[str], wanted: Wanted) -> list[str]:
+def missing_parts(target: typing.Any, parts: typing.Sequence[str], selection: Selection) -> list[str]:
     """The names within a target of several that no host or group has; a pattern is none."""
-    known = {*wanted.groups, *wanted.hosts, "localhost"}
+    known = {*selection.groups, *selection.hosts, "localhost"}
     plain = [part.lstrip("!&") for part in parts]
     lost = [part for part in plain if re.fullmatch(r"[\w.-]+", part) and part not in known]
     return [f"target {shown(target)}: there is no host or group {part}{_near(part, known)}" for part in lost]

@@ -210,12 +210,12 @@ def _row(host: str, result: Given | None, is_held: bool, check: bool) -> Row:
     return row
 
 
-def inert(value: typing.Any) -> typing.Any:
+def without_templates(value: typing.Any) -> typing.Any:
     """The same with nothing in it that Jinja would take for a template."""
     if isinstance(value, dict):
-        return {key: inert(item) for key, item in value.items()}
+        return {key: without_templates(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [inert(item) for item in value]
+        return [without_templates(item) for item in value]
     return _TEMPLATE.sub("{ ", value) if isinstance(value, str) else value
 
 

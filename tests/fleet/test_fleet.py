@@ -147,9 +147,9 @@ def test_it_stops_and_puts_back_when_too_many_fail(ansible: Ansible, fleet: Flee
     # It switches most hosts there and back.
     assert run.seconds < HUNG + 2 * usual.seconds
     rows = handed_on(run)
-    put_back = [host for host in first + tried if host not in (broken, hung)]
+    rolled_back = [host for host in first + tried if host not in (broken, hung)]
     assert by_result(rows) == {
-        "rolled back": names(put_back),
+        "rolled back": names(rolled_back),
         "failed": [broken.name],
         "unreachable": [hung.name],
         "not tried": names(spared),
