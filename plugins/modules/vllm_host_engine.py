@@ -66,8 +66,10 @@ engine_unused:
 import os
 import sys
 
-# It may be run in a folder in which anything may lie.
-sys.path[:] = [path for path in sys.path if path not in ("", ".", os.path.dirname(sys.argv[0]))]
+if __name__ == "__main__":
+    # On a host it may be run in a folder in which anything may lie.
+    for place in {"", ".", os.path.dirname(sys.argv[0])}.intersection(sys.path):
+        sys.path.remove(place)
 
 import base64
 import hashlib
