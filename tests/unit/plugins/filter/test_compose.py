@@ -273,7 +273,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_compose_reads_back_what_the_inventory_says(project: Path, texts: list[str]) -> None:
     word, item, variable, secret_word, secret_variable, volume = texts
     item = re.sub(r"\A-+", "", item)
-    args = {"chat_template": word, "lora_modules": [item], "api_key": secret_word or "k", "hf_overrides": {"x": word}}
+    key = secret_word.strip() or "k"
+    args = {"chat_template": word, "lora_modules": [item], "api_key": key, "hf_overrides": {"x": word}}
     parsed = models({"args": args, "env": {"VARIABLE": variable, "MY_SECRET": secret_variable}})
     # A colon parts the paths of a volume.
     source = "/srv/" + re.sub(r"[:/\r\n]", "", volume).strip() + "x"
