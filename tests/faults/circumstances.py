@@ -266,13 +266,13 @@ def _by_hand() -> Iterator[Cell]:
         before=(posts("a", "/sleep?level=0&mode=wait"),),
         ends=(A,),
     )
-    for fault in ("html", "odd_numbers", "status_500"):
+    for fault, are in (("html", "HTML"), ("odd_numbers", "no numbers"), ("status_500", "answered 500")):
         for times, when in ((1, ONCE), (0, EVER)):
             yield Cell(
                 step,
                 f"pauses a, {fault}",
                 when,
-                "somebody has paused a, whose metrics can't be read",
+                f"somebody has paused a, whose metrics are {are}",
                 orders={"a": [{"path": "/metrics", "fault": fault, "times": times}]},
                 before=(posts("a", "/sleep?level=0&mode=wait"),),
                 ends=(B,),
