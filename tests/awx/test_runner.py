@@ -199,7 +199,7 @@ def roll_back(buttons: Buttons) -> None:
     buttons.press("switch", model=other).succeeded()
     assert awake(buttons) == [f"one-{other}", f"two-{other}"]
     job = buttons.press("roll back", switch_waves="1,100%", switch_timeout="600").succeeded()
-    waves = [data for data in job.of("playbook_on_task_start") if data["task"] == "Make active again what was before"]
+    waves = [data for data in job.of("playbook_on_task_start") if data["task"] == "Make the previous models active"]
     assert len(waves) == 2
     assert awake(buttons) == before
 
