@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -181,6 +182,26 @@ def test_a_resume_that_fails_is_no_reason_to_cut(host: Host, ask: Ask) -> None:
         host.switch("b")
     assert len(answer.result(timeout=300)["text"].split()) == 300
     assert host.states() == {"a": "active", "b": "sleeping"}
+
+
+def test_a_server_that_can_not_be_drained_serves_again_at_once_and_not_when_all_others_have_ended(
+    host: Host, ask: Ask
+) -> None:
+    host.settings.update(drain_timeout_seconds=0.3, drain_timeout_action="fail", probe_timeout_seconds=8)
+    host.declare("a", gpus=[0], standin={"tokens_per_second": 100})
+    host.declare("b", gpus=[0, 1])
+    host.declare("c", gpus=[1])
+    host.up(a="active", b=1, c="active")
+    ask("a", 100)
+    host.fault("c", "/metrics", "slow", seconds=6, times=1, skip=1)
+    with ThreadPoolExecutor(1) as pool:
+        began = time.monotonic()
+        switch = pool.submit(host.switch, "b")
+        host.wait_until(lambda: "POST /wake_up?tags=scheduling" in host.changing_calls("a"), "a is resumed")
+        assert time.monotonic() - began < 5  # c takes longer
+        with pytest.raises(SwitchFailed, match="drain_timeout_action is fail"):
+            switch.result()
+    assert host.states() == {"a": "active", "b": "sleeping", "c": "active"}
 
 
 # ---- between the look and the sleep -------------------------------------------------------------
