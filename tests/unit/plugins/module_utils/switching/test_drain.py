@@ -6,13 +6,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors import SwitchFailed
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.drain import Drain
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors import DrainTimeout, SwitchFailed
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import Switching
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.result import Result
 
 from .conftest import Host
+
+if TYPE_CHECKING:
+    from ansible_collections.homegpt.vllm.plugins.module_utils.switching.server import Server
 
 Ask = Callable[[str, int], "Future[dict[str, Any]]"]
 
@@ -202,6 +208,25 @@ def test_a_server_that_can_not_be_drained_serves_again_at_once_and_not_when_all_
         with pytest.raises(SwitchFailed, match="drain_timeout_action is fail"):
             switch.result()
     assert host.states() == {"a": "active", "b": "sleeping", "c": "active"}
+
+
+class OnlyWaiting:
+    """A server whose requests all wait: one that is paused has them, and one whose cache is full."""
+
+    model = SimpleNamespace(id="a", sleep_requests=())
+
+    def count_requests(self) -> tuple[int, int]:
+        return 0, 1
+
+    def can_cut(self) -> bool:
+        return False
+
+
+def test_what_waits_is_not_over() -> None:
+    settings = Switching(drain_timeout_seconds=0.05, drain_timeout_action="fail")
+    drain = Drain(cast("Server", OnlyWaiting()), settings, lambda done, _seconds: done(), True, by_looking=True)
+    with pytest.raises(DrainTimeout, match="1 requests still ran"):
+        drain.run()
 
 
 # ---- between the look and the sleep -------------------------------------------------------------
