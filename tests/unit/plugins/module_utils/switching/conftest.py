@@ -196,6 +196,17 @@ class Host:
         with self.switcher(**parameters) as switcher:
             return switcher.switch(name, desired, check)
 
+    def while_it_waits(self, switcher: Switcher, act: Callable[[], object]) -> None:
+        """Have somebody act when the switcher asks for the lock, before it has it. Once."""
+        hold = switcher.lock.hold
+
+        def later(*arguments: Any) -> Any:
+            switcher.lock.hold = hold  # type: ignore[method-assign]
+            act()
+            return hold(*arguments)
+
+        switcher.lock.hold = later  # type: ignore[method-assign, assignment]
+
     def states(self) -> dict[str, str]:
         """What every server is, read from the servers."""
         with self.switcher() as switcher:

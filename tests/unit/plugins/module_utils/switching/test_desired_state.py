@@ -168,6 +168,16 @@ def test_a_restore_does_not_undo_what_somebody_switches_meanwhile(trio: Host) ->
     assert recorded(trio) == {"a": "sleeping", "b": "sleeping", "c": "active"}
 
 
+def test_a_restore_does_not_undo_what_is_switched_while_it_waits_for_the_lock(trio: Host) -> None:
+    trio.up(a=1, b=1, c=1)
+    with trio.switcher() as switcher:
+        done = switcher.restore()
+        assert [next(done)[0].id, next(done)[0].id] == ["b", "c"]
+        trio.while_it_waits(switcher, lambda: trio.switch("c"))
+        assert list(done) == []  # it was to wake a, which is not wanted any more
+    assert trio.states() == {"a": "sleeping", "b": "sleeping", "c": "active"}
+
+
 def test_a_restore_goes_on_past_a_model_that_cannot_load(trio: Host) -> None:
     trio.models[1]["env"]["STANDIN_FAULTS"] = json.dumps([{"path": "load", "fault": "die"}])
     outcome = restored(trio)

@@ -56,6 +56,14 @@ def test_done_twice_it_stays_so(switched: Host) -> None:
     assert roll_back(switched).active_model == "a"
 
 
+def test_what_is_switched_while_it_waits_for_the_lock_is_not_rolled_back(switched: Host) -> None:
+    with switched.switcher() as switcher:
+        switched.while_it_waits(switcher, lambda: switched.switch("c"))
+        with pytest.raises(SwitchingError, match="another switch of the host ended meanwhile"):
+            switcher.roll_back()
+    assert switched.states() == {"a": "sleeping", "b": "sleeping", "c": "active"}
+
+
 def test_a_switch_that_displaces_nobody_leaves_the_one_before_to_be_taken_back(switched: Host) -> None:
     switched.switch("b")
     switched.switch("c", "sleeping")
