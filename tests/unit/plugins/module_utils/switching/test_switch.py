@@ -1042,6 +1042,27 @@ def test_a_half_woken_server_that_cannot_be_stopped_keeps_the_gpu(pair: Host, mo
     assert result.models["b"].problem == "its last wake was not proved"
 
 
+def test_an_interrupt_is_raised_when_all_that_works_side_by_side_has_ended(
+    pair: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[int] = []
+    wait = concurrent.futures.wait
+
+    def interrupted(*_arguments: Any) -> None:
+        monkeypatch.setattr(concurrent.futures, "wait", wait)
+        raise KeyboardInterrupt
+
+    def work(number: int) -> None:
+        time.sleep(number / 4)
+        ended.append(number)
+
+    monkeypatch.setattr(concurrent.futures, "wait", interrupted)
+    with pair.switcher() as switcher:
+        with pytest.raises(KeyboardInterrupt):
+            switcher.host.each(work, [0, 1, 2])
+        assert sorted(ended) == [0, 1, 2]
+
+
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_after_an_error_of_the_engine_itself_the_previous_model_is_restored(
     pair: Host, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
