@@ -301,7 +301,7 @@ def measure_fleet(folder: Path, rounds: int) -> list[Figure]:
         for size in sizes:
             to_ping = Figure(f"switch.yml / a play with one ping, {size} hosts", 1.2)
             # What the hosts do is not in it.
-            cpu_to_ping = Figure(f"controller's CPU, switch.yml / a play with one ping, {size} hosts", 1.2)
+            cpu_to_ping = Figure(f"controller's CPU, switch.yml / a play with one ping, {size} hosts", 1.3)
             to_uri = Figure(f"switch.yml / the same by uri tasks, {size} hosts", 0.25)
             figures += [to_ping, cpu_to_ping, to_uri]
             (folder / str(size)).mkdir()
