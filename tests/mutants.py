@@ -106,7 +106,7 @@ MUTANTS = (
         "if 0 < seconds <= least]",
         "if 0 < seconds]",
         "min_active_seconds is waited for for years where the clock was set back",
-        ("switch",),
+        ("lock",),
     ),
     Mutant(
         "awake/unread-level",
@@ -199,7 +199,7 @@ MUTANTS = (
         "if step.action in (STOP, SLEEP, VERIFY):",
         "if step.action in (STOP, SLEEP, VERIFY, WAKE):",
         "a wake counts as proved when its calls were answered",
-        ("switch",),
+        ("lock",),
     ),
     # ---- requests ----
     Mutant(

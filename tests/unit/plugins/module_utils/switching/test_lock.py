@@ -414,6 +414,15 @@ def test_a_model_stays_active_for_as_long_as_it_may(pair: Host) -> None:
     assert taken(pair.switch("b", "stopped", now=clocks.now))[0] == "drain b"
 
 
+def test_a_clock_that_was_set_back_is_not_waited_for(pair: Host) -> None:
+    pair.settings["min_active_seconds"] = 60
+    pair.up(a="active", b=2)
+    clocks = Clocks()
+    pair.switch("b", now=clocks.now)
+    clocks.seconds -= 3600
+    assert taken(pair.switch("a", now=clocks.now, sleep=clocks.sleep))[0] == "drain b"
+
+
 def test_after_a_failure_the_host_rests(pair: Host) -> None:
     pair.settings["failure_backoff_seconds"] = 2
     pair.up(a="active", b=2)
