@@ -21,8 +21,6 @@ from .result import Result, States, describe, joined, results_of, together
 from .server import Server
 from .transition import Transition
 
-DEFAULT_STACK_DIR = "/opt/homegpt"
-
 
 class Switcher:
     """Switches the models of the host it runs on. Time and the outside world are parameters, for tests to own."""
@@ -30,7 +28,7 @@ class Switcher:
     def __init__(
         self,
         inventory: Inventory,
-        stack_dir: str = DEFAULT_STACK_DIR,
+        stack_dir: str,
         *,
         clock: typing.Callable[[], float] = time.monotonic,
         sleep: typing.Callable[[float], None] = time.sleep,
