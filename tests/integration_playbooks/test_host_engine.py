@@ -24,6 +24,7 @@ pytestmark = pytest.mark.versions
 
 ENGINE = ROOT / "plugins/module_utils/switching"
 SECRET = "sk-nobody-may-see-this"
+# Failures are results too: they are registered, and compared between both ways.
 PLAY = """
 - hosts: host
   gather_facts: false
