@@ -42,13 +42,20 @@ class ActionModule(ActionBase):
             {"playbook": {"type": "str", "required": True, "choices": list(preflight.ASKED)}}
         )
         self.secrets: set[str] = set()
-        mistakes = self.mistakes(arguments["playbook"], task_vars)
+        self.looks: list[preflight.Host] = []
+        playbook = arguments["playbook"]
+        mistakes = self.mistakes(playbook, task_vars)
         if mistakes:
             mistakes = preflight.masked(mistakes, self.secrets)
             return {**result, **live.failed(mistakes)}
         result["changed"] = False
-        # By this a host knows what this run of the playbook has changed, and no other.
-        result["change"] = f"rollout {uuid.uuid4().hex}"
+        if playbook in preflight.ROLLOUTS:
+            plan = preflight.plan(playbook, self.looks)
+            # Names only where held hosts come first: the pattern of the target is what the user wrote.
+            hosts = plan.order if plan.held else self.target(playbook, task_vars)
+            # By this a host knows what this run of the playbook has changed, and no other.
+            change = f"rollout {uuid.uuid4().hex}"
+            result["rollout"] = {**plan._asdict(), "play_hosts": hosts, "serial": plan.serial, "change": change}
         return result
 
     def mistakes(self, playbook, task_vars):
@@ -70,14 +77,14 @@ class ActionModule(ActionBase):
         if not hosts:
             return found
         specs = role_variables.read(_ROLES, preflight.ROLES.get(playbook, ()))
-        looks, unreadable = [], []
+        unreadable = []
         for host in hosts:
             try:
-                looks.append(self.look(host, hostvars, playbook, specs))
+                self.looks.append(self.look(host, hostvars, playbook, specs))
             except AnsibleError as error:
                 files = list(_files(task_vars.get("ansible_inventory_sources") or ()))
                 unreadable.append((host.name, preflight_words.unreadable(str(error), files)))
-        return found + preflight.check(playbook, looks, extra, unreadable) + _undrawable(looks)
+        return found + preflight.check(playbook, self.looks, unreadable) + _undrawable(self.looks)
 
     def conversion(self, task_vars):
         """What is wrong with the files of convert.yml, and with what is in them."""

@@ -49,6 +49,15 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+rollout:
+  description:
+    - The plan of a rollout. C(hosts), all hosts in the order of the inventory; C(held), those that keep their model;
+      C(waves), the names of the others, wave by wave; C(max_failures), null for any number; C(on_stop).
+    - For the play C(play_hosts), its hosts or their pattern, and C(serial). For the hosts C(change), the name by which
+      they know what this run has changed.
+  returned: success, with O(playbook=switch) and O(playbook=roll_back)
+  type: dict
+  sample: {hosts: [gpu1, gpu2], held: [], waves: [[gpu1], [gpu2]], serial: [1, 1]}
 msg:
   description: Every mistake, and where it is.
   returned: failure

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: vllm_report
-short_description: Print lines at once, hand data on, tell a failure once
+short_description: Print lines and reports at once, and a failure once
 version_added: 0.2.0
 description:
-  - Prints lines of progress and tables on the controller. They are seen at once, while what a task returns is shown
-    when it has ended, and as lines whatever format results are printed in. Where the standard output is one for
-    machines (a callback whose name has C(json) in it) they go to the standard error.
-  - Asks no host.
+  - Prints lines of progress and tables on the controller. They appear at once, while Ansible shows the result of a task
+    when the task has ended, and as lines in any result format. If the standard output is for machines (a callback with
+    C(json) in its name), they go to the standard error.
+  - Connects to no host.
 options:
   lines:
     description:
@@ -23,33 +23,31 @@ options:
     elements: str
   report:
     description:
-      - What P(homegpt.vllm.rollout#filter) returned, or any dictionary with C(table), lines that are printed, and
-        C(rows). It is returned as it is.
-      - Where its C(shown) is false nothing is printed or handed on.
+      - A report of M(homegpt.vllm.vllm_rollout), or any dictionary with C(table), a list of lines. It is printed.
     type: dict
   stat:
     description:
-      - The name by which the C(rows) are handed on, as C(ansible.builtin.set_stats) does.
+      - The name of the custom statistic that the C(rows) of O(report) are added as, as by
+        M(ansible.builtin.set_stats).
     type: str
   timeline:
     description:
-      - A file on the controller, relative to the folder where C(ansible-playbook) was called, that the rows are drawn
-        into, as P(homegpt.vllm.timeline#filter) does. Where it can't be written there is a warning. In check mode
-        nothing is drawn.
+      - A file on the controller, relative to the current directory of C(ansible-playbook), into which the rows of
+        O(report) are drawn, as P(homegpt.vllm.timeline#filter) does. If it can't be written, the task warns. In check
+        mode nothing is drawn.
     type: str
   failure:
     description:
-      - What went wrong, in lines. Where there are any the task fails, and they are its message, which is shown once.
+      - The lines of a failure. If there are any, the task fails with them as its message, which is shown once.
     type: list
     elements: str
-    default: []
 attributes:
   action:
     support: full
     description: It runs on the controller.
   check_mode:
     support: full
-    description: It changes no host, in check mode or not. O(timeline) is not written in check mode.
+    description: It changes no host. O(timeline) is not written in check mode.
   diff_mode:
     support: N/A
     description: It changes nothing.
@@ -57,8 +55,7 @@ attributes:
     support: full
     description: It changes nothing.
 seealso:
-  - plugin: homegpt.vllm.rollout
-    plugin_type: filter
+  - module: homegpt.vllm.vllm_rollout
   - plugin: homegpt.vllm.status_table
     plugin_type: filter
 author:
@@ -66,25 +63,20 @@ author:
 """
 
 EXAMPLES = r"""
-- name: Say what takes its time
+- name: Report progress
   homegpt.vllm.vllm_report:
     lines: ["{{ inventory_hostname }}: pulling the images ..."]
 
-- name: Show what became of the hosts
+- name: Show a table
   homegpt.vllm.vllm_report:
-    report: "{{ ansible_play_hosts_all | homegpt.vllm.rollout(hostvars, {} | homegpt.vllm.rollout_settings) }}"
-    stat: vllm_switch
-  run_once: true
+    report:
+      table: "{{ {inventory_hostname: vllm_status} | homegpt.vllm.status_table }}"
 
-- name: Fail where something went wrong
+- name: Report failures
   homegpt.vllm.vllm_report:
     failure: "{{ problems }}"
 """
 
 RETURN = r"""
-report:
-  description: What was given as O(report).
-  returned: always
-  type: dict
-  sample: {table: [host  from  to], rows: []}
+# Nothing but what every module returns.
 """

@@ -2,7 +2,7 @@
 # Copyright (c) HomeGPT
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Lines that are seen at once, while what a task returns is shown when it has ended; a failure that is told once."""
+"""Lines and reports that are seen at once, while a task's result is shown when it has ended; failures shown once."""
 
 from __future__ import annotations
 
@@ -19,6 +19,39 @@ def say(lines: typing.Iterable[str]) -> None:
     for line in lines:
         # One at a time: a line of two would be wrapped as one.
         Display().display(line, stderr=for_machines)
+
+
+def show(
+    report: typing.Mapping[str, typing.Any],
+    result: dict[str, typing.Any],
+    stat: str | None,
+    timeline: str | None,
+    check: bool,
+) -> None:
+    """Print the table of a report, and add its rows to the C(result) as the statistic C(stat); draw the timeline."""
+    say(["", *report["table"]])  # apart from what is above it
+    if stat:
+        result["ansible_stats"] = {"data": {stat: report["rows"]}, "aggregate": False, "per_host": False}
+    if timeline:
+        _draw(timeline, report["rows"], result, check)
+
+
+def _draw(file: str, rows: typing.Any, result: dict[str, typing.Any], check: bool) -> None:
+    """Write the timeline; where that can't be done, warn: it is no reason to lose a result."""
+    # Not above: few ask for one.
+    from ansible_collections.homegpt.vllm.plugins.plugin_utils.timeline import path_of, svg
+
+    path = path_of(file)
+    if check:
+        say(["", f"timeline: {path} is not written in check mode"])
+        return
+    try:
+        with open(path, "w", encoding="utf-8") as written:
+            written.write(svg(rows))
+    except OSError as error:
+        result.setdefault("warnings", []).append(f"timeline: {path} could not be written: {error.strerror or error}")
+    else:
+        say(["", f"timeline: {path}"])
 
 
 class _Told(AnsibleActionFail):

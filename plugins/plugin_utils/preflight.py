@@ -30,7 +30,8 @@ WIDE = (
     "vllm_hf_token",
     "vllm_docker_host",
 )
-_ROLLOUT = ("switch_waves", "switch_max_failures", "switch_keep", "switch_on_stop", "switch_timeout")
+_OF_THE_ROLLOUT = ("switch_waves", "switch_max_failures", "switch_keep", "switch_on_stop")
+_ROLLOUT = (*_OF_THE_ROLLOUT, "switch_timeout")
 # What a playbook is told by extra variables.
 ASKED: dict[str, tuple[str, ...]] = {
     "site": ("target",),
@@ -52,6 +53,8 @@ ASKED: dict[str, tuple[str, ...]] = {
         "force",
     ),
 }
+# The playbooks that go from wave to wave.
+ROLLOUTS = ("switch", "roll_back")
 # The roles that a playbook plays.
 ROLES: dict[str, tuple[str, ...]] = {
     "site": ("docker_host", "vllm_servers", "open_webui", "compose_stack"),
@@ -84,16 +87,8 @@ def own_names(playbook: str, names: typing.Iterable[str]) -> list[str]:
     return [name for name in names if not name.startswith(others)]
 
 
-def check(
-    playbook: str,
-    hosts: typing.Sequence[Host],
-    extra: typing.Container[str] = (),
-    unreadable: typing.Sequence[tuple[str, str]] = (),
-) -> list[str]:
-    """Every mistake of the hosts' variables, each once.
-
-    C(extra): the names that were given as extra variables. C(unreadable): hosts whose variables can't be read, and why.
-    """
+def check(playbook: str, hosts: typing.Sequence[Host], unreadable: typing.Sequence[tuple[str, str]] = ()) -> list[str]:
+    """Every mistake of the hosts' variables, each once; C(unreadable): hosts whose variables can't be read, and why."""
     found = list(unreadable)
     inventories: dict[str, Inventory] = {}
     parsed: list[tuple[typing.Any, Inventory | InventoryError]] = []
@@ -109,8 +104,8 @@ def check(
     mistakes = grouped(found, len(hosts) + len(unreadable))
     if not hosts:
         return mistakes
-    if playbook in ("switch", "roll_back"):
-        mistakes = _rollout(playbook, hosts, extra) + mistakes
+    if playbook in ROLLOUTS:
+        mistakes = _rollout(playbook, hosts) + mistakes
     if playbook == "switch":
         mistakes += _model(hosts, inventories)
     if playbook == "awx":
@@ -291,21 +286,41 @@ def _booleans(values: Values) -> typing.Iterator[str]:
             yield f"{name} must be true or false, is {values[name]!r}"
 
 
-def _rollout(playbook: str, hosts: typing.Sequence[Host], extra: typing.Container[str]) -> list[str]:
-    """Settings of a switch of many hosts; they are the job's, so the first host's count."""
-    values = hosts[0].values
-    settings = {name: values[name] for name in ASKED[playbook] if name in _ROLLOUT and name in values}
-    keeping = [host.name for host in hosts if str(host.values.get("switch_keep") or 0) != "0"]
-    if playbook == "switch" and keeping and "switch_keep" not in extra:
-        return [
-            "switch_keep is a variable of the inventory, so no host could be left out: give it as an extra variable "
-            "(-e switch_keep=N)"
-        ]
+def plan(playbook: str, hosts: typing.Sequence[Host]) -> rollout.Plan:
+    """The plan of a rollout over hosts without mistakes."""
+    names = [host.name for host in hosts]
+    made = rollout.make_plan(names, rollout.read(_settings(playbook, hosts[0])))
+    # A roll back goes on where some fail.
+    return made._replace(max_failures=None) if playbook == "roll_back" else made
+
+
+def _settings(playbook: str, host: Host) -> Values:
+    """The settings of the rollout as one host has them."""
+    return {
+        name: map_text(host.values[name], str)
+        for name in ASKED[playbook]
+        if name in _ROLLOUT and host.values.get(name) is not None
+    }
+
+
+def _rollout(playbook: str, hosts: typing.Sequence[Host]) -> list[str]:
+    """What is wrong with the settings of a rollout, which are the same for all hosts."""
+    given = [_settings(playbook, host) for host in hosts]
+    found = []
+    for name in _OF_THE_ROLLOUT:
+        values = [settings.get(name, "") for settings in given]
+        other = next((i for i, value in enumerate(values) if str(value) != str(values[0])), None)
+        if other is not None:
+            found.append(
+                f"{name} differs between hosts ({values[0] or 'not set'} on {hosts[0].name}, "
+                f"{values[other] or 'not set'} on {hosts[other].name}), but applies to the whole rollout: "
+                f"give it as an extra variable (-e {name}=...)"
+            )
     try:
-        rollout.read(map_text(settings, str))
+        rollout.read(given[0])
     except SwitchingError as error:
-        return str(error).splitlines()
-    return []
+        found += str(error).splitlines()
+    return found
 
 
 def _model(hosts: typing.Sequence[Host], inventories: typing.Mapping[str, Inventory]) -> list[str]:

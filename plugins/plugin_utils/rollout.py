@@ -2,7 +2,7 @@
 # Copyright (c) HomeGPT
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""A switch of many hosts by waves: what may be asked for, when it stops, and what is said of every host. Pure."""
+"""A switch of many hosts by waves: its settings, its plan, when it stops, and the report on every host. Pure."""
 
 from __future__ import annotations
 
@@ -41,6 +41,26 @@ class Settings(typing.NamedTuple):
     max_failures: int | None  # None: any number
     keep: int
     on_stop: str
+
+
+class Plan(typing.NamedTuple):
+    """Which hosts are switched in which order, and when that stops."""
+
+    hosts: list[str]  # all of them, in the order of the inventory
+    waves: list[list[str]]
+    held: list[str]  # they keep their model, and are inspected before the first wave
+    max_failures: int | None
+    on_stop: str
+
+    @property
+    def serial(self) -> list[int]:
+        """The sizes of the play's batches; the held hosts are the first one."""
+        return [len(batch) for batch in (self.held, *self.waves) if batch]
+
+    @property
+    def order(self) -> list[str]:
+        """The hosts in the order of the play."""
+        return [host for batch in (self.held, *self.waves) for host in batch]
 
 
 def read(variables: Given) -> Settings:
@@ -85,26 +105,23 @@ def read(variables: Given) -> Settings:
     return settings
 
 
-def held(hosts: typing.Sequence[str], settings: Settings) -> list[str]:
-    """The held hosts, which keep their model: the last ones."""
-    return list(hosts[-settings.keep :]) if settings.keep else []
-
-
-def waves(hosts: typing.Sequence[str], settings: Settings) -> dict[str, int]:
-    """The number of each host's wave, as Ansible's serial makes them; without the held hosts."""
-    left = [host for host in hosts if host not in held(hosts, settings)]
-    total, found = len(left), {}
-    for number in range(1, total + 1):
-        wave = settings.waves[min(number, len(settings.waves)) - 1]
+def make_plan(hosts: typing.Sequence[str], settings: Settings) -> Plan:
+    """The hosts in waves, of the sizes that Ansible's serial makes of the settings; the last ones are held."""
+    last = list(hosts[-settings.keep :]) if settings.keep else []
+    left = [host for host in hosts if host not in last]
+    total = len(left)
+    waves: list[list[str]] = []
+    while left:
+        wave = settings.waves[min(len(waves), len(settings.waves) - 1)]
         size = int(int(wave[:-1]) / 100.0 * total) or 1 if wave.endswith("%") else int(wave)
-        found.update(dict.fromkeys(left[:size], number))
+        waves.append(left[:size])
         left = left[size:]
-    return found
+    return Plan(list(hosts), waves, last, settings.max_failures, settings.on_stop)
 
 
-def with_steps(found: typing.Sequence[Row], settings: Settings, results: Given, undone: Given) -> list[Row]:
+def with_steps(found: typing.Sequence[Row], plan: Plan, results: Given, undone: Given) -> list[Row]:
     """The rows with what a timeline draws: each host's wave, its steps, and those of its roll back."""
-    numbers = waves([row["host"] for row in found], settings)
+    numbers = {host: number for number, wave in enumerate(plan.waves, 1) for host in wave}
     return [
         {
             **row,
@@ -116,12 +133,51 @@ def with_steps(found: typing.Sequence[Row], settings: Settings, results: Given, 
     ]
 
 
-def rows(
-    hosts: typing.Sequence[str], results: Given, settings: Settings, check: bool, undone: Given | None = None
-) -> list[Row]:
+def report(
+    plan: Plan,
+    switched: Given,
+    check: bool,
+    tried: typing.Sequence[str],
+    undone: Given | None = None,
+    steps: bool = False,
+) -> dict[str, typing.Any]:
+    """The report on a rollout, from what the switch and the roll back registered on each host that was C(tried).
+
+    C(rows) and C(table); C(tried); C(reasons), by failed host the lines to fail it with; C(should_stop), whether too
+    many hosts have failed; C(roll_back), the hosts to roll back then; C(finish), the hosts of the play after the
+    waves; C(shown), whether the table is due, since all hosts were tried and none failed.
+    """
+    undone = undone or {}
+    found = rows(plan, switched, check, undone)
+    if steps:
+        found = with_steps(found, plan, switched, undone)
+    bad = failures(found)
+    reasons = {row["host"]: _lines(row, undone, switched) for row in bad}
+    stop = plan.max_failures is not None and len(bad) > plan.max_failures
+    undo = [row["host"] for row in found if to_undo(row, switched.get(row["host"]))]
+    roll_back = undo if stop and plan.on_stop == ROLL_BACK and not check else []
+    return {
+        "rows": found,
+        "table": table(found, {host: place(undone.get(host) or switched.get(host) or {}) for host in reasons}),
+        "tried": list(tried),
+        "reasons": reasons,
+        "should_stop": stop,
+        "roll_back": roll_back,
+        "finish": [host for host in plan.hosts if host in reasons or host in roll_back],
+        "shown": not bad and set(tried) == set(plan.hosts),
+    }
+
+
+def placement_report(hosts: typing.Sequence[str], drifts: Given, results: Given) -> dict[str, typing.Any]:
+    """The report on a declared placement. It is shown where one is declared."""
+    found = places(hosts, drifts, results)
+    shown = any(row["result"] not in (NOT_DECLARED, FAILED) for row in found)
+    return {"rows": found, "table": table(found), "shown": shown}
+
+
+def rows(plan: Plan, results: Given, check: bool, undone: Given | None = None) -> list[Row]:
     """A row for each host, from what the switch and, of those rolled back, that registered there."""
-    holding = held(hosts, settings)
-    found = [_row(host, results.get(host), host in holding, check) for host in hosts]
+    found = [_row(host, results.get(host), host in plan.held, check) for host in plan.hosts]
     if all(row["result"] in (NO_SUCH_MODEL, UNREACHABLE) for row in found):
         # All were asked and none has it: then it is the name that is wrong, and not the hosts that differ.
         for row in found:
@@ -167,11 +223,6 @@ def places(hosts: typing.Sequence[str], drifts: Given, results: Given) -> list[R
                 row.update(result=NOT_LOADED, reason=f"bootstrap or a switch loads {row['to']}", to=row["from"])
         found.append(row)
     return found
-
-
-def should_stop(found: typing.Sequence[Row], settings: Settings) -> bool:
-    """Whether more hosts have failed than may."""
-    return settings.max_failures is not None and len(failures(found)) > settings.max_failures
 
 
 def failures(found: typing.Sequence[Row]) -> list[Row]:
@@ -258,6 +309,12 @@ def place(result: Given) -> str:
     """At which step it went wrong, for where the cause is told already."""
     failed = [step for step in result.get("steps", ()) if "failed" in step]
     return f"at: {failed[0]['action']} {failed[0]['model']}" if failed else "see above"
+
+
+def _lines(row: Row, *results: Given) -> list[str]:
+    """The message of the task that failed, or the row's reason where none has."""
+    found = (each.get(row["host"], {}) for each in results)
+    return next((message(one) for one in found if has_failed(one)), row["reason"]).splitlines()
 
 
 def _reason(result: Given) -> str:

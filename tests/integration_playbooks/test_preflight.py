@@ -316,14 +316,6 @@ TABLE = [
     ),
     Row("time", "roll_back", "switch_timeout: 'soon' is not a whole number of 1 or more", extra(switch_timeout="soon")),
     Row(
-        "keep of the inventory",
-        "switch",
-        "switch_keep is a variable of the inventory, so no host could be left out: give it as an extra variable "
-        "(-e switch_keep=N)",
-        extra(model="a"),
-        variables={"switch_keep": 1},
-    ),
-    Row(
         "canary",
         "switch",
         "host: record_canary must be true or false, is 'ture'",

@@ -40,6 +40,21 @@ def test_a_model_that_one_host_of_many_has_is_no_mistake() -> None:
     ]
 
 
+def test_the_settings_of_a_rollout_are_those_of_all_hosts() -> None:
+    own: dict[str, Any] = {"vllm_active_model": "a", "switch_keep": "1"}
+    same = [host(f"gpu{n}", **own, switch_timeout=n) for n in (1, 2, 3)]
+    assert preflight.check("switch", same) == []
+    plan = preflight.plan("switch", same)
+    assert (plan.waves, plan.held, plan.max_failures) == ([["gpu1", "gpu2"]], ["gpu3"], None)
+    other = [*same, host("gpu4", vllm_active_model="a", switch_keep=2)]
+    (mistake,) = preflight.check("switch", other)
+    assert mistake.startswith("switch_keep differs between hosts (1 on gpu1, 2 on gpu4)")
+    waves = [host("gpu1", switch_waves="1"), host("gpu2", switch_waves="1")]
+    assert preflight.plan("switch", waves).max_failures == 0
+    # It goes on where some fail.
+    assert preflight.plan("roll_back", waves)[1:] == ([["gpu1"], ["gpu2"]], [], None, "roll_back")
+
+
 def test_what_has_no_value_hides_no_other_mistake() -> None:
     broken = Host("gpu1", {"vllm_active_model": "a", "record_canary": "ture"}, ["vllm_models[0].env.X refers to y"])
     assert preflight.check("switch", [broken, host("gpu2", {"host_port": 0})]) == [

@@ -27,6 +27,10 @@ def settings(**given: object) -> rollout.Settings:
     return rollout.read({f"switch_{name}": value for name, value in given.items()})
 
 
+def planned(hosts: str, **given: object) -> rollout.Plan:
+    return rollout.make_plan([*hosts], settings(**given))
+
+
 def results(found: list[dict[str, Any]]) -> list[str]:
     return [row["result"] for row in found]
 
@@ -63,59 +67,89 @@ def test_every_mistake_is_told_with_its_variable() -> None:
 
 def test_what_became_of_each_host() -> None:
     given = {"a": SWITCHED, "b": SAME, "c": FAILED, "d": GONE, "e": HUNG, "f": UNKNOWN}
-    found = rollout.rows([*"abcdefg"], given, settings(), False)
+    found = rollout.rows(planned("abcdefg"), given, False)
     assert results(found) == [
         "switched", "unchanged", "failed", "unreachable", "hung", "no such model", "not tried"
     ]  # fmt: skip
     assert found[0] == {"host": "a", "from": "old", "to": "new", "seconds": 1.25, "result": "switched", "reason": ""}
     assert found[2]["reason"] == "new could not be made active: no"
     assert [row["host"] for row in rollout.failures(found)] == ["c", "d", "e"]
-    assert results(rollout.rows(["a", "b"], given, settings(), True)) == ["would switch", "unchanged"]
+    assert results(rollout.rows(planned("ab"), given, True)) == ["would switch", "unchanged"]
 
 
 @pytest.mark.parametrize(("kept", "result"), [("failed", "failed"), ("hung", "hung"), ("unreachable", "unreachable")])
 def test_a_failure_that_was_left_to_the_report(kept: str, result: str) -> None:
-    found = rollout.rows(["a"], {"a": {"failure": kept, "msg": "no"}}, settings(), False)
+    found = rollout.rows(planned("a"), {"a": {"failure": kept, "msg": "no"}}, False)
     assert results(found) == [result]
     assert rollout.failures(found) == found
 
 
 def test_what_was_mended_is_the_reason() -> None:
     recovered = {**SWITCHED, "recovery": "new woke at the second try"}
-    assert rollout.rows(["a"], {"a": recovered}, settings(), False)[0]["reason"] == "new woke at the second try"
+    assert rollout.rows(planned("a"), {"a": recovered}, False)[0]["reason"] == "new woke at the second try"
 
 
 def test_the_table_names_the_step_where_the_cause_is_told_already() -> None:
-    found = rollout.rows(["c", "d"], {"c": FAILED, "d": GONE}, settings(), False)
+    found = rollout.rows(planned("cd"), {"c": FAILED, "d": GONE}, False)
     told = {"c": rollout.place(FAILED), "d": rollout.place(GONE)}
     assert [line.split("  ")[-1].strip() for line in rollout.table(found, told)[1:]] == ["at: wake new", "see above"]
 
 
 def test_when_it_stops() -> None:
-    found = rollout.rows([*"acd"], {"a": SWITCHED, "c": FAILED, "d": GONE}, settings(), False)
-    assert not rollout.should_stop(found, settings())
-    assert not rollout.should_stop(found, settings(max_failures=2))
-    assert rollout.should_stop(found, settings(max_failures=1))
-    assert rollout.should_stop(found, settings(waves="1,100%"))
+    """And which hosts are then rolled back, and which are those of the play after the waves."""
+    switched = {**SWITCHED, "displaced": ["old"]}
+    given = {"a": switched, "c": FAILED, "d": GONE}
+
+    def report(check: bool = False, **asked: object) -> tuple[bool, list[str], list[str]]:
+        found = rollout.report(planned("abcd", **asked), given, check, [*"acd"])
+        assert not found["shown"]
+        assert list(found["reasons"]) == ["c", "d"]
+        return found["should_stop"], found["roll_back"], found["finish"]
+
+    assert report() == (False, [], [*"cd"])
+    assert report(max_failures=2) == (False, [], [*"cd"])
+    assert report(max_failures=1) == (True, ["a"], [*"acd"])
+    assert report(waves="1,100%") == (True, ["a"], [*"acd"])
+    assert report(waves="1,100%", on_stop="keep") == (True, [], [*"cd"])
+    assert report(check=True, waves="1,100%") == (True, [], [*"cd"])
+
+
+def test_the_report_is_shown_when_all_were_tried_and_none_has_failed() -> None:
+    plan = planned("ab", waves="1")
+    first = rollout.report(plan, {"a": SWITCHED}, False, ["a"])
+    assert (first["shown"], first["finish"], first["should_stop"]) == (False, [], False)
+    both = rollout.report(plan, {"a": SWITCHED, "b": SAME}, False, ["a", "b"])
+    assert both["shown"]
+    assert [row["result"] for row in both["rows"]] == ["switched", "unchanged"]
+    assert not rollout.report(plan, {"a": SWITCHED, "b": GONE}, False, ["a", "b"])["shown"]
+
+
+def test_a_failed_host_is_failed_with_the_lines_of_what_failed_last() -> None:
+    plan = planned("abc", waves="1")
+    given = {"a": {**SWITCHED, "displaced": ["old"]}, "b": FAILED}
+    back = {"a": {"failed": True, "msg": "not\nundone", "steps": [{"action": "wake", "model": "old", "failed": "no"}]}}
+    found = rollout.report(plan, given, False, ["a", "b"], back)
+    assert found["reasons"] == {"a": ["not", "undone"], "b": FAILED["msg"].splitlines()}  # type: ignore[attr-defined]
+    assert ["at: wake old" in line for line in found["table"][1:]] == [True, False, False]
 
 
 def test_hosts_without_the_model_are_no_failure_unless_all_are() -> None:
-    hosts = ["a", "f", "d"]
-    assert results(rollout.rows(hosts, {"f": UNKNOWN}, settings(), False)) == [
+    hosts = "afd"
+    assert results(rollout.rows(planned(hosts), {"f": UNKNOWN}, False)) == [
         "not tried",
         "no such model",
         "not tried",
     ]
     some = {"a": SWITCHED, "f": UNKNOWN, "d": GONE}
-    assert results(rollout.rows(hosts, some, settings(), False))[1] == "no such model"
+    assert results(rollout.rows(planned(hosts), some, False))[1] == "no such model"
     none = {"a": UNKNOWN, "f": UNKNOWN, "d": GONE}
-    assert results(rollout.rows(hosts, none, settings(), False)) == ["failed", "failed", "unreachable"]
+    assert results(rollout.rows(planned(hosts), none, False)) == ["failed", "failed", "unreachable"]
 
 
 def test_the_last_hosts_keep_their_model() -> None:
     """They are looked at in check mode, so that their results tell what would change."""
     looked = {"a": SWITCHED, "b": SWITCHED, "c": {**SWITCHED, "previous_model": None}, "d": GONE}
-    found = rollout.rows([*"abcde"], looked, settings(keep=4), False)
+    found = rollout.rows(planned("abcde", keep=4), looked, False)
     assert results(found) == ["switched", "kept", "not kept", "unreachable", "not tried"]
     assert (found[1]["from"], found[1]["to"]) == ("old", "old")
     assert [row["host"] for row in rollout.failures(found)] == ["c", "d"]
@@ -123,7 +157,7 @@ def test_the_last_hosts_keep_their_model() -> None:
 
 def test_hosts_that_were_put_back() -> None:
     back = {"changed": True, "previous_model": "new", "active_model": "old"}
-    found = rollout.rows(["a", "b"], {"a": SWITCHED, "b": SWITCHED}, settings(), False, {"a": back, "b": FAILED})
+    found = rollout.rows(planned("ab"), {"a": SWITCHED, "b": SWITCHED}, False, {"a": back, "b": FAILED})
     assert results(found) == ["rolled back", "roll back failed"]
     assert [row["to"] for row in found] == ["old", "old"]
     assert [row["host"] for row in rollout.failures(found)] == ["b"]
@@ -143,7 +177,7 @@ def test_a_row_says_what_the_servers_say() -> None:
         "d": GONE,
         "e": {"changed": True, "active_models": ["old", "o2"]},
     }
-    found = rollout.rows([*"abcdef"], given, settings(), False, undone)
+    found = rollout.rows(planned("abcdef"), given, False, undone)
     assert [(row["from"], row["to"], row["result"], row["reason"]) for row in found] == [
         ("old, o2", "old, o2", "rolled back", "the rollout stopped"),
         ("old, o2", "other", "changed by somebody else", "other is active"),
@@ -166,7 +200,7 @@ def test_what_is_to_be_undone() -> None:
         "e": half,
         "f": {**half, **HUNG},
     }
-    rows = rollout.rows([*"abcdefg"], given, settings(), False)
+    rows = rollout.rows(planned("abcdefg"), given, False)
     assert [row["host"] for row in rows if rollout.to_undo(row, given.get(row["host"]))] == [*"abe"]
 
 
@@ -197,7 +231,7 @@ def test_what_a_host_says_is_no_template() -> None:
 
 
 def test_the_table_has_a_dash_for_nothing_and_cuts_what_is_long() -> None:
-    found = rollout.rows(["a", "c"], {"a": SWITCHED, "c": {"failed": True, "msg": "x" * 500}}, settings(), False)
+    found = rollout.rows(planned("ac"), {"a": SWITCHED, "c": {"failed": True, "msg": "x" * 500}}, False)
     header, first, second = rollout.table(found)
     assert header.split() == ["host", "from", "to", "seconds", "result", "reason"]
     assert first.split() == ["a", "old", "new", "1.2", "switched", "-"]
@@ -219,18 +253,26 @@ def test_the_table_has_a_dash_for_nothing_and_cuts_what_is_long() -> None:
 )
 def test_the_waves_are_those_that_ansible_makes(asked: str, sizes: list[int]) -> None:
     hosts = [f"h{number}" for number in range(12)]
-    numbers = rollout.waves(hosts, settings(waves=asked, keep=2))
-    assert list(numbers) == hosts[:10]
-    assert [list(numbers.values()).count(wave) for wave in range(1, len(sizes) + 1)] == sizes
+    plan = rollout.make_plan(hosts, settings(waves=asked, keep=2))
+    assert [len(wave) for wave in plan.waves] == sizes
+    assert plan.serial == [2, *sizes]
+    assert plan.order == [*hosts[10:], *hosts[:10]]
+    assert plan.hosts == hosts
+
+
+def test_a_plan_holds_no_more_hosts_than_there_are() -> None:
+    assert planned("ab", keep=9)[:3] == (["a", "b"], [], ["a", "b"])
+    assert planned("ab", keep=9).serial == [2]
+    assert planned("ab").serial == [2]
 
 
 def test_rows_with_what_a_timeline_draws() -> None:
     step = {"action": "wake", "model": "new", "started_seconds": 0.1, "seconds": 1.0}
     given = {"a": {**SWITCHED, "steps": [step]}, "b": FAILED, "d": SWITCHED}
     back = {"a": {"active_model": "old", "elapsed_seconds": 2.0, "steps": [{**step, "model": "old"}]}}
-    asked = settings(waves="1,100%", keep=1)
-    plain = rollout.rows([*"abcd"], given, asked, False, back)
-    drawn = rollout.with_steps(plain, asked, given, back)
+    plan = planned("abcd", waves="1,100%", keep=1)
+    plain = rollout.rows(plan, given, False, back)
+    drawn = rollout.with_steps(plain, plan, given, back)
     assert [{key: row[key] for key in plain[0]} for row in drawn] == plain
     # One that was not tried has no wave, nor has one that keeps its model.
     assert [row["wave"] for row in drawn] == [1, 2, None, None]
