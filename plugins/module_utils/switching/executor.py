@@ -224,19 +224,7 @@ class Executor:
 
     def _check_memory(self, name: str, need: memory.Need, gpus: typing.Mapping[int, hardware.Gpu] | None) -> None:
         """Raise NoMemory where the GPUs have less free than the model will take, also after a moment."""
-        if not gpus:
-            return
-        short = ""
-
-        def enough() -> bool:
-            nonlocal short, gpus
-            short = memory.shortage(self.host.models[name], need, gpus or {})
-            gpus = hardware.read_gpus() if short else gpus
-            return not short
-
-        # Who has just been stopped may still be giving its memory back.
-        if not self.host.wait(enough, self.settings.probe_timeout_seconds):
-            raise NoMemory(short)
+        memory.await_free(self.host.models[name], need, gpus, self.host.wait, self.settings.probe_timeout_seconds)
 
     def _is_of_this_start(self, name: str) -> bool:
         """Whether what is remembered of a model's memory was measured since its server was started."""

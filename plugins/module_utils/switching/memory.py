@@ -13,6 +13,7 @@ import re
 import typing
 
 from . import hardware, state_files
+from .errors import NoMemory
 from .gpus import Gpu as Name
 from .gpus import gpu_text, is_amd
 from .inventory import Model
@@ -166,6 +167,27 @@ def shortage(
         what = f"{gpu_text(name)}, which shares the host's RAM," if gpu.unified else gpu_text(name)
         told.append(f"{what} has {gpu.free_gb:.1f} GB free and {model.id} needs {wanted:.1f} GB: {remedy}")
     return ". ".join(told)
+
+
+def await_free(
+    model: Model,
+    need: Need,
+    gpus: typing.Mapping[int, hardware.Gpu] | None,
+    wait: typing.Callable[[typing.Callable[[], bool], float], bool],
+    seconds: float,
+) -> None:
+    """Raise NoMemory if the GPUs have less free than the model needs, also after so many C(seconds)."""
+    short = ""
+
+    def enough() -> bool:
+        nonlocal short, gpus
+        short = shortage(model, need, gpus or {})
+        gpus = hardware.read_gpus() if short else gpus
+        return not short
+
+    # Who has just been stopped may still be giving its memory back.
+    if gpus and not wait(enough, seconds):
+        raise NoMemory(short)
 
 
 def divided_problem(model: Model, gpus: typing.Mapping[int, hardware.Gpu] | None) -> str:
