@@ -15,8 +15,7 @@ from ansible.inventory.manager import split_host_pattern
 from ansible.module_utils.parsing.convert_bool import boolean
 from ansible.plugins.action import ActionBase
 from ansible.template import Templar
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching.redaction import secrets_of
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching.texts import is_secret_name
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.redaction import is_secret_name, secrets_of
 from ansible_collections.homegpt.vllm.plugins.plugin_utils import (
     live,
     preflight,

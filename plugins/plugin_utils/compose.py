@@ -14,8 +14,8 @@ import re
 import typing
 
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.gpus import Gpu
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.redaction import is_secret_name
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.schema import API_SERVER
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching.texts import is_secret_name
 from ansible_collections.homegpt.vllm.plugins.plugin_utils.weights import uses_modelscope
 
 # The switches of `vllm serve` that have no --no-... form, from vLLM 0.32.0's parser (make_arg_parser of

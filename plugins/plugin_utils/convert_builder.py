@@ -13,7 +13,8 @@ import typing
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching import inventory, options, redaction
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors import InventoryError
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.gpus import is_mig
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching.texts import is_secret_name, map_text, secret_texts
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.redaction import is_secret_name, secret_texts
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.texts import map_text
 from ansible_collections.homegpt.vllm.plugins.plugin_utils import (
     compose_variables,
     convert_gpus,

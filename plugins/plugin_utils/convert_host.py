@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import typing
 
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching.texts import is_secret_name
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.redaction import is_secret_name
 from ansible_collections.homegpt.vllm.plugins.plugin_utils import weights
 from ansible_collections.homegpt.vllm.plugins.plugin_utils.convert import Notes, unknown
 

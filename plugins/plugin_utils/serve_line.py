@@ -13,7 +13,8 @@ import json
 import re
 import typing
 
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching.texts import is_secret_name, map_text
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.redaction import is_secret_name
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.texts import map_text
 from ansible_collections.homegpt.vllm.plugins.plugin_utils import weights
 from ansible_collections.homegpt.vllm.plugins.plugin_utils.compose import JSON_LISTS, REPEATED, WITHOUT_NO_FORM
 

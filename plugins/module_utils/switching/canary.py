@@ -22,9 +22,9 @@ from . import state_files
 from .errors import WrongAnswer
 from .inventory import Model
 from .kinds import TEXT, Reply
-from .redaction import Mask, secrets_of
+from .redaction import Mask, is_secret_name, secrets_of
 from .server import Server
-from .texts import is_secret_name, map_text
+from .texts import map_text
 
 # How a server that is asked came to be awake: by a wake of this switch, or somebody else's; by a start that this switch
 # made or saw begin; by a start that it made because something had failed.

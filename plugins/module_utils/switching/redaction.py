@@ -14,9 +14,12 @@ import re
 import typing
 import urllib.parse
 
-from .texts import is_secret_name, secret_texts
-
 HIDDEN = "********"
+
+# What a switch says is no secret, whatever it is called.
+_SWITCHES = ("0", "1", "true", "false", "yes", "no", "on", "off")
+# Not TOKENIZERS_PARALLELISM or max_num_batched_tokens: hiding their values would hide every False, or a port.
+_SECRET_NAME = re.compile(r"token(?!s|iz)|key|secret|passw|credential", re.IGNORECASE)
 
 # What is shorter is a part of other words and numbers, and hidden in all of them.
 _SHORTEST = 8
@@ -38,6 +41,27 @@ _AUTHORIZED = re.compile(r"\b(?:bearer|basic)\s+" + _VALUE, re.IGNORECASE)
 _ADDRESS = re.compile(r"://[^/\s:@]*:([^/\s@]+)@")
 # An option of curl and its like, whose value is NAME:PASSWORD.
 _USER = re.compile(r"(?:^|\s)(?:-u|--user|--proxy-user)[\s=]+" + _VALUE)
+
+
+def is_secret_name(name: object) -> bool:
+    """Whether a key's name sounds as if its value were a secret."""
+    return bool(_SECRET_NAME.search(str(name)))
+
+
+def secret_texts(value: typing.Any, secret: bool = False) -> typing.Iterator[str]:
+    """The texts and long numbers of an unchecked inventory that stand below a key whose name sounds secret."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            yield from secret_texts(item, secret or is_secret_name(name))
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from secret_texts(item, secret)
+    elif isinstance(value, str):
+        if secret and value and value.lower() not in _SWITCHES:
+            yield value
+    # To hide a short number would hide every port and count that has it within.
+    elif secret and isinstance(value, (int, float)) and len(str(value)) > 5:
+        yield str(value)
 
 
 def secrets_of(*values: typing.Any) -> set[str]:

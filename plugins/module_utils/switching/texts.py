@@ -1,7 +1,7 @@
 # -*- coding: utf-8 -*-
 # Copyright (c) HomeGPT
 # SPDX-License-Identifier: MIT
-"""The texts within data, those that may be secret by their names, and the one line that a person reads first."""
+"""The texts within data, and the one line that a person reads first."""
 
 from __future__ import annotations
 
@@ -10,10 +10,6 @@ import typing
 
 # As long as a cause may be, on one line.
 LONGEST = 200
-# What a switch says is no secret, whatever it is called.
-_SWITCHES = ("0", "1", "true", "false", "yes", "no", "on", "off")
-# Not TOKENIZERS_PARALLELISM or max_num_batched_tokens: hiding their values would hide every False, or a port.
-_SECRET_NAME = re.compile(r"token(?!s|iz)|key|secret|passw|credential", re.IGNORECASE)
 
 
 def map_text(value: typing.Any, change: typing.Callable[[str], str]) -> typing.Any:
@@ -49,24 +45,3 @@ def brief(text: str, known: str, room: int = LONGEST) -> str:
             return "; and ".join(parts)[: room - 3] + "..."
         parts[index] = parts[index][:rest].rstrip() + "..."
     return "; and ".join(parts)
-
-
-def is_secret_name(name: object) -> bool:
-    """Whether a key's name sounds as if its value were a secret."""
-    return bool(_SECRET_NAME.search(str(name)))
-
-
-def secret_texts(value: typing.Any, secret: bool = False) -> typing.Iterator[str]:
-    """The texts and long numbers of an unchecked inventory that stand below a key whose name sounds secret."""
-    if isinstance(value, dict):
-        for name, item in value.items():
-            yield from secret_texts(item, secret or is_secret_name(name))
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from secret_texts(item, secret)
-    elif isinstance(value, str):
-        if secret and value and value.lower() not in _SWITCHES:
-            yield value
-    # To hide a short number would hide every port and count that has it within.
-    elif secret and isinstance(value, (int, float)) and len(str(value)) > 5:
-        yield str(value)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import parse
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching.texts import is_secret_name
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.redaction import is_secret_name
 from ansible_collections.homegpt.vllm.plugins.plugin_utils import compose, serve_line
 from hypothesis import given
 from hypothesis import strategies as st

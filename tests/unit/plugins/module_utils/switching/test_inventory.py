@@ -20,7 +20,7 @@ from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory i
     Switching,
     parse,
 )
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching.texts import is_secret_name, secret_texts
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.redaction import is_secret_name, secret_texts
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
