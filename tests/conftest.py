@@ -21,6 +21,8 @@ settings.load_profile("any machine")
 
 # A skip whose reason begins like this may happen in CI too; say after it why.
 ALLOWED_SKIP = "allowed: "
+# The folders whose tests play playbooks, which takes most of the time.
+PLAYED = ("integration_playbooks", "awx")
 # Whether tests were left out that only `make all` runs.
 LEFT_OUT = pytest.StashKey[bool]()
 
@@ -32,10 +34,14 @@ def ansible_playbook() -> str:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what is marked `whole` where a part will do."""
+    """Leave out what is marked `whole` where a part will do, and playbooks that another Python has played."""
     if not part.quick():
         return
     left: dict[str, list[pytest.Item]] = {}
+    if os.environ.get("SECOND_PYTHON"):
+        again = [item for item in items if item.path.parent.name in PLAYED and not item.get_closest_marker("versions")]
+        drawn = {id(item) for item in part.draw(again, 0.3, lambda item: item.path)}
+        left["test"] = [item for item in again if id(item) not in drawn]
     for item in items:
         if item.get_closest_marker("whole"):
             file = item.path.relative_to(part.ROOT).as_posix()
