@@ -145,7 +145,7 @@ def report(
 
     C(rows) and C(table); C(tried); C(reasons), by failed host the lines to fail it with; C(should_stop), whether too
     many hosts have failed; C(roll_back), the hosts to roll back then; C(finish), the hosts of the play after the
-    waves; C(shown), whether the table is due, since all hosts were tried and none failed.
+    waves; C(shown), whether the table is due, since the last wave is over and no host has failed.
     """
     undone = undone or {}
     found = rows(plan, switched, check, undone)
@@ -164,7 +164,7 @@ def report(
         "should_stop": stop,
         "roll_back": roll_back,
         "finish": [host for host in plan.hosts if host in reasons or host in roll_back],
-        "shown": not bad and set(tried) == set(plan.hosts),
+        "shown": not bad and plan.order[-1] in tried,
     }
 
 
