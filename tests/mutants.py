@@ -154,7 +154,7 @@ MUTANTS = (
         "if self._wait_min_active(model, before, plan, executor):",
         "if self._wait_min_active(model, before, plan, executor) and False:",
         "after a wait for min_active_seconds the plan is still that of before",
-        ("switch",),
+        ("lock",),
     ),
     # ---- locks and what they remember ----
     Mutant(

@@ -989,6 +989,18 @@ def test_a_restart_that_fails_brings_the_previous_model_back(pair: Host) -> None
     assert pair.completion("a") == answer
 
 
+def test_a_secret_in_a_log_is_hidden_before_the_message_is_cut_short(pair: Host) -> None:
+    pair.settings["escalation"] = ["stop", "roll_back"]
+    pair.models[1]["env"]["HF_TOKEN"] = token = "hf_sesame" * 40  # longer than the first line may be
+    pair.up(a="active", b=1)
+    pair.fault("b", "/wake_up", "refuse")
+    with (pair.stack_dir / "run" / "b.log").open("a", encoding="utf-8") as log:
+        log.write(f"ValueError: no such token: {token}\n")
+    text, _result = failed(lambda: pair.switch("b"))
+    assert "; and its log says: ValueError: no such token: ********\n" in text
+    assert "hf_sesame" not in text
+
+
 def test_a_server_that_dies_while_it_loads_ends_the_wait_at_once(host: Host) -> None:
     host.settings.update(max_retries=60, health_check_interval_seconds=1)
     host.declare("a")
