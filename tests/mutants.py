@@ -117,6 +117,30 @@ MUTANTS = (
         ("server", "switch"),
     ),
     Mutant(
+        "awake/unread-sleep",
+        "server.py",
+        "if told.unread and self.abilities().modes:",
+        "if False:",
+        "a server that was only paused has proved its sleep where its metrics can't be read",
+        ("server", "switch"),
+    ),
+    Mutant(
+        "awake/unread-for-ever",
+        "executor.py",
+        "if self.host.clock() - told >= patience:",
+        "if False:",
+        "metrics that can never be read are waited for as long as for a sleep, and the server is told to be awake",
+        ("switch",),
+    ),
+    Mutant(
+        "awake/one-engine-sleeps",
+        "server.py",
+        "return told.level != 0 and not told.at_odds",
+        "return told.level != 0",
+        "the sleep of one of two engines is taken for that of both",
+        ("server",),
+    ),
+    Mutant(
         "time/last-call-of-a-look",
         "server.py",
         "            if not last:\n                raise  # it may be gone since the call before",
@@ -130,7 +154,7 @@ MUTANTS = (
         "if self._wait_min_active(model, before, plan, executor):",
         "if self._wait_min_active(model, before, plan, executor) and False:",
         "after a wait for min_active_seconds the plan is still that of before",
-        ("switch",),
+        ("lock",),
     ),
     # ---- locks and what they remember ----
     Mutant(

@@ -190,7 +190,14 @@ def _drain() -> Iterator[Cell]:
 
 
 def _sleep() -> Iterator[Cell]:
-    yield from Step("sleep", "a", "/sleep", "level=1").cells(DONE)
+    sleep = Step("sleep", "a", "/sleep", "level=1")
+    yield from sleep.cells(DONE)
+    # A server that a drain has paused says that it sleeps. The drain's two counts could be read.
+    for times, variant in ((2, ONCE), (0, EVER)):
+        unread = {"path": "/metrics", "fault": "html", "skip": 2, "times": times}
+        what = "answers 200 and does nothing, and its metrics are HTML"
+        orders = {"a": [*sleep.cell("not-done", variant).orders["a"], unread]}
+        yield Cell("sleep", "not-done, html", variant, what, orders=orders, ends=("b active",))
     asked = Step("confirm sleep", "a", "/is_sleeping", after="/sleep")
     yield from asked.cells(ASKED)
     yield from asked.cells(("500", "hang", "html", "json"), EVER)

@@ -94,6 +94,10 @@ class DevModeOff(ServerError):
     remedy = ""  # the text says it
 
 
+class InDoubt(ServerError):
+    """The server says that it sleeps, and can't tell whether it is only paused."""
+
+
 class DrainTimeout(ServerError):
     """Requests still ran at the deadline and may not be cut. The server has them still."""
 

@@ -13,6 +13,7 @@ from .drain import CUT, FATES, Drain
 from .errors import (
     Divided,
     DrainTimeout,
+    InDoubt,
     LifecycleError,
     NoMemory,
     ServerDied,
@@ -195,16 +196,34 @@ class Executor:
             # The drain that was broken off ends now too, and leaves the gauge at its own level 0. To ask a sleeping
             # server again does nothing but put that right; not by abort, which would cut what has come since.
             server.sleep(step.level or 1, "keep" if mode == "keep" else "wait")
-        # A server that a drain has paused says that it sleeps, and has all its memory.
-        asleep = server.is_asleep if paused else server.is_sleeping
+        self._confirm_sleep(step, paused)
+        if not paused and not server.can_cut():
+            self._check_idle(step)
+        memory.remember_freed(self.host.stack_dir, model, free, self.host.lifecycles[model.id].start_id)
+
+    def _confirm_sleep(self, step: Step, paused: bool) -> None:
+        """Wait until a server proves that it sleeps."""
+        server, told = self.host.servers[step.model], self.host.clock()
+        patience = min(self.settings.probe_timeout_seconds, self.settings.request_timeout_seconds)
+
+        def asleep() -> bool:
+            nonlocal told
+            try:
+                # A server that a drain has paused says that it sleeps, and has all its memory.
+                proved = server.is_asleep() if paused else server.is_sleeping()
+            except InDoubt:
+                # Its metrics may never be readable: they are not waited for as long as for a sleep.
+                if self.host.clock() - told >= patience:
+                    raise
+                return False
+            told = self.host.clock()
+            return proved
+
         if not self.host.wait(asleep, self.settings.request_timeout_seconds):
             raise ServerError(
                 f"{step.model} took the call to sleep but is still awake after "
                 f"{self.settings.request_timeout_seconds:g} s (request_timeout_seconds)"
             )
-        if not paused and not server.can_cut():
-            self._check_idle(step)
-        memory.remember_freed(self.host.stack_dir, model, free, self.host.lifecycles[model.id].start_id)
 
     def _check_idle(self, step: Step) -> None:
         """A server that held nothing may have been given a request before it slept, and have it still."""

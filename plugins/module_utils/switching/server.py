@@ -16,7 +16,7 @@ import typing
 
 from . import metrics
 from .client import Client, HungUp, printable
-from .errors import BadAnswer, DevModeOff, NoSuchAnswer, Refused, ServerError, Unreachable, Unresponsive
+from .errors import BadAnswer, DevModeOff, InDoubt, NoSuchAnswer, Refused, ServerError, Unreachable, Unresponsive
 from .inventory import Model, Request, Switching
 from .kinds import HELLO, KINDS, POSSIBLE, TEXT, Reply
 from .metrics import Metrics
@@ -28,6 +28,8 @@ from .versions import Abilities, abilities
 _RELOAD = (Request("/collective_rpc", body={"method": "reload_weights"}), Request("/reset_prefix_cache"))
 _RELOADING_WAKE = (Request("/wake_up?tags=weights"), _RELOAD[0], Request("/wake_up?tags=kv_cache"), _RELOAD[1])
 _PLAIN_WAKE = (Request("/wake_up"),)
+
+_UNREAD = "/metrics can't be read, which tells whether it is only paused"
 
 
 class Server(Client):
@@ -90,7 +92,7 @@ class Server(Client):
             doubt = "its engines do not sleep at one level"
         elif asleep and told.unread and able.modes:
             # It may only be paused, and have all its memory.
-            doubt = "/metrics can't be read, which tells whether it is only paused"
+            doubt = _UNREAD
         elif level == 0 and not told.awake and able.level_0_sleeps:
             level = None
         elif level == 0 and told.awake and not able.tells_half:
@@ -151,8 +153,16 @@ class Server(Client):
         return sleeping
 
     def is_asleep(self) -> bool:
-        """Whether the server sleeps and has given its memory back, as far as it tells: not if it is only paused."""
-        return self.is_sleeping() and self._metrics().level != 0
+        """Whether the server sleeps and has given its memory back, as far as it tells: not if it is only paused.
+
+        InDoubt where its metrics would tell that, and can't be read.
+        """
+        if not self.is_sleeping():
+            return False
+        told = self._metrics()
+        if told.unread and self.abilities().modes:
+            raise InDoubt(f"{self.model.id} says that it sleeps, but {_UNREAD}")
+        return told.level != 0 and not told.at_odds
 
     def count_requests(self) -> tuple[int, int] | None:
         """How many requests run and how many wait; None where the server has no such gauges.

@@ -414,6 +414,22 @@ def test_a_model_stays_active_for_as_long_as_it_may(pair: Host) -> None:
     assert taken(pair.switch("b", "stopped", now=clocks.now))[0] == "drain b"
 
 
+def test_what_has_changed_while_a_model_stayed_active_is_seen(pair: Host) -> None:
+    pair.settings["min_active_seconds"] = 60
+    pair.up(a="active", b=2)
+    clocks = Clocks()
+    pair.switch("b", now=clocks.now)
+
+    def sleep(seconds: float) -> None:
+        if not clocks.slept:
+            pair.call("b", "POST", "/sleep?level=1&mode=wait")  # somebody acts by hand
+        clocks.sleep(seconds)
+
+    result = pair.switch("a", now=clocks.now, sleep=sleep)
+    assert taken(result) == ["wait b", "wake a", "verify a"]
+    assert pair.states() == {"a": "active", "b": "sleeping"}
+
+
 def test_a_clock_that_was_set_back_is_not_waited_for(pair: Host) -> None:
     pair.settings["min_active_seconds"] = 60
     pair.up(a="active", b=2)

@@ -23,6 +23,7 @@ import requests
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors import (
     BadAnswer,
     DevModeOff,
+    InDoubt,
     Refused,
     ServerError,
     Unreachable,
@@ -465,6 +466,58 @@ def test_before_servers_can_be_paused_so_the_metrics_do_not_matter(
     finally:
         old_standin.call("DELETE", "/standin/faults")
         old_standin.call("POST", "/wake_up")
+
+
+@pytest.mark.parametrize("fault", ["html", "odd_numbers", "empty_200", "wrong_json", "status_500"])
+def test_no_sleep_is_proved_by_metrics_that_can_not_be_read(
+    standin: serverlib.Server, server: Server, fault: str
+) -> None:
+    for level in (0, 1):
+        standin.call("POST", f"/sleep?level={level}&mode=wait")
+        standin.fault("/metrics", fault, times=2)
+        kind, text = raised(server.is_asleep)
+        assert kind is InDoubt
+        assert text == "m says that it sleeps, but /metrics can't be read, which tells whether it is only paused"
+        standin.fault("/metrics", fault, times=1)
+        assert server.is_asleep() is (level == 1)
+
+
+def test_a_sleep_of_one_of_two_engines_is_none(standin: serverlib.Server, server: Server) -> None:
+    standin.call("POST", "/sleep?level=1&mode=wait")
+    standin.fault("/metrics", "two_engines")
+    assert not server.is_asleep()
+    assert server.is_asleep()
+
+
+@pytest.mark.parametrize(
+    "metrics",
+    [
+        pytest.param((404, ""), id="not there"),
+        pytest.param((403, "<html>"), id="kept from us"),
+        pytest.param((200, "# HELP python_info Python platform information\n"), id="--disable-log-stats"),
+        pytest.param((200, "vllm:num_requests_running 0.0\n"), id="no sleep gauge"),
+    ],
+)
+def test_who_never_tells_a_level_is_believed_that_it_sleeps(not_vllm: NotVllm, metrics: tuple[int, str]) -> None:
+    not_vllm.answers = {
+        "/version": (200, '{"version": "0.32.0"}'),
+        "/is_sleeping": (200, '{"is_sleeping": true}'),
+        "/metrics": metrics,
+    }
+    with server_for(not_vllm.port) as server:
+        assert server.is_asleep()
+    assert [path for _method, path, _body in not_vllm.requests].count("/metrics") == 1
+
+
+@pytest.mark.parametrize("version", ["0.16.0", ""])
+def test_who_can_not_be_paused_is_believed_that_it_sleeps(not_vllm: NotVllm, version: str) -> None:
+    not_vllm.answers = {
+        "/version": (200, json.dumps({"version": version})),
+        "/is_sleeping": (200, '{"is_sleeping": true}'),
+        "/metrics": (200, "<html>"),
+    }
+    with server_for(not_vllm.port) as server:
+        assert server.is_asleep()
 
 
 def test_a_connection_that_is_reset_before_any_answer() -> None:

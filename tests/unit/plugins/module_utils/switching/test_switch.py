@@ -836,6 +836,60 @@ def test_a_server_that_cannot_sleep_is_stopped(pair: Host, fault: str, gist: str
     assert pair.states() == {"a": "stopped", "b": "active"}
 
 
+UNREAD = "a says that it sleeps, but /metrics can't be read, which tells whether it is only paused"
+
+
+@pytest.mark.parametrize(
+    ("times", "gist"),
+    [
+        pytest.param(2, "a took the call to sleep but is still awake after 1 s (request_timeout_seconds)", id="once"),
+        pytest.param(0, UNREAD, id="for ever"),
+    ],
+)
+def test_who_did_not_do_its_sleep_is_stopped_though_its_metrics_can_not_be_read(
+    pair: Host, times: int, gist: str
+) -> None:
+    pair.settings["request_timeout_seconds"] = 1
+    pair.up(a="active", b=1)
+    # The drain could read them.
+    pair.call("a", "POST", "/standin/faults", json=[
+        {"path": "/sleep", "fault": "not_done", "match": "level=1", "times": 0},
+        {"path": "/metrics", "fault": "html", "skip": 2, "times": times},
+    ])  # fmt: skip
+    result = pair.switch("b")
+    assert steps(result) == ["drain a", "sleep a 1", "stop a", "wake b 1", "verify b"]
+    assert result.steps[1]["failed"] == gist
+    assert pair.states() == {"a": "stopped", "b": "active"}
+
+
+def test_a_sleep_whose_metrics_can_not_be_read_for_a_moment_is_proved(pair: Host) -> None:
+    pair.up(a="active", b=1)
+    pair.fault("a", "/metrics", "html", skip=2, times=4)
+    result = pair.switch("b")
+    assert steps(result) == ["drain a", "sleep a 1", "wake b 1", "verify b"]
+    assert not any("failed" in step for step in result.steps)
+
+
+def test_metrics_that_can_never_be_read_are_not_waited_for_as_long_as_for_a_sleep(pair: Host) -> None:
+    pair.settings.update(probe_timeout_seconds=1, request_timeout_seconds=60)
+    pair.up(a="active", b=1)
+    pair.fault("a", "/metrics", "html", times=0)
+    result = pair.switch("b")
+    assert steps(result) == ["drain a", "sleep a 1", "stop a", "wake b 1", "verify b"]
+    assert result.steps[1]["failed"] == UNREAD
+    assert 1 <= result.steps[1]["seconds"] < 30
+    assert pair.states() == {"a": "stopped", "b": "active"}
+
+
+def test_who_sleeps_and_can_not_prove_it_is_woken_where_it_may_not_be_stopped(pair: Host) -> None:
+    pair.settings.update(probe_timeout_seconds=1, escalation=["roll_back"])
+    pair.up(a="active", b=1)
+    pair.fault("a", "/metrics", "html", times=0)
+    text, _result = failed(lambda: pair.switch("b"))
+    assert text.startswith(f"b could not be made active: {UNREAD}")
+    assert pair.states() == {"a": "active", "b": "sleeping"}
+
+
 def test_a_model_that_was_to_sleep_and_cannot_is_a_failure(pair: Host) -> None:
     pair.up(a="active", b=1)
     pair.fault("a", "/sleep", "status_500", match="level=1")
@@ -933,6 +987,18 @@ def test_a_restart_that_fails_brings_the_previous_model_back(pair: Host) -> None
     assert (result.active_model, result.models["b"].state) == ("a", "stopped")
     assert pair.states() == {"a": "active", "b": "stopped"}
     assert pair.completion("a") == answer
+
+
+def test_a_secret_in_a_log_is_hidden_before_the_message_is_cut_short(pair: Host) -> None:
+    pair.settings["escalation"] = ["stop", "roll_back"]
+    pair.models[1]["env"]["HF_TOKEN"] = token = "hf_sesame" * 40  # longer than the first line may be
+    pair.up(a="active", b=1)
+    pair.fault("b", "/wake_up", "refuse")
+    with (pair.stack_dir / "run" / "b.log").open("a", encoding="utf-8") as log:
+        log.write(f"ValueError: no such token: {token}\n")
+    text, _result = failed(lambda: pair.switch("b"))
+    assert "; and its log says: ValueError: no such token: ********\n" in text
+    assert "hf_sesame" not in text
 
 
 def test_a_server_that_dies_while_it_loads_ends_the_wait_at_once(host: Host) -> None:
