@@ -672,7 +672,8 @@ MUTANTS = (
         "host.py",
         "comes = begun is not None and begun.action in (START, WAKE)",
         "comes = False",
-        "a model that a killed switch was waking is not what served",
+        "a model that a killed switch was starting is not what served",
+        ("switch",),
     ),
     # ---- memory ----
     Mutant(

@@ -630,6 +630,21 @@ def test_what_a_killed_switch_has_begun_is_waited_for(host: Host, what: str, nam
     assert host.states() == {name: "active", other: "sleeping"}
 
 
+def test_who_a_killed_switch_was_starting_is_restored_after_a_failure(host: Host) -> None:
+    host.settings["escalation"] = ["stop", "roll_back"]
+    host.declare("a", standin={"load_seconds": 2})
+    host.declare("b")
+    host.up(b=1)
+    with host.switcher() as switcher, switcher.lock.hold("killed", 1, lambda _done, _seconds: False):
+        switcher.lock.begin("a", "start")
+        switcher.host.lifecycles["a"].start()
+    host.fault("b", "/wake_up", "status_500")
+    text, result = failed(lambda: host.switch("b"))
+    assert steps(result) == ["stop a", "wake b 1", "stop b", "start a", "verify a"]
+    assert "\na is active again\n" in text
+    assert host.states() == {"a": "active", "b": "stopped"}
+
+
 def test_a_restart_waits_for_what_runs(host: Host) -> None:
     """It was woken, and never proved: meanwhile somebody has found it."""
     host.settings["canary"] = "enforce"
