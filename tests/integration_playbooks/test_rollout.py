@@ -314,7 +314,7 @@ def test_the_last_hosts_keep_their_model(ansible_playbook: str, tmp_path: Path, 
     # One of the inventory would come too late to leave a host out.
     hosts[0].variables = functools.partial(dict, hosts[0].variables(), switch_keep=1)  # type: ignore[method-assign]
     run = Ansible(ansible_playbook, tmp_path, hosts).play("switch", "-e", "model=b", "-l", "one")
-    assert "give it as an extra variable" in run.failure()
+    assert "set it as an extra variable" in run.failure()
     assert awake(servers) == "ac"
 
 

@@ -57,7 +57,7 @@ class Blocked(SwitchingError):
 class ServerError(SwitchingError):
     """A server did not do what was asked of it."""
 
-    remedy = "look into its log ({log}) for the cause, then switch again"
+    remedy = "check its log ({log}) for the cause, then switch again"
 
 
 class Unreachable(ServerError):
@@ -71,7 +71,7 @@ class Unresponsive(ServerError):
 class BadAnswer(ServerError):
     """The answer is not one that vLLM gives: something else listens there, or something stands in between."""
 
-    remedy = "see what listens on its port and end that, then switch again"
+    remedy = "find out what listens on its port and stop it, then switch again"
 
 
 class Refused(ServerError):
@@ -97,7 +97,7 @@ class DevModeOff(ServerError):
 class DrainTimeout(ServerError):
     """Requests still ran at the deadline and may not be cut. The server has them still."""
 
-    remedy = "switch when it has less to do, raise drain_timeout_seconds, or set drain_timeout_action to abort"
+    remedy = "switch when it is less busy, raise drain_timeout_seconds, or set drain_timeout_action to abort"
 
 
 class CannotCut(ServerError):
@@ -108,26 +108,27 @@ class WrongAnswer(ServerError):
     """The canary: a server that was woken answers otherwise than when it was known good."""
 
     remedy = (
-        "see that the model's files are those it was loaded from; if the new answer is right, record it (record_canary)"
+        "check that the model's files have not changed since it was loaded; if the new answer is correct, record it "
+        "(record_canary)"
     )
 
 
 class NoMemory(ServerError):
     """Somebody else holds the GPU memory that a server needs. Nothing was asked of the server."""
 
-    remedy = "end what holds the GPU memory, or stop the model that it serves, then switch again"
+    remedy = "end the process that holds the GPU memory, or stop the model that it serves, then switch again"
 
 
 class Divided(NoMemory):
     """A GPU that a server needs as a whole is divided into MIG instances. Nothing was asked of the server."""
 
-    remedy = "correct its gpus, or end the division (nvidia-smi -mig 0), then switch again"
+    remedy = "correct its gpus, or disable MIG on that GPU (nvidia-smi -mig 0), then switch again"
 
 
 class LifecycleError(SwitchingError):
     """A server could not be started or stopped."""
 
-    remedy = "look into its log ({log}) for the cause, then switch again"
+    remedy = "check its log ({log}) for the cause, then switch again"
 
 
 class ServerDied(LifecycleError):
@@ -141,7 +142,7 @@ class LockTimeout(SwitchingError):
 class LockLost(SwitchingError):
     """The lock of a switch that goes on was removed, so that another one may have begun."""
 
-    remedy = "see what is active, then switch again; leave the files of a stack's run folder where they are"
+    remedy = "check which model is active, then switch again; do not remove files from a stack's run directory"
 
 
 class SwitchFailed(SwitchingError):

@@ -372,7 +372,7 @@ def _run(
 
 def _check(answer: subprocess.CompletedProcess[str]) -> None:
     if answer.returncode != 0:
-        said = (answer.stderr or answer.stdout).strip() or "it said nothing"
+        said = (answer.stderr or answer.stdout).strip() or "no output"
         raise LifecycleError(f"{' '.join(answer.args)} failed ({answer.returncode}): {said}")
 
 

@@ -16,7 +16,7 @@ from .plan import ACTIVE, Observation, Step
 States = typing.Mapping[str, Observation]
 Steps = typing.List[typing.Dict[str, typing.Any]]
 
-_MENDED = {"stop": " had to be stopped", "retry": " woke at the second try", "restart": " was restarted"}
+_MENDED = {"stop": " had to be stopped", "retry": " woke at the second attempt", "restart": " was restarted"}
 
 
 @dataclasses.dataclass

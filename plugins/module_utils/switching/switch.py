@@ -90,16 +90,16 @@ class Switcher:
     def roll_back(self, check: bool = False) -> Result:
         """Make those models active again that the last switch has taken off their GPUs; done twice, it stays so.
 
-        Nothing waits for C(min_active_seconds). Raises SwitchingError where there is nothing to take back, and what
+        Nothing waits for C(min_active_seconds). Raises SwitchingError where there is nothing to roll back, and what
         C(switch) raises.
         """
         names = desired_state.last_displaced(self.stack_dir)
         models = [m for m in self.inventory.enabled if m.id in names]
         if not models:
-            why = "no switch has taken a model off this host's GPUs since it was provisioned"
+            why = "no switch has replaced a model on this host since it was provisioned"
             if names:
-                why = f"the last switch took {', '.join(names)} off the GPUs, which is no longer declared, or disabled"
-            raise SwitchingError(f"there is nothing to take back: {why}; say which model is to be active")
+                why = f"the last switch replaced {', '.join(names)}, which is no longer declared or is disabled"
+            raise SwitchingError(f"there is nothing to roll back: {why}; name the model to make active")
         self.settings = dataclasses.replace(self.settings, min_active_seconds=0)
         started = self.clock()
         done: list[Result] = []
@@ -133,8 +133,8 @@ class Switcher:
         for model in models if record_canary else ():
             if desired != ACTIVE or not canary.applies(model):
                 raise SwitchingError(
-                    f"record_canary: {model.id} can't give an answer to record: that takes the state active, a canary "
-                    "that is not off, and ready_completion"
+                    f"record_canary: {model.id} can't give an answer to record: this requires the state active, a "
+                    "canary that is not off, and ready_completion"
                 )
         if desired != STOPPED:
             self._check_provisioned(models)
@@ -142,7 +142,8 @@ class Switcher:
         with self._checking() if check else self._lock(models, f"{', '.join(m.id for m in models)} {desired}"):
             if displaced and desired_state.last_displaced(self.stack_dir) != list(displaced):
                 raise SwitchingError(
-                    "another switch of the host ended meanwhile: see what is active, then roll back again"
+                    "another switch of this host ended in the meantime: check which model is active, then roll back "
+                    "again"
                 )
             outcomes = self._side_by_side(models, desired, check, started, record_canary)
             if not check:
@@ -190,7 +191,7 @@ class Switcher:
                 how = (
                     f"could not be restored, although {why} failed: {error}"
                     if error
-                    else f"was restored, since {why} failed"
+                    else f"was restored because {why} failed"
                 )
                 settled.append(SwitchFailed(f"{model.id} {how}", joined([outcome, *done])))
             else:
@@ -233,9 +234,11 @@ class Switcher:
             if found is None or others:
                 what = ", ".join(f"{name} is {describe(seen[name])}" for name in others or begun.active_models)
                 why = (
-                    "somebody has switched since" if others else "another switch was made since, or it changed nothing"
+                    "other models have been switched since"
+                    if others
+                    else "another switch was made since, or the change is empty"
                 )
-                raise ChangedSince(f"{what or 'nothing is active'}: {why}, so nothing of {change} is undone", begun)
+                raise ChangedSince(f"{what or 'nothing is active'}: {why}, so no part of {change} is undone", begun)
             done, error = self._restore_active(found.before, seen, check, started)
             result = self._combined(begun, done, started)
             if error and not check and "roll_back" in self.settings.escalation:
