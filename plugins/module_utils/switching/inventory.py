@@ -59,7 +59,7 @@ class Inventory:
     switching: Switching
 
     def find(self, name: str) -> Model:
-        """The model with this id, alias or, where only one says so, C(model).
+        """The model with this id, alias or, if it is unique, C(model).
 
         Raises UnknownModel, naming the models that exist, when there is none or when it is disabled.
         """
@@ -85,7 +85,7 @@ class Inventory:
         return ", ".join(m.id + (" (disabled)" if m.disabled else "") for m in self.models)
 
     def check_apart(self, models: typing.Sequence[Model]) -> None:
-        """Raise SwitchingError where the models can't be switched side by side."""
+        """Raise SwitchingError if the models can't be switched in parallel."""
         if len(self.load_batches(models)) > 1:
             raise SwitchingError(
                 f"{', '.join(m.id for m in models)} share GPUs, directly or through another model, and can't be "
@@ -97,7 +97,7 @@ class Inventory:
         return tuple(m for m in self.models if m.conflicts_with(model))
 
     def group(self, model: Model) -> tuple[Model, ...]:
-        """The model and all that it has to do with: those it conflicts with, those these conflict with, and so on."""
+        """The model and all that share GPUs with it, directly or through other models."""
         found = {model.id: model}
         new = [model]
         while new:
@@ -106,7 +106,7 @@ class Inventory:
         return tuple(m for m in self.models if m.id in found)
 
     def load_batches(self, models: typing.Iterable[Model]) -> list[tuple[Model, ...]]:
-        """The models, in an order in which they may be loaded: those of one batch have no GPU to do with each other."""
+        """The models in the order in which they can be loaded: the models of a batch share no GPUs, even indirectly."""
         queues: dict[str, list[Model]] = {}
         for model in models:
             queues.setdefault(self.group(model)[0].id, []).append(model)
@@ -130,7 +130,7 @@ class Inventory:
 def parse(models: typing.Any, switching: typing.Any = None) -> Inventory:
     """The Inventory of C(vllm_models) (list of dict) and C(vllm_switching) (dict).
 
-    Raises InventoryError with every mistake found. Does no I/O.
+    Raises InventoryError with all mistakes. Does no I/O.
     """
     mistakes = list(checks.unwritable(switching, "vllm_switching")) if isinstance(switching, dict) else []
     if isinstance(models, (list, tuple)):

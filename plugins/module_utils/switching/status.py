@@ -28,7 +28,7 @@ _LAST_SWITCH_KEYS: dict[str, typing.Any] = {
 
 
 def report(host: Host) -> dict[str, typing.Any]:
-    """What every model is and how many requests it has, as plain data. Changes nothing, and never fails."""
+    """The state and the number of requests of every model, as plain data. Changes nothing and never fails."""
     host.lock.peek()
     seen, gpu_memory_gb = host.report()
     for model in host.inventory.enabled:
@@ -59,7 +59,7 @@ def missing(host: Host, model: Model) -> str:
 
 
 def unreadable(host: Host) -> list[str]:
-    """What this user can't be told, because he may not read the state files."""
+    """Warnings about what is unknown because this user may not read the state files."""
     path = state_files.path(host.stack_dir, state_files.LAST_SWITCH)
     hidden = ["whether a model's last wake was confirmed"] if host.lock.unreadable else []
     if os.path.exists(path) and not os.access(path, os.R_OK):

@@ -23,7 +23,7 @@ from .transition import Transition
 
 
 class Switcher:
-    """Switches the models of the host it runs on. Time and the outside world are parameters, for tests to own."""
+    """Switches the models of the host on which it runs. Clock and I/O are parameters, for tests to replace."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class Switcher:
         return Host(inventory, self.stack_dir, self.lock, self.clock, self.sleep, self.make_server, self.make_lifecycle)
 
     def report(self) -> dict[str, typing.Any]:
-        """What every model is and how many requests it has, as plain data. Changes nothing, and never fails."""
+        """The state and the number of requests of every model, as plain data. Changes nothing and never fails."""
         return status.report(self.host)
 
     def switch(
@@ -77,21 +77,21 @@ class Switcher:
     ) -> Result:
         """Bring the model called C(name) to the state C(desired) (active, sleeping or stopped).
 
-        Several models are brought there side by side; no two of them may have a GPU to do with each other. With
-        C(check) nothing is locked or changed, and the result tells what would be done. C(for_now): after a boot the
-        host is to come back to what it was meant to be before. C(record_canary): the model, once active, is known good,
-        so its answer is recorded. C(change) is a name by which C(undo) can take it back; several models are then
-        switched as one: where one fails, the others are restored, too. Raises UnknownModel, Blocked or LockTimeout when
-        nothing has been touched, SwitchFailed when something has.
+        Several models are switched in parallel; they must not share GPUs, directly or through another model. With
+        C(check), nothing is locked or changed, and the result contains the planned steps. With C(for_now), the desired
+        state that a boot restores does not change. With C(record_canary), the answer of the active model is recorded as
+        the correct one. C(change) is a name by which C(undo) can undo the switch; several models are then switched
+        together: if one fails, the others are restored. Raises UnknownModel, Blocked or LockTimeout if nothing was
+        changed, SwitchFailed otherwise.
         """
         models = [self.inventory.find(one) for one in ([name] if isinstance(name, str) else name)]
         return self._switch_all(models, desired, check, for_now, record_canary, change=change)
 
     def roll_back(self, check: bool = False) -> Result:
-        """Make those models active again that the last switch has taken off their GPUs; done twice, it stays so.
+        """Make the models active again that the last switch replaced. A second call changes nothing.
 
-        Nothing waits for C(min_active_seconds). Raises SwitchingError where there is nothing to roll back, and what
-        C(switch) raises.
+        Does not wait for C(min_active_seconds). Raises SwitchingError if there is nothing to roll back, and the
+        exceptions of C(switch).
         """
         names = desired_state.last_displaced(self.stack_dir)
         models = [m for m in self.inventory.enabled if m.id in names]
@@ -218,10 +218,10 @@ class Switcher:
         return done, None
 
     def undo(self, change: str, check: bool = False) -> Result:
-        """Put back what the switches of this C(change) have changed, on all GPUs at once: all of it, or nothing.
+        """Undo the switches of this C(change) on all GPUs: completely or not at all.
 
-        Only where the models concerned are still as it left them, which is looked at under the lock; else ChangedSince
-        is raised, and nothing is touched. Nothing waits for C(min_active_seconds). Raises SwitchFailed or LockTimeout.
+        Raises ChangedSince and changes nothing if the models are not in the state that the change left; this is checked
+        under the lock. Does not wait for C(min_active_seconds). Raises SwitchFailed or LockTimeout.
         """
         self.settings = dataclasses.replace(self.settings, min_active_seconds=0)
         started = self.clock()
@@ -348,12 +348,11 @@ class Switcher:
         )
 
     def restore(self) -> typing.Iterator[tuple[Model, str, Result | SwitchingError]]:
-        """Bring the host back to what it is meant to be, as after a boot.
+        """Restore the desired state of the host, as after a boot.
 
-        Yields each model, its desired state and how it went; one that fails does not keep the others from coming back.
-        The sleeping ones are loaded first, one at a time where they share GPUs, and the active ones last. The record
-        stays as it is on the way: what is asked for is what it says. Should somebody switch meanwhile, then that
-        counts.
+        Yields each model, its desired state and the outcome; a model that fails does not prevent the others. Sleeping
+        models are loaded first, one at a time if they share GPUs, and active ones last. The recorded desired state does
+        not change. If another switch runs in between, its desired state takes precedence.
         """
 
         def is_desired(model: Model, state: str) -> bool:
