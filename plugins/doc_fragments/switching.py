@@ -7,7 +7,7 @@ from __future__ import annotations
 
 
 class ModuleDocFragment:
-    """What the modules that use the switching engine have in common."""
+    """Common options of the modules that use the switching engine."""
 
     DOCUMENTATION = r"""
 options:
@@ -17,8 +17,8 @@ options:
         describes the keys.
       - All mistakes in it are reported at once, before anything is touched.
       - Values whose names contain token (not tokens or tokenizer), key, secret, password or credential are kept out of
-        all logs and results, wherever in a model they stand, words of commands and requests included, if they have at
-        least eight characters and are no part of a model's names.
+        all logs and results, wherever they occur in a model, including the words of commands and requests, if they have
+        at least eight characters and are not part of a model's names.
     type: list
     elements: dict
     required: true
@@ -29,22 +29,22 @@ options:
     default: {}
 attributes:
   check_mode:
-    description: Tells in check mode what would change, without changing anything.
+    description: In check mode, reports what would change, without changing anything.
   diff_mode:
-    description: Says what has changed, or in check mode would change, when in diff mode.
+    description: In diff mode, shows what has changed, or in check mode would change.
   idempotent:
-    description: A second run with the same arguments changes nothing and says so.
+    description: A second run with the same arguments changes nothing and reports that.
 """
 
-    # Of those that talk to servers.
+    # For those that communicate with servers.
     SERVERS = r"""
 options:
   stack_dir:
     description:
-      - The folder of the host's compose project. Its C(run) folder has the lock, what the host is meant to be, the
+      - The directory of the host's compose project. Its C(run) directory contains the lock, the desired state, the
         recorded answers and memory needs of the models, and the logs of servers that a C(start_command) starts.
     type: path
     default: /opt/homegpt
 notes:
-  - The servers are reached on the loopback address of the managed host; no model port has to be open to anybody else.
+  - The servers are reached on the loopback address of the managed host. No model port has to be open to other hosts.
 """

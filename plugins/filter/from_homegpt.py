@@ -7,13 +7,13 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 name: from_homegpt
-short_description: A model inventory out of homeGPT's files
+short_description: Create a model inventory from homeGPT's files
 version_added: 0.1.0
 author:
   - HomeGPT (@homegpt)
 description:
-  - Turns the configuration of homeGPT's model manager and its compose files into the variables of a host.
-  - Fails with all mistakes at once. What is not taken over is told in notes.
+  - Converts the configuration of homeGPT's model manager and its compose files to the variables of a host.
+  - Fails with all mistakes at once. Notes list what is not converted.
 positional: compose
 options:
   _input:
@@ -26,8 +26,8 @@ options:
     default: {}
   name:
     description:
-      - What C(config.yaml) is called in notes and mistakes.
-      - Empty where there is none. Then each service of vLLM in the compose files becomes a model.
+      - The name of C(config.yaml) in notes and mistakes.
+      - Empty if there is none. Then each vLLM service in the compose files becomes a model.
     type: str
     default: config.yaml
   variables:
@@ -35,7 +35,7 @@ options:
     type: dict
     default: {}
   env:
-    description: The texts of C(.env) files with more values, by their names. Those in O(variables) win.
+    description: The texts of C(.env) files with more values, by their names. Values in O(variables) take precedence.
     type: dict
     default: {}
 """
@@ -52,8 +52,8 @@ EXAMPLES = r"""
 RETURN = r"""
 _value:
   description:
-    - A dictionary with C(variables), C(notes) (a list of texts about what was left out or guessed), C(text) (the
-      variables as a YAML file, with the notes as comments), and C(secret), whether secrets seem to be among them.
+    - A dictionary with C(variables), C(notes) (texts about what was omitted or guessed), C(text) (the variables as a
+      YAML file, with the notes as comments), and C(secret), whether the variables seem to contain secrets.
   type: dict
 """
 

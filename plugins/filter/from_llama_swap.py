@@ -7,14 +7,14 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 name: from_llama_swap
-short_description: A model inventory out of a llama-swap configuration
+short_description: Create a model inventory from a llama-swap configuration
 version_added: 0.1.0
 author:
   - HomeGPT (@homegpt)
 description:
-  - Turns a configuration of llama-swap, with C(sleepEndpoints) and C(wakeEndpoints) or without, into the variables of a
-    host.
-  - Fails with all mistakes at once. What is not taken over is told in notes.
+  - Converts a configuration of llama-swap, with or without C(sleepEndpoints) and C(wakeEndpoints), to the variables of
+    a host.
+  - Fails with all mistakes at once. Notes list what is not converted.
 positional: servers
 options:
   _input:
@@ -23,13 +23,13 @@ options:
     required: true
   servers:
     description:
-      - What becomes of vLLM servers.
-      - V(containers) of the collection, or V(processes) that their own commands start, as before.
+      - How vLLM servers are converted.
+      - To V(containers) of the collection, or to V(processes) that their own commands start, as before.
     type: str
     choices: [containers, processes]
     default: containers
   name:
-    description: What the file is called in notes and mistakes.
+    description: The name of the file in notes and mistakes.
     type: str
     default: config.yaml
   variables:
@@ -37,7 +37,7 @@ options:
     type: dict
     default: {}
   env:
-    description: The texts of C(.env) files with more values, by their names. Those in O(variables) win.
+    description: The texts of C(.env) files with more values, by their names. Values in O(variables) take precedence.
     type: dict
     default: {}
 """
@@ -51,8 +51,8 @@ EXAMPLES = r"""
 RETURN = r"""
 _value:
   description:
-    - A dictionary with C(variables), C(notes) (a list of texts about what was left out or guessed), C(text) (the
-      variables as a YAML file, with the notes as comments), and C(secret), whether secrets seem to be among them.
+    - A dictionary with C(variables), C(notes) (texts about what was omitted or guessed), C(text) (the variables as a
+      YAML file, with the notes as comments), and C(secret), whether the variables seem to contain secrets.
   type: dict
 """
 

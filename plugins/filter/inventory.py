@@ -7,12 +7,12 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 name: inventory
-short_description: The model inventory, checked and with every default filled in
+short_description: Validate the model inventory and fill in the defaults
 version_added: 0.1.0
 author:
   - HomeGPT (@homegpt)
 description:
-  - Checks C(vllm_models) and C(vllm_switching) on the controller and returns both with every default filled in.
+  - Checks C(vllm_models) and C(vllm_switching) on the controller and returns both with all defaults filled in.
   - Fails with all mistakes at once.
 positional: switching
 options:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 name: status_table
-short_description: The states of models on hosts as a table for people
+short_description: Format the states of models as a table
 version_added: 0.1.0
 author:
   - HomeGPT (@homegpt)
 description:
-  - Turns results of M(homegpt.vllm.vllm_sleep_state_info) into the lines of a table, a row for each model of each host.
+  - Converts results of M(homegpt.vllm.vllm_sleep_state_info) to the lines of a table with a row for
+    each model of each host.
 options:
   _input:
     description: The results by host name.
@@ -21,7 +22,7 @@ options:
 """
 
 EXAMPLES = r"""
-- name: Show what every host is doing
+- name: Show the models of all hosts
   ansible.builtin.debug:
     msg: "{{ {inventory_hostname: status} | homegpt.vllm.status_table }}"
 """

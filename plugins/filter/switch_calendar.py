@@ -7,20 +7,20 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 name: switch_calendar
-short_description: A calendar of switches, checked, as schedules of AWX
+short_description: Convert a calendar of switches to schedules of AWX
 version_added: 0.1.0
 author:
   - HomeGPT (@homegpt)
 description:
-  - Turns the variable C(awx_switch_calendar) of P(homegpt.vllm.awx#role) into what C(awx.awx.schedule) takes.
+  - Converts the variable C(awx_switch_calendar) of P(homegpt.vllm.awx#role) to the arguments of C(awx.awx.schedule).
   - Fails with all mistakes at once.
 positional: survey
 options:
   _input:
     description:
       - The calendar. Each entry has a C(name), an answer for each question of the survey that has no default, and
-        either C(at) (a time of day, C(HH:MM)), and if wanted C(days) and C(timezone), or an C(rrule).
-      - C(enabled) is C(false) for an entry that is to rest, C(state) is C(absent) for one that is to be removed.
+        either C(at) (a time of day, C(HH:MM)) and, optionally, C(days) and C(timezone), or an C(rrule).
+      - C(enabled=false) suspends an entry, C(state=absent) removes it.
     type: list
     elements: dict
     required: true
@@ -73,7 +73,7 @@ class _Entry:
         if not isinstance(entry, dict):
             self.wrong("", "must be a dictionary")
         elif not isinstance(self.name, str) or not self.name.strip():
-            self.wrong("name", "is missing: every entry needs one of its own")
+            self.wrong("name", "is missing: every entry needs a unique name")
         else:
             self.where += " (%s)" % self.name
 
@@ -96,7 +96,7 @@ class _Entry:
     def answers(self, questions):
         for key in self.entry:
             if key not in questions and key not in ITS_OWN:
-                self.wrong(key, "is not known; known are %s" % ", ".join(ITS_OWN + tuple(questions)))
+                self.wrong(key, "is not a valid key; valid keys are %s" % ", ".join(ITS_OWN + tuple(questions)))
         given = {}
         for key, question in questions.items():
             if key in self.entry:
@@ -124,7 +124,7 @@ class _Entry:
         if "rrule" in self.entry:
             beside = [key for key in WHEN if key in self.entry and key != "rrule"]
             if beside:
-                self.wrong("rrule", "says when by itself: take away %s, or rrule" % ", ".join(beside))
+                self.wrong("rrule", "can't be combined with %s: remove one or the other" % ", ".join(beside))
             rule = self.entry["rrule"]
             if not isinstance(rule, str) or not re.match(r"DTSTART\S*:\S+ RRULE:\S*INTERVAL=", rule):
                 self.wrong(
@@ -174,7 +174,7 @@ def switch_calendar(calendar, survey):
     names = [entry.name for entry in entries]
     for number, entry in enumerate(entries):
         if entry.name is not None and entry.name in names[:number]:
-            entry.wrong("name", "is that of another entry too: it would overwrite it")
+            entry.wrong("name", "is used by another entry, which would be overwritten")
     mistakes = [mistake for entry in entries for mistake in entry.mistakes]
     if mistakes:
         raise AnsibleFilterError("\n".join(mistakes))

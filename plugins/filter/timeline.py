@@ -7,21 +7,21 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 name: timeline
-short_description: A picture of a switch, of one host or of many, as the text of an SVG file
+short_description: Draw a switch of one or more hosts as an SVG timeline
 version_added: 0.2.0
 author:
   - HomeGPT (@homegpt)
 description:
-  - Draws what was done to which server, when and for how long. One host has a lane for each of its models that
-    something was done to; of many hosts each has one lane, and they stand by waves.
-  - It follows the reader's light or dark background, and has no script and no font of its own.
+  - Draws the steps of each server with their start and duration. One host has a lane for each model with steps. Several
+    hosts have one lane each, ordered by waves.
+  - The file supports light and dark backgrounds, and contains neither scripts nor fonts.
 options:
   _input:
     description:
-      - The C(rows) that P(homegpt.vllm.rollout#filter) returns with C(steps=true). Of a row C(host), C(from), C(to),
-        C(seconds), C(result), C(wave), C(steps) and C(back) count; all but C(host) may be missing.
-      - C(steps) are those that M(homegpt.vllm.vllm_sleep_state) returns. Those of check mode have no times, so they are
-        not drawn.
+      - The C(rows) that P(homegpt.vllm.rollout#filter) returns with C(steps=true). The keys C(host), C(from), C(to),
+        C(seconds), C(result), C(wave), C(steps) and C(back) of a row are used; only C(host) is required.
+      - C(steps) are those that M(homegpt.vllm.vllm_sleep_state) returns. Steps of check mode have no times and are not
+        drawn.
     type: list
     elements: dict
     required: true
@@ -51,7 +51,7 @@ def timeline(rows):
     """The picture of the rows of a report."""
     rows = plain(rows)
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) and "host" in row for row in rows):
-        raise AnsibleFilterError("timeline takes a list of dictionaries, each with host; those of a report's rows")
+        raise AnsibleFilterError("timeline requires a list of dictionaries with the key host, as in a report")
     return svg(rows)
 
 

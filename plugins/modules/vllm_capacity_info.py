@@ -8,13 +8,13 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: vllm_capacity_info
-short_description: Tell whether a host has the memory that its model inventory takes
+short_description: Check whether a host has enough memory for its model inventory
 version_added: 0.1.0
 description:
-  - Compares a host's model inventory with its RAM and, where C(nvidia-smi) or the driver of AMD's GPUs tells, with its
-    GPUs. It asks no server, so it can be used before there is any.
-  - It does not fail because something does not fit; that is what it reports.
-  - What a sleeping server keeps on its GPUs is not known beforehand; about 1 GB for each server is reckoned with.
+  - Compares a host's model inventory with its RAM and, if C(nvidia-smi) or the driver of AMD's GPUs reports them, with
+    its GPUs. It queries no server, so it can run before the stack is provisioned.
+  - It does not fail if something does not fit; it reports the problems.
+  - The memory that a sleeping server keeps on its GPUs is not known in advance; 1 GB for each server is assumed.
 options:
   stack_dir:
     description:
@@ -40,13 +40,13 @@ author:
 """
 
 EXAMPLES = r"""
-- name: Ask whether the models fit the host
+- name: Check whether the models fit the host
   homegpt.vllm.vllm_capacity_info:
     models: "{{ vllm_models }}"
     switching: "{{ vllm_switching }}"
   register: capacity
 
-- name: Insist that they do
+- name: Fail if they do not
   ansible.builtin.assert:
     that: capacity.problems | length == 0
     fail_msg: "{{ capacity.problems | join('\n') }}"
@@ -54,12 +54,12 @@ EXAMPLES = r"""
 
 RETURN = r"""
 ram_gb:
-  description: The RAM of the host, in GB of 10^9 bytes; null where the kernel doesn't tell.
+  description: The RAM of the host, in GB of 10^9 bytes; null if the kernel does not report it.
   returned: success
   type: float
   sample: 134.9
 gpus:
-  description: The GPUs whose memory C(nvidia-smi), or the driver of AMD's, tells; none where these can't be asked.
+  description: The GPUs whose memory C(nvidia-smi) or the driver of AMD's GPUs reports; empty if neither is available.
   returned: success
   type: list
   elements: dict
@@ -70,7 +70,7 @@ gpus:
       returned: always
       sample: 0
     uuid:
-      description: Its UUID, which stays the same when numbers change.
+      description: Its UUID, which stays the same if the numbers change.
       type: str
       returned: always
       sample: GPU-8f3b7c1e-2d4a-4b6c-9e8f-0a1b2c3d4e5f
@@ -80,34 +80,34 @@ gpus:
       returned: always
       sample: 34.19
     free_gb:
-      description: What of it nobody holds now, in GB.
+      description: Its free memory, in GB.
       type: float
       returned: always
       sample: 33.6
 unified_memory:
   description:
-    - Whether the GPUs have no memory but the RAM of the host, as on a DGX Spark or a Jetson. C(total_gb) and
-      C(free_gb) of C(gpus) are the RAM then, and what of it is available. Null where C(nvidia-smi) does not tell.
+    - Whether the GPUs use the RAM of the host as their memory, as on a DGX Spark or a Jetson. C(total_gb) and
+      C(free_gb) of C(gpus) are then the total and the available RAM. Null if C(nvidia-smi) does not report it.
   returned: success
   type: bool
   sample: false
 problems:
-  description: What of the inventory can't work on this host, each with the remedy.
+  description: What in the inventory can't work on this host, each with the remedy.
   returned: success
   type: list
   elements: str
   sample:
-    - "the weights of a and b take 150.0 GB of RAM when they sleep at level 1, and the host has 134.9 GB: put a at
-      sleep_level 2"
+    - "the weights of a and b take 150.0 GB of RAM when they sleep at level 1, but the host has 134.9 GB: set
+      sleep_level of a to 2"
 advice:
-  description: What works and is still not as meant, each with the remedy.
+  description: What works but is probably not intended, each with the remedy.
   returned: success
   type: list
   elements: str
   sample: []
 mistakes:
-  description: Every mistake of the model inventory, each with its path and what would be right.
-  returned: when O(models) or O(switching) has mistakes
+  description: All mistakes in the model inventory, each with its path and the remedy.
+  returned: when O(models) or O(switching) contains mistakes
   type: list
   elements: str
   sample: ["vllm_models[2] (gpt-oss-20b): host_port 8001 is taken by qwen3-vl-30b-a3b"]

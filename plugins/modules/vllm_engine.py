@@ -8,28 +8,28 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: vllm_engine
-short_description: Leave a copy of the switching engine on a host
+short_description: Install a copy of the switching engine on a host
 version_added: 0.1.0
 description:
-  - Writes the engine that the modules of this collection use into a folder of the host, as a Python package, so that
-    the host can show, switch and restore its models by itself (C(python3 -m switching)).
-  - The engine is a part of what Ansible sends with the module, so one task does it, however many files it has.
+  - Writes the engine that the modules of this collection use into a directory of the host, as a Python package. The
+    host can then show, switch and restore its models by itself (C(python3 -m switching)).
+  - Ansible sends the engine along with the module, so that one task is enough for all files.
 options:
   dest:
     description:
-      - The folder. Its last part is the name of the package. The folder above it must be there.
+      - The directory. Its last part is the name of the package. Its parent directory must exist.
     type: path
     required: true
 attributes:
   check_mode:
     support: full
-    description: Nothing is written.
+    description: Writes nothing.
   diff_mode:
     support: partial
-    description: Shows the names of the files with a digest of their text, not the text.
+    description: Shows the names of the files with a digest of their content, not the content.
   idempotent:
     support: full
-    description: Files that are right are left alone.
+    description: Files that are up to date are not changed.
 seealso:
   - module: homegpt.vllm.vllm_sleep_state
 author:
@@ -37,7 +37,7 @@ author:
 """
 
 EXAMPLES = r"""
-- name: Give the host its own command line
+- name: Install the command line of the host
   homegpt.vllm.vllm_engine:
     dest: /opt/homegpt/switching
 """
@@ -50,7 +50,7 @@ written:
   elements: str
   sample: [plan.py]
 removed:
-  description: The names of the Python files that the engine does not have (any more).
+  description: The names of the removed Python files that do not belong to the engine.
   returned: success
   type: list
   elements: str

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: vllm_host_engine
-short_description: Run a module of this collection by the engine that is on the host
+short_description: Run a module of this collection with the engine on the host
 version_added: 0.2.0
 description:
   - Internal. The action plugins of M(homegpt.vllm.vllm_sleep_state) and M(homegpt.vllm.vllm_sleep_state_info) send this
-    module first. It spares them the engine, which is most of what they send.
-  - The copy that M(homegpt.vllm.vllm_engine) has left is used only if its files are those of the controller to the
-    byte, and nobody but root and the user of the task can have written them. What is run is the very text that was
-    hashed; cached bytecode is not looked at. Otherwise the action plugin sends the whole module.
-  - It is sent as it stands here, without Ansible's own code, which would be half of what is left to send and to import.
-    Arguments are checked on the controller; what is not in order there is left to the whole module.
+    module first. It does not contain the engine, which is the largest part of those modules.
+  - The copy that M(homegpt.vllm.vllm_engine) has installed is used only if its files are identical to those of the
+    controller and only root and the user of the task can have written them. The source that was hashed is executed;
+    cached bytecode is ignored. Otherwise, the action plugin sends the whole module.
+  - This file is sent without Ansible's module code, which would be half of the payload. Arguments are checked on the
+    controller; if they are invalid, the whole module reports that.
 options:
   module:
     description: The full name of the module.
@@ -34,13 +34,13 @@ options:
 attributes:
   check_mode:
     support: full
-    description: What the module called does.
+    description: As the called module.
   diff_mode:
     support: full
-    description: What the module called does.
+    description: As the called module.
   idempotent:
     support: full
-    description: What the module called does.
+    description: As the called module.
 seealso:
   - module: homegpt.vllm.vllm_sleep_state
   - module: homegpt.vllm.vllm_sleep_state_info
@@ -49,7 +49,7 @@ author:
 """
 
 EXAMPLES = r"""
-- name: Make gpt-oss-20b the active model, by the host's engine where it is the controller's
+- name: Make gpt-oss-20b the active model, with the engine on the host if it is up to date
   homegpt.vllm.vllm_sleep_state:
     model: gpt-oss-20b
     models: "{{ vllm_models }}"
@@ -57,7 +57,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 engine_unused:
-  description: Why the host's engine was not used. Otherwise the module called returns what it always does.
+  description: Why the engine on the host was not used. Otherwise, the result of the called module is returned.
   returned: when the engine was not used
   type: str
   sample: /opt/homegpt/switching is not the controller's engine
@@ -149,7 +149,7 @@ def digest_of(texts):
 def check_ownership(path, found, kind, parent=False):
     """Raise Unusable unless only root and this user can have written it."""
     if not kind(found.st_mode):
-        raise Unusable(f"{path} is of another kind than expected")
+        raise Unusable(f"{path} is not of the expected type")
     if found.st_uid not in (0, os.geteuid()):
         raise Unusable(f"{path} belongs to another user")
     # In a folder such as /tmp nobody can replace what is root's or this user's.

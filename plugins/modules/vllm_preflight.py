@@ -8,15 +8,15 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: vllm_preflight
-short_description: Find every mistake that can be known before a host is touched
+short_description: Check inventory and variables before a host is changed
 version_added: 0.2.0
 description:
-  - The first task of each playbook of the collection. It looks at the inventory, at the variables of all hosts of the
-    target and at the extra variables, and fails with the list of what is wrong, each mistake once.
-  - It never connects to a host, and has no result for each host. Give the task C(run_once).
+  - The first task of each playbook of the collection. It checks the inventory, the variables of all hosts of the target
+    and the extra variables, and fails with the list of all mistakes, each once.
+  - It never connects to a host and has one result for all hosts. Set C(run_once) for the task.
 options:
   playbook:
-    description: The playbook that it is the first task of, which says what is needed.
+    description: The playbook whose variables are checked.
     type: str
     choices: [site, bootstrap, prefetch, status, teardown, switch, roll_back, awx, convert]
     required: true
@@ -28,21 +28,22 @@ attributes:
     support: none
     description: It changes nothing.
 notes:
-  - The hosts are those of the variable C(target), else of the group C(vllm_hosts), as far as C(--limit) leaves them.
+  - The hosts are those of the variable C(target) or, if it is not set, of the group C(vllm_hosts), restricted by
+    C(--limit).
   - It runs on the controller, as an action plugin.
-  - For V(convert), which has no hosts, it looks at the files that are to be read and written, by the variables of
+  - For V(convert), which has no hosts, it checks the files to read and to write, from the variables of
     C(homegpt.vllm.convert).
 author:
   - HomeGPT (@homegpt)
 """
 
 EXAMPLES = r"""
-- name: Check what can be known before a host is touched
+- name: Check inventory and variables
   hosts: >-
     {{ 'localhost' if ansible_limit is not defined else 'all' if groups.all else undef('the inventory has no hosts') }}
   gather_facts: false
   tasks:
-    - name: Find every mistake
+    - name: Fail with all mistakes
       homegpt.vllm.vllm_preflight:
         playbook: switch
       run_once: true
@@ -59,7 +60,7 @@ rollout:
   type: dict
   sample: {hosts: [gpu1, gpu2], held: [], waves: [[gpu1], [gpu2]], serial: [1, 1]}
 msg:
-  description: Every mistake, and where it is.
+  description: All mistakes with their places.
   returned: failure
   type: list
   elements: str

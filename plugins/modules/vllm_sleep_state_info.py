@@ -8,11 +8,11 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: vllm_sleep_state_info
-short_description: Tell what every model of a host is doing
+short_description: Show the state of every model of a host
 version_added: 0.1.0
 description:
-  - Asks the servers of a host's model inventory, all at once, for their states and counts of requests.
-  - It does not fail because a server is asleep, down or broken; that is what it reports.
+  - Queries all servers of a host's model inventory in parallel for their states and their numbers of requests.
+  - It does not fail if a server is asleep, stopped or broken; it reports the state.
 extends_documentation_fragment:
   - homegpt.vllm.switching
   - homegpt.vllm.switching.servers
@@ -33,13 +33,13 @@ author:
 """
 
 EXAMPLES = r"""
-- name: Ask what the models are doing
+- name: Get the states of the models
   homegpt.vllm.vllm_sleep_state_info:
     models: "{{ vllm_models }}"
     switching: "{{ vllm_switching }}"
   register: status
 
-- name: Insist that the default model is active
+- name: Check that the default model is active
   ansible.builtin.assert:
     that: status.models['qwen3-vl-30b-a3b'].state == 'active'
 """
@@ -55,20 +55,20 @@ active_models:
   sample: [qwen3-vl-30b-a3b]
 last_switch:
   description:
-    - How the last switch of the host that did something ended. Null where none is known. One that was killed leaves the
-      one before.
+    - The outcome of the last switch of the host that changed something. Null if none is known. A switch that was killed
+      leaves the outcome of the previous one.
   returned: success
   type: dict
   version_added: 0.2.0
   contains:
     models:
-      description: The ids of the models that were asked for.
+      description: The ids of the requested models.
       type: list
       elements: str
       returned: always
       sample: [gpt-oss-20b]
     state:
-      description: The state that was asked for.
+      description: The requested state.
       type: str
       returned: always
       sample: active
@@ -78,7 +78,7 @@ last_switch:
       returned: always
       sample: 1795882811.25
     seconds:
-      description: How long it took.
+      description: Its duration.
       type: float
       returned: always
       sample: 2.318
@@ -88,17 +88,17 @@ last_switch:
       returned: always
       sample: done
     rung:
-      description: The furthest rung of C(escalation) that was gone to; null where no step failed.
+      description: The last rung of C(escalation) that was tried; null if no step failed.
       type: str
       returned: always
       sample: retry
     reason:
-      description: Why it failed, or what was recovered; empty where nothing went wrong.
+      description: Why it failed, or how it recovered; empty if no step failed.
       type: str
       returned: always
-      sample: gpt-oss-20b woke at the second try
+      sample: gpt-oss-20b woke at the second attempt
 models:
-  description: Every model by its id.
+  description: The models by their ids.
   returned: success
   type: dict
   contains:
@@ -108,19 +108,19 @@ models:
       returned: always
       sample: active
     level:
-      description: The level it sleeps at; null when it does not sleep or the server doesn't tell.
+      description: The level at which it sleeps; null if it does not sleep or if the level is unknown.
       type: int
       returned: always
       sample: 1
     name:
-      description: Its name for people.
+      description: Its display name.
       type: str
       returned: always
       sample: GPT-OSS 20B
     description:
       description: What it is for.
       type: str
-      returned: when the inventory says it
+      returned: when the inventory sets it
       sample: Tools and long contexts
       version_added: 0.2.0
     host_port:
@@ -129,35 +129,35 @@ models:
       returned: always
       sample: 8004
     startup_mode:
-      description: What the inventory wants it to be after a start.
+      description: Its state after a start, from the inventory.
       type: str
       returned: always
       sample: sleep
     running:
-      description: How many requests it is working on; null where the server doesn't tell.
+      description: The number of running requests; null if the server does not report it.
       type: int
       returned: always
       sample: 3
     waiting:
-      description: How many requests are queued in it; null where the server doesn't tell.
+      description: The number of waiting requests; null if the server does not report it.
       type: int
       returned: always
       sample: 0
     gpu_memory_gb:
       description:
-        - The memory that the processes of its server hold now, on all GPUs together, in GB of 10^9 bytes; null where
-          C(nvidia-smi) doesn't tell, or not which processes they are.
+        - The memory that the processes of its server hold now, on all GPUs together, in GB of 10^9 bytes; null if
+          C(nvidia-smi) does not report it, or if the processes are unknown.
       type: float
       returned: always
       sample: 1.14
     problem:
       description: What is wrong with it.
       type: str
-      returned: when its state is error, or when it does not run and nothing is there to start it from
+      returned: when its state is error, or when it is stopped and the files to start it are missing
       sample: gpt-oss-20b's engine is dead (/health answers 503)
 mistakes:
-  description: Every mistake of the model inventory, each with its path and what would be right.
-  returned: when O(models) or O(switching) has mistakes
+  description: All mistakes in the model inventory, each with its path and the remedy.
+  returned: when O(models) or O(switching) contains mistakes
   type: list
   elements: str
   sample: ["vllm_models[2] (gpt-oss-20b): host_port 8001 is taken by qwen3-vl-30b-a3b"]

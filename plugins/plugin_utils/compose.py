@@ -106,7 +106,7 @@ def _argument(model: typing.Mapping[str, typing.Any], key: str, value: typing.An
                 text = _text(item)
                 if re.match(r"-(?!\d+\Z)", text):
                     raise ValueError(
-                        "%s: args.%s[%d] begins with a dash, which vLLM takes for another option: it can't be in a list"
+                        "%s: args.%s[%d] begins with a dash, which vLLM parses as another option: it can't be in a list"
                         % (model["id"], key, number - 1)
                     )
                 yield Word("", text, secret and "%s_%d" % (secret, number))
@@ -150,7 +150,7 @@ def _environment(given: typing.Any) -> dict[str, str]:
     environment = {}
     for name, value in (given or {}).items():
         if not re.match(r"[A-Za-z_][A-Za-z0-9_]*\Z", str(name)):
-            raise ValueError("%s is no name of an environment variable" % name)
+            raise ValueError("%s is not a valid name of an environment variable" % name)
         if not isinstance(value, (str, int, float)):
             raise ValueError("the environment variable %s must be text or a number" % name)
         environment[str(name)] = ("true" if value else "false") if isinstance(value, bool) else str(value)
@@ -168,7 +168,7 @@ def service(
     if gpu_access not in GPU_ACCESS:
         raise ValueError("vllm_gpu_access must be one of %s, is %s" % (", ".join(GPU_ACCESS), gpu_access))
     if "VLLM_API_KEY" in _environment(env):
-        raise ValueError("vllm_env can't have VLLM_API_KEY: a switch asks each model with its own, set it in their env")
+        raise ValueError("vllm_env must not contain VLLM_API_KEY: set each model's own key in its env")
     variables = {
         **{name: Word("", ",".join(map(str, gpus))) for name, gpus in _visible(model["gpus"], gpu_access).items()},
         # What puts a model to sleep answers in this mode only.
@@ -322,5 +322,5 @@ def dotenv_text(value: typing.Any) -> str:
     """The value between quotes, as compose reads it back out of C(.env). Raises ValueError for what it can't hold."""
     text = str(value)
     if "\0" in text:
-        raise ValueError("a secret of the stack has a NUL character in it, which no environment can hold")
+        raise ValueError("a secret of the stack contains a NUL character, which no environment variable can hold")
     return '"%s"' % "".join(_ESCAPES.get(character, character) for character in text)

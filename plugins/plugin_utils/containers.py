@@ -35,10 +35,10 @@ def docker_problem(
             "a start_command" % _BY_ROLE
         )
     if ps.get("rc") and not ps.get("stderr"):
-        return "the host can't be asked for its containers: %s: see to ansible_python_interpreter" % said
+        return "the containers of the host can't be listed: %s: check ansible_python_interpreter" % said
     if ps.get("rc"):
         return (
-            "the Docker engine does not answer: %s: start it (systemctl start docker), or be a user who may use it "
+            "the Docker engine does not answer: %s: start it (systemctl start docker), or use a user who has access "
             "(ansible_become)" % said
         )
     if re.search(r"'compose' is not a docker command|unknown (shorthand )?flag", tried):
@@ -46,7 +46,7 @@ def docker_problem(
             return ""
         return "Docker's compose plugin is missing or older than 2.20.3: install docker-compose-plugin, %s" % _BY_ROLE
     if config.get("rc"):
-        return "Docker compose refuses what it would be given, look at %s: %s" % (look_at, tried)
+        return "docker compose rejects the configuration, check %s: %s" % (look_at, tried)
     return ""
 
 

@@ -145,7 +145,7 @@ def environment(
         elif value is None:
             key = "gpus" if name in VISIBLE else "env"
             notes.add(
-                "%s.%s" % (place, name), "not taken over: its value comes from where compose runs; set it in " + key
+                "%s.%s" % (place, name), "not converted: its value comes from where compose runs; set it in " + key
             )
         else:
             found[name] = scalar(value)

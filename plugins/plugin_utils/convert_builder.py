@@ -111,8 +111,8 @@ class Builder:
         if defaults:
             self.notes.add(
                 place,
-                "without a value, so that what the file says for that case is taken: %s. Give the file with the values "
-                "as convert_env, or single ones as convert_variables" % ", ".join(defaults),
+                "variables without a value, so the defaults in the file are used: %s. Pass the file with the values as "
+                "convert_env, or single values as convert_variables" % ", ".join(defaults),
             )
         return found
 
@@ -137,7 +137,7 @@ class Builder:
         if unknown(server.image):
             self.notes.add(
                 place + ": image",
-                "not taken over: its value is not in the file (%s); set image or vllm_image"
+                "not converted: its value is not in the file (%s); set image or vllm_image"
                 % ", ".join(unknown(server.image)),
             )
         elif server.image:
@@ -146,9 +146,9 @@ class Builder:
         model["args"] = args
         model["aliases"] = [*line.names, *model.get("aliases", [])]
         if line.host not in ("", "127.0.0.1", "localhost", "0.0.0.0"):  # noqa: S104  # nothing listens here
-            self.notes.add(place + ": --host", "not taken over: ports are published on 127.0.0.1, always")
+            self.notes.add(place + ": --host", "not converted: ports are published on 127.0.0.1, always")
         if unknown(line.port):
-            self.notes.add(place + ": --port", "not taken over: the collection sets it")
+            self.notes.add(place + ": --port", "not converted: the collection sets it")
         self._volumes += [(volume, place) for volume in server.volumes]
 
     def _started(self, model: dict[str, typing.Any], start: launch.Launch, place: str) -> None:
@@ -156,23 +156,23 @@ class Builder:
         if start.entrypoint and ENTRYPOINT_KEY and _may_be_kept(start.entrypoint):
             model[ENTRYPOINT_KEY] = start.entrypoint
             if start.problem:
-                self.notes.add(place, "its entrypoint is taken over as it is: check that it starts `vllm serve`")
+                self.notes.add(place, "its entrypoint is copied unchanged: check that it starts `vllm serve`")
             return
         if start.problem:
             model["startup_mode"] = "disabled"
             self.notes.add(
                 place,
-                "what it runs is not understood from here on: %s. It is disabled: see what that does, and write model, "
-                "gpus and args as they are to be" % quoted(start.problem),
+                "its command can't be parsed from here on: %s. It is disabled: check what that does, and set model, "
+                "gpus and args by hand" % quoted(start.problem),
             )
         if start.entrypoint and ENTRYPOINT_KEY and start.before and not start.problem:
             model[ENTRYPOINT_KEY] = ["vllm", "serve"]
         for text in start.before:
-            self.notes.add(place, "not taken over, but run before vLLM: %s" % quoted(text))
+            self.notes.add(place, "not converted, although it runs before vLLM: %s" % quoted(text))
         if start.entrypoint and not (start.before or start.problem):
             self.notes.add(
                 place,
-                "runs %s itself: a container here runs the entrypoint of its image, which then has to be `vllm serve`"
+                "runs %s itself: here, a container runs the entrypoint of its image, which must be `vllm serve`"
                 % quoted(" ".join(start.entrypoint)),
             )
 
@@ -181,13 +181,13 @@ class Builder:
         was = model.get("startup_mode", "sleep")
         model.update(model=prefix + model["id"], startup_mode="disabled")
         again = {
-            PLACEHOLDER: "Convert again with that file, or write",
-            UNREAD: "Convert again with what is missing, or write",
+            PLACEHOLDER: "Convert again with that file, or set",
+            UNREAD: "Convert again with the missing values, or set",
         }[prefix]
         self.notes.add(
             place,
-            "%s, so nobody knows what it loads: it is disabled, with a placeholder as its model. %s its model, gpus "
-            "and args by hand%s" % (why, again, "" if was == "disabled" else " and put startup_mode back to %s" % was),
+            "%s, so it is unknown what it loads: it is disabled, with a placeholder as its model. %s its model, gpus "
+            "and args by hand%s" % (why, again, "" if was == "disabled" else " and set startup_mode back to %s" % was),
         )
 
     def _arguments(self, args: dict[str, typing.Any], place: str) -> dict[str, typing.Any]:
@@ -199,12 +199,11 @@ class Builder:
             elif unknown(value):
                 self.notes.add(
                     flag,
-                    "not taken over: its value is not in the file (%s); set args.%s"
-                    % (", ".join(unknown(value)), name),
+                    "not converted: its value is not in the file (%s); set args.%s" % (", ".join(unknown(value)), name),
                 )
             elif name == "enable_sleep_mode":
                 if value is not True:
-                    self.notes.add(flag, "not taken over: without sleep mode no switch is possible")
+                    self.notes.add(flag, "not converted: without sleep mode no switch is possible")
             else:
                 kept[name] = value
         return kept
@@ -213,17 +212,17 @@ class Builder:
         """Take out what the inventory refuses in a container; who relies on more than TLS is another sort of server."""
         other_sort = dict(options.unfollowed(args))
         for name, why in list(options.unfollowed_in_container(args)):
-            text = "not taken over: %s" % why
+            text = "not converted: %s" % why
             if name in other_sort:
                 model["startup_mode"] = "disabled"
-                text += ". It is disabled until you have seen to that"
+                text += ". It is disabled until you correct that"
             self.notes.add("%s: --%s" % (place, name.replace("_", "-")), text)
             del args[name]
 
     def _token(self, value: typing.Any, place: str) -> None:
         if isinstance(value, str) and value and not unknown(value):
             self._tokens[place] = value
-            self.notes.add(place, "is vllm_hf_token now, in plain text: encrypt it with ansible-vault")
+            self.notes.add(place, "is now vllm_hf_token, in plain text: encrypt it with ansible-vault")
         else:
             self.notes.add(place, "its value is not in the file: put the token into vllm_hf_token, in a vault")
 
@@ -236,11 +235,11 @@ class Builder:
             elif name in VISIBLE or value == _OWN_ENVIRONMENT.get(name):
                 continue
             elif name in ("VLLM_SERVER_DEV_MODE", "VLLM_LOGGING_CONFIG_PATH"):
-                self.notes.add(where, "not taken over: the collection sets it")
+                self.notes.add(where, "not converted: the collection sets it")
             elif unknown(value):
                 self.notes.add(
                     where,
-                    "not taken over: its value is not in the file (%s); set env.%s" % (", ".join(unknown(value)), name),
+                    "not converted: its value is not in the file (%s); set env.%s" % (", ".join(unknown(value)), name),
                 )
             else:
                 kept[name] = value
@@ -259,7 +258,7 @@ class Builder:
                 del model["image"]
         floating = sorted(image for image in images if image and not re.search(r"@sha256:|:v?\d[^/]*\Z", image))
         if floating:
-            self.notes.add(", ".join(floating), "is kept as it is named, and changes under a running host: pin it")
+            self.notes.add(", ".join(floating), "is kept, but its tag can change: pin it")
         if len(set(self._tokens.values())) == 1:
             found["vllm_hf_token"] = next(iter(self._tokens.values()))
         elif self._tokens:
@@ -273,7 +272,7 @@ class Builder:
         if switching:
             found["vllm_switching"] = switching
         if any(True for dummy in secret_texts({"vllm_models": self.models, "vllm_env": found.get("vllm_env")})):
-            self.notes.add(name, "secrets of it are in the result as plain text: encrypt the file with ansible-vault")
+            self.notes.add(name, "its secrets are in the result as plain text: encrypt the file with ansible-vault")
         self._name_gpus_one_way()
         self._check(switching, name)
         return Converted(found, self.notes.texts())
@@ -291,8 +290,8 @@ class Builder:
             self.models[index]["startup_mode"] = "disabled"
             self.notes.add(
                 self._places[index],
-                "gpus are numbers in some models and UUIDs in others, so nobody can tell which models share a GPU: it "
-                "is disabled. Write all of them one way (nvidia-smi -L lists both) and put startup_mode back to %s"
+                "gpus are numbers in some models and UUIDs in others, so it is unknown which models share a GPU: it "
+                "is disabled. Write all of them one way (nvidia-smi -L lists both) and set startup_mode back to %s"
                 % was,
             )
 

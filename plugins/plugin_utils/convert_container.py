@@ -14,9 +14,9 @@ import typing
 
 from ansible_collections.homegpt.vllm.plugins.plugin_utils import convert, convert_builder, launch
 
-_OWN = "not taken over: the collection sets its own"
-_NO_SUCH = "not taken over: the collection's containers have no such setting"
-_HELD = "not taken over: write what it holds into env or args of the model"
+_OWN = "not converted: the collection sets its own"
+_NO_SUCH = "not converted: the collection's containers have no such setting"
+_HELD = "not converted: set its content in env or args of the model"
 # Keys that become nothing, and why; others become nothing because there is no such setting.
 _UNTAKEN = {
     "restart": _OWN,
@@ -32,8 +32,8 @@ _UNTAKEN = {
     "extends": _HELD,
     "secrets": _HELD,
     "configs": _HELD,
-    "build": "not taken over: build that image and name it in image",
-    "stop_grace_period": "not taken over: vllm_switching.stop_timeout_seconds is how long a server may take to end",
+    "build": "not converted: build that image and name it in image",
+    "stop_grace_period": "not converted: vllm_switching.stop_timeout_seconds is how long a server may take to end",
 }
 # What the role gives every container, and those with vllm_gpu_access amd.
 _GIVEN = {"ipc": "host", "runtime": "nvidia"}
@@ -89,7 +89,7 @@ _SINGLE = ("ipc", "runtime", "restart", "hostname", "shm_size", "user", "working
 def read(
     service: typing.Mapping[str, typing.Any], place: str, builder: convert_builder.Builder, mistakes: list[str]
 ) -> convert.Server:
-    """The server of a compose service without variables. What is not taken over is told in notes."""
+    """The server of a compose service without variables. What is not converted is told in notes."""
     notes = builder.notes
     left = dict(service)
     words: dict[str, list[str]] = {}
@@ -164,7 +164,7 @@ def _devices(left: dict[str, typing.Any], place: str, notes: convert.Notes) -> t
                 number = int(count)
             elif count not in ("all", "-1"):
                 notes.add(
-                    "%s.%s.count" % (place, where), "not taken over: it is not in the file as a number: check gpus"
+                    "%s.%s.count" % (place, where), "not converted: it is not in the file as a number: check gpus"
                 )
             flat = [name for item in capabilities for name in convert.as_list(item)]
             if set(map(str, flat)) <= {"gpu", "compute", "utility", "nvidia"}:

@@ -29,16 +29,16 @@ def used(
     available = _visible(server, place, notes)
     if available is None:
         found = list(range(needed))
-        notes.add(place, "says nothing of GPUs by number: gpus is %s, check it" % found)
+        notes.add(place, "names no GPUs by number: gpus is %s, check it" % found)
     elif len(available) > needed and all(size == 1 for size in sizes) and "tensor_parallel_size" not in given:
         found = available[:1]
-        notes.add(place, "may see GPUs %s, but uses the first alone: so does gpus" % ", ".join(map(str, available)))
+        notes.add(place, "can see GPUs %s but uses only the first one: so does gpus" % ", ".join(map(str, available)))
     else:
         found = available[:needed]
         if len(available) != needed:
             notes.add(
                 place,
-                "may see GPUs %s, and is told to use %d: check gpus" % (", ".join(map(str, available)), needed),
+                "can see GPUs %s and is configured to use %d: check gpus" % (", ".join(map(str, available)), needed),
             )
     if any(key in args for key in PARALLEL_SIZES[1:]):
         # It would be the number of all GPUs otherwise.
@@ -55,13 +55,13 @@ def _visible(server: Server, place: str, notes: Notes) -> list[typing.Any] | Non
     for name, text in [*given, *((name, server.env[name]) for name in VISIBLE if server.env.get(name))]:
         if name == "NVIDIA_VISIBLE_DEVICES" and (text == "all" or found is not None):
             if text not in ("all", server.reserved and ",".join(server.reserved)):
-                notes.add("%s: %s" % (place, name), "not taken over: beside reserved devices it counts nothing")
+                notes.add("%s: %s" % (place, name), "not converted: it has no effect beside reserved devices")
             continue
         numbers = _numbers(text)
         if numbers is None:
             notes.add(
                 "%s: %s" % (place, name),
-                "has no plain numbers and no whole UUIDs: check gpus, which counts as nvidia-smi does",
+                "contains neither plain numbers nor complete UUIDs: check gpus, which uses the numbers of nvidia-smi",
             )
         elif found and name not in ("the reserved devices", "NVIDIA_VISIBLE_DEVICES"):
             # In its container the reserved ones are numbered from 0.
@@ -73,7 +73,7 @@ def _visible(server: Server, place: str, notes: Notes) -> list[typing.Any] | Non
             if len(inside) == len(numbers):
                 found = inside
             else:
-                notes.add("%s: %s" % (place, name), "names GPUs that it was not given: check gpus")
+                notes.add("%s: %s" % (place, name), "names GPUs that are not assigned to it: check gpus")
         else:
             found = numbers
     return found

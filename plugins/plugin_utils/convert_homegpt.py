@@ -14,7 +14,7 @@ from ansible_collections.homegpt.vllm.plugins.plugin_utils import convert, conve
 
 # homeGPT's manager has them, vllm_models and vllm_switching have them under the same name.
 _HOMEGPT_KEYS = ("gpu_memory_gb", "startup_mode")
-_SAYS = "does not say what it loads"
+_SAYS = "does not name the model that it loads"
 _HOMEGPT_SWITCHING = ("available_ram_gb", "max_retries", "health_check_interval_seconds")
 
 
@@ -39,7 +39,7 @@ def from_homegpt(
         origins = _origins(services)
         config = {"models": _entries(origins, services, notes)}
         if not origins and not mistakes:
-            mistakes.append("%s: has no service of vLLM: nothing in it is called vllm" % name)
+            mistakes.append("%s: contains no vLLM service: nothing in it is named vllm" % name)
         if mistakes:
             raise convert.ConvertError(mistakes)
         listed = config["models"]
@@ -62,19 +62,19 @@ def from_homegpt(
     if not taken:
         raise convert.ConvertError(
             [
-                "%s: none of its models has a compose file: it does not say what they load. Give the files as "
+                "%s: none of its models has a compose file, so it is unknown what they load. Pass the files as "
                 "homegpt_compose, one for each model: %s"
                 % (name, ", ".join("compose-vllm-%s.yml" % entry["id"] for entry in listed))
             ]
         )
     for key, (place, _dummy) in services.items():
         if key not in taken:
-            why = "nothing in it is called vllm" if alone else "no model of %s belongs to it" % posixpath.basename(name)
+            why = "nothing in it is named vllm" if alone else "no model of %s belongs to it" % posixpath.basename(name)
             notes.add(place, "left out: " + why)
     switching = _homegpt_switching(config, name, notes)
     for key in sorted(set(map(str, config)) - {"models", "switching"}):
         notes.add(
-            "%s: %s" % (name, key), "not taken over: there is no manager; switches are made by homegpt.vllm.switch"
+            "%s: %s" % (name, key), "not converted: there is no manager; switches are made by homegpt.vllm.switch"
         )
     return builder.finish(switching, name)
 
@@ -117,7 +117,7 @@ def _entries(
             entry["container_name"] = container
         elif container != place:
             entry["container_name"] = "vllm-" + entry["id"].lower()
-            notes.add(place + ".container_name", "not taken over: its value is not in the file")
+            notes.add(place + ".container_name", "not converted: its value is not in the file")
         ports = [port for port, _dummy in _published(service) if re.match(r"\d+:", port)] or _of_the_host(service)
         port = int(ports[0].partition(":")[0]) if ports else 0
         inner = ports[0].partition(":")[2] if ports else ""
@@ -125,7 +125,7 @@ def _entries(
             entry["port"] = int(inner)
         if not port or port in used:
             port = next(number for number in range(8001, 65536) if number not in used)
-            notes.add(place, "has no port of its own that is published by number: host_port is chosen, look at it")
+            notes.add(place, "has no port of its own that is published by number: host_port was chosen, check it")
         used.add(port)
         found.append({**entry, "host_port": port})
     return found
@@ -139,7 +139,7 @@ def _homegpt_switching(
         raise convert.ConvertError(["%s: switching must be a dictionary" % name])
     for key in given:
         if key not in _HOMEGPT_SWITCHING:
-            notes.add("%s: switching.%s" % (name, key), "not taken over: vllm_switching has no such key")
+            notes.add("%s: switching.%s" % (name, key), "not converted: vllm_switching has no such key")
     return {key: given[key] for key in _HOMEGPT_SWITCHING if key in given}
 
 
@@ -164,7 +164,7 @@ def _services(
             if key == "include":
                 notes.add(file + ": include", "not followed: give each of those files as homegpt_compose")
             elif key not in ("services", "version", "name", "networks", "volumes") and not key.startswith("x-"):
-                notes.add("%s: %s" % (file, key), "not taken over: write what it holds into env or args of the models")
+                notes.add("%s: %s" % (file, key), "not converted: set its content in env or args of the models")
         for key, written in services.items():
             place = "%s: services.%s" % (file, key)
             try:
@@ -175,10 +175,10 @@ def _services(
             container = convert.readable(str(service.get("container_name") or key))
             if container in found and alone:
                 # Of services with different profiles one container can have the name at a time.
-                notes.add(place + ".container_name", "not taken over: another service is called so too")
+                notes.add(place + ".container_name", "not converted: another service has the same name")
                 container = place
             if container in found:
-                mistakes.append("%s: the container %s is in %s too" % (place, container, found[container][0]))
+                mistakes.append("%s: the container %s is also in %s" % (place, container, found[container][0]))
             found[container] = (place, service)
     return found
 
@@ -209,7 +209,7 @@ def _homegpt_model(
     if str(entry["id"]) != model["id"]:
         model["aliases"] = [str(entry["id"])]
     for key in sorted(set(map(str, entry)) - {"id", "name", "container_name", "port", "host_port", *_HOMEGPT_KEYS}):
-        notes.add("%s: %s" % (place, key), "not taken over: vllm_models has no such key")
+        notes.add("%s: %s" % (place, key), "not converted: vllm_models has no such key")
     if source not in services:
         why = "no compose file has the container %s (compose-vllm-%s.yml)" % (container, entry["id"])
         builder.unread(model, place, convert.PLACEHOLDER, why)
@@ -225,7 +225,7 @@ def _homegpt_model(
         builder.unread(model, place, convert.UNREAD, _SAYS if where == place else "%s %s" % (where, _SAYS))
     elif model.get("startup_mode") == was == "disabled":
         notes.add(
-            place, "startup_mode is disabled, as it was: nothing switches to it until you make it sleep or active"
+            place, "startup_mode is disabled, as before: no switch activates it until you set it to sleep or active"
         )
     return model
 
@@ -242,9 +242,9 @@ def _check_ports(
             notes.add(place + ".ports", "published on %s: here on 127.0.0.1 only" % address)
     for item in convert.as_list(service.get("ports")):
         for key in sorted(set(map(str, item)) - {"host_ip", "published", "target"}) if isinstance(item, dict) else ():
-            notes.add("%s.ports: %s" % (place, key), "not taken over: ports are TCP and the host's")
+            notes.add("%s.ports: %s" % (place, key), "not converted: only TCP ports of the host are supported")
     if published and wanted not in published:
-        notes.add(place + ".ports", "says %s, here it is %s: the latter counts" % (published[0], wanted))
+        notes.add(place + ".ports", "is %s, but host_port is %s, which is used" % (published[0], wanted))
     others = [port for port in published[wanted not in published :] if port != wanted]
     if others:
         notes.add(place + ".ports", "not published: %s; a model has one port" % ", ".join(others))

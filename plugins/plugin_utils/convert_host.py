@@ -42,7 +42,7 @@ def access(found: dict[str, typing.Any], accesses: typing.Mapping[str, typing.Se
     elif named:
         notes.add(
             ", ".join(place for places in named.values() for place in places),
-            "has devices for vllm_gpu_access: %s, and others have not: that variable is for all models of a host"
+            "has devices for vllm_gpu_access: %s, but other models do not: it applies to all models of a host"
             % ", ".join(sorted(named)),
         )
 
@@ -61,14 +61,14 @@ def volumes(found: dict[str, typing.Any], given: typing.Iterable[tuple[str, str]
         if target in _CACHES:
             bases.setdefault(_cache_base(source, _CACHES[target]), place)
         elif not source.startswith("/") or not target or unknown(volume):
-            notes.add(where, "not taken over: give it in vllm_volumes with the source's full path")
+            notes.add(where, "not converted: set it in vllm_volumes with the full path of the source")
         else:
             others = [option for option in mode.split(",") if option not in ("", "ro", "rw")]
             if others:
-                notes.add(where, "its options are not taken over: %s" % ", ".join(others))
+                notes.add(where, "its options are not converted: %s" % ", ".join(others))
             taken = source + ":" + target + (":ro" if "ro" in mode.split(",") else "")
             if kept.setdefault(target, taken) != taken:
-                notes.add(where, "not taken over: another model has another one there; vllm_volumes is for all")
+                notes.add(where, "not converted: another model has another one there, and vllm_volumes is for all")
     if kept:
         found["vllm_volumes"] = list(kept.values())
     base = next(iter(bases), "")

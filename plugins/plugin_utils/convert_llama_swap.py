@@ -40,19 +40,19 @@ _PROXY_SETTINGS = [
     "ui",
 ]
 _UNTAKEN = {
-    "apiKeys": "not taken over: there is no proxy to guard. vLLM's own key is a model's args.api_key",
-    "groups": "not taken over: models that share a GPU conflict, others can be active together; check their gpus",
-    "matrix": "not taken over: models that share a GPU conflict, others can be active together; check their gpus",
-    "routing": "not taken over: models that share a GPU conflict, others can be active together; check their gpus",
-    "profiles": "not taken over: models that share a GPU conflict, others can be active together; check their gpus",
-    "peers": "not taken over: declare the models of another host in that host's variables",
-    "globalTTL": "not taken over: no model is stopped because it is idle; it sleeps when another one is switched to",
-    "ttl": "not taken over: no model is stopped because it is idle; it sleeps when another one is switched to",
-    "unloadTimeout": "not taken over: vllm_switching.drain_timeout_seconds is how long requests may go on",
-    "filters": "not taken over: requests are not changed on their way; set what clients send, or vLLM's args",
-    "concurrencyLimit": "not taken over: args.max_num_seqs is vLLM's own limit",
-    "checkEndpoint": "not taken over: vLLM's /health is asked",
-    "timeouts": "not taken over: requests do not go through a proxy",
+    "apiKeys": "not converted: there is no proxy to protect. The key of vLLM is a model's args.api_key",
+    "groups": "not converted: models that share a GPU conflict, others can be active together; check their gpus",
+    "matrix": "not converted: models that share a GPU conflict, others can be active together; check their gpus",
+    "routing": "not converted: models that share a GPU conflict, others can be active together; check their gpus",
+    "profiles": "not converted: models that share a GPU conflict, others can be active together; check their gpus",
+    "peers": "not converted: declare the models of another host in that host's variables",
+    "globalTTL": "not converted: no model is stopped because it is idle; it sleeps when another one is switched to",
+    "ttl": "not converted: no model is stopped because it is idle; it sleeps when another one is switched to",
+    "unloadTimeout": "not converted: vllm_switching.drain_timeout_seconds is how long requests may continue",
+    "filters": "not converted: requests are not modified; change what the clients send, or vLLM's args",
+    "concurrencyLimit": "not converted: args.max_num_seqs is vLLM's own limit",
+    "checkEndpoint": "not converted: vLLM's /health is used",
+    "timeouts": "not converted: requests do not go through a proxy",
 }
 _MACRO = re.compile(r"\$\{(?!PID\})([A-Za-z0-9_.-]+)\}")
 _SWAP_KEYS = frozenset(
@@ -115,7 +115,7 @@ def from_llama_swap(
             builder.add(model, place)
     if not builder.models and not mistakes:
         why = [text for text in notes.texts() if ": left out: " in text]
-        mistakes = ["%s: no model of it can be taken over: %s" % (name, "; ".join(why))]
+        mistakes = ["%s: none of its models can be converted: %s" % (name, "; ".join(why))]
     if mistakes:
         raise convert.ConvertError(mistakes)
     _preload(config, name, builder)
@@ -131,9 +131,9 @@ def from_llama_swap(
         elif key in _UNTAKEN:
             notes.add("%s: %s" % (name, key), _UNTAKEN[key])
         elif key not in _SWAP_KEYS:
-            notes.add("%s: %s" % (name, key), "not taken over: nothing here is like it")
+            notes.add("%s: %s" % (name, key), "not converted: there is no equivalent")
     if others:
-        notes.add("%s: %s" % (name, ", ".join(others)), "not taken over: settings of llama-swap's own server")
+        notes.add("%s: %s" % (name, ", ".join(others)), "not converted: settings of llama-swap's own server")
     return builder.finish(switching, name)
 
 
@@ -196,7 +196,7 @@ class _Swapped:
             if key in _UNTAKEN and not (key == "checkEndpoint" and entry[key] == "/health"):
                 notes.add("%s.%s" % (place, key), _UNTAKEN[key])
             elif key not in _SWAP_MODEL_KEYS and key not in _UNTAKEN:
-                notes.add("%s.%s" % (place, key), "not taken over: nothing here is like it")
+                notes.add("%s.%s" % (place, key), "not converted: there is no equivalent")
         words = convert.split_words(_uncommented(self.expand(entry["cmd"], "cmd")), place + ".cmd")
         env = convert.environment(self.expand(entry.get("env") or [], "env"), place + ".env", notes)
         server = self._server(words, env)
@@ -204,7 +204,7 @@ class _Swapped:
             convert_sleep.calls(entry, self.config, kind, place, self.expand) for kind in ("sleep", "wake")
         )
         if str(entry.get("sleepMode", "enable")).lower() in ("disable", "disabled", "false"):
-            notes.add(place + ".sleepMode", "switches its sleep off: its endpoints are not taken over")
+            notes.add(place + ".sleepMode", "disables its sleep: its endpoints are not converted")
             sleeps, wakes = [], []
         if bool(sleeps) != bool(wakes):
             raise convert.ConvertError(
@@ -224,9 +224,7 @@ class _Swapped:
         if entry.get("useModelName"):
             aliases.append(str(self.expand(entry["useModelName"], "useModelName")))
         model["aliases"] = aliases
-        notes.add(
-            place, "llama-swap does not know its memory: set gpu_memory_gb, and weights_gb where it sleeps at level 1"
-        )
+        notes.add(place, "its memory is unknown: set gpu_memory_gb, and weights_gb where it sleeps at level 1")
         if server is None or self.processes:
             self._process(model, words, env, server)
         else:
@@ -234,14 +232,14 @@ class _Swapped:
             if not model["model"]:
                 self.builder.unread(model, place, convert.UNREAD, "the model that it loads is not found in its cmd")
             if entry.get("cmdStop"):
-                notes.add(place + ".cmdStop", "not taken over: docker compose stops its container")
+                notes.add(place + ".cmdStop", "not converted: docker compose stops its container")
             if server.image == "":
                 notes.add(place + ".cmd", "was a process of llama-swap and becomes a container: stop llama-swap first")
             if model["model"].startswith(("/", "./", "~")) and not server.image:
                 notes.add(
                     place + ".cmd",
-                    "loads from a folder, which its container does not see: add the folder to vllm_volumes as "
-                    "SOURCE:TARGET:ro and name it as the container sees it",
+                    "loads from a directory that its container can't see: add it to vllm_volumes as "
+                    "SOURCE:TARGET:ro and use the path inside the container",
                 )
         convert_sleep.settle(model, sleeps, wakes, server is None, place, notes)
         self._proxy()
@@ -280,7 +278,7 @@ class _Swapped:
         for published in service.pop("publish", []):
             if str(self.port) not in published.split(":")[:-1]:
                 notes.add(
-                    place + ": --publish", "not taken over: its port on the host is the one of its proxy, or the next"
+                    place + ": --publish", "not converted: its port on the host is the one of its proxy, or the next"
                 )
         told = convert.Notes()
         self.builder.notes = told
@@ -293,7 +291,7 @@ class _Swapped:
             return None
         notes.join(told)
         for name in others:
-            notes.add("%s: --%s" % (place, name), "not taken over: the collection's containers have no such setting")
+            notes.add("%s: --%s" % (place, name), "not converted: the collection's containers have no such setting")
         start = server.start
         if start is not None:
             start = start._replace(before=[*before, *start.before])
@@ -301,7 +299,7 @@ class _Swapped:
 
     def _unnamed(self) -> str:
         return (
-            "%s.cmd: the model that it loads is not found: write it right behind `vllm serve`, or give the values of "
+            "%s.cmd: the model that it loads is not found: put it directly after `vllm serve`, or pass the values of "
             "its variables as convert_variables" % self.place
         )
 
@@ -331,7 +329,7 @@ class _Swapped:
                 if expanded == given and not _MACRO.search(given):
                     return given
                 given = expanded[:100000]
-            raise convert.ConvertError(["%s.%s: its macros hold each other without end" % (self.place, field)])
+            raise convert.ConvertError(["%s.%s: its macros refer to each other in a circle" % (self.place, field)])
 
         return map_text(value, text)
 
@@ -355,7 +353,7 @@ class _Swapped:
             model["model"] = str(self.expand(self.entry.get("useModelName") or self.key, "useModelName"))
             notes.add(
                 place,
-                "its cmd is not `vllm serve`: it stays a process, and a state_request is needed that tells whether it "
+                "its cmd is not `vllm serve`: it stays a process and needs a state_request that returns whether it "
                 "sleeps; see docs/inventory.md, `Other servers than vLLM`",
             )
         else:
@@ -381,21 +379,21 @@ class _Swapped:
                 if not line.names:
                     started += ["--served-model-name", *names]
                 elif set(names) - set(line.names):
-                    notes.add(place, "the server does not answer to all of its names: add them to --served-model-name")
+                    notes.add(place, "the server does not serve all of its names: add them to --served-model-name")
         model["gpus"] = convert_gpus.used(server or convert.Server([], env), {}, place, notes, processes=True)
         # A dollar and a brace would be a variable of the inventory.
         if any("${" in word for word in started):
-            raise convert.ConvertError(["%s.cmd: has a ${...} that is no macro" % place])
+            raise convert.ConvertError(["%s.cmd: contains a ${...} that is not a macro" % place])
         model["start_command"] = started
         stop = convert.split_words(self.expand(self.entry.get("cmdStop") or "", "cmdStop"), place + ".cmdStop")
         if any("${PID}" in word for word in stop):
-            notes.add(place + ".cmdStop", "not taken over: without a stop_command the process is ended by a signal")
+            notes.add(place + ".cmdStop", "not converted: without a stop_command the process is ended by a signal")
         elif stop:
             model["stop_command"] = stop
         kept = {key: value for key, value in env.items() if not convert.UNKNOWN_NAME.search(value)}
         for key in sorted(set(env) - set(kept)):
             notes.add(
-                "%s.env.%s" % (place, key), "not taken over: its value is not in the file; set it in the model's env"
+                "%s.env.%s" % (place, key), "not converted: its value is not in the file; set it in the model's env"
             )
         model["env"] = {**kept, **({"VLLM_SERVER_DEV_MODE": "1"} if server else {})}
 
@@ -418,13 +416,13 @@ def _preload(config: typing.Mapping[str, typing.Any], name: str, builder: conver
             builder.notes.add(
                 "%s: hooks.on_startup.preload" % name,
                 "%s is not made active: %s"
-                % (key, "there is no such model" if not found else "its GPU has an active one"),
+                % (key, "there is no such model" if not found else "its GPU already has an active model"),
             )
             continue
         used |= set(found[0]["gpus"])
         found[0]["startup_mode"] = "active"
     if not used:
-        builder.notes.add(name, "no model is active at first: set startup_mode to active for the one that is to be")
+        builder.notes.add(name, "no model is active initially: set startup_mode of one model to active")
 
 
 def _uncommented(command: str) -> str:

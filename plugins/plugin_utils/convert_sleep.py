@@ -75,7 +75,7 @@ def settle(
     limit = Switching.request_timeout_seconds
     notes.add(
         place,
-        "sleep_level stands for its sleepEndpoints and wakeEndpoints; their timeouts are not taken over: "
+        "sleep_level replaces its sleepEndpoints and wakeEndpoints; their timeouts are not converted: "
         "vllm_switching.request_timeout_seconds is %d" % limit,
     )
 

@@ -80,7 +80,7 @@ def mistakes(models: Models, given: typing.Any) -> typing.Iterator[str]:
         if model["start_command"] or model["startup_mode"] == "disabled" or not _talks(model):
             continue
         if ";" in compose.api_key(model).plain:
-            yield "%s: Open WebUI takes a semicolon for the end of a key: give it an API key without" % model["id"]
+            yield "%s: Open WebUI treats a semicolon as the end of a key: use an API key without one" % model["id"]
     try:
         own = _texts(given)
     except ValueError as error:
@@ -88,8 +88,8 @@ def mistakes(models: Models, given: typing.Any) -> typing.Iterator[str]:
         return
     if not all(_entries(own.get(URLS, "x"))):
         yield (
-            "open_webui_env.%s has an empty entry, which Open WebUI takes for api.openai.com, with the key at that "
-            "place: leave it out, with its semicolon, or write https://api.openai.com/v1" % URLS
+            "open_webui_env.%s contains an empty entry, which Open WebUI replaces by api.openai.com, with the key at "
+            "that place: remove it with its semicolon, or write https://api.openai.com/v1" % URLS
         )
     try:
         right = isinstance(json.loads(own.get(PARAMS, "{}")), dict)

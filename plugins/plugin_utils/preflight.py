@@ -190,7 +190,7 @@ def _own(playbook: str, host: Host, inventory: Inventory) -> typing.Iterator[str
         yield from _foreign(model, host.values)
         if redaction.secrets_in_shell(model.entrypoint):
             yield (
-                f"{model.id}: entrypoint has a secret in its words, and everybody may read the compose file: put it "
+                f"{model.id}: entrypoint contains a secret, and every user can read the compose file: put it "
                 "into the model's env, or into vllm_hf_token, and name the variable"
             )
         if playbook in ("site", "bootstrap", "prefetch") and not model.disabled:
@@ -218,7 +218,7 @@ def _foreign(model: Model, values: Values) -> typing.Iterator[str]:
     lost = [gpu for gpu in model.gpus if foreign and foreign(gpu)]
     if lost and not model.start_command:
         vendor = "NVIDIA" if access == "amd" else "AMD"
-        yield f"{model.id}: gpus names {lost[0]}, which only {vendor}'s have, and vllm_gpu_access is {access}"
+        yield f"{model.id}: gpus names {lost[0]}, which only {vendor} GPUs have, but vllm_gpu_access is {access}"
 
 
 def _volumes(values: Values) -> typing.Iterator[str]:
@@ -250,9 +250,10 @@ def _unseen(model: Model, values: Values) -> typing.Iterator[str]:
         return
     if found is not None and not found.folder.kept:
         yield (
-            f"{model.id}: its weights would be in {found.cache.inside} of its container, which is in no volume: they "
-            f"would go with the container. Mount a folder (vllm_volumes: ['/srv/weights:{found.cache.inside}']), or "
-            "leave out what puts them there (HF_HOME and the like in vllm_env or its env, args.download_dir)"
+            f"{model.id}: its weights would be in {found.cache.inside} of its container, which is not in a volume: "
+            "they would be lost with the container. Mount a directory "
+            f"(vllm_volumes: ['/srv/weights:{found.cache.inside}']), or remove the setting that puts them "
+            "there (HF_HOME and the like in vllm_env or its env, args.download_dir)"
         )
     if not model.model.startswith(("/", "~", "./", "../")):
         return
@@ -340,8 +341,7 @@ def _model(hosts: typing.Sequence[Host], inventories: typing.Mapping[str, Invent
             names = names_of(asked or "", "model")
             if not names:
                 raise SwitchingError(
-                    "no model is given: say which with -e model=ID, or set vllm_active_model; the models are: "
-                    + inventory.listed()
+                    "no model given: set -e model=ID or vllm_active_model; the models are: " + inventory.listed()
                 )
             inventory.check_apart([inventory.find(name) for name in names])
             right = True
@@ -353,7 +353,9 @@ def _model(hosts: typing.Sequence[Host], inventories: typing.Mapping[str, Invent
 def _awx(hosts: typing.Sequence[Host], inventories: typing.Mapping[str, Inventory]) -> list[str]:
     found = []
     if not hosts[0].values.get("awx_project_url"):
-        found.append("awx_project_url is not set: the address of the repository that AWX is to fetch the project from")
+        found.append(
+            "awx_project_url is not set: set it to the address of the repository from which AWX fetches the project"
+        )
     if not any(model for inventory in inventories.values() for model in inventory.enabled):
-        found.append("no model of the hosts is enabled: there is nothing to choose from")
+        found.append("no model of the hosts is enabled: enable one (startup_mode)")
     return found

@@ -36,7 +36,7 @@ def conversion(given: Values) -> str:
     if (len(sources) == 1 or alone) and not mixed and given.get("dest"):
         return ""
     return (
-        "say which file to convert and which to write: -e homegpt_config=config.yaml "
+        "no files given: set the file to convert and the file to write: -e homegpt_config=config.yaml "
         "-e homegpt_compose='compose-vllm-*.yml', -e homegpt_compose=compose.yaml alone, or -e llama_swap_config=FILE, "
         "and -e dest=group_vars/vllm_hosts.yml"
     )
@@ -96,15 +96,15 @@ def unresolved(error: str, secret: bool, known: typing.Iterable[str]) -> str:
         return f"refers to {found[1]}, which is not defined{_near(found[1], known)}"
     found = re.search(r"has no attribute '([^']+)'", error)
     if found:
-        return f"refers to {found[1]} of something that has none"
+        return f"refers to {found[1]}, which its object does not have"
     if "vault secrets found" in error or "vault password" in error.lower():
         return "is encrypted, and there is no vault password: give --ask-vault-pass or --vault-password-file"
     if "vault" in error.lower() or "decrypt" in error.lower():
-        return "is encrypted, and none of the vault passwords fits"
+        return "is encrypted, and none of the vault passwords matches"
     if "recursive" in error.lower() or "recursion" in error.lower():
         return "refers to itself"
     if secret:
-        return "can't be evaluated (what is wrong is not shown, since its name sounds secret)"
+        return "can't be evaluated (the error is not shown because the name looks secret)"
     return "can't be evaluated: " + " ".join(error.split())[:160]
 
 
@@ -122,7 +122,7 @@ def _tabs(files: Files) -> list[str]:
     for name, text in files:
         lines = [i for i, line in enumerate(text.splitlines(), 1) if re.match(r" *\t", line)]
         if lines and name.endswith((".yml", ".yaml")):
-            found.append(f"{name} line {lines[0]} is indented by a tab, where YAML wants spaces")
+            found.append(f"{name} line {lines[0]} is indented with a tab, but YAML requires spaces")
     return found
 
 

@@ -91,8 +91,8 @@ def parse(words: typing.Sequence[str]) -> Line:
     loose, given = _options(
         [word for index, word in enumerate(words) if not (index and _stray(words[index - 1], word))]
     )
-    problems = ["more words are in %s: add them to args" % word for word in unknown if word]
-    problems += ["%s and its value are one word, which vLLM refuses: taken as two" % flag for flag in together]
+    problems = ["more arguments are in %s: add them to args" % word for word in unknown if word]
+    problems += ["%s and its value are one word, which vLLM rejects: split into two" % flag for flag in together]
     model = loose.pop(0) if loose else ""
     args: dict[str, typing.Any] = {}
     for name, values in given:

@@ -141,7 +141,7 @@ def test_check_mode_on_an_empty_awx_tells_what_it_can_not_look_at(fleet: Fleet) 
     run = fleet.declare("--check", awx_switch_calendar=CALENDAR)
     assert run.changed("localhost") == 2
     assert (
-        "A real run would also make: the execution environment, the project, the inventory, the inventory source, "
+        "A real run would also create: the execution environment, the project, the inventory, the inventory source, "
         "the job templates, the schedules"
     ) in run.output
     assert fleet.awx.changes == []

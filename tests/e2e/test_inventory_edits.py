@@ -139,7 +139,7 @@ def test_what_is_wrong_with_the_webui_is_refused_before_anything_is_touched(load
     strange = f"{stack.tag}-strange"
     try:
         refused = ansible.play("site", "-e", "open_webui_address=nowhere", timeout=PLAY).failure()
-        assert "Docker compose refuses what it would be given, look at open_webui_*" in refused
+        assert "docker compose rejects the configuration, check open_webui_*" in refused
         assert (stack.seen(stack.webui), stack.states()) == before
         # Somebody else's container of that name is neither taken nor removed.
         labels = ["--label", "com.docker.compose.project=other", "--label", "com.docker.compose.config-hash=x"]

@@ -151,7 +151,7 @@ def test_all_at_once_and_each_failure_told(
     assert "vllm_hf_token" in told["private"]
     assert "org/one has no revision v0 (404): correct args.revision" in told["old"]
     assert "no weights that vLLM loads" in told["empty"]
-    assert "the image 127.0.0.1:9/none:1 can not be pulled" in told["imageless"]
+    assert "the image 127.0.0.1:9/none:1 could not be pulled" in told["imageless"]
     assert "correct `image` or vllm_image" in told["imageless"]
 
     # Fetched: what vLLM reads and no more, and what was lost on the way once more.
@@ -255,6 +255,6 @@ def test_an_unreachable_hub(provision: Provision, endpoint: str) -> None:
     models = [contained("far")]
     stack, ansible = provisioned(provision, endpoint, models, vllm_env={"HF_ENDPOINT": "http://127.0.0.1:9"})
     (line,) = lines(ansible.play("prefetch", timeout=PLAY))
-    assert line.startswith("far: the weights can not be fetched: http://127.0.0.1:9 can't be reached")
+    assert line.startswith("far: the weights could not be fetched: http://127.0.0.1:9 can't be reached")
     assert "HF_ENDPOINT" in line
     assert fetching(stack) == []

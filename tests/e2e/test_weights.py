@@ -74,8 +74,8 @@ def test_weights_are_where_the_user_says(provision: Provision) -> None:
         # A read-only cache with a file too few can't be completed.
         (shelf / "models--org--shelf/snapshots/abc/model.safetensors").unlink()
         message = ansible.play("prefetch", timeout=PLAY).failure()
-        assert message.startswith("shelf: the weights can not be fetched: they are not all in /shelf, ")
-        assert "read-only or in no volume" in message
+        assert message.startswith("shelf: the weights could not be fetched: not all files are in /shelf, ")
+        assert "read-only or not in a volume" in message
     finally:
         docker("volume", "rm", "--force", drawer, check=False)
 

@@ -428,7 +428,7 @@ class Host:
             text = text.replace(f"http://127.0.0.1:{port}", "").replace(f"port {port}", f"{name}'s port")
         text = text.replace(str(self.stack), "DIR").replace(str(self.folder), "DIR")
         # Which of them it is, is a matter of moments.
-        text = re.sub(r"the connection broke off: .*|nothing listens there", "the connection broke off", text)
+        text = re.sub(r"the connection was lost: .*|connection refused", "the connection was lost", text)
         text = re.sub(r"process \d+", "process PID", text)
         text = re.sub(r" on \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC", "", text)
         text = re.sub(r"with (['\"]).*?\1, not with (['\"]).*?\2", "otherwise than", text)

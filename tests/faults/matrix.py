@@ -272,9 +272,9 @@ def left(answer: Answer, seen: dict[str, Seen], host: Host, asked: str = "b", se
         return B_ACTIVE if asked == "b" else A_ACTIVE
     if answer.status == 1 and right["a"] and seen["b"].state != "active":
         return A_ACTIVE
-    named = re.search("could not be restored|was not restored|The host is left with: ", answer.said)
+    named = re.search("could not be restored|was not restored|State of the host: ", answer.said)
     told = {
-        name: right[name] or one.state != "active" or (several and f"{name} answers wrongly" in answer.said)
+        name: right[name] or one.state != "active" or (several and f"{name} gives wrong answers" in answer.said)
         for name, one in seen.items()
     }
     if answer.status == 1 and named and all(told.values()):
@@ -454,7 +454,8 @@ def healing(cell: Cell, host: Host, scene: Scene, results: list[dict[str, Any] |
     # What is started by intent may answer otherwise than before: that is recorded anew, with a warning.
     for name, known in _known_answers(host).items() if (cell.step, cell.fault) != ("start", "wrong-text") else ():
         by_intent = any(
-            warning.startswith(f"{name} answers the fixed prompt") and warning.endswith("so that was recorded anew")
+            warning.startswith(f"{name} answers the fixed prompt")
+            and warning.endswith("so the new answer was recorded")
             for result in results
             for warning in (result["warnings"] if result else ())
         )

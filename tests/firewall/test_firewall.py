@@ -112,7 +112,7 @@ def test_without_the_rules_neighbours_reach_all(box: Box, site: Callable[..., Ru
     assert box.run("docker", "version", "--format", "{{.Server.Version}}").startswith(ENGINES[box.suite])
     first = site(*ABSENT, playbook="site")
     assert first.changed() > 0
-    assert "not tried as a neighbour: a: nothing listens there" in first.output
+    assert "not tested from a neighbour: a: nothing listens on these ports" in first.output
     box.run("docker", "compose", "--project-directory", "/opt/homegpt", "up", "--detach")
     until(lambda: box.answers(f"{HERE}:3000"), lambda: box.run("docker", "ps", "--all"))
     assert not closed(box)
@@ -296,7 +296,7 @@ def test_what_can_not_be_tried_is_told(box: Box) -> None:
     script = (ROOT / "roles/docker_host/files/neighbour.py").read_text(encoding="utf-8")
     told = ["python3", "-", '[{"id": "a", "port": 8001, "container": "vllm-a"}]']
     cases: dict[str, list[str]] = {
-        "only root can take a neighbour's place": [
+        "requires root (ansible_become)": [
             "setpriv",
             "--reuid",
             "65534",
@@ -305,7 +305,7 @@ def test_what_can_not_be_tried_is_told(box: Box) -> None:
             "--clear-groups",
             *told,
         ],
-        "a network namespace can't be made here": [
+        "can't create a network namespace": [
             "setpriv",
             "--bounding-set",
             "-sys_admin",
@@ -342,7 +342,7 @@ def test_an_engine_that_sees_to_it_itself_needs_none(box: Box, site: Callable[..
 def test_teardown_removes_it_with_the_last_who_relies_on_it(box: Box, site: Callable[..., Run]) -> None:
     kept = site(playbook="teardown")
     assert kept.changed() > 0
-    assert "others are published on loopback: other." in kept.output
+    assert "other containers are published on loopback: other." in kept.output
     assert there(box)
     assert not box.answers("127.0.0.1:8101")
     box.run("docker", "rm", "--force", "other")
@@ -367,7 +367,7 @@ def test_a_host_that_can_not_have_the_rules_is_refused(box: Box, site: Callable[
     box.write("/usr/local/sbin/nft", "#!/bin/sh\necho Operation not supported >&2\nexit 1\n", "0755")
     refused = site()
     assert refused.status == 2
-    assert "The neighbours of this host can't be kept from its containers: failed to validate" in refused.output
+    assert "The firewall rules against neighbours of this host can't be loaded: failed to validate" in refused.output
     assert "Operation not supported. Update the Docker engine to 28" in refused.output
     box.run("rm", "/usr/local/sbin/nft")
     assert not there(box)
@@ -377,7 +377,7 @@ def test_without_systemd_the_rules_are_loaded_and_that_is_told(box: Box, site: C
     box.run("mount", "-t", "tmpfs", "tmpfs", "/run/systemd")
     first = site()
     assert first.changed() > 0
-    assert "nothing loads the rules that keep neighbours from the containers after a boot" in first.output
+    assert "the firewall rules are not loaded at boot" in first.output
     assert not box.answers("127.0.0.1:8101")
     assert not box.succeeds("test", "-e", FILES[1])
     assert site().changed() == 0

@@ -116,7 +116,7 @@ def test_a_model_that_dies_while_loading(inventory: Inventory, tmp_path: Path) -
         assert "its server ended with exit code 1" in line
         assert f"No supported config format found in org/{name}" in line  # the cause, from its log
     assert lines[-1].startswith("run bootstrap again")
-    assert not [line for line in lines if line.startswith("The host is left with")]
+    assert not [line for line in lines if line.startswith("State of the host")]
     assert run.output.rindex("Report failures") > run.output.rindex("Load and activate the default models")
     assert [row[1:3] for row in run.table] == [
         ["first", "active"], ["broken", "stopped"], ["third", "sleeping"], ["other", "stopped"]

@@ -29,11 +29,11 @@ def crowded() -> list[dict[str, Any]]:
 
 
 PROBLEMS = [
-    "GPU 0 has 24.0 GB and greedy loads only where 23.5 GB of it are free (gpu_memory_utilization 0.98), while first, "
-    "asleep, keeps about 1.0 GB: set --gpu-memory-utilization in its start_command to at most 0.95, or put first at "
-    "sleep_level stop",
-    "elsewhere is to use GPU 5, and the host has 0 and 1: correct its gpus",
-    "the weights of heavy take 1000000.0 GB of RAM when it sleeps at level 1, and the host has ",
+    "GPU 0 has 24.0 GB, but greedy needs 23.5 GB of free memory to load (gpu_memory_utilization 0.98), and first keeps "
+    "about 1.0 GB while asleep: set --gpu-memory-utilization in its start_command to at most 0.95, or set sleep_level "
+    "of first to stop",
+    "elsewhere: gpus names GPU 5, but the host has 0 and 1: correct its gpus",
+    "the weights of heavy take 1000000.0 GB of RAM when it sleeps at level 1, but the host has ",
 ]
 
 
@@ -51,7 +51,7 @@ def test_all_that_does_not_fit_is_told_at_once(
     host = Host(tmp_path, crowded())
     run = inventory(host).play(*arguments, "-vvv", "--diff", env=gpus)
     lines = run.failure().splitlines()
-    assert lines[0] == "the host has not the memory for its models:"
+    assert lines[0] == "not enough memory for the models:"
     assert [line[: len("- " + problem)] for line, problem in zip(lines[1:], PROBLEMS, strict=True)] == [
         "- " + problem for problem in PROBLEMS
     ]
@@ -79,7 +79,7 @@ def test_more_ram_set_aside_than_there_is(inventory: Inventory, tmp_path: Path) 
     host = Host(tmp_path, [launched("first")], {"available_ram_gb": 1e6})
     run = inventory(host).play("bootstrap", "--check")
     assert run.status == 0
-    assert "vllm_switching.available_ram_gb is 1000000.0 and the host has " in run.output
+    assert "vllm_switching.available_ram_gb is 1000000.0, but the host has " in run.output
 
 
 def test_the_module_tells_what_there_is(

@@ -157,15 +157,15 @@ def test_secrets_are_in_the_file_alone(convert: Converter) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ([], "say which file to convert and which to write"),
-        (["-e", "homegpt_config=config.yaml"], "say which file to convert and which to write"),
-        ([*SWAP, *HOMEGPT], "say which file to convert"),
+        ([], "no files given: set the file to convert and the file to write"),
+        (["-e", "homegpt_config=config.yaml"], "no files given: set the file to convert and the file to write"),
+        ([*SWAP, *HOMEGPT], "no files given: set the file to convert"),
         (["-e", "llama_swap_config=gone.yaml", "-e", "dest=x"], "/gone.yaml is not there, or is no file"),
         ([*HOMEGPT, "-e", "homegpt_compose=compose-vllm-coder.yml,gone*.yml"], "there is no file"),
-        (["-e", "homegpt_compose=compose-vllm-coder.yml"], "say which file to convert"),
+        (["-e", "homegpt_compose=compose-vllm-coder.yml"], "no files given: set the file to convert"),
         ([*SWAP, "-e", "convert_env=gone.env"], "/gone.env is not there, or is no file"),
         (["-e", "llama_swap_config=config.yaml", "-e", "dest=x"], "give the file as homegpt_config"),
-        (["-e", "llama_swap_config=broken.yaml", "-e", "dest=x"], "broken.yaml, line 1, column 10 is not right YAML"),
+        (["-e", "llama_swap_config=broken.yaml", "-e", "dest=x"], "broken.yaml, line 1, column 10 is not valid YAML"),
         ([*SWAP, "-e", "llama_swap_servers=boxes"], "must be containers or processes, is boxes"),
         ([*SWAP, "-e", "dest=folder"], "/folder is there already"),
     ],
@@ -213,4 +213,4 @@ def test_site_says_whether_the_result_fits(
     if fits:
         assert run.changed() > 0
     else:
-        assert "org-coder is to use GPU 7, and the host has 0 and 1: correct its gpus" in run.failure()
+        assert "org-coder: gpus names GPU 7, but the host has 0 and 1: correct its gpus" in run.failure()

@@ -60,7 +60,7 @@ TABLE = [
     Row(
         "none",
         "switch",
-        f"host: no model is given: say which with -e model=ID, or set vllm_active_model; {IDS}",
+        f"host: no model given: set -e model=ID or vllm_active_model; {IDS}",
         versions=True,
     ),
     Row(
@@ -72,7 +72,7 @@ TABLE = [
     Row(
         "two of one GPU",
         "switch",
-        "host: a, b have GPUs to do with each other, so they can't be switched side by side: "
+        "host: a, b share GPUs, directly or through another model, and can't be switched in parallel: "
         "switch them one after the other",
         extra(model="a,b"),
     ),
@@ -158,7 +158,7 @@ TABLE = [
     Row(
         "a key that is not there",
         "prefetch",
-        "host: vllm_image refers to vllm of something that has none",
+        "host: vllm_image refers to vllm, which its object does not have",
         variables={"vllm_image": "{{ images.vllm }}", "images": {}},
         versions=True,
     ),
@@ -264,14 +264,14 @@ TABLE = [
     Row(
         "an address that is none",
         "site",
-        "host: open_webui_env.OPENAI_API_BASE_URLS has an empty entry, which Open WebUI takes for api.openai.com, with "
-        "the key at that place: leave it out, with its semicolon, or write https://api.openai.com/v1",
+        "host: open_webui_env.OPENAI_API_BASE_URLS contains an empty entry, which Open WebUI replaces by "
+        "api.openai.com, with the key at that place: remove it with its semicolon, or write https://api.openai.com/v1",
         variables={"open_webui_env": {"OPENAI_API_BASE_URLS": "http://vllm-b:8000/v1;"}},
     ),
     Row(
         "two keys in one",
         "bootstrap",
-        "host: b: Open WebUI takes a semicolon for the end of a key: give it an API key without",
+        "host: b: Open WebUI treats a semicolon as the end of a key: use an API key without one",
         model={"args": {"api_key": "key-one;key-two"}},
     ),
     # The roles' variables.
@@ -378,7 +378,7 @@ MISTAKES = [
     "set one to sleep",
     "vllm_models[2] (three): unknown key sleep_levle; did you mean sleep_level?",
     "vllm_models[2] (three): model is required",
-    "vllm_models[3] (four): sleep_requests needs wake_requests too: give both lists or neither",
+    "vllm_models[3] (four): sleep_requests requires wake_requests: set both lists or neither",
 ]
 
 
@@ -447,11 +447,11 @@ HOSTS = "vllm_hosts:\n  hosts:\n    gpu1:\n"
     [
         (
             {"hosts.yml": "vllm_hosts:\n\thosts:\n\t\tgpu1:\n"},
-            "no host matches vllm_hosts: {folder}/hosts.yml line 2 is indented by a tab, where YAML wants spaces",
+            "no host matches vllm_hosts: {folder}/hosts.yml line 2 is indented with a tab, but YAML requires spaces",
         ),
         (
             {"hosts.yml": HOSTS, "group_vars/vllm_hosts.yml": "vllm_models:\n  - id: a\n\tmodel: org/a\n"},
-            "gpu1: {folder}/group_vars/vllm_hosts.yml line 3 is indented by a tab, where YAML wants spaces",
+            "gpu1: {folder}/group_vars/vllm_hosts.yml line 3 is indented with a tab, but YAML requires spaces",
         ),
     ],
     ids=["inventory", "variables"],
@@ -476,7 +476,7 @@ def test_a_vault_without_its_password(ansible_playbook: str, tmp_path: Path) -> 
     wrong.write_text("other\n", encoding="utf-8")
     for arguments, why in (
         ((), "there is no vault password: give --ask-vault-pass or --vault-password-file"),
-        (("--vault-password-file", str(wrong)), "none of the vault passwords fits"),
+        (("--vault-password-file", str(wrong)), "none of the vault passwords matches"),
     ):
         run = run_with(
             ansible_playbook, tmp_path, {"hosts.yml": HOSTS, "group_vars/all.yml": value}, "site", *arguments
@@ -505,7 +505,7 @@ def test_no_secret_is_shown(server: Server, ansible_playbook: str, tmp_path: Pat
         variables={"vllm_hf_token": f"{{{{ '{SECRET}' | no_such_filter }}}}"},
     )
     run, _hosts = play(row, server, ansible_playbook, tmp_path)
-    why = "can't be evaluated (what is wrong is not shown, since its name sounds secret)"
+    why = "can't be evaluated (the error is not shown because the name looks secret)"
     assert run.mistakes == [
         f"host: vllm_hf_token {why}",
         f"host: {B}: sleep_level must be one of auto, 1, 2, stop, is ********",

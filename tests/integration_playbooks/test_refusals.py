@@ -79,8 +79,8 @@ def listening(handler: type[socketserver.BaseRequestHandler]) -> Iterator[int]:
 @pytest.mark.parametrize(
     ("handler", "explained"),
     [
-        (LogIn, "not an answer of vLLM's: something else listens on port {port}: <html><body>Please log in."),
-        (Banner, "not an answer of vLLM's: something else listens on port {port}"),
+        (LogIn, "not a vLLM answer: something else listens on port {port}: <html><body>Please log in."),
+        (Banner, "not a vLLM answer: something else listens on port {port}"),
         (Silent, "GET http://127.0.0.1:{port}/health: no answer within 5 s"),
     ],
 )
@@ -100,7 +100,7 @@ def test_something_else_listens(
 def test_another_model_listens(pair: Pair, inventory: Inventory) -> None:
     models = [served(pair[0], "a"), served(pair[1], "c")]
     message = inventory(models).play("switch", "-e", "model=c").failure()
-    assert f"port {pair[1].port} answers for b, not for c or org/c: another server has taken the port" in message
+    assert f"port {pair[1].port} serves b, not c or org/c: another server has taken the port" in message
 
 
 @pytest.mark.parametrize("more", [(), ("--check",)])
@@ -112,9 +112,7 @@ def test_a_host_that_was_never_provisioned(inventory: Inventory, tmp_path: Path,
     missing = f"{host.stack}/docker-compose.yml does not exist"
     assert f"a does not run and can't be started, because {missing}: run homegpt.vllm.site first, or correct" in message
     assert f"{missing}: run homegpt.vllm.site first" in ansible.play("status").output
-    assert (
-        "there is nothing to take back: no switch has taken a model off" in ansible.play("roll_back", *more).failure()
-    )
+    assert "there is nothing to roll back: no switch has replaced a model" in ansible.play("roll_back", *more).failure()
     assert not host.stack.exists()
 
 

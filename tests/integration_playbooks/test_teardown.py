@@ -99,7 +99,7 @@ def test_a_bare_host(inventory: Inventory, tmp_path: Path, no_docker: dict[str, 
     for playbook in ("bootstrap", "prefetch"):
         for mode in ([], ["--check"]):
             message = ansible.play(playbook, *mode, env=no_docker).failure()
-            assert f"The stack in {host.stack} is not there or can't be used, run homegpt.vllm.site first" in message
+            assert f"The stack in {host.stack} does not exist or can't be used, run homegpt.vllm.site first" in message
     assert not host.stack.exists()
 
 

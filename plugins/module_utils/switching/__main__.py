@@ -46,27 +46,29 @@ def main(argv: typing.Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    parser = argparse.ArgumentParser(prog="python3 -m switching", description="Shows and switches this host's models.")
-    parser.add_argument("--stack-dir", default=here, help="the folder of models.json (default: %(default)s)")
+    parser = argparse.ArgumentParser(
+        prog="python3 -m switching", description="Show and switch the models of this host."
+    )
+    parser.add_argument("--stack-dir", default=here, help="the directory of models.json (default: %(default)s)")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    status = commands.add_parser("status", help="show what every model is")
-    status.add_argument("--json", action="store_true", help="for machines")
+    status = commands.add_parser("status", help="show the state of every model")
+    status.add_argument("--json", action="store_true", help="print JSON")
     status.set_defaults(run=_status)
-    switch = commands.add_parser("switch", help="make a model active, or put it to sleep, or stop it")
+    switch = commands.add_parser("switch", help="make a model active, put it to sleep, or stop it")
     switch.add_argument("model", metavar="MODEL", help="its id or one of its aliases")
     switch.add_argument("--state", choices=(ACTIVE, SLEEPING, STOPPED), default=ACTIVE, help="default: %(default)s")
     switch.add_argument("--check", action="store_true", help="only show what would be done")
-    switch.add_argument("--record-canary", action="store_true", help="record its answer as the right one")
-    switch.add_argument("--json", action="store_true", help="for machines")
-    switch.add_argument("--for-now", action="store_true", help="a boot brings back what it was meant to be before")
+    switch.add_argument("--record-canary", action="store_true", help="record its canary answer as the correct one")
+    switch.add_argument("--json", action="store_true", help="print JSON")
+    switch.add_argument("--for-now", action="store_true", help="leave the state that a boot restores unchanged")
     switch.set_defaults(run=_switch)
-    back = commands.add_parser("roll-back", help="make the model active again that the last switch has replaced")
+    back = commands.add_parser("roll-back", help="make the model active that the last switch replaced")
     back.add_argument("--check", action="store_true", help="only show what would be done")
-    back.add_argument("--json", action="store_true", help="for machines")
+    back.add_argument("--json", action="store_true", help="print JSON")
     back.set_defaults(run=_roll_back)
-    restore = commands.add_parser("restore", help="bring the host back to the models it is meant to have, as at boot")
+    restore = commands.add_parser("restore", help="restore the desired state of the models, as a boot does")
     restore.set_defaults(run=_restore)
-    lint = commands.add_parser("lint", help="tell whether this host has the memory for its models; asks no server")
+    lint = commands.add_parser("lint", help="check whether this host has enough memory for its models")
     lint.set_defaults(run=None)
     return parser
 
@@ -121,7 +123,7 @@ def _show(work: typing.Callable[[], Result], options: argparse.Namespace, which:
     if not options.json:
         name = which(result)
         would = "would be " if options.check and result.changed else ""
-        _say(f"{name}: {would}{describe(result.models[name])}{'' if result.changed else ', as it was'}")
+        _say(f"{name}: {would}{describe(result.models[name])}{'' if result.changed else ', unchanged'}")
     return 0
 
 
@@ -133,7 +135,7 @@ def _restore(switcher: Switcher, options: argparse.Namespace) -> int:
             failed.append(model.id)
             _say(f"{model.id}: FAILED, should be {desired}: {outcome}", sys.stderr)
         else:
-            how = f"in {outcome.elapsed_seconds:.1f} s" if outcome.changed else "as it was"
+            how = f"in {outcome.elapsed_seconds:.1f} s" if outcome.changed else "unchanged"
             _say(f"{model.id}: {describe(outcome.models[model.id])}, {how}")
     return _fail("not restored: " + ", ".join(failed), 1) if failed else 0
 

@@ -95,7 +95,7 @@ def prove(server: Server, model: Model, stack_dir: str, start: str, came: str) -
     if came != WOKEN and not refused and (known is None or other):
         return _record(server, model, stack_dir, start, told)
     if known is None:
-        return Verdict("answers; there is no answer of a fresh start to compare with")
+        return Verdict("answers; no answer from a fresh start is recorded to compare it with")
     if told.is_as(known.kind, known.text):
         # So this start is known to be right, whoever made it: a wrong answer of it is not one of an unknown start.
         served = known.served if came == WOKEN else _served(model)
@@ -110,17 +110,20 @@ def prove(server: Server, model: Model, stack_dir: str, start: str, came: str) -
     if not known.suspect and (came == STARTED or (came == RESTARTED and known.renewed)):
         # Started by intent, so its weights or vLLM may have been changed by intent.
         verdict = _record(server, model, stack_dir, start, told)
-        return Verdict(verdict.note, f"{differs}; it was started since, so that was recorded anew")
+        return Verdict(verdict.note, f"{differs}; the server was started since then, so the new answer was recorded")
     renewed = came == WOKEN and start != known.start and "" not in (start, known.start)
     if renewed and other and not known.suspect:
-        remedy = "if it answers rightly, record that (record_canary)"
-        return Verdict("answers otherwise than recorded", f"{differs}; it was started otherwise since: {remedy}")
+        remedy = "if the new answer is correct, record it (record_canary)"
+        return Verdict(
+            "the answer differs from the recorded one",
+            f"{differs}; the server was started with other settings since then: {remedy}",
+        )
     if model.canary == "enforce" or (model.canary == "auto" and known.reproducible):
         doubted = dataclasses.replace(known, suspect=known.suspect or not renewed, renewed=known.renewed or renewed)
         with contextlib.suppress(OSError):  # a full disk makes no answer right
             _write(model, stack_dir, doubted)
         raise WrongAnswer(f"{differs} (canary)")
-    return Verdict("answers otherwise than recorded", f"{differs} (canary)")
+    return Verdict("the answer differs from the recorded one", f"{differs} (canary)")
 
 
 def _record(server: Server, model: Model, stack_dir: str, start: str, told: Reply) -> Verdict:
@@ -130,7 +133,7 @@ def _record(server: Server, model: Model, stack_dir: str, start: str, told: Repl
     made = Record(told.text, reproducible, start, version, served, now, kind=told.kind)
     _write(model, stack_dir, made)
     what = "" if told.kind == TEXT else f" ({told.kind})"
-    return Verdict(f"answer recorded{what}" + ("" if reproducible else ", but a second one was another"))
+    return Verdict(f"answer recorded{what}" + ("" if reproducible else ", but a second answer differed"))
 
 
 def _served(model: Model) -> dict[str, typing.Any]:

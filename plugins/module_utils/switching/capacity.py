@@ -40,15 +40,15 @@ def _absent(model: Model, gpus: typing.Mapping[int, hardware.Gpu]) -> list[str]:
     # nvidia-smi numbers GPUs without gaps: a missing one is there and doesn't tell its memory.
     there = range(max(gpus) + 1)
     uuids = [gpu.uuid for gpu in gpus.values() if gpu.uuid]
-    beginning = f"{model.id} is to use"
+    beginning = f"{model.id}: gpus names"
     numbers = [str(name) for name in model.gpus if isinstance(name, int) and name not in there]
     if numbers:
         return [
-            f"{beginning} GPU {in_words(numbers)}, and the host has {in_words([*map(str, there)])}: correct its gpus"
+            f"{beginning} GPU {in_words(numbers)}, but the host has {in_words([*map(str, there)])}: correct its gpus"
         ]
     lost = [name for name in model.gpus if isinstance(name, str) and not is_mig(name) and name not in uuids]
     if lost and len(uuids) == len(there):
-        return [f"{beginning} {in_words(lost)}, and the host has {in_words(uuids)}: correct its gpus"]
+        return [f"{beginning} {in_words(lost)}, but the host has {in_words(uuids)}: correct its gpus"]
     return []
 
 
@@ -62,7 +62,7 @@ def advice(
         # The budget is of no use there: auto never means level 1.
         return (
             [
-                f"the GPU of this host shares its RAM, so that the weights of {in_words(insisting)} stay in that "
+                f"the GPU of this host shares its RAM, so the weights of {in_words(insisting)} stay in that "
                 "memory at sleep_level 1: set it to auto, 2 or stop"
             ]
             if insisting
@@ -71,8 +71,8 @@ def advice(
     if ram_total_gb is None or budget <= ram_total_gb:
         return []
     return [
-        f"vllm_switching.available_ram_gb is {budget:.1f} and the host has {ram_total_gb:.1f} GB of RAM: set it to "
-        "what the host can spare for the weights of sleeping models"
+        f"vllm_switching.available_ram_gb is {budget:.1f}, but the host has {ram_total_gb:.1f} GB of RAM: set it to "
+        "the RAM that the host can spare for the weights of sleeping models"
     ]
 
 
@@ -93,11 +93,11 @@ def _ram_problem(inventory: Inventory, ram_total_gb: float | None) -> str:
     beginning = (
         f"the weights of {names} take {size:.1f} GB of RAM when {'they sleep' if crowd[1:] else 'it sleeps'} at level 1"
     )
-    remedy = f"put {in_words([model.id for model in discarded])} at sleep_level 2"
+    remedy = f"set sleep_level of {in_words([model.id for model in discarded])} to 2"
     if ram_total_gb is not None and size > ram_total_gb + _ROUNDING:
-        return f"{beginning}, and the host has {ram_total_gb:.1f} GB: {remedy}"
+        return f"{beginning}, but the host has {ram_total_gb:.1f} GB: {remedy}"
     return (
-        f"{beginning}, and vllm_switching.available_ram_gb allows {budget:.1f} GB: {remedy}, or raise available_ram_gb"
+        f"{beginning}, but vllm_switching.available_ram_gb allows {budget:.1f} GB: {remedy}, or raise available_ram_gb"
     )
 
 
@@ -152,7 +152,7 @@ def _load_problem(inventory: Inventory, model: Model, gpus: typing.Mapping[Name,
     remedies = [f"set {setting} to at most {most:.2f}"] if most > 0 else []
     remedies += [*_to_discard(asleep, gpus[index]), *_to_stop(asleep, need[index] + kept - total)]
     return (
-        f"{gpu_text(index)} has {total:.1f} GB and {model.id} loads only where {need[index]:.1f} GB of it are free "
+        f"{gpu_text(index)} has {total:.1f} GB, but {model.id} needs {need[index]:.1f} GB of free memory to load "
         f"(gpu_memory_utilization {need[index] / total:g}){_beside(asleep, gpus[index])}: "
         + (", or ".join(remedies) or "disable some of them")
     )
@@ -192,7 +192,7 @@ def _holding(asleep: typing.Sequence[Model], gpu: hardware.Gpu) -> list[Model]:
 def _to_discard(asleep: typing.Sequence[Model], gpu: hardware.Gpu) -> list[str]:
     """The remedy that sleepers give the weights up that they hold in the GPU's memory."""
     holding = _holding(asleep, gpu)
-    return [f"put {in_words([model.id for model in holding])} at sleep_level 2"] if holding else []
+    return [f"set sleep_level of {in_words([model.id for model in holding])} to 2"] if holding else []
 
 
 def _beside(asleep: typing.Sequence[Model], gpu: hardware.Gpu) -> str:
@@ -200,9 +200,9 @@ def _beside(asleep: typing.Sequence[Model], gpu: hardware.Gpu) -> str:
         return ""
     if _holding(asleep, gpu):
         names, keep = in_words([model.id for model in asleep]), "keep" if asleep[1:] else "keeps"
-        return f", while {names}, asleep, {keep} about {_kept_gb(asleep, gpu):.1f} GB, weights at level 1 included"
+        return f", and {names} {keep} about {_kept_gb(asleep, gpu):.1f} GB while asleep, including weights at level 1"
     keep = "keep about {:.1f} GB each" if asleep[1:] else "keeps about {:.1f} GB"
-    return f", while {in_words([model.id for model in asleep])}, asleep, {keep.format(memory.SLEEPER_GB)}"
+    return f", and {in_words([model.id for model in asleep])} {keep.format(memory.SLEEPER_GB)} while asleep"
 
 
 def _to_stop(asleep: typing.Sequence[Model], over: float) -> list[str]:
@@ -211,7 +211,7 @@ def _to_stop(asleep: typing.Sequence[Model], over: float) -> list[str]:
     # The inventory's last first, and its defaults after all others: they are what is asked for most.
     order = sorted(asleep, key=lambda model: model.startup_mode != "active")[::-1]
     return (
-        [f"put {in_words([model.id for model in order[:count]])} at sleep_level stop"]
+        [f"set sleep_level of {in_words([model.id for model in order[:count]])} to stop"]
         if 0 < count <= len(order)
         else []
     )

@@ -157,7 +157,7 @@ def mapping_of(pattern: re.Pattern[str], description: str, check: Check) -> Chec
             raise Wrong(f"must be a dictionary, is {describe(value)}")
         for key in value:
             if not isinstance(key, str) or not pattern.match(key):
-                raise Wrong(f"has the key {key}, which is no {description}")
+                raise Wrong(f"has the key {key}, which is not a valid {description}")
         return {str(key): at(f".{key}", check, item) for key, item in value.items()}
 
     return check_mapping
@@ -176,7 +176,7 @@ def names(value: typing.Any) -> tuple[str, ...]:
     """A list of texts, each once."""
     found: tuple[str, ...] = list_of(text, "names")(value)
     if len(set(found)) != len(found):
-        raise Wrong(f"must have each name once, is {list(found)}")
+        raise Wrong(f"must not contain duplicates, is {list(found)}")
     return found
 
 
@@ -276,9 +276,9 @@ def unwritable(value: typing.Any, path: str, join: str = ": ", depth: int = 0) -
     wrong = ""
     if isinstance(value, str):
         if "\0" in value:
-            wrong = "must be free of NUL characters"
+            wrong = "must not contain NUL characters"
         elif any("\ud800" <= character <= "\udfff" for character in value):
-            wrong = "must be made of whole characters, has half of a surrogate pair"
+            wrong = "must be valid Unicode, contains half of a surrogate pair"
     elif isinstance(value, int):
         try:
             str(value)
@@ -286,7 +286,7 @@ def unwritable(value: typing.Any, path: str, join: str = ": ", depth: int = 0) -
             wrong = "must be a shorter number"
     elif isinstance(value, (dict, list, tuple)) and depth > _DEEPEST:
         # At once: there may be no end to it.
-        raise InventoryError([f"{path} must be nested less than {_DEEPEST} deep"])
+        raise InventoryError([f"{path} must be nested less than {_DEEPEST} levels deep"])
     elif isinstance(value, dict):
         for key, item in value.items():
             odd = list(unwritable(key, f"{path}: a key", ".", depth + 1))

@@ -61,12 +61,12 @@ class Client:
         except Late as error:
             raise Unresponsive(f"{what}: {error} within {timeout:g} s") from None
         except ConnectionRefusedError:
-            raise Unreachable(f"{what}: nothing listens there") from None
+            raise Unreachable(f"{what}: connection refused") from None
         except BrokenOff as error:
             kind = HungUp if error.dropped and path == "/health" else Unresponsive
-            raise kind(f"{what}: the connection broke off: {error}") from None
+            raise kind(f"{what}: the connection was lost: {error}") from None
         except NotHttp as error:
-            raise BadAnswer(f"{what}: not an answer of vLLM's: {self._something_else}: {error}") from None
+            raise BadAnswer(f"{what}: not a vLLM answer: {self._something_else}: {error}") from None
         if answer.status in (301, 302, 303, 307, 308):
             target = printable(answer.headers.get("location", "nowhere"))
             raise BadAnswer(f"{what}: redirected to {target}, which vLLM never does: {self._something_else}")
@@ -94,7 +94,7 @@ class Client:
 
     def _bad_answer(self, method: str, path: str, answer: Answer) -> BadAnswer:
         what = f"{self.model.id}: {method} {self.url}{path}"
-        return BadAnswer(f"{what}: not an answer of vLLM's: {self._something_else}{_excerpt(answer)}")
+        return BadAnswer(f"{what}: not a vLLM answer: {self._something_else}{_excerpt(answer)}")
 
     @property
     def _something_else(self) -> str:

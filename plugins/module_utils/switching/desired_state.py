@@ -57,8 +57,7 @@ def write(stack_dir: str, desired: DesiredState, displaced: typing.Sequence[str]
     except OSError as error:
         path = state_files.path(stack_dir, state_files.DESIRED_STATE)
         raise SwitchingError(
-            f"the switch is done, but {path} can't be written ({error.strerror}): after a reboot the host would come "
-            "back to other models"
+            f"the switch succeeded, but {path} can't be written ({error.strerror}): a reboot would restore other models"
         ) from None
 
 

@@ -123,7 +123,7 @@ def private(folder: str) -> None:
     except FileExistsError:
         seen = os.lstat(folder)
         if not stat.S_ISDIR(seen.st_mode) or seen.st_uid != os.geteuid():
-            raise PermissionError(1, "it is not this user's own folder", folder) from None
+            raise PermissionError(1, "the directory belongs to another user", folder) from None
         if stat.S_IMODE(seen.st_mode) & 0o077:
             os.chmod(folder, 0o700)
 

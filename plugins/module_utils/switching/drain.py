@@ -92,7 +92,7 @@ class Drain:
         if able and not paused and self.settings.drain_timeout_action != "abort":
             self._resume()
             raise DrainTimeout(
-                f"{self.server.model.id}: it does not hold what comes, so that its sleep could cut that "
+                f"{self.server.model.id}: it can't hold new requests, so its sleep could cut them "
                 f"(drain_timeout_action is {self.settings.drain_timeout_action})"
             )
         drained = None if first is None else first[0] if able else sum(first)
@@ -175,7 +175,7 @@ class Drain:
     def _lost(self) -> Outcome:
         # What it said last may have been said when it was dead already.
         known = sum(self._last) or None if self._last else None
-        return self._outcome(0, CUT, known, note="the server ended, and what it had to do was lost")
+        return self._outcome(0, CUT, known, note="the server ended, and its requests were lost")
 
     def _overdue(self, able: bool, first: Counts | None, left: int | None) -> Outcome:
         action, seconds = self.settings.drain_timeout_action, self.settings.drain_timeout_seconds
@@ -189,12 +189,16 @@ class Drain:
             if can_cut or self.ending or self.server.model.sleep_requests:
                 return outcome
             self.requests = outcome.requests
-            raise CannotCut(f"{self.server.model.id}: {still}, and no sleep of this vLLM cuts them")
+            raise CannotCut(f"{self.server.model.id}: {still}, and this vLLM version can't cut them when it sleeps")
         if action == "keep" and able and can_cut and not self.ending:
             return self._outcome(drained, PARKED, left, "keep", f"{still} and are parked until the next wake")
         if self.held:
             self._resume()
-        why = "" if action == "fail" else ", and a server of this vLLM or one that is to be stopped can't park them"
+        why = (
+            ""
+            if action == "fail"
+            else ", and requests can't be parked by this vLLM version or by a server that is stopped"
+        )
         raise DrainTimeout(
             f"{self.server.model.id}: {still} (drain_timeout_seconds; drain_timeout_action is {action}){why}"
         )

@@ -1,7 +1,7 @@
 # -*- coding: utf-8 -*-
 # Copyright (c) HomeGPT
 # SPDX-License-Identifier: MIT
-"""One family of exceptions. Whoever calls the engine translates them (C(fail_json), an HTTP status, an exit code)."""
+"""The exceptions of the engine. Callers translate them to C(fail_json), an HTTP status or an exit code."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ T = typing.TypeVar("T", bound="SwitchingError")
 
 
 class SwitchingError(Exception):
-    """Base of everything the engine raises on purpose; its text is written for the person who runs it.
+    """Base class of the exceptions of the engine; its text is the message for the user.
 
-    C(remedy) says what to do about it where the text does not; C({log}) in it stands for how to see the server's log.
-    C(log) are the last lines of a server's log, where they may tell the cause.
+    C(remedy) is the remedy, if the text does not contain it; C({log}) in it is replaced by the command that shows the
+    server's log. C(log) are the last lines of a server's log, if they may contain the cause.
     """
 
     remedy = ""
@@ -33,7 +33,7 @@ class SwitchingError(Exception):
 
 
 class InventoryError(SwitchingError):
-    """The model inventory has mistakes; C(mistakes) lists all of them, each with its path and what would be right."""
+    """The model inventory has mistakes; C(mistakes) lists all of them, each with its path and the remedy."""
 
     def __init__(self, mistakes: typing.Iterable[str]) -> None:
         self.mistakes = list(mistakes)
@@ -47,17 +47,17 @@ class UnknownModel(SwitchingError):
 
 
 class NotProvisioned(SwitchingError):
-    """The host has no stack to start a model from. Nothing has been touched."""
+    """The host has no stack from which a model can be started. Nothing was changed."""
 
 
 class Blocked(SwitchingError):
-    """No safe plan exists for what was observed. Nothing has been touched."""
+    """No safe plan exists for the observed state. Nothing was changed."""
 
 
 class ServerError(SwitchingError):
-    """A server did not do what was asked of it."""
+    """A server did not do what was requested."""
 
-    remedy = "look into its log ({log}) for the cause, then switch again"
+    remedy = "check its log ({log}) for the cause, then switch again"
 
 
 class Unreachable(ServerError):
@@ -65,13 +65,13 @@ class Unreachable(ServerError):
 
 
 class Unresponsive(ServerError):
-    """The server took the connection but did not answer in time, or broke off."""
+    """The server accepted the connection but did not answer in time, or closed it."""
 
 
 class BadAnswer(ServerError):
-    """The answer is not one that vLLM gives: something else listens there, or something stands in between."""
+    """The answer does not come from vLLM: something else listens on the port, or a proxy is in between."""
 
-    remedy = "see what listens on its port and end that, then switch again"
+    remedy = "find out what listens on its port and stop it, then switch again"
 
 
 class Refused(ServerError):
@@ -83,7 +83,7 @@ class Refused(ServerError):
 
 
 class NoSuchAnswer(ServerError):
-    """A healthy server knows none of the calls by which it could be proved ready. To start it anew would not help."""
+    """A healthy server supports none of the calls that show that it is ready. A restart would not help."""
 
     remedy = ""  # the text says it
 
@@ -99,9 +99,9 @@ class InDoubt(ServerError):
 
 
 class DrainTimeout(ServerError):
-    """Requests still ran at the deadline and may not be cut. The server has them still."""
+    """Requests still ran at the deadline and must not be cut. The server still processes them."""
 
-    remedy = "switch when it has less to do, raise drain_timeout_seconds, or set drain_timeout_action to abort"
+    remedy = "switch when it is less busy, raise drain_timeout_seconds, or set drain_timeout_action to abort"
 
 
 class CannotCut(ServerError):
@@ -109,47 +109,48 @@ class CannotCut(ServerError):
 
 
 class WrongAnswer(ServerError):
-    """The canary: a server that was woken answers otherwise than when it was known good."""
+    """The canary: the answer of a woken server differs from the recorded one."""
 
     remedy = (
-        "see that the model's files are those it was loaded from; if the new answer is right, record it (record_canary)"
+        "check that the model's files have not changed since it was loaded; if the new answer is correct, record it "
+        "(record_canary)"
     )
 
 
 class NoMemory(ServerError):
-    """Somebody else holds the GPU memory that a server needs. Nothing was asked of the server."""
+    """Another process holds the GPU memory that a server needs. The server received no request."""
 
-    remedy = "end what holds the GPU memory, or stop the model that it serves, then switch again"
+    remedy = "end the process that holds the GPU memory, or stop the model that it serves, then switch again"
 
 
 class Divided(NoMemory):
-    """A GPU that a server needs as a whole is divided into MIG instances. Nothing was asked of the server."""
+    """A GPU that a server needs completely is divided into MIG instances. The server received no request."""
 
-    remedy = "correct its gpus, or end the division (nvidia-smi -mig 0), then switch again"
+    remedy = "correct its gpus, or disable MIG on that GPU (nvidia-smi -mig 0), then switch again"
 
 
 class LifecycleError(SwitchingError):
     """A server could not be started or stopped."""
 
-    remedy = "look into its log ({log}) for the cause, then switch again"
+    remedy = "check its log ({log}) for the cause, then switch again"
 
 
 class ServerDied(LifecycleError):
-    """The server's process ended while somebody waited for it."""
+    """The server's process ended while the switch waited for it."""
 
 
 class LockTimeout(SwitchingError):
-    """Another switch holds the host's lock for longer than C(lock_timeout_seconds)."""
+    """Another switch held the host's lock for longer than C(lock_timeout_seconds)."""
 
 
 class LockLost(SwitchingError):
-    """The lock of a switch that goes on was removed, so that another one may have begun."""
+    """The lock of a running switch was removed, so another switch may have started."""
 
-    remedy = "see what is active, then switch again; leave the files of a stack's run folder where they are"
+    remedy = "check which model is active, then switch again; do not remove files from a stack's run directory"
 
 
 class SwitchFailed(SwitchingError):
-    """A plan could not be carried out. C(result) tells what was done and what the host is left with."""
+    """A plan failed. C(result) contains the executed steps and the state of the host."""
 
     def __init__(self, message: str, result: typing.Any) -> None:
         self.result = result
@@ -157,4 +158,4 @@ class SwitchFailed(SwitchingError):
 
 
 class ChangedSince(SwitchFailed):
-    """What is to be undone is not as it was left. Nothing has been touched. C(result) tells what there is."""
+    """The models of a change are not in the state that it left. Nothing was changed. C(result) has their states."""

@@ -221,7 +221,7 @@ class Executor:
 
         if not self.host.wait(asleep, self.settings.request_timeout_seconds):
             raise ServerError(
-                f"{step.model} took the call to sleep but is still awake after "
+                f"{step.model} accepted the call to sleep but is still awake after "
                 f"{self.settings.request_timeout_seconds:g} s (request_timeout_seconds)"
             )
 
@@ -232,14 +232,14 @@ class Executor:
             counts = self.host.servers[step.model].count_requests()
         if not counts or not counts[0]:
             return
-        why = f"{step.model} was given {counts[0]} requests while it went to sleep, and can't hold them"
+        why = f"{step.model} received {counts[0]} requests while it was put to sleep, and can't hold them"
         action = self.settings.drain_timeout_action
         if action == "abort":
             self._record_of(step)["requests"] = {**dict.fromkeys(FATES, 0), CUT: counts[0]}
             raise ServerError(why)
         for again in (WAKE, VERIFY):
             self.run(Step(again, step.model, step.level if again == WAKE else None))
-        raise DrainTimeout(f"{why} (drain_timeout_action is {action}), so that it was woken")
+        raise DrainTimeout(f"{why} (drain_timeout_action is {action}), so it was woken")
 
     def _check_memory(self, name: str, need: memory.Need, gpus: typing.Mapping[int, hardware.Gpu] | None) -> None:
         """Raise NoMemory where the GPUs have less free than the model will take, also after a moment."""
@@ -353,7 +353,7 @@ class Executor:
             process = self.host.lifecycles[model.id].process()
             if process.running is False:
                 code = "" if process.exit_code is None else f" with exit code {process.exit_code}"
-                raise ServerDied(f"{model.id}'s server ended{code} while it was waited for").with_log(
+                raise ServerDied(f"{model.id}'s server ended{code} while the switch waited for it").with_log(
                     self.host.last_lines(model)
                 )
 
@@ -395,7 +395,7 @@ class Executor:
             self.wrong.add(model.id)
             raise
         except OSError as error:
-            verdict = canary.Verdict("", f"the canary's answer of {model.id} could not be recorded: {error}")
+            verdict = canary.Verdict("", f"the canary answer of {model.id} could not be recorded: {error}")
         if verdict.warning:
             self.warnings.append(verdict.warning)
         return verdict.note
@@ -407,5 +407,5 @@ class Executor:
             return canary.record(self.host.servers[step.model], model, self.host.stack_dir, start).note
         except OSError as error:
             # The switch is done, whatever becomes of its record.
-            self.warnings.append(f"the canary's answer of {model.id} could not be recorded: {error}")
+            self.warnings.append(f"the canary answer of {model.id} could not be recorded: {error}")
             return "not recorded"

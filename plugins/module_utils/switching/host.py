@@ -91,25 +91,25 @@ class Host:
             process = self.lifecycles[model.id].process()
             running = process.running
             if seen.state == LOADING and running is False:
-                # Its process may just have ended, and its last connections with it: then nothing listens there now.
+                # Its process may just have ended, and its last connections with it: then connection refused now.
                 seen = self.servers[model.id].observe(count_requests)
             if seen.remedy:
                 seen = dataclasses.replace(seen, remedy=seen.remedy.format(log=self.lifecycles[model.id].log_command))
             begun, was_active = self.lock.begun.get(model.id), model.id in self.lock.active_since
             if seen.state == STOPPED and running and self.was_proved(model):
-                problem = f"{model.id}'s process lives, but refuses connections, and it had been loaded"
+                problem = f"{model.id}'s process is running but refuses connections, although it had been loaded"
                 return Observation(
                     ERROR, problem=problem, dead=True, uncounted=True, process=True, was_serving=was_active
                 )
             listens = seen.state == LOADING and not seen.dead  # and says itself that it is not ready
             if listens and running is not False and self.was_proved(model):
-                problem = f"{model.id}'s engine is dead (/health answers 503), and it had been loaded"
+                problem = f"{model.id}'s engine is dead (/health answers 503), although it had been loaded"
                 return Observation(ERROR, problem=problem, dead=True, process=running, was_serving=was_active)
             if (seen.state in (STOPPED, LOADING) and running) or (listens and running is None):
                 comes = begun is not None and begun.action in (START, WAKE)
                 return Observation(LOADING, was_serving=comes or was_active)
             if seen.state == STOPPED and process.remains:
-                problem = f"{model.id}'s server ended, but processes that it started have not"
+                problem = f"{model.id}'s server ended, but processes that it started are still running"
                 return Observation(ERROR, problem=problem, dead=True, process=True)
             known = seen.process or running
             unknown = seen.unknown or (seen.state == LOADING and known is not False)
@@ -142,7 +142,7 @@ class Host:
             if seen.doubtful:
                 seen = dataclasses.replace(seen, level=None)
         if action == WAKE:
-            return dataclasses.replace(seen, doubtful=True, problem="its last wake was not proved")
+            return dataclasses.replace(seen, doubtful=True, problem="its last wake was not confirmed")
         # Before 0.17 a pause is not seen.
         return dataclasses.replace(seen, held=True) if seen.state == ACTIVE and action == DRAIN else seen
 

@@ -31,7 +31,7 @@ class Late(Exception):
     """The answer has not come, or not ended, in time; C(begun) tells which."""
 
     def __init__(self, begun: bool) -> None:
-        super().__init__("the answer did not end" if begun else "no answer")
+        super().__init__("incomplete answer" if begun else "no answer")
         self.begun = begun
 
 
@@ -68,7 +68,7 @@ class _Bounded:
     def recv_into(self, *args: typing.Any, **kwargs: typing.Any) -> int:
         left = self.until - time.monotonic()
         if left <= 0 or self.left_bytes <= 0:
-            raise socket.timeout("the answer did not end")
+            raise socket.timeout("incomplete answer")
         self.settimeout(left)  # type: ignore[attr-defined]
         count: int = super().recv_into(*args, **kwargs)  # type: ignore[misc]
         self.left_bytes -= count
@@ -131,7 +131,7 @@ class Connection:
         except ValueError:
             # Its text has the header, and so perhaps the API key.
             self.close()
-            raise NotHttp("a header is not fit for HTTP: is there a line break in the API key?") from None
+            raise NotHttp("invalid HTTP header: is there a line break in the API key?") from None
         except BaseException:
             self.close()
             raise
@@ -183,7 +183,7 @@ def _check_own(address: str, family: int) -> None:
         try:
             probe.bind((address, 0))
         except OSError:
-            raise ConnectionRefusedError(f"{address} is no address of this host") from None
+            raise ConnectionRefusedError(f"{address} is not an address of this host") from None
 
 
 def _secured(made: socket.socket, until: float) -> typing.Any:

@@ -59,12 +59,12 @@ class Inventory:
     switching: Switching
 
     def find(self, name: str) -> Model:
-        """The model with this id, alias or, where only one says so, C(model).
+        """The model with this id, alias or, if it is unique, C(model).
 
         Raises UnknownModel, naming the models that exist, when there is none or when it is disabled.
         """
         if not name:
-            raise UnknownModel(f"say which model is meant; the models are: {self.listed()}")
+            raise UnknownModel(f"no model given: use one of {self.listed()}")
         found = [m for m in self.models if name == m.id] or [m for m in self.models if name in m.names]
         if len(found) != 1:
             near = difflib.get_close_matches(name, [n for m in self.models for n in m.names], n=1)
@@ -85,11 +85,11 @@ class Inventory:
         return ", ".join(m.id + (" (disabled)" if m.disabled else "") for m in self.models)
 
     def check_apart(self, models: typing.Sequence[Model]) -> None:
-        """Raise SwitchingError where the models can't be switched side by side."""
+        """Raise SwitchingError if the models can't be switched in parallel."""
         if len(self.load_batches(models)) > 1:
             raise SwitchingError(
-                f"{', '.join(m.id for m in models)} have GPUs to do with each other, so they can't be switched side by "
-                "side: switch them one after the other"
+                f"{', '.join(m.id for m in models)} share GPUs, directly or through another model, and can't be "
+                "switched in parallel: switch them one after the other"
             )
 
     def conflicting(self, model: Model) -> tuple[Model, ...]:
@@ -97,7 +97,7 @@ class Inventory:
         return tuple(m for m in self.models if m.conflicts_with(model))
 
     def group(self, model: Model) -> tuple[Model, ...]:
-        """The model and all that it has to do with: those it conflicts with, those these conflict with, and so on."""
+        """The model and all that share GPUs with it, directly or through other models."""
         found = {model.id: model}
         new = [model]
         while new:
@@ -106,7 +106,7 @@ class Inventory:
         return tuple(m for m in self.models if m.id in found)
 
     def load_batches(self, models: typing.Iterable[Model]) -> list[tuple[Model, ...]]:
-        """The models, in an order in which they may be loaded: those of one batch have no GPU to do with each other."""
+        """The models in the order in which they can be loaded: the models of a batch share no GPUs, even indirectly."""
         queues: dict[str, list[Model]] = {}
         for model in models:
             queues.setdefault(self.group(model)[0].id, []).append(model)
@@ -130,7 +130,7 @@ class Inventory:
 def parse(models: typing.Any, switching: typing.Any = None) -> Inventory:
     """The Inventory of C(vllm_models) (list of dict) and C(vllm_switching) (dict).
 
-    Raises InventoryError with every mistake found. Does no I/O.
+    Raises InventoryError with all mistakes. Does no I/O.
     """
     mistakes = list(checks.unwritable(switching, "vllm_switching")) if isinstance(switching, dict) else []
     if isinstance(models, (list, tuple)):
@@ -179,15 +179,19 @@ def _parse_model(index: int, entry: typing.Any, global_macros: typing.Mapping[st
         fields["gpus"] = Model.gpus
     if bool(given.get("sleep_requests")) != bool(given.get("wake_requests")):
         one, other = ("sleep", "wake") if given.get("sleep_requests") else ("wake", "sleep")
-        mistakes.append(f"{path}: {one}_requests needs {other}_requests too: give both lists or neither")
+        mistakes.append(f"{path}: {one}_requests requires {other}_requests: set both lists or neither")
     if given.get("stop_command") and not given.get("start_command"):
-        mistakes.append(f"{path}: stop_command needs start_command too, or a stopped server could not be started again")
+        mistakes.append(
+            f"{path}: stop_command requires start_command: without it, a stopped server can't be started again"
+        )
     if given.get("entrypoint") and given.get("start_command"):
-        mistakes.append(f"{path}: entrypoint is a container's, and a start_command needs none: leave one of them out")
+        mistakes.append(
+            f"{path}: entrypoint is for containers and has no effect with a start_command: remove one of them"
+        )
     if str(fields.get("model", "")).split()[:1] in (["vllm"], ["serve"]):
         mistakes.append(
-            f"{path}: model must be what `vllm serve` loads, is {fields['model']}: leave the command out (it is the "
-            "image's, or the entrypoint's)"
+            f"{path}: model must be what `vllm serve` loads, is {fields['model']}: remove the command (the image "
+            "or the entrypoint sets it)"
         )
     _derive_kind(path, fields, mistakes)
     if "gpus" in fields:
@@ -218,7 +222,7 @@ def _derive_kind(path: str, fields: dict[str, typing.Any], mistakes: list[str]) 
         if fields.setdefault("kind", "auto") == "auto":
             fields["kind"] = derived
         elif fields["kind"] != derived:
-            mistakes.append(f"{path}: kind {fields['kind']} does not go with args.{name} {value}: leave kind out")
+            mistakes.append(f"{path}: kind {fields['kind']} conflicts with args.{name} {value}: remove kind")
 
 
 def _check_parallel_sizes(
@@ -236,8 +240,8 @@ def _check_parallel_sizes(
     if product != len(gpus):
         told = " x ".join(f"{key} {1 if value is None else value}" for key, value in sizes.items())
         mistakes.append(
-            f"{path}: args take {product} GPUs ({told}), but gpus names {len(gpus)}: name as many in gpus, or set "
-            f"args.tensor_parallel_size so that the product is {len(gpus)}"
+            f"{path}: args take {product} GPUs ({told}), but gpus names {len(gpus)}: name {product} GPUs in gpus, or "
+            f"set args.tensor_parallel_size so that the product is {len(gpus)}"
         )
 
 
@@ -250,7 +254,7 @@ def _macros(given: typing.Any, fields: dict[str, typing.Any]) -> dict[str, str]:
 def _check_macros(path: str, macros: typing.Iterable[str], mistakes: list[str]) -> None:
     for name in macros:
         if name in (*_BUILTIN_VARIABLES, "level"):
-            mistakes.append(f"{path}: macros.{name} hides the variable of that name: call the macro something else")
+            mistakes.append(f"{path}: macros.{name} hides the variable of that name: rename the macro")
 
 
 def _expand_variables(
@@ -278,7 +282,7 @@ def _expand_variables(
         expanded = _VARIABLE.sub(value, text)
         # It would be replaced whenever the inventory is read again.
         if _VARIABLE.findall(expanded) != left:
-            mistakes.append(f"{path}: {where} becomes {expanded}: variables must not make up another one")
+            mistakes.append(f"{path}: {where} becomes {expanded}: the result must not contain another variable")
         return expanded
 
     def expand_request(request: Request, where: str, level: bool) -> Request:
@@ -298,7 +302,7 @@ def _expand_variables(
             fields[key] = tuple(expand(word, f"{key}[{i}]", False) for i, word in enumerate(fields[key]))
             # What is mistaken is empty here as well, and told already.
             empty = [i for i, word in enumerate(fields[key]) if not mistakes and not word.strip()]
-            mistakes += [f"{path}: {key}[{i}] must not be empty, and its variables are" for i in empty]
+            mistakes += [f"{path}: {key}[{i}] must not be empty, but its variables are" for i in empty]
 
 
 def _check_together(parsed: list[Entry], mistakes: list[str]) -> None:
@@ -324,8 +328,8 @@ def _check_together(parsed: list[Entry], mistakes: list[str]) -> None:
     numbers, uuids = ([_short(path) for path, gpus in enabled if forms(gpus)[form]] for form in (0, 1))
     if numbers and uuids:
         mistakes.append(
-            f"vllm_models: gpus are numbers in {', '.join(numbers)} and UUIDs in {', '.join(uuids)}, so nobody can "
-            "tell which models share a GPU: write all of them one way (nvidia-smi -L lists both)"
+            f"vllm_models: gpus are numbers in {', '.join(numbers)} and UUIDs in {', '.join(uuids)}, so it is "
+            "unknown which models share a GPU: use one form for all of them (nvidia-smi -L lists both)"
         )
     actives: list[tuple[str, set[Gpu]]] = []
     for path, fields in parsed:

@@ -32,9 +32,9 @@ _PID_FILE_BYTES = 400
 
 
 class Process(typing.NamedTuple):
-    """How the server's process fares; C(running) is None where nobody can tell.
+    """The state of the server's process; C(running) is None if it is unknown.
 
-    C(remains) says that it ended but processes that it started live on, and may hold the GPU.
+    C(remains): it ended, but processes that it started are still running and may hold the GPU.
     """
 
     running: bool | None
@@ -49,7 +49,7 @@ def for_model(model: Model, stack_dir: str, switching: Switching) -> Lifecycle:
 
 
 class Lifecycle(typing.Protocol):
-    """What can be done to a server's process. C(log_command) is how a person sees its log."""
+    """Starts, stops and observes a server's process. C(log_command) is the command that shows its log."""
 
     log_command: str
 
@@ -60,19 +60,19 @@ class Lifecycle(typing.Protocol):
         """End the server. Raises LifecycleError."""
 
     def process(self) -> Process:
-        """How its process fares. Never raises."""
+        """The state of its process. Never raises."""
 
     def start_id(self) -> str:
-        """What tells this start of the server from every other; empty where nobody can tell. Never raises.
+        """An id of this start of the server; empty if it is unknown. Never raises.
 
         One that is not known is not the same as another that is not known.
         """
 
     def pids(self) -> list[int]:
-        """The ids, as the host counts, of the processes that it is; none where nobody can tell. Never raises."""
+        """The ids of its processes on the host; none if they are unknown. Never raises."""
 
     def last_lines(self) -> list[str]:
-        """The last lines of its log, none where there is no log. Never raises."""
+        """The last lines of its log; none if there is no log. Never raises."""
 
 
 class ComposeService:
@@ -372,7 +372,7 @@ def _run(
 
 def _check(answer: subprocess.CompletedProcess[str]) -> None:
     if answer.returncode != 0:
-        said = (answer.stderr or answer.stdout).strip() or "it said nothing"
+        said = (answer.stderr or answer.stdout).strip() or "no output"
         raise LifecycleError(f"{' '.join(answer.args)} failed ({answer.returncode}): {said}")
 
 

@@ -181,8 +181,8 @@ class HostLock:
                     self.record_end({}, self.last_failed_at)  # it was no switch
                 what = "the host's lock" if left[0].what == own.what else f"the lock of {left[0].what}"
                 raise LockTimeout(
-                    f"another switch holds {what} ({self._said(left[0])}), and did for {seconds:g} s "
-                    "(lock_timeout_seconds): try again later"
+                    f"timed out after {seconds:g} s (lock_timeout_seconds) waiting for another switch, which holds "
+                    f"{what} ({self._said(left[0])}): try again later"
                 )
             self._files = taken
             yield
@@ -200,8 +200,8 @@ class HostLock:
         for file in self._files:
             if not file.is_there():
                 raise LockLost(
-                    f"the lock {file.path} was removed while this switch held it, so another one may be at work: "
-                    "nothing more is done"
+                    f"the lock {file.path} was removed while this switch held it, so another switch may be running: "
+                    "this one does nothing more"
                 )
 
     def _machine(self, gpus: typing.Iterable[Gpu]) -> list[_File]:
@@ -234,10 +234,10 @@ class HostLock:
     def _said(self, file: _File) -> str:
         """Who has a file that somebody else has locked."""
         if file.descriptor is None:
-            return "somebody unknown"
+            return "an unknown process"
         if not file.private:
             return self._read(file.descriptor)
-        return os.pread(file.descriptor, 1 << 12, 0).decode(errors="replace").strip() or "somebody unknown"
+        return os.pread(file.descriptor, 1 << 12, 0).decode(errors="replace").strip() or "an unknown process"
 
     def peek(self) -> None:
         """Read what the last switch left, without the lock; nothing while somebody holds it: then it is not over."""
@@ -289,7 +289,7 @@ class HostLock:
             return str(saved["holder"])
         except (ValueError, TypeError, KeyError, AttributeError):
             self.begun, self.active_since, self.failed_at = {}, {}, 0.0
-            return "somebody unknown"
+            return "an unknown process"
 
     def _write(self) -> None:
         if self._descriptor is None:

@@ -155,12 +155,15 @@ def shortage(
         holding = [holder for holder in holders(name) if holder.used_gb >= HOLDER_GB]
         who = in_words([f"process {holder.pid} ({holder.name}) holds {holder.used_gb:.1f} GB" for holder in holding])
         if not holding and gpu.unified:
-            remedy = "end what else takes RAM (ps aux --sort=-rss), or give the model less (gpu_memory_utilization)"
+            remedy = (
+                "end other processes that use RAM (ps aux --sort=-rss), or give the model less memory "
+                "(gpu_memory_utilization)"
+            )
         elif not holding and is_amd(gpu.uuid):
-            remedy = "no process is told to hold it; as root, `fuser -v /dev/kfd` names those that use a GPU"
+            remedy = "the process that holds it is unknown; as root, `fuser -v /dev/kfd` lists those that use a GPU"
         elif not holding:
             remedy = (
-                "nvidia-smi names no process that holds it; as root, `fuser -v /dev/nvidia*` names those that use a GPU"
+                "nvidia-smi lists no process that holds it; as root, `fuser -v /dev/nvidia*` lists those that use a GPU"
             )
         else:
             remedy = who
@@ -196,8 +199,8 @@ def divided_problem(model: Model, gpus: typing.Mapping[int, hardware.Gpu] | None
     if not lost:
         return ""
     return (
-        f"{model.id} is to use {in_words(lost)} as a whole, and that is divided into MIG instances: name one of "
-        "those (nvidia-smi -L) in its gpus"
+        f"{model.id} is configured to use all of {in_words(lost)}, which is divided into MIG instances: set its gpus "
+        "to one of these (nvidia-smi -L)"
     )
 
 

@@ -25,8 +25,8 @@ _COMMENT = re.compile(r"^# (?:HELP|TYPE) ", re.MULTILINE)
 class Metrics(typing.NamedTuple):
     """C(running) and C(waiting) requests and the sleep C(level), each None where the server has no gauge for it.
 
-    C(at_odds) says that its engines do not sleep at one level, so that no level is known; C(awake) that a sleep gauge
-    says so; C(unread) that there may be gauges, but what was answered is none that can be read.
+    C(at_odds) says that its engines do not sleep at the same level, so that no level is known; C(awake) that a sleep
+    gauge says so; C(unread) that there may be gauges, but what was answered is none that can be read.
     """
 
     running: int | None = None

@@ -16,13 +16,13 @@ import typing
 # Names as the inventory's args have them.
 Options = typing.Mapping[str, typing.Any]
 
-_ONE_OF_SEVERAL = "the server is one of several, which only sleep together: set data_parallel_size alone"
-_NO_API = "the server has no API, so nobody can ask it to sleep: leave it out"
-_OTHER_HOSTS = "the server waits for others on other hosts, and a model runs on one: leave it out"
+_ONE_OF_SEVERAL = "the server is one of several that only sleep together: set only data_parallel_size"
+_NO_API = "the server has no API, so it can't be put to sleep: remove it"
+_OTHER_HOSTS = "the server waits for servers on other hosts, but a model runs on one host: remove it"
 _UNFOLLOWED = {
-    "uds": "the server listens on a socket file and on no port, where a switch asks it: leave it out",
+    "uds": "the server listens on a socket file instead of the port that a switch uses: remove it",
     "headless": _NO_API,
-    "grpc": "the server speaks gRPC and no HTTP, by which a switch asks it: leave it out",
+    "grpc": "the server uses gRPC instead of HTTP, which a switch needs: remove it",
     "data_parallel_external_lb": _ONE_OF_SEVERAL,
     "data_parallel_hybrid_lb": _ONE_OF_SEVERAL,
     "data_parallel_multi_port_external_lb": _ONE_OF_SEVERAL,
@@ -109,7 +109,10 @@ def unfollowed(options: Options) -> typing.Iterator[tuple[str, str]]:
     if local is not None and local != (_number(options.get("data_parallel_size")) or 1):
         yield "data_parallel_size_local", _OTHER_HOSTS
     if _number(options.get("ssl_cert_reqs")) == 2:
-        yield "ssl_cert_reqs", "the server wants a certificate of its clients, and a switch has none: set it to 0 or 1"
+        yield (
+            "ssl_cert_reqs",
+            "the server requires a client certificate, which a switch does not have: set it to 0 or 1",
+        )
 
 
 def unfollowed_in_container(options: Options) -> typing.Iterator[tuple[str, str]]:
@@ -119,8 +122,8 @@ def unfollowed_in_container(options: Options) -> typing.Iterator[tuple[str, str]
         if options.get(name):
             yield (
                 name,
-                "a container's port is open to this host alone, and the web interface asks it by plain HTTP: leave it "
-                "out, and end TLS in front of it",
+                "a container's port is published on this host only, and Open WebUI uses plain HTTP: remove it, and "
+                "terminate TLS in a proxy",
             )
 
 
@@ -129,10 +132,10 @@ def unfollowed_in_command(options: Options, port: int) -> typing.Iterator[tuple[
     yield from unfollowed(options)
     host = options.get("host")
     if isinstance(host, str) and not _is_address(host):
-        yield "host", f"{host} is a name, and a switch asks at an address: give the address, or 127.0.0.1"
+        yield "host", f"{host} is a host name, but a switch needs an address: set the address, or 127.0.0.1"
     given = _number(options.get("port"))
     if given is not None and given != port:
-        yield "port", f"the server listens on {given}, and a switch asks at host_port {port}: give it ${{host_port}}"
+        yield "port", f"the server listens on {given}, but a switch uses host_port {port}: set it to ${{host_port}}"
 
 
 def _is_address(host: str) -> bool:

@@ -267,7 +267,7 @@ class _Planner:
                 lanes.append((*self._drain_in_doubt(other), Step(STOP, other.id)))
             elif seen.state == ERROR and not seen.dead and not seen.unknown:
                 raise Blocked(
-                    f"{other.id} shares a GPU with {model.id} and nobody can tell whether it is awake: {seen.problem}"
+                    f"{other.id} shares a GPU with {model.id}, and it is unknown whether it is awake: {seen.problem}"
                     + _remedy(seen)
                 )
         return tuple(lanes)
@@ -347,14 +347,14 @@ class _Planner:
         elif model.sleep_level == "2":
             if no_level_2:
                 self.warnings.append(
-                    f"{model.id} sleeps at level 2, as its sleep_level says, although {no_level_2}: what it holds then "
-                    "is cut before each wake; sleep_level auto takes level 1 or stops it"
+                    f"{model.id} sleeps at level 2 because of its sleep_level, although {no_level_2}: requests that it "
+                    "holds are cut before each wake; sleep_level auto uses level 1 or stops it"
                 )
             return 2
         elif self.shared:
             self.warnings.append(
-                f"{model.id} sleeps at level 1, as its sleep_level says, although the GPU of this host shares its RAM: "
-                "the weights stay in that memory; sleep_level auto takes level 2 or stops it"
+                f"{model.id} sleeps at level 1 because of its sleep_level, although the GPU of this host shares its "
+                "RAM: the weights stay in that memory; sleep_level auto uses level 2 or stops it"
             )
         self.sleeping_gb += weights
         if free is not None:

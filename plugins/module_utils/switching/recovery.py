@@ -210,10 +210,12 @@ class Recovery:
             if previous.id == model.id and desired != ACTIVE:
                 continue
             if here.unknown and not self._touched(previous.id):
-                message += f"\n{previous.id} was active before, and gives no answer: nothing was done to it"
+                message += f"\n{previous.id} was active before and does not answer: it was left unchanged"
                 continue
             if "roll_back" not in self.settings.escalation:
-                message += f"\n{previous.id}, active before, was not restored (escalation is without roll_back)"
+                message += (
+                    f"\n{previous.id} was active before and was not restored (escalation does not contain roll_back)"
+                )
                 continue
             # Where two that conflict were found awake, one of them is enough.
             rivals = self.host.inventory.conflicting(previous)
@@ -224,7 +226,7 @@ class Recovery:
                 message += f"\n{previous.id} is active again"
             except SwitchingError as second:
                 reason = brief(str(second), previous.id)
-                message += f"\n{previous.id}, active before, could not be restored: {reason}"
+                message += f"\n{previous.id} was active before and could not be restored: {reason}"
                 log = log or second.log
             seen = self._observe_failed()
         for name in sorted(self.executor.wrong):
@@ -233,11 +235,11 @@ class Recovery:
                 try:
                     self.execute(self.plan(seen, self.host.models[name], SLEEPING))
                 except DrainTimeout as second:
-                    message += f"\n{name} answers wrongly and is left awake: {brief(str(second), name)}"
+                    message += f"\n{name} gives wrong answers and is left awake: {brief(str(second), name)}"
                 except SwitchingError as second:
                     reason = brief(str(second), name)
                     message += (
-                        f"\n{name} answers wrongly and could not be put to sleep ({reason}), so it was to be stopped"
+                        f"\n{name} gives wrong answers and could not be put to sleep ({reason}), so it is stopped"
                     )
                     with contextlib.suppress(SwitchingError):
                         self.executor.run(Step(STOP, name))
@@ -249,12 +251,12 @@ class Recovery:
                     self.executor.run(Step(STOP, name))
                     seen[name] = Observation(STOPPED)
         left = ", ".join(f"{name} {describe(state)}" for name, state in seen.items() if state.state != DISABLED)
-        message += f"\nThe host is left with: {left}"
+        message += f"\nState of the host: {left}"
         remedy = server_log.remedy(log) or (error.remedy if isinstance(error, SwitchingError) else "")
         if remedy:
             message += "\nWhat to do: " + remedy.format(log=self.host.lifecycles[at_fault].log_command)
         if not message.startswith(begin + whole):
-            message += f"\nThe whole cause: {whole}"
+            message += f"\nFull cause: {whole}"
         if log:
             message += "\nThe last lines of its log:" + "".join(f"\n  {line}" for line in log[-_SHOWN_LINES:])
         return seen, message

@@ -16,16 +16,16 @@ from .plan import ACTIVE, Observation, Step
 States = typing.Mapping[str, Observation]
 Steps = typing.List[typing.Dict[str, typing.Any]]
 
-_MENDED = {"stop": " had to be stopped", "retry": " woke at the second try", "restart": " was restarted"}
+_MENDED = {"stop": " had to be stopped", "retry": " woke at the second attempt", "restart": " was restarted"}
 
 
 @dataclasses.dataclass
 class Result:
     """What a switch found, did and left.
 
-    C(steps) are dicts with action, model, level, started_seconds (since the switch was asked for), seconds and, where
-    there is such a thing, note, failed, escalation (the rung that it belongs to) and requests (how many were drained,
-    parked and cut). C(places) are, for each model that was asked for, it and those that it shares a GPU with.
+    C(steps) are dicts with action, model, level, started_seconds (since the start of the switch), seconds and, if they
+    apply, note, failed, escalation (the rung of the step) and requests (how many were drained, parked and cut).
+    C(places) contains for each requested model its id and those of the models that share a GPU with it.
     """
 
     changed: bool
@@ -38,22 +38,22 @@ class Result:
 
     @property
     def active_models(self) -> list[str]:
-        """The models that are active on the GPUs of those that were asked for."""
+        """The models that are active on the GPUs of the requested models."""
         return self._active(self.models, self.places)
 
     @property
     def previous_models(self) -> list[str]:
-        """The models that served there before, or were about to."""
+        """The models that served there before, or were about to serve."""
         return self._serving(self.before, self.places)
 
     @property
     def active_model(self) -> str | None:
-        """The model that is active on the GPUs of the first one that was asked for."""
+        """The model that is active on the GPUs of the first requested model."""
         return next(iter(self._active(self.models, self.places[:1])), None)
 
     @property
     def previous_model(self) -> str | None:
-        """The model that served there before, or was about to."""
+        """The model that served there before, or was about to serve."""
         return next(iter(self._serving(self.before, self.places[:1])), None)
 
     @staticmethod
@@ -69,19 +69,19 @@ class Result:
 
     @property
     def requests(self) -> dict[str, int | None]:
-        """How many requests were drained, parked and cut in all; None where nobody knows."""
+        """How many requests were drained, parked and cut in total; None if unknown."""
         counts = {fate: [step.get("requests", {}).get(fate, 0) for step in self.steps] for fate in FATES}
         return {fate: None if None in numbers else sum(numbers) for fate, numbers in counts.items()}
 
     @property
     def rung(self) -> str:
-        """The furthest rung of the escalation that was gone to; nothing where no step failed."""
+        """The last rung of the escalation that was tried; empty if no step failed."""
         gone = [step["escalation"] for step in self.steps if "escalation" in step]
         return max(gone, key=ESCALATION.index) if gone else ""
 
     @property
     def recovery(self) -> str:
-        """What was done about steps that failed, and helped, in words; nothing where none failed."""
+        """How failed steps were recovered, as text; empty if no step failed."""
         said: dict[str, str] = {}
         for step in self.steps:
             rung, name = step.get("escalation"), step["model"]
@@ -93,7 +93,7 @@ class Result:
 
     @property
     def displaced(self) -> list[str]:
-        """The models that served before, or were about to, and are not active any more."""
+        """The models that served before, or were about to serve, and are not active now."""
         return [n for n, seen in self.before.items() if seen.serving and self._left(seen, self.models[n])]
 
     @staticmethod
@@ -106,7 +106,7 @@ class Result:
         return [n for n, seen in self.models.items() if seen.state == ACTIVE and self.before[n].state != ACTIVE]
 
     def as_dict(self) -> dict[str, typing.Any]:
-        """Plain data for whoever asked."""
+        """The result as plain data for the caller."""
         return {
             "changed": self.changed,
             "active_model": self.active_model,
@@ -166,7 +166,7 @@ def describe(seen: Observation) -> str:
 
 
 def results_of(outcomes: typing.Iterable[Result | SwitchingError]) -> list[Result]:
-    """The results that there are, also of those that failed when something had been done."""
+    """All results, including those of switches that failed after the first step."""
     found = (one.result if isinstance(one, SwitchFailed) else one for one in outcomes)
     return [one for one in found if isinstance(one, Result)]
 
@@ -189,7 +189,7 @@ def together(models: typing.Sequence[Model], outcomes: typing.Sequence[Result | 
 
 
 def joined(results: typing.Sequence[Result]) -> Result:
-    """The one result of several that were got side by side or one after the other."""
+    """The combined result of switches that ran in parallel or one after the other."""
     if len(results) == 1:
         return results[0]
     return Result(

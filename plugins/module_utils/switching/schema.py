@@ -242,13 +242,11 @@ def _entrypoint(value: typing.Any) -> tuple[str, ...]:
     if len(serving) > 1:
         raise Wrong("has `vllm serve` twice: name it once")
     if serving and serving[0] != len(names) - 2:
-        raise Wrong(
-            f"must end with serve, ends with {words[-1]}: what comes behind it is the inventory's (model, args)"
-        )
+        raise Wrong(f"must end with serve, ends with {words[-1]}: the words after it come from model and args")
     if names[-1:] == ["vllm"]:
-        raise Wrong("ends with vllm, which starts nothing: put serve behind it")
+        raise Wrong("ends with vllm, which starts nothing: add serve")
     if API_SERVER in words:
-        raise Wrong(f"has {API_SERVER}, which does not take the model as a word: use [vllm, serve]")
+        raise Wrong(f"has {API_SERVER}, which does not accept the model as a positional argument: use [vllm, serve]")
     return words
 
 
@@ -257,7 +255,7 @@ def _gpu(value: typing.Any) -> Gpu:
     if uuid:
         return uuid
     if isinstance(value, str) and value[:4].upper() in ("GPU-", "MIG-"):
-        raise Wrong(f"must be a whole UUID, as nvidia-smi -L tells it, is {value}")
+        raise Wrong(f"must be a complete UUID, as nvidia-smi -L shows it, is {value}")
     number: int = checks.number(minimum=0, whole=True)(value)
     return number
 
@@ -267,7 +265,9 @@ def _gpus(value: typing.Any) -> tuple[Gpu, ...]:
     if not gpus or len(set(gpus)) != len(gpus):
         raise Wrong(f"must name at least one GPU, each once, is {list(gpus)}")
     if len(gpus) > 1 and any(map(is_mig, gpus)):
-        raise Wrong(f"must name a MIG instance alone, since a process can use no second one, is {list(gpus)}")
+        raise Wrong(
+            f"must contain nothing else beside a MIG instance, because a process can use only one, is {list(gpus)}"
+        )
     return gpus
 
 

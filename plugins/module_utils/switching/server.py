@@ -29,7 +29,7 @@ _RELOAD = (Request("/collective_rpc", body={"method": "reload_weights"}), Reques
 _RELOADING_WAKE = (Request("/wake_up?tags=weights"), _RELOAD[0], Request("/wake_up?tags=kv_cache"), _RELOAD[1])
 _PLAIN_WAKE = (Request("/wake_up"),)
 
-_UNREAD = "/metrics can't be read, which tells whether it is only paused"
+_UNREAD = "/metrics, which shows whether it is only paused, can't be read"
 
 
 class Server(Client):
@@ -89,14 +89,14 @@ class Server(Client):
             if not last:
                 raise  # it may be gone since the call before
         if asleep and told.at_odds:
-            doubt = "its engines do not sleep at one level"
+            doubt = "its engines do not sleep at the same level"
         elif asleep and told.unread and able.modes:
             # It may only be paused, and have all its memory.
             doubt = _UNREAD
         elif level == 0 and not told.awake and able.level_0_sleeps:
             level = None
         elif level == 0 and told.awake and not able.tells_half:
-            doubt = "its sleep gauge says that it is awake, and /is_sleeping that it is not"
+            doubt = "its sleep gauge shows that it is awake, but /is_sleeping that it is not"
         return Observation(
             SLEEPING if asleep else ACTIVE,
             level=level,
@@ -141,7 +141,7 @@ class Server(Client):
                 return False  # never put to sleep by us, so its sleep endpoints are not needed
             if self.model.sleep_requests:
                 raise DevModeOff(
-                    f"{self.model.id} has no /is_sleeping (404): give it a state_request that tells whether it sleeps"
+                    f"{self.model.id} has no /is_sleeping (404): give it a state_request that returns whether it sleeps"
                 ) from None
             raise DevModeOff(
                 f"{self.model.id} answers 404 to /is_sleeping: start vLLM with VLLM_SERVER_DEV_MODE=1 in its "
@@ -161,7 +161,7 @@ class Server(Client):
             return False
         told = self._metrics()
         if told.unread and self.abilities().modes:
-            raise InDoubt(f"{self.model.id} says that it sleeps, but {_UNREAD}")
+            raise InDoubt(f"{self.model.id} reports that it sleeps, but {_UNREAD}")
         return told.level != 0 and not told.at_odds
 
     def count_requests(self) -> tuple[int, int] | None:
@@ -190,7 +190,7 @@ class Server(Client):
         """Why the server should not sleep at level 2; nothing where it may."""
         if self.abilities().reload_last:
             return ""
-        return f"vLLM {self._version} answers what it holds before its weights are back"
+        return f"vLLM {self._version} answers held requests before its weights are reloaded"
 
     def can_drain(self) -> bool:
         """Whether the server knows how to hold what comes and to finish what runs (vLLM 0.12 and later)."""
@@ -309,8 +309,8 @@ class Server(Client):
             self._kind = kind
             return Reply(kind, text)
         raise NoSuchAnswer(
-            f"{self.model.id} is healthy, but answers none of the calls that could prove it ready "
-            f"({', '.join(refusals)}): set its ready_completion to false if that is as it should be"
+            f"{self.model.id} is healthy, but answers none of the calls that show that it is ready "
+            f"({', '.join(refusals)}): set its ready_completion to false if that is expected"
             + ("" if self.model.kind == "auto" else f", or its kind ({self.model.kind}) to what it is")
         )
 
@@ -322,8 +322,8 @@ class Server(Client):
             if error.status != 401:
                 raise
             raise BadAnswer(
-                f"{self.model.id} wants an API key on port {self.model.host_port} (401 from /v1/models): give the "
-                "right one as args.api_key or env.VLLM_API_KEY of the model"
+                f"{self.model.id} requires an API key on port {self.model.host_port} (401 from /v1/models): set the "
+                "correct one as args.api_key or env.VLLM_API_KEY of the model"
             ) from None
         data = self._json("GET", "/v1/models", answer).get("data")
         if not isinstance(data, list) or not all(
@@ -336,7 +336,7 @@ class Server(Client):
                 self._served_name = name
                 return str(name)
         raise BadAnswer(
-            f"port {self.model.host_port} answers for {printable(', '.join(served)) or 'no model'}, not for "
+            f"port {self.model.host_port} serves {printable(', '.join(served)) or 'no model'}, not "
             f"{' or '.join(self.model.names)}: another server has taken the port, or --served-model-name is missing"
         )
 
@@ -371,7 +371,7 @@ class Server(Client):
                 and '"success":false' in answer.text.replace(" ", "")
             ):
                 return ""
-        return "its prefix cache could not be reset, since requests that it kept hold it"
+        return "its prefix cache could not be reset because kept requests use it"
 
 
 def _is_unknown(error: Refused) -> bool:

@@ -12,8 +12,8 @@ import typing
 _REMEDIES = (
     (
         "CUDA out of memory|torch.OutOfMemoryError|CUDA error: out of memory",
-        "give the model less: lower gpu_memory_utilization or max_model_len in its args, or end what else holds the "
-        "GPU's memory",
+        "give the model less memory: lower gpu_memory_utilization or max_model_len in its args, or end other "
+        "processes that hold GPU memory",
     ),
     (
         "Try increasing.*gpu_memory_utilization|No available memory for the cache blocks|larger than the available KV",
@@ -21,14 +21,15 @@ _REMEDIES = (
     ),
     (
         "less than desired GPU memory utilization",
-        "end what else holds the GPU's memory, or lower gpu_memory_utilization in its args (and max_model_len with it)",
+        "end other processes that hold GPU memory, or lower gpu_memory_utilization in its args (and max_model_len with "
+        "it)",
     ),
     (
         "GatedRepoError|Cannot access gated repo|RepositoryNotFoundError|is not a valid model identifier",
-        "see that `model` is spelt as on Hugging Face, and that the token (vllm_hf_token) may read it",
+        "check that `model` is spelled as on Hugging Face, and that the token (vllm_hf_token) may read it",
     ),
     ("No space left on device|Disk quota exceeded", "free space on the host's disk, then switch again"),
-    ("[Aa]ddress already in use", "see what listens on its port and end that, or give it another host_port"),
+    ("[Aa]ddress already in use", "find out what listens on its port and stop it, or give it another host_port"),
 )
 
 

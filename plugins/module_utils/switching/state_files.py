@@ -35,8 +35,8 @@ _REMEDY = "run as a user who may write there"
 _REMEDIES = {
     errno.ENOSPC: "free space on that disk",
     errno.EDQUOT: "free space there, or raise the quota",
-    errno.EFBIG: "run where files may be longer (ulimit -f)",
-    errno.EROFS: "mount that disk writable",
+    errno.EFBIG: "raise the limit of the file size (ulimit -f)",
+    errno.EROFS: "mount that disk read-write",
     errno.EISDIR: "remove it",
 }
 

@@ -28,7 +28,7 @@ _LAST_SWITCH_KEYS: dict[str, typing.Any] = {
 
 
 def report(host: Host) -> dict[str, typing.Any]:
-    """What every model is and how many requests it has, as plain data. Changes nothing, and never fails."""
+    """The state and the number of requests of every model, as plain data. Changes nothing and never fails."""
     host.lock.peek()
     seen, gpu_memory_gb = host.report()
     for model in host.inventory.enabled:
@@ -59,14 +59,16 @@ def missing(host: Host, model: Model) -> str:
 
 
 def unreadable(host: Host) -> list[str]:
-    """What this user can't be told, because he may not read the state files."""
+    """Warnings about what is unknown because this user may not read the state files."""
     path = state_files.path(host.stack_dir, state_files.LAST_SWITCH)
-    hidden = ["whether a model's last wake was proved"] if host.lock.unreadable else []
+    hidden = ["whether a model's last wake was confirmed"] if host.lock.unreadable else []
     if os.path.exists(path) and not os.access(path, os.R_OK):
         hidden.append("what the last switch was")
     if not hidden:
         return []
-    return [f"it is not known {' and '.join(hidden)}: {os.path.dirname(path)} is not this user's; run as root (sudo)"]
+    return [
+        f"it is unknown {' and '.join(hidden)}: {os.path.dirname(path)} belongs to another user; run as root (sudo)"
+    ]
 
 
 def read_last_switch(stack_dir: str) -> dict[str, typing.Any] | None:
@@ -106,5 +108,5 @@ def record_last_switch(
         state_files.write(stack_dir, state_files.LAST_SWITCH, end)
     except OSError as error:
         path = state_files.path(stack_dir, state_files.LAST_SWITCH)
-        return [f"{path} can't be written ({error.strerror}): status tells of an earlier switch as the last one"]
+        return [f"{path} can't be written ({error.strerror}): status shows an earlier switch as the last one"]
     return []

@@ -23,7 +23,7 @@ from .transition import Transition
 
 
 class Switcher:
-    """Switches the models of the host it runs on. Time and the outside world are parameters, for tests to own."""
+    """Switches the models of the host on which it runs. Clock and I/O are parameters, for tests to replace."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class Switcher:
         return Host(inventory, self.stack_dir, self.lock, self.clock, self.sleep, self.make_server, self.make_lifecycle)
 
     def report(self) -> dict[str, typing.Any]:
-        """What every model is and how many requests it has, as plain data. Changes nothing, and never fails."""
+        """The state and the number of requests of every model, as plain data. Changes nothing and never fails."""
         return status.report(self.host)
 
     def switch(
@@ -77,29 +77,29 @@ class Switcher:
     ) -> Result:
         """Bring the model called C(name) to the state C(desired) (active, sleeping or stopped).
 
-        Several models are brought there side by side; no two of them may have a GPU to do with each other. With
-        C(check) nothing is locked or changed, and the result tells what would be done. C(for_now): after a boot the
-        host is to come back to what it was meant to be before. C(record_canary): the model, once active, is known good,
-        so its answer is recorded. C(change) is a name by which C(undo) can take it back; several models are then
-        switched as one: where one fails, the others are restored, too. Raises UnknownModel, Blocked or LockTimeout when
-        nothing has been touched, SwitchFailed when something has.
+        Several models are switched in parallel; they must not share GPUs, directly or through another model. With
+        C(check), nothing is locked or changed, and the result contains the planned steps. With C(for_now), the desired
+        state that a boot restores does not change. With C(record_canary), the answer of the active model is recorded as
+        the correct one. C(change) is a name by which C(undo) can undo the switch; several models are then switched
+        together: if one fails, the others are restored. Raises UnknownModel, Blocked or LockTimeout if nothing was
+        changed, SwitchFailed otherwise.
         """
         models = [self.inventory.find(one) for one in ([name] if isinstance(name, str) else name)]
         return self._switch_all(models, desired, check, for_now, record_canary, change=change)
 
     def roll_back(self, check: bool = False) -> Result:
-        """Make those models active again that the last switch has taken off their GPUs; done twice, it stays so.
+        """Make the models active again that the last switch replaced. A second call changes nothing.
 
-        Nothing waits for C(min_active_seconds). Raises SwitchingError where there is nothing to take back, and what
-        C(switch) raises.
+        Does not wait for C(min_active_seconds). Raises SwitchingError if there is nothing to roll back, and the
+        exceptions of C(switch).
         """
         names = desired_state.last_displaced(self.stack_dir)
         models = [m for m in self.inventory.enabled if m.id in names]
         if not models:
-            why = "no switch has taken a model off this host's GPUs since it was provisioned"
+            why = "no switch has replaced a model on this host since it was provisioned"
             if names:
-                why = f"the last switch took {', '.join(names)} off the GPUs, which is no longer declared, or disabled"
-            raise SwitchingError(f"there is nothing to take back: {why}; say which model is to be active")
+                why = f"the last switch replaced {', '.join(names)}, which is no longer declared or is disabled"
+            raise SwitchingError(f"there is nothing to roll back: {why}; name the model to make active")
         self.settings = dataclasses.replace(self.settings, min_active_seconds=0)
         started = self.clock()
         done: list[Result] = []
@@ -133,8 +133,8 @@ class Switcher:
         for model in models if record_canary else ():
             if desired != ACTIVE or not canary.applies(model):
                 raise SwitchingError(
-                    f"record_canary: {model.id} can't give an answer to record: that takes the state active, a canary "
-                    "that is not off, and ready_completion"
+                    f"record_canary: {model.id} can't give an answer to record: this requires the state active, a "
+                    "canary that is not off, and ready_completion"
                 )
         if desired != STOPPED:
             self._check_provisioned(models)
@@ -142,7 +142,8 @@ class Switcher:
         with self._checking() if check else self._lock(models, f"{', '.join(m.id for m in models)} {desired}"):
             if displaced and desired_state.last_displaced(self.stack_dir) != list(displaced):
                 raise SwitchingError(
-                    "another switch of the host ended meanwhile: see what is active, then roll back again"
+                    "another switch of this host ended in the meantime: check which model is active, then roll back "
+                    "again"
                 )
             outcomes = self._side_by_side(models, desired, check, started, record_canary)
             if not check:
@@ -190,7 +191,7 @@ class Switcher:
                 how = (
                     f"could not be restored, although {why} failed: {error}"
                     if error
-                    else f"was restored, since {why} failed"
+                    else f"was restored because {why} failed"
                 )
                 settled.append(SwitchFailed(f"{model.id} {how}", joined([outcome, *done])))
             else:
@@ -217,10 +218,10 @@ class Switcher:
         return done, None
 
     def undo(self, change: str, check: bool = False) -> Result:
-        """Put back what the switches of this C(change) have changed, on all GPUs at once: all of it, or nothing.
+        """Undo the switches of this C(change) on all GPUs: completely or not at all.
 
-        Only where the models concerned are still as it left them, which is looked at under the lock; else ChangedSince
-        is raised, and nothing is touched. Nothing waits for C(min_active_seconds). Raises SwitchFailed or LockTimeout.
+        Raises ChangedSince and changes nothing if the models are not in the state that the change left; this is checked
+        under the lock. Does not wait for C(min_active_seconds). Raises SwitchFailed or LockTimeout.
         """
         self.settings = dataclasses.replace(self.settings, min_active_seconds=0)
         started = self.clock()
@@ -233,9 +234,11 @@ class Switcher:
             if found is None or others:
                 what = ", ".join(f"{name} is {describe(seen[name])}" for name in others or begun.active_models)
                 why = (
-                    "somebody has switched since" if others else "another switch was made since, or it changed nothing"
+                    "other models have been switched since"
+                    if others
+                    else "another switch was made since, or the change is empty"
                 )
-                raise ChangedSince(f"{what or 'nothing is active'}: {why}, so nothing of {change} is undone", begun)
+                raise ChangedSince(f"{what or 'nothing is active'}: {why}, so no part of {change} is undone", begun)
             done, error = self._restore_active(found.before, seen, check, started)
             result = self._combined(begun, done, started)
             if error and not check and "roll_back" in self.settings.escalation:
@@ -345,12 +348,11 @@ class Switcher:
         )
 
     def restore(self) -> typing.Iterator[tuple[Model, str, Result | SwitchingError]]:
-        """Bring the host back to what it is meant to be, as after a boot.
+        """Restore the desired state of the host, as after a boot.
 
-        Yields each model, its desired state and how it went; one that fails does not keep the others from coming back.
-        The sleeping ones are loaded first, one at a time where they share GPUs, and the active ones last. The record
-        stays as it is on the way: what is asked for is what it says. Should somebody switch meanwhile, then that
-        counts.
+        Yields each model, its desired state and the outcome; a model that fails does not prevent the others. Sleeping
+        models are loaded first, one at a time if they share GPUs, and active ones last. The recorded desired state does
+        not change. If another switch runs in between, its desired state takes precedence.
         """
 
         def is_desired(model: Model, state: str) -> bool:

@@ -34,7 +34,7 @@ def brief(text: str, known: str, room: int = LONGEST) -> str:
     name = r"(?<![\w./-])" + re.escape(known)
     text = re.sub(name + ": ", "", text)
     text = re.sub(name + "'s ", "its ", text)
-    text = re.sub(name + r"(?= (?:is|was|took|could|answers) )", "it", text)
+    text = re.sub(name + r"(?= (?:is|was|accepted|received|could|answers) )", "it", text)
     parts = text.split("; and ")
     while len("; and ".join(parts)) > room:
         # The longest gives way: what one failure said must not hide another.

@@ -152,7 +152,7 @@ class Transition:
             state_files.prove(self.host.stack_dir, state_files.DESIRED_STATE)
         except OSError as error:
             raise SwitchingError(
-                f"nothing was done, because a switch leaves records and {error.filename} can't be written "
+                f"nothing was changed: a switch writes state files, and {error.filename} can't be written "
                 f"({error.strerror}): {state_files.remedy(error)}"
             ) from None
 
@@ -192,7 +192,7 @@ class Transition:
 
     def _stay_active(self, seconds: float, step: Step) -> str:
         self.host.sleep(max(0.0, seconds))
-        return f"{step.model} stays active for {self.settings.min_active_seconds:g} s at least (min_active_seconds)"
+        return f"{step.model} stays active for at least {self.settings.min_active_seconds:g} s (min_active_seconds)"
 
     def _observe_end(
         self, models: typing.Sequence[Model], predicted: States, executor: Executor
@@ -210,7 +210,7 @@ class Transition:
         for name, seen in after.items():
             told = predicted[name]
             if seen.unknown and told.state == ACTIVE and name in proved:
-                executor.warnings.append(f"{name} was proved, and then gave no answer in time")
+                executor.warnings.append(f"{name} was confirmed, and then did not answer in time")
                 after[name] = told
             elif seen.state == told.state == STOPPED:
                 after[name] = told
@@ -218,7 +218,7 @@ class Transition:
                 after[name] = dataclasses.replace(seen, level=told.level)
             elif seen.state == ACTIVE and told.state in (SLEEPING, STOPPED):
                 executor.warnings.append(
-                    f"{name} was active again, though this switch left it {told.state}: somebody woke it"
+                    f"{name} was active again, although this switch left it {told.state}: another client woke it"
                 )
         return after
 

@@ -2,7 +2,7 @@
 """Try the models' ports from a neighbour's place: neighbour.py '[{"id": ..., "port": ..., "container": ...}, ...]'
 
 The neighbour is a network namespace, joined to this host by a pair of interfaces that ends with it. It has a route by
-the host to the host's 127.0.0.0/8 and to everything else, as whoever is on its network segment may have. Only what
+the host to the host's 127.0.0.0/8 and to everything else, as everybody on its network segment may have. Only what
 answers the host itself is tried, so that silence tells something, and only when the neighbour's packets arrive here.
 C(container) is empty for a server without one. IPv4 alone: nothing of the stack listens on IPv6.
 
@@ -127,7 +127,7 @@ def within(host: str, own: str, name: str, targets: list[tuple[str, int]]) -> di
     run("ip", "route", "add", "127.0.0.0/8", "via", host, "dev", name)
     found = reached(targets)
     if "lladdr" not in run("ip", "neighbour", "show", host, "dev", name):
-        raise NotTried("the packets of a neighbour do not arrive here")
+        raise NotTried("packets from a neighbour do not reach this host")
     return {"reached": [[*target, answers(target)] for target in sorted(found)]}
 
 
@@ -151,7 +151,7 @@ def neighbour(targets: list[tuple[str, int]]) -> list[tuple[str, int, str]]:
             told: dict[str, object]
             try:
                 if libc.unshare(CLONE_NEWNET):
-                    raise NotTried("a network namespace can't be made here: " + os.strerror(ctypes.get_errno()))
+                    raise NotTried("can't create a network namespace: " + os.strerror(ctypes.get_errno()))
                 os.write(ready[1], b"1")
                 os.close(ready[1])
                 if not os.read(go[0], 1):
@@ -179,7 +179,7 @@ def neighbour(targets: list[tuple[str, int]]) -> list[tuple[str, int, str]]:
             os.write(go[1], b"1")
         os.close(go[1])
         with os.fdopen(answer[0]) as said:
-            told = json.loads(said.read() or '{"not_tried": "the neighbour ended without a word"}')
+            told = json.loads(said.read() or '{"not_tried": "the neighbour process ended without output"}')
     finally:
         # At the latest they end with the namespace, and that with the child; but the kernel takes its time for it.
         with contextlib.suppress(NotTried, OSError, subprocess.SubprocessError):
@@ -204,7 +204,7 @@ def main() -> int:
     closed = 0
     try:
         if os.geteuid():
-            raise NotTried("only root can take a neighbour's place (ansible_become)")
+            raise NotTried("requires root (ansible_become)")
         if not shutil.which("ip"):
             raise NotTried("the command ip is missing (package iproute2)")
         inside = containers([model["container"] for model in models if model["container"]])
@@ -226,7 +226,9 @@ def main() -> int:
                 found.append(f"{targets[address, port]}: {address}:{port} answers neighbours of this host ({said})")
             closed = len(targets) - len(found)
         if silent:
-            not_tried = [", ".join(silent) + ": nothing listens there; run site again when it is loaded"]
+            not_tried = [
+                ", ".join(silent) + ": nothing listens on these ports; run site again when the models are loaded"
+            ]
     except (NotTried, OSError, subprocess.SubprocessError) as error:
         not_tried = ["{}: {}".format(", ".join(model["id"] for model in models), error)]
     print(json.dumps({"open": sorted(found), "not_tried": not_tried, "closed": closed}))

@@ -216,7 +216,7 @@ def test_images(own: list[str] | None, remedy: list[str]) -> None:
             "images",
             "vllm-project/vllm#22072",
             "`serve` as the first word, and options with their values as single items of a list",
-            "`vllm serve` is its entrypoint; the items are taken as two words, and a note says so",
+            "`vllm serve` is its entrypoint; the items are split into two words, and a note says so",
             {"command": ["serve", "/w/chat", "--dtype half", "--max-model-len 9"], "ports": ["10200:8000"]},
             ["vllm", "serve"],
             {"dtype": "half", "max_model_len": 9},
@@ -429,7 +429,7 @@ SCRIPT = '. /x/find.sh\nif [ "$${FAST:-0}" = 1 ]; then\n  exec vllm serve "$$@"\
             "converters",
             "Avarok-Cybersecurity/dgx-vllm#16",
             "an image whose own script makes the command line out of variables",
-            "a disabled placeholder; the variables are kept, and a note says that nobody knows what it loads",
+            "a disabled placeholder; the variables are kept, and a note says that it is unknown what it loads",
             {"image": "someone/dgx-vllm:1", "command": "serve", "environment": ["MODEL=org/chat", "PORT=8888"]},
             {},
             {
@@ -437,7 +437,7 @@ SCRIPT = '. /x/find.sh\nif [ "$${FAST:-0}" = 1 ]; then\n  exec vllm serve "$$@"\
                 "startup_mode": "disabled",
                 "env": {"MODEL": "org/chat", "PORT": "8888"},
             },
-            [("nobody knows what it loads", "disabled")],
+            [("it is unknown what it loads", "disabled")],
         ),
         report(
             "converters",
@@ -711,7 +711,7 @@ def test_gpus(gpus: list[Any], access: str, device_ids: list[str] | None, visibl
             "refused, with what to end as the remedy",
             {"args": {"gpu_memory_utilization": 0.4}},
             0.3,
-            "GPU 0, which shares the host's RAM, has 0.3 GB free and chat needs 51.2 GB: end what else takes RAM",
+            "GPU 0, which shares the host's RAM, has 0.3 GB free and chat needs 51.2 GB: end other processes that",
         ),
     ],
 )
@@ -778,9 +778,9 @@ SERVE = ["/opt/vllm/bin/vllm", "serve", "org/chat", "--port", "${host_port}"]
             "options",
             "red-hat-data-services/agentic-starter-kits#95",
             "a server in a container that speaks TLS",
-            "refused by name, with TLS in front of it as the remedy",
+            "refused by name, with TLS in a proxy as the remedy",
             {"args": {"ssl_certfile": "/tls/cert.pem", "ssl_keyfile": "/tls/key.pem"}},
-            "args.ssl_certfile: a container's port is open to this host alone",
+            "args.ssl_certfile: a container's port is published on this host only",
         ),
         report(
             "options",
@@ -788,7 +788,7 @@ SERVE = ["/opt/vllm/bin/vllm", "serve", "org/chat", "--port", "${host_port}"]
             "--host with the name of an interface",
             "refused: an address is wanted",
             {"start_command": [*SERVE, "--host", "wg0"]},
-            "start_command: --host: wg0 is a name",
+            "start_command: --host: wg0 is a host name",
         ),
     ],
 )

@@ -40,7 +40,7 @@ except ImportError:
     first = pathlib.Path(command).read_bytes().splitlines()[:1] if command else []
     python = first[0][2:].decode(errors="replace").strip() if first and first[0].startswith(b"#!/") else ""
     if "python" not in python or os.environ.get("HOMEGPT_PREFETCH_AGAIN"):
-        note = "its image has no huggingface_hub, which vLLM brings: set `image` or vllm_image to an image of vLLM"
+        note = "its image has no huggingface_hub: set `image` or vllm_image to an image of vLLM, which contains it"
         pathlib.Path(__file__).with_name(f"{sys.argv[1]}.json").write_text(
             json.dumps({"state": "failed", "done": 0, "total": 0, "note": note}), encoding="utf-8"
         )
@@ -102,7 +102,7 @@ def wanted_files(names: list[str], load_format: str, read_index: Callable[[], st
     for pattern in patterns:
         weights = weights or set(fnmatch.filter(top, pattern))
     if not weights <= set(names):
-        raise Problem(f"{INDEX} names files that are not there: {', '.join(sorted(weights - set(names))[:3])}")
+        raise Problem(f"{INDEX} names files that do not exist: {', '.join(sorted(weights - set(names))[:3])}")
     if patterns and not weights:
         raise Problem(f"it has no weights that vLLM loads ({', '.join(patterns)}): check `model` and args.load_format")
     return [
@@ -141,12 +141,12 @@ class Fetch:
             self.check_cache()
             if self.mode == "look" or not is_writable(self.folder):
                 if self.is_here():
-                    self.complete("the cache is not written to")
+                    self.complete("the cache is not written")
                     return
                 if self.mode == "look":
                     raise Problem(
-                        f"they are not all in {self.cache}, which is read-only or in no volume: put them there, or "
-                        "give it a volume of vllm_volumes that can be written"
+                        f"not all files are in {self.cache}, which is read-only or not in a volume: put them there, or "
+                        "mount a writable volume (vllm_volumes)"
                     )
             if self.mode != "force" and self.marker.exists():
                 self.is_here()  # what is told of their size
@@ -157,7 +157,7 @@ class Fetch:
             except Exception as error:
                 if not is_unreachable(error) or not self.is_here():
                     raise
-                self.complete("the Hub can't be reached, but an earlier download left all files")
+                self.complete("the Hub can't be reached, but all files are present from an earlier download")
                 return
             self.fetch(str(info.sha), {file.rfilename: file.size or 0 for file in info.siblings or []})
         except Exception as error:
@@ -207,13 +207,13 @@ class Fetch:
             wanted = wanted_files(names, self.load_format, (snapshot / INDEX).read_text)
         except Problem:
             return False
-        # Without its index nobody can tell whether all shards are there.
+        # Without its index it is unknown whether all shards are there.
         sharded = INDEX not in names and any("-of-" in name for name in wanted)
         self.files = {snapshot / name: (snapshot / name).stat().st_size for name in wanted}
         return "config.json" in names and not sharded
 
     def drop_left_overs(self) -> None:
-        """Remove the parts of files whose download was killed; nobody can go on with them."""
+        """Remove the parts of files whose download was killed; they can't be continued."""
         for part in self.folder.glob("blobs/*.incomplete"):
             parsed = re.fullmatch(r"(.+)\.[0-9a-f]{8}\.incomplete", part.name)
             lock = self.cache / ".locks" / self.folder.name / f"{parsed[1]}.lock" if parsed else None
@@ -229,12 +229,12 @@ class Fetch:
         free = shutil.disk_usage(self.folder).free
         if wanted > free:
             raise Problem(
-                f"the disk of the cache is too small: {wanted / 1e9:.1f} GB are to be fetched and {free / 1e9:.1f} GB "
-                "are free: make room, or set vllm_cache_dir to a larger disk"
+                f"the disk of the cache is too small: {wanted / 1e9:.1f} GB must be fetched, but {free / 1e9:.1f} GB "
+                "are free: free space, or set vllm_cache_dir to a larger disk"
             )
 
     def check_cache(self) -> None:
-        """Raise Problem when the image itself has put the cache elsewhere: nobody would keep what is fetched there."""
+        """Raise Problem if the image itself puts the cache elsewhere: what is fetched there would be lost."""
         if os.path.normpath(self.cache) != os.path.normpath(self.wanted_cache):
             names = ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME", "HOME")
             said = ", ".join(f"{name}={os.environ[name]}" for name in names if os.environ.get(name))
@@ -269,7 +269,7 @@ class Fetch:
             why = f"it was not fetched within {self.seconds} s (vllm_servers_prefetch_timeout_seconds)"
         else:
             why = "its download was stopped"
-        self.tell("failed", f"{why}: run prefetch.yml again, which goes on with the files that are missing")
+        self.tell("failed", f"{why}: run prefetch.yml again, which continues with the missing files")
         os._exit(1)
 
 
@@ -308,13 +308,13 @@ def explain(error: BaseException, repo: str, revision: str, cache: pathlib.Path)
             "a changed one over)"
         )
     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-        return f"the disk of the cache is full ({cache} in the container): make room, or set vllm_cache_dir"
+        return f"the disk of the cache is full ({cache} in the container): free space, or set vllm_cache_dir"
     if getattr(error, "errno", None) in (errno.EACCES, errno.EROFS, errno.EPERM):
         return f"the cache can't be written ({said}): check the owner of vllm_cache_dir"
     if is_unreachable(error):
         return (
             f"{endpoint} can't be reached ({said[:200]}): check the host's network, or set HF_ENDPOINT or HTTPS_PROXY "
-            "in vllm_env; then run prefetch.yml again, which goes on with the files that are missing"
+            "in vllm_env; then run prefetch.yml again, which continues with the missing files"
         )
     return f"{type(error).__name__}: {said[:300]}"
 

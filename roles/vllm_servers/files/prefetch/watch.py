@@ -90,8 +90,8 @@ def main() -> None:
             lines.append(f"{model}: complete, {size(told)}{note}")
         else:
             problems[model] = (
-                f"its download ended without a word after {size(told) or 'nothing'}, as when it is killed for want of "
-                "memory: run prefetch.yml again, which goes on with the files that are missing"
+                f"its download ended without an error message after {size(told) or 'nothing'}, as if killed for lack "
+                "of memory: run prefetch.yml again, which continues with the missing files"
             )
             lines.append(f"{model}: FAILED, {problems[model]}")
     print(json.dumps({"running": running, "problems": problems, "lines": lines, "fetched": fetched}))

@@ -211,7 +211,7 @@ def test_the_key_for_clients(model: dict[str, Any], expected: str) -> None:
 
 
 def test_a_key_for_all_models_is_refused() -> None:
-    with pytest.raises(AnsibleFilterError, match="vllm_env can't have VLLM_API_KEY"):
+    with pytest.raises(AnsibleFilterError, match="vllm_env must not contain VLLM_API_KEY"):
         service({}, env={"VLLM_API_KEY": "a"})
 
 

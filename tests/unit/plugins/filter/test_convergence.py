@@ -145,7 +145,7 @@ FINE = {"rc": 0, "stdout": "", "stderr": "", "msg": ""}
             FINE,
             "Cannot connect to it: start",
         ),
-        ({"rc": 1, "msg": "MODULE FAILURE", "module_stdout": ""}, {}, "asked for its containers: MODULE FAILURE"),
+        ({"rc": 1, "msg": "MODULE FAILURE", "module_stdout": ""}, {}, "can't be listed: MODULE FAILURE"),
         ({"rc": 1, "msg": "Module result deserialization failed"}, {}, "ansible_python_interpreter"),
         (FINE, {"rc": 1, "stderr": "docker: 'compose' is not a docker command."}, "compose plugin is missing"),
         (FINE, {"rc": 125, "stderr": "unknown shorthand flag: 'f' in -f"}, "compose plugin is missing"),

@@ -133,13 +133,13 @@ def test_addresses_of_ones_own_are_asked_where_there_is_no_model() -> None:
 @pytest.mark.parametrize("urls", ["", ";", f"{OWN};", f";{OWN}", f"{OWN};;http://vllm-a:8000/v1", f"{OWN}; "])
 def test_an_empty_address_is_refused(urls: str) -> None:
     with pytest.raises(
-        AnsibleFilterError, match=r"open_webui_env\.OPENAI_API_BASE_URLS has an empty entry, .*openai\.com/v1"
+        AnsibleFilterError, match=r"open_webui_env\.OPENAI_API_BASE_URLS contains an empty entry, .*openai\.com/v1"
     ):
         environment({}, env={URLS: urls})
 
 
 def test_a_key_with_a_semicolon_is_refused_and_not_shown() -> None:
-    with pytest.raises(AnsibleFilterError, match=r"^b: Open WebUI takes a semicolon for the end of a key") as raised:
+    with pytest.raises(AnsibleFilterError, match=r"^b: Open WebUI treats a semicolon as the end of a key") as raised:
         environment({}, {"args": {"api_key": "sk-1;sk-2"}})
     assert "sk-" not in str(raised.value)
 
@@ -191,7 +191,7 @@ def test_models_and_the_health_check_go_past_a_proxy(env: dict[str, str], hosts:
 
 
 def test_what_is_no_environment_is_refused_by_its_name() -> None:
-    with pytest.raises(AnsibleFilterError, match="open_webui_env: a b is no name of an environment variable"):
+    with pytest.raises(AnsibleFilterError, match="open_webui_env: a b is not a valid name of an environment variable"):
         open_webui_environment(models({}), {"a b": 1})
 
 

@@ -61,10 +61,13 @@ def test_when() -> None:
         ({"days": ["monday"]}, "days must be a list of mon, tue, wed, thu, fri, sat, sun, not ['monday']"),
         ({"days": "mon"}, "not 'mon'"),
         ({"timezone": "+01:00"}, "timezone must be a name such as Europe/Berlin, not '+01:00'"),
-        ({"rrule": "DTSTART:20240101T000000Z RRULE:FREQ=DAILY;INTERVAL=1"}, "take away at, or rrule"),
+        ({"rrule": "DTSTART:20240101T000000Z RRULE:FREQ=DAILY;INTERVAL=1"}, "can't be combined with at"),
         ({"enabled": "yes"}, "enabled must be true or false, not 'yes'"),
         ({"state": "gone"}, "state must be present or absent, not 'gone'"),
-        ({"modle": "coder"}, "modle is not known; known are name, enabled, state, at, days, timezone, rrule, model"),
+        (
+            {"modle": "coder"},
+            "modle is not a valid key; valid keys are name, enabled, state, at, days, timezone, rrule, model",
+        ),
         ({"name": ""}, "awx_switch_calendar[0]: name is missing"),
     ],
 )
@@ -82,7 +85,7 @@ def test_all_mistakes_at_once() -> None:
         "awx_switch_calendar[0] (n): model is missing: one of coder, vision",
         "awx_switch_calendar[0] (n): at is missing: the time of day, such as '08:00' (or give an rrule)",
         "awx_switch_calendar[1]: must be a dictionary",
-        "awx_switch_calendar[2] (n): name is that of another entry too: it would overwrite it",
+        "awx_switch_calendar[2] (n): name is used by another entry, which would be overwritten",
         "awx_switch_calendar[3] (r): rrule must be like "
         "DTSTART;TZID=Europe/Berlin:20240101T080000 RRULE:FREQ=DAILY;INTERVAL=1",
     ]

@@ -180,5 +180,5 @@ def test_odd_names_and_times() -> None:
 
 @pytest.mark.parametrize("wrong", [[], {}, "text", [{"steps": []}], [None]])
 def test_what_is_no_list_of_rows(wrong: object) -> None:
-    with pytest.raises(AnsibleFilterError, match="each with host"):
+    with pytest.raises(AnsibleFilterError, match="with the key host"):
         timeline(wrong)

@@ -191,7 +191,7 @@ def of_variable(name: str, value: Any, account: Account) -> bool:
         ]
         return account.told(name) or account.told("gpus is") or bool(set(gpus) & set(parts)) or bool(others)
     # The note about variables of the file that have no value may have one of the same name.
-    notes = [note for note in account.notes if "without a value, so that" not in note]
+    notes = [note for note in account.notes if "without a value, so the defaults" not in note]
     return any(name in note for note in notes) or ("TOKEN" in name and account.told("vllm_hf_token"))
 
 
@@ -221,7 +221,7 @@ def of_volume(item: Any, account: Account) -> bool:
 
 def of_words(words: list[str], account: Account) -> list[str]:
     """The words of a command that are lost. Where the note says that it was not understood, none of them is."""
-    if account.told("is not understood from here on") and account.model.get("startup_mode") == "disabled":
+    if account.told("can't be parsed from here on") and account.model.get("startup_mode") == "disabled":
         return []
     lost = []
     option = ""

@@ -107,7 +107,7 @@ def test_an_active_model_without_its_compose_file_is_no_longer_active() -> None:
     config = {"models": [{"id": "a", "host_port": 1}, {"id": "b", "host_port": 2, "startup_mode": "active"}]}
     found = convert_homegpt.from_homegpt(config, [("a.yml", service())])
     assert found.variables["vllm_models"][1]["startup_mode"] == "disabled"
-    assert noted(found, "models[1] (b)", "put startup_mode back to active")
+    assert noted(found, "models[1] (b)", "set startup_mode back to active")
 
 
 def test_no_compose_file_at_all() -> None:
@@ -121,8 +121,8 @@ def test_no_compose_file_at_all() -> None:
         ({}, [0], {}, "gpus is [0], check it"),
         ({"environment": {"CUDA_VISIBLE_DEVICES": "1"}}, [1], {}, ""),
         ({"environment": ["CUDA_VISIBLE_DEVICES=2,3"], "command": "org/a -tp 2"}, [2, 3], {}, ""),
-        ({"environment": ["CUDA_VISIBLE_DEVICES=2,3"]}, [2], {}, "uses the first alone"),
-        ({"environment": ["CUDA_VISIBLE_DEVICES=card-1"]}, [0], {}, "has no plain numbers"),
+        ({"environment": ["CUDA_VISIBLE_DEVICES=2,3"]}, [2], {}, "uses only the first one"),
+        ({"environment": ["CUDA_VISIBLE_DEVICES=card-1"]}, [0], {}, "contains neither plain numbers"),
         ({"gpus": [{"count": 2}], "command": "org/a -tp 2"}, [0, 1], {}, ""),
         ({"gpus": [{"device_ids": ["2", "3"]}], "command": "org/a -tp 2"}, [2, 3], {}, ""),
         # Numbers within the container.
@@ -159,7 +159,7 @@ def test_variables_of_compose() -> None:
     assert model["env"] == {"A": "b", "C": "$c"}
     assert found.variables["vllm_image"] == "vllm/vllm-openai:v0.11.0"
     assert noted(found, "--max-model-len", "(LENGTH)", "set args.max_model_len")
-    assert noted(found, ": B: not taken over", "set env.B")
+    assert noted(found, ": B: not converted", "set env.B")
 
 
 def test_an_unknown_model_of_a_compose_file() -> None:
@@ -175,7 +175,7 @@ def test_names_and_ports() -> None:
     assert model["id"] == "my-model"
     assert model["aliases"] == ["a", "b", "My Model"]
     assert (model["port"], model["container_name"]) == (9000, "vllm-a")
-    assert noted(found, "services.vllm-a.ports", "says 8009:8000", "8001:9000")
+    assert noted(found, "services.vllm-a.ports", "is 8009:8000", "8001:9000")
 
 
 def test_an_entrypoint() -> None:
@@ -216,7 +216,7 @@ def test_an_image_that_can_change_is_told(image: str, moves: bool) -> None:
 def test_what_has_no_place_here_is_told() -> None:
     found = homegpt(shm_size="8g", env_file=".env", environment=["LATER"])[1]
     assert noted(found, "shm_size", "no such setting")
-    assert noted(found, "env_file", "write what it holds")
+    assert noted(found, "env_file", "set its content")
     assert noted(found, "LATER")
     config = {"models": [{"id": "a", "host_port": 1, "colour": "red"}], "server": {}, "switching": {"speed": 9}}
     files = [("a.yml", service()), ("b.yml", {"services": {"open-webui": {}}}), ("c.yml", {"include": ["a.yml"]})]
@@ -343,7 +343,7 @@ def test_custom_calls_have_their_timeouts_and_macros() -> None:
 def test_no_endpoints_means_stop() -> None:
     model, found = swap(sleepMode="disable")
     assert model["sleep_level"] == "stop"
-    assert noted(found, "switches its sleep off")
+    assert noted(found, "disables its sleep")
     model, found = swap(sleepEndpoints=None, wakeEndpoints=None)
     assert model["sleep_level"] == "stop"
     assert noted(found, "it is stopped, as before")
@@ -457,7 +457,10 @@ def test_aliases_with_names() -> None:
         ({"sleepEndpoints": [{"endpoint": "/x", "timeout": -1}]}, "timeout must be a number greater than 0"),
         ({"top": {"sleepRequestTimeout": 0}}, "sleepRequestTimeout must be a number greater than 0"),
         ({"aliases": ["x", "x"], "proxy": "http://127.0.0.1:70000"}, "models.a: host_port must be a port"),
-        ({"macros": {"m": "${m}"}, "cmd": "vllm serve ${m}"}, "models.a.cmd: its macros hold each other without end"),
+        (
+            {"macros": {"m": "${m}"}, "cmd": "vllm serve ${m}"},
+            "models.a.cmd: its macros refer to each other in a circle",
+        ),
     ],
 )
 def test_mistakes_of_llama_swaps_file(fields: dict[str, Any], says: str) -> None:
@@ -494,7 +497,7 @@ def test_mistakes_of_compose_files() -> None:
             config, [("a.yml", service()), ("b.yml", service()), ("c.yml", []), ("d.yml", {"x": 1})]
         )
     for text in (
-        "b.yml: services.vllm-a: the container vllm-a is in a.yml: services.vllm-a too",
+        "b.yml: services.vllm-a: the container vllm-a is also in a.yml: services.vllm-a",
         "c.yml: has",
         "d.yml",
     ):
@@ -541,7 +544,7 @@ def test_the_file_says_the_same(source: str) -> None:
 def test_the_filters() -> None:
     found = from_llama_swap((DATA / "llama-swap.yaml").read_text(encoding="utf-8"), name="x.yaml")
     assert found["variables"]["vllm_models"][0]["id"] == "vision"
-    assert found["text"].startswith("---\n# Made by homegpt.vllm.convert out of x.yaml.\n")
+    assert found["text"].startswith("---\n# Generated by homegpt.vllm.convert from x.yaml.\n")
     assert not found["secret"]
     folder = DATA / "homegpt"
     files = {path.name: path.read_text(encoding="utf-8") for path in folder.glob("compose-*.yml")}
@@ -552,7 +555,7 @@ def test_the_filters() -> None:
 def test_no_yaml(text: str) -> None:
     for convertor in (from_homegpt, from_llama_swap):
         with pytest.raises(
-            AnsibleFilterError, match=r"^some\.yaml(, line \d+, column \d+)? is not right YAML: "
+            AnsibleFilterError, match=r"^some\.yaml(, line \d+, column \d+)? is not valid YAML: "
         ) as error:
             convertor(text, name="some.yaml")
         assert "hidden" not in str(error.value)

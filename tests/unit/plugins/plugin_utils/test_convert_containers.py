@@ -87,7 +87,7 @@ def test_a_command_that_is_read(fields: dict[str, Any]) -> None:
     assert (model["model"], model["args"]) == ("org/a", {"max_model_len": 9})
     assert "startup_mode" not in model
     own = "vllm-openai" in fields.get("image", IMAGE)
-    assert noted(found, "here runs the entrypoint of its image") == (not own)
+    assert noted(found, "a container runs the entrypoint of its image") == (not own)
     if "A=b" in str(fields):
         assert model["env"] == {"A": "b"}
 
@@ -120,8 +120,8 @@ UNREAD: list[tuple[dict[str, Any], str]] = [
 def test_a_command_that_is_not_read(fields: dict[str, Any], quotes: str) -> None:
     model, found = alone(**fields)
     assert (model["model"], model["startup_mode"]) == (convert.UNREAD + "a", "disabled")
-    assert noted(found, "services.a", "is not understood from here on", quotes, "disabled")
-    assert noted(found, "nobody knows what it loads")
+    assert noted(found, "services.a", "can't be parsed from here on", quotes, "disabled")
+    assert noted(found, "it is unknown what it loads")
 
 
 def test_a_shell_that_passes_its_words_on() -> None:
@@ -165,8 +165,8 @@ def test_what_runs_before_is_told() -> None:
     # What seems to be a secret is the one word that no note has.
     model, found = alone(command=["bash", "-c", text], lost=["command: hunter2hunter2"])
     assert model["model"] == "org/a"
-    assert noted(found, "run before vLLM: source /x.sh")
-    assert noted(found, "run before vLLM: pip install")
+    assert noted(found, "runs before vLLM: source /x.sh")
+    assert noted(found, "runs before vLLM: pip install")
     assert not noted(found, "hunter2")
 
 
@@ -179,17 +179,29 @@ def test_what_runs_before_is_told() -> None:
         (
             {"environment": {"NVIDIA_VISIBLE_DEVICES": "all"}, "runtime": "nvidia"},
             [0],
-            "says nothing of GPUs by number",
+            "names no GPUs by number",
         ),
-        ({"environment": {"CUDA_VISIBLE_DEVICES": "GPU-1a2b"}}, [0], "CUDA_VISIBLE_DEVICES: has no plain numbers"),
-        ({"environment": {"CUDA_VISIBLE_DEVICES": "MIG-1a2b"}}, [0], "CUDA_VISIBLE_DEVICES: has no plain numbers"),
-        ({"gpus": [{"device_ids": ["GPU-1a2b"]}]}, [0], "the reserved devices: has no plain numbers"),
+        (
+            {"environment": {"CUDA_VISIBLE_DEVICES": "GPU-1a2b"}},
+            [0],
+            "CUDA_VISIBLE_DEVICES: contains neither plain numbers",
+        ),
+        (
+            {"environment": {"CUDA_VISIBLE_DEVICES": "MIG-1a2b"}},
+            [0],
+            "CUDA_VISIBLE_DEVICES: contains neither plain numbers",
+        ),
+        ({"gpus": [{"device_ids": ["GPU-1a2b"]}]}, [0], "the reserved devices: contains neither plain numbers"),
         ({"gpus": [{"device_ids": ["${CARD:-2}"]}]}, [2], "without a value"),
-        ({"gpus": [{"device_ids": ["${CARD}"]}]}, [0], "the reserved devices: has no plain numbers"),
-        ({"gpus": "all"}, [0], "says nothing of GPUs by number"),
-        ({"gpus": [{"count": "${MANY}"}]}, [0], "services.a.gpus.count: not taken over"),
-        ({"gpus": [{"device_ids": ["1"]}], "environment": {"NVIDIA_VISIBLE_DEVICES": "0"}}, [1], "it counts nothing"),
-        ({"gpus": [{"device_ids": ["1"]}], "environment": {"CUDA_VISIBLE_DEVICES": "1"}}, [1], "that it was not given"),
+        ({"gpus": [{"device_ids": ["${CARD}"]}]}, [0], "the reserved devices: contains neither plain numbers"),
+        ({"gpus": "all"}, [0], "names no GPUs by number"),
+        ({"gpus": [{"count": "${MANY}"}]}, [0], "services.a.gpus.count: not converted"),
+        ({"gpus": [{"device_ids": ["1"]}], "environment": {"NVIDIA_VISIBLE_DEVICES": "0"}}, [1], "it has no effect"),
+        (
+            {"gpus": [{"device_ids": ["1"]}], "environment": {"CUDA_VISIBLE_DEVICES": "1"}},
+            [1],
+            "that are not assigned to it",
+        ),
         ({"devices": ["nvidia.com/gpu=1"]}, [1], ""),
         ({"gpus": [{"driver": "cdi", "device_ids": ["nvidia.com/gpu=2"]}]}, [2], ""),
     ],
@@ -210,7 +222,7 @@ def test_gpus_by_their_ids_are_kept_where_they_can_be(monkeypatch: pytest.Monkey
     for shortened in ("GPU-6a3c1b2e", "MIG-%s/1/0" % card):
         model, found = alone(command="org/a", environment={"CUDA_VISIBLE_DEVICES": shortened})
         assert model["gpus"] == [0]
-        assert noted(found, "CUDA_VISIBLE_DEVICES", "no whole UUIDs: check gpus")
+        assert noted(found, "CUDA_VISIBLE_DEVICES", "nor complete UUIDs: check gpus")
 
 
 def cards(*ids: str, **fields: Any) -> dict[str, Any]:
@@ -257,23 +269,23 @@ def test_an_entrypoint_that_no_inventory_should_have(monkeypatch: pytest.MonkeyP
     assert model["entrypoint"] == ["vllm", "serve"]
     assert "hf_abcdefghijk" not in str([model, found.notes])
     assert found.variables["vllm_hf_token"] == "hf_abcdefghijk"
-    assert noted(found, "not taken over, but run before vLLM: pip install x")
+    assert noted(found, "not converted, although it runs before vLLM: pip install x")
     # The inventory refuses it, and the rest of the file is none the worse.
     model, found = alone(command="org/a", entrypoint=["/opt/run", "vllm"], image="my/vllm:1")
     assert "entrypoint" not in model
     assert model["startup_mode"] == "disabled"
-    assert noted(found, "not understood from here on: /opt/run vllm")
+    assert noted(found, "can't be parsed from here on: /opt/run vllm")
 
 
 def test_options_that_no_switch_follows_stop_no_conversion() -> None:
     model, found = alone(command="org/a --ssl-keyfile /k")
     assert "args" not in model
     assert "startup_mode" not in model
-    assert noted(found, "--ssl-keyfile: not taken over", "end TLS in front of it")
+    assert noted(found, "--ssl-keyfile: not converted", "terminate TLS")
     model, found = alone(command="org/a --headless --root-path /v")
     assert model["args"] == {"root_path": "/v"}
     assert model["startup_mode"] == "disabled"
-    assert noted(found, "--headless: not taken over: the server has no API", "It is disabled")
+    assert noted(found, "--headless: not converted: the server has no API", "It is disabled")
 
 
 def test_an_amd_card() -> None:
@@ -463,9 +475,9 @@ def test_compose_files_without_a_manager() -> None:
     assert noted(found, "services.two.container_name", "another service")
     assert noted(found, "services.three.container_name", "not in the file")
     assert noted(found, "services.three: has no port of its own")
-    assert noted(found, "services.proxy", "left out: nothing in it is called vllm")
+    assert noted(found, "services.proxy", "left out: nothing in it is named vllm")
     assert noted(found, "c.yml: secrets")
-    with pytest.raises(convert.ConvertError, match="has no service of vLLM"):
+    with pytest.raises(convert.ConvertError, match="contains no vLLM service"):
         convert_homegpt.from_homegpt(None, [("c.yml", {"services": {"proxy": services["proxy"]}})], "")
     with pytest.raises(convert.ConvertError, match=r"services\.a: compose knows no variable \$\{A/b\}: write \$\$"):
         alone(command="${A/b}")
@@ -485,7 +497,7 @@ def test_places_do_not_hide_what_is_said_of_them() -> None:
     services = {name: {"image": IMAGE, "command": "org/" + name, "shm_size": "1g"} for name in "abcd"}
     found = convert_homegpt.from_homegpt(None, [("c.yml", {"services": services})], "")
     (note,) = [note for note in found.notes if "shm_size" in note]
-    assert note.startswith("c.yml: not taken over: ")
+    assert note.startswith("c.yml: not converted: ")
     assert note.endswith("services.c.shm_size, services.d.shm_size")
 
 
@@ -503,7 +515,7 @@ def test_an_env_file_has_the_values() -> None:
 def test_words_of_an_unknown_variable_are_no_value_of_the_switch_before_it() -> None:
     model, found = alone(command="org/a --enable-prefix-caching ${MORE} --seed ${SEED}")
     assert model["args"] == {"enable_prefix_caching": True}
-    assert noted(found, "more words are in ${MORE}")
+    assert noted(found, "more arguments are in ${MORE}")
     assert noted(found, "--seed", "(SEED)")
 
 
@@ -527,11 +539,11 @@ def test_docker_run(command: str) -> None:
     model, found = swapped(cmd=command, description="x", env=["D=e"])
     assert (model["model"], model["gpus"], model["env"]) == ("org/a", [1, 2], {"A": "b", "D": "e"})
     assert found.variables["vllm_volumes"] == ["/m:/m:ro", "/n:/n:ro"]
-    assert noted(found, ": C: not taken over")
+    assert noted(found, ": C: not converted")
     assert noted(found, "models.a.description")
     for option in ("shm_size", "ulimits", "--init"):
         assert noted(found, option, "no such setting") == (option.replace("_", "-").rstrip("s") in command)
-    assert noted(found, "run before vLLM: docker rm -f x") == ("docker rm" in command)
+    assert noted(found, "runs before vLLM: docker rm -f x") == ("docker rm" in command)
 
 
 @pytest.mark.parametrize(
@@ -561,7 +573,7 @@ def test_commands_of_llama_swap_that_are_not_read() -> None:
     ):
         model, found = swapped(cmd=command)
         assert (model["model"], model["startup_mode"]) == (convert.UNREAD + "a", "disabled")
-        assert noted(found, "not understood from here on")
+        assert noted(found, "can't be parsed from here on")
     for command in ("bash -c 'llama-server -m x'", "docker run --gpus all ghcr.io/ggml-org/llama.cpp:server -m x"):
         config = {"models": {"a": {"cmd": command}, "b": {"cmd": "vllm serve org/b"}}}
         found = convert_llama_swap.from_llama_swap(config)

@@ -72,14 +72,14 @@ def test_what_has_no_value_hides_no_other_mistake() -> None:
             "refers to hf_tokn, which is not defined; did you mean hf_token?",
         ),
         ("Error while resolving value for 'a': 'nowhere' is undefined", "refers to nowhere, which is not defined"),
-        ("object of type 'dict' has no attribute 'x'", "refers to x of something that has none"),
+        ("object of type 'dict' has no attribute 'x'", "refers to x, which its object does not have"),
         (
             "Attempting to decrypt but no vault secrets found",
             "is encrypted, and there is no vault password: give --ask-vault-pass or --vault-password-file",
         ),
         (
             "Decryption failed (no vault secrets were found that could decrypt)",
-            "is encrypted, and none of the vault passwords fits",
+            "is encrypted, and none of the vault passwords matches",
         ),
         ("Recursive loop detected in template: maximum recursion depth exceeded", "refers to itself"),
         ("No filter named\n'x'.", "can't be evaluated: No filter named 'x'."),
@@ -162,7 +162,7 @@ def test_weights_are_to_outlive_the_container(
     given: dict[str, Any] = {"vllm_env": env, "vllm_volumes": volumes}
     found = preflight.check("site", [host(model={"env": own}, **given)])
     assert [
-        re.findall(r"its weights would be in (\S+) of its container, which is in no volume", one) for one in found
+        re.findall(r"its weights would be in (\S+) of its container, which is not in a volume", one) for one in found
     ] == [[folder] for folder in said]
     # An image of one's own may have them inside.
     assert preflight.check("site", [host(model={"env": own, "image": "baked"}, **given)]) == []
@@ -240,7 +240,7 @@ def test_what_open_webui_would_get_wrong_is_told_where_it_is_deployed() -> None:
     ],
 )
 def test_a_gpu_of_another_vendor(access: str, gpu: str | int, vendor: str) -> None:
-    wrong = [f"gpu1: a: gpus names {gpu}, which only {vendor}'s have, and vllm_gpu_access is {access}"]
+    wrong = [f"gpu1: a: gpus names {gpu}, which only {vendor} GPUs have, but vllm_gpu_access is {access}"]
     assert preflight.check("status", [host(model={"gpus": [gpu]}, vllm_gpu_access=access)]) == (wrong if vendor else [])
     started = {"gpus": [gpu], "start_command": ["x"]}
     assert preflight.check("status", [host(model=started, vllm_gpu_access=access)]) == []
@@ -249,7 +249,7 @@ def test_a_gpu_of_another_vendor(access: str, gpu: str | int, vendor: str) -> No
 def test_a_secret_in_an_entrypoint() -> None:
     words = ["bash", "-c", 'export HF_TOKEN=hf_abcdefghijk; exec vllm serve "$@"', "--"]
     (wrong,) = preflight.check("site", [host(model={"entrypoint": words})])
-    assert wrong.startswith("gpu1: a: entrypoint has a secret in its words")
+    assert wrong.startswith("gpu1: a: entrypoint contains a secret")
     assert "hf_abcdefghijk" not in wrong
     for named in ('"$MY_TOKEN"', "${MY_TOKEN}", "$(cat /run/secrets/hf_token)", "`cat /run/secrets/hf_token`"):
         words[2] = f'export HF_TOKEN={named}; exec vllm serve "$@"'

@@ -85,8 +85,8 @@ def test_a_failure_that_was_left_to_the_report(kept: str, result: str) -> None:
 
 
 def test_what_was_mended_is_the_reason() -> None:
-    recovered = {**SWITCHED, "recovery": "new woke at the second try"}
-    assert rollout.rows(planned("a"), {"a": recovered}, False)[0]["reason"] == "new woke at the second try"
+    recovered = {**SWITCHED, "recovery": "new woke at the second attempt"}
+    assert rollout.rows(planned("a"), {"a": recovered}, False)[0]["reason"] == "new woke at the second attempt"
 
 
 def test_the_table_names_the_step_where_the_cause_is_told_already() -> None:

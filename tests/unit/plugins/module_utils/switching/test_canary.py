@@ -114,8 +114,8 @@ def test_a_wrong_answer_brings_the_previous_model_back_and_does_not_stay_awake(p
     assert pair.states() == {"a": "active", "b": "sleeping"}
     assert "as recorded on 20" in text
     assert "\nFailed: verify b\na is active again" in text
-    assert re.search(r"\nThe whole cause: it answers .*, not with .* as recorded on .* \(canary\)$", text)
-    assert "What to do: see that the model's files are those it was loaded from" in text
+    assert re.search(r"\nFull cause: it answers .*, not with .* as recorded on .* \(canary\)$", text)
+    assert "What to do: check that the model's files have not changed since it was loaded" in text
     assert record(pair, "b")["suspect"]
     # It is not taken on trust by a fresh start either, while it answers wrongly.
     pair.fault("b", ANSWER, "wrong_text", times=0)
@@ -129,7 +129,7 @@ def test_without_a_roll_back_a_server_with_wrong_weights_is_put_to_sleep(pair: H
     pair.settings["escalation"] = []
     pair.fault("b", "/collective_rpc", "not_done", times=0)
     text, result = failed(pair, "b")
-    assert "a, active before, was not restored (escalation is without roll_back)" in text
+    assert "a was active before and was not restored (escalation does not contain roll_back)" in text
     assert result.active_model is None
     assert pair.states() == {"a": "sleeping", "b": "sleeping"}
 
@@ -149,10 +149,10 @@ def test_an_answer_that_was_not_reproducible_is_only_warned_of(host: Host) -> No
     host.settings["canary"] = "auto"
     host.declare("a", env={"STANDIN_FAULTS": json.dumps([{"path": ANSWER, "fault": "wrong_text"}])})
     host.declare("b")
-    assert notes(host.switch("a")) == ["answer recorded, but a second one was another"]
+    assert notes(host.switch("a")) == ["answer recorded, but a second answer differed"]
     host.switch("b")
     result = host.switch("a")
-    assert notes(result) == ["answers otherwise than recorded"]
+    assert notes(result) == ["the answer differs from the recorded one"]
     assert len(result.warnings) == 1
 
 
@@ -161,7 +161,7 @@ def test_a_fresh_start_may_answer_otherwise(pair: Host) -> None:
     # Its weights have been changed: another model answers under the same name.
     pair.models[1]["start_command"][3] = "org/other"
     result = pair.switch("b")
-    assert "it was started since, so that was recorded anew" in result.warnings[0]
+    assert "the server was started since then, so the new answer was recorded" in result.warnings[0]
     pair.switch("a")
     assert pair.switch("b").warnings == []
 
@@ -242,7 +242,7 @@ def test_a_restart_that_was_refused_is_no_start_by_somebody_else(pair: Host, rig
 def test_without_a_record_a_wake_makes_none(pair: Host) -> None:
     path = pair.stack_dir / "run" / "canary.json"
     path.unlink()
-    assert notes(pair.switch("b")) == ["answers; there is no answer of a fresh start to compare with"]
+    assert notes(pair.switch("b")) == ["answers; no answer from a fresh start is recorded to compare it with"]
     assert not path.exists()
     pair.switch("b", "stopped")
     assert notes(pair.switch("b")) == ["answer recorded"]
@@ -264,7 +264,7 @@ def test_a_new_start_may_answer_otherwise_though_no_metrics_tell_of_it(pair: Hos
         pair.switch("b", "stopped")
         pair.models[1]["start_command"][3] += "-newer"
         result = pair.switch("b")
-        assert "it was started since, so that was recorded anew" in result.warnings[0]
+        assert "the server was started since then, so the new answer was recorded" in result.warnings[0]
         assert result.active_model == "b"
 
 
@@ -278,7 +278,7 @@ def test_a_start_by_somebody_else_is_believed_after_one_of_our_own(pair: Host) -
         "- wake b", "- verify b", "retry reload b", "retry verify b", "restart stop b", "restart start b",
         "restart verify b",
     ]  # fmt: skip
-    assert "it was started since, so that was recorded anew" in result.warnings[0]
+    assert "the server was started since then, so the new answer was recorded" in result.warnings[0]
     after = record(pair, "b")
     assert after["text"] != before["text"]
     assert (after["suspect"], after["renewed"]) == (False, False)
@@ -292,8 +292,11 @@ def test_what_cannot_be_compared_is_told_and_not_recorded(pair: Host) -> None:
     pair.models[1]["args"] = {"max_model_len": 100}
     started_by_somebody_else(pair, "b")
     result = pair.switch("b")
-    assert notes(result) == ["answers otherwise than recorded"]
-    assert "it was started otherwise since: if it answers rightly, record that (record_canary)" in result.warnings[0]
+    assert notes(result) == ["the answer differs from the recorded one"]
+    assert (
+        "the server was started with other settings since then: if the new answer is correct, record it (record_canary)"
+        in result.warnings[0]
+    )
     assert record(pair, "b") == before
 
 
@@ -309,7 +312,7 @@ def test_a_record_that_tells_a_start_by_the_metrics_is_read(pair: Host, start: f
     # What is not known is not the same as what is not known.
     pair.switch("b", "stopped")
     pair.models[1]["start_command"][3] = "org/other"
-    assert "it was started since, so that was recorded anew" in pair.switch("b").warnings[0]
+    assert "the server was started since then, so the new answer was recorded" in pair.switch("b").warnings[0]
 
 
 def test_an_answer_is_recorded_on_request(pair: Host) -> None:
@@ -330,14 +333,14 @@ def test_a_record_that_cannot_be_read_or_written(pair: Host, tmp_path: Path) -> 
     path = pair.stack_dir / "run" / "canary.json"
     for damaged in ("{", "[]", '{"models": {"b": {}}}', '{"models": {"b": {"text": 5}}}'):
         path.write_text(damaged, encoding="utf-8")
-        assert notes(pair.switch("b")) == ["answers; there is no answer of a fresh start to compare with"]
+        assert notes(pair.switch("b")) == ["answers; no answer from a fresh start is recorded to compare it with"]
         pair.switch("a")
     path.unlink()
     pair.switch("b", "stopped")
     (pair.stack_dir / "run" / "canary.json.new").mkdir()
     result = pair.switch("b")
     assert result.active_model == "b"
-    assert "the canary's answer of b could not be recorded" in result.warnings[0]
+    assert "the canary answer of b could not be recorded" in result.warnings[0]
 
 
 def test_a_model_that_completes_no_text_has_no_canary(host: Host) -> None:

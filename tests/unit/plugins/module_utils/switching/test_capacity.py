@@ -281,7 +281,7 @@ def test_who_holds_what_is_short() -> None:
     )
     nobody = memory.shortage(model, {0: 20.0}, gpus, lambda index: [])
     assert nobody.startswith(
-        "GPU 0 has 3.1 GB free and qwen needs 20.0 GB: nvidia-smi names no process that holds it; "
+        "GPU 0 has 3.1 GB free and qwen needs 20.0 GB: nvidia-smi lists no process that holds it; "
     )
 
 
@@ -316,12 +316,12 @@ def test_weights_that_do_not_fit_the_ram() -> None:
     assert capacity.lint(inventory, 100.0, None) == []
     # It is c's turn: a and b sleep then. Where b does, a and c do; at the start b and c.
     assert capacity.lint(inventory, 89.9, None) == [
-        "the weights of b and c take 90.0 GB of RAM when they sleep at level 1, and the host has 89.9 GB: put b at "
-        "sleep_level 2"
+        "the weights of b and c take 90.0 GB of RAM when they sleep at level 1, but the host has 89.9 GB: set "
+        "sleep_level of b to 2"
     ]
     assert capacity.lint(inventory, 69.0, None) == [
-        "the weights of b and c take 90.0 GB of RAM when they sleep at level 1, and the host has 69.0 GB: put b and c "
-        "at sleep_level 2"
+        "the weights of b and c take 90.0 GB of RAM when they sleep at level 1, but the host has 69.0 GB: set "
+        "sleep_level of b and c to 2"
     ]
     # And that remedy is one.
     for level in ("2", "auto", "stop"):
@@ -337,16 +337,16 @@ def test_weights_of_the_default_model_count_when_another_is_active() -> None:
     )
     assert capacity.lint(inventory, 95.0, None) == []
     assert capacity.lint(inventory, 80.0, None) == [
-        "the weights of a take 90.0 GB of RAM when it sleeps at level 1, and the host has 80.0 GB: put a at "
-        "sleep_level 2"
+        "the weights of a take 90.0 GB of RAM when it sleeps at level 1, but the host has 80.0 GB: set "
+        "sleep_level of a to 2"
     ]
 
 
 def test_weights_that_do_not_fit_what_is_set_aside() -> None:
     inventory = declared({"available_ram_gb": 64}, a=at_1(40), b=at_1(30), c=at_1(20))
     said = (
-        "the weights of a, b and c take 90.0 GB of RAM when they sleep at level 1, and vllm_switching.available_ram_gb "
-        "allows 64.0 GB: put a at sleep_level 2, or raise available_ram_gb"
+        "the weights of a, b and c take 90.0 GB of RAM when they sleep at level 1, but vllm_switching.available_ram_gb "
+        "allows 64.0 GB: set sleep_level of a to 2, or raise available_ram_gb"
     )
     assert capacity.lint(inventory, 256.0, None) == [said]
     assert capacity.lint(inventory, None, None) == [said]
@@ -354,8 +354,8 @@ def test_weights_that_do_not_fit_what_is_set_aside() -> None:
 
 def test_more_set_aside_than_there_is() -> None:
     assert capacity.advice(declared({"available_ram_gb": 128}, a={}), 67.2) == [
-        "vllm_switching.available_ram_gb is 128.0 and the host has 67.2 GB of RAM: set it to what the host can spare "
-        "for the weights of sleeping models"
+        "vllm_switching.available_ram_gb is 128.0, but the host has 67.2 GB of RAM: set it to the RAM "
+        "that the host can spare for the weights of sleeping models"
     ]
 
 
@@ -363,7 +363,7 @@ def test_gpus_that_are_not_there() -> None:
     inventory = declared(a={"gpus": [0, 2, 3]}, b={"gpus": [1]}, off={"gpus": [9], "startup_mode": "disabled"})
     gpus = {0: Gpu(0, 24.0, 0.0), 1: Gpu(1, 24.0, 0.0)}
     assert capacity.lint(inventory, None, gpus) == [
-        "a is to use GPU 2 and 3, and the host has 0 and 1: correct its gpus"
+        "a: gpus names GPU 2 and 3, but the host has 0 and 1: correct its gpus"
     ]
 
 
@@ -390,12 +390,10 @@ def test_a_model_that_does_not_fit_beside_the_sleepers() -> None:
     # The others load with the share that vLLM takes unasked.
     (problem, *others) = capacity.lint(declared(None, **models), None, gpus)
     assert problem == (
-        "GPU 0 has 24.0 GB and a takes 22.5 GB of it (gpu_memory_gb), while b and c, asleep, keep about 1.0 GB each: "
-        "put c at sleep_level stop, or give a more GPUs (gpus), or correct its gpu_memory_gb"
+        "GPU 0 has 24.0 GB and a takes 22.5 GB of it (gpu_memory_gb), and b and c keep about 1.0 GB each while "
+        "asleep: set sleep_level of c to stop, or give a more GPUs (gpus), or correct its gpu_memory_gb"
     )
-    assert [text.split(" loads only")[0] for text in others] == [
-        f"GPU 0 has 24.0 GB and {m}" for m in ("b", "c", "ends")
-    ]
+    assert [text.split(" needs")[0] for text in others] == [f"GPU 0 has 24.0 GB, but {m}" for m in ("b", "c", "ends")]
 
 
 def test_a_model_that_can_not_load_beside_the_sleepers() -> None:
@@ -406,11 +404,12 @@ def test_a_model_that_can_not_load_beside_the_sleepers() -> None:
         d={"start_command": ["vllm", "serve"], "sleep_level": "stop"},
     )
     assert capacity.lint(inventory, None, GPU_24) == [
-        "GPU 0 has 24.0 GB and b loads only where 22.3 GB of it are free (gpu_memory_utilization 0.93), while a and c, "
-        "asleep, keep about 1.0 GB each: set args.gpu_memory_utilization to at most 0.91, or put c at sleep_level stop",
-        "GPU 0 has 24.0 GB and d loads only where 22.1 GB of it are free (gpu_memory_utilization 0.92), while a, b and "
-        "c, asleep, keep about 1.0 GB each: set --gpu-memory-utilization in its start_command to at most 0.87, or put "
-        "c and b at sleep_level stop",
+        "GPU 0 has 24.0 GB, but b needs 22.3 GB of free memory to load (gpu_memory_utilization 0.93), and a and c keep "
+        "about 1.0 GB each while asleep: set args.gpu_memory_utilization to at most 0.91, or set sleep_level of "
+        "c to stop",
+        "GPU 0 has 24.0 GB, but d needs 22.1 GB of free memory to load (gpu_memory_utilization 0.92), and a, b and c "
+        "keep about 1.0 GB each while asleep: set --gpu-memory-utilization in its start_command to at most 0.87, or "
+        "set sleep_level of c and b to stop",
     ]
 
 
@@ -418,7 +417,7 @@ def test_a_crowd_that_leaves_nothing() -> None:
     inventory = declared(None, **{f"m{n}": {"args": {"gpu_memory_utilization": 0.1}} for n in range(30)})
     problems = capacity.lint(inventory, None, GPU_24)
     assert len(problems) == 30
-    assert problems[0].endswith("at sleep_level stop")
+    assert problems[0].endswith(" to stop")
     assert "at most" not in problems[0]
 
 
@@ -442,7 +441,7 @@ def test_lint_on_the_host(tmp_path: Path, gpu_dir: Path) -> None:
     status, lines, said = lint({"available_ram_gb": 1e6}, {"id": "a", "gpus": [3]}, {"id": "b", **at_1(1e6)})
     assert (status, said) == (1, "")
     assert [line[:40] for line in lines] == [
-        "problem: a is to use GPU 3, and the host has 0 and 1: correct its gpus"[:40],
+        "problem: a: gpus names GPU 3, but the host has 0 and 1: correct its gpus"[:40],
         "problem: the weights of b take 1000000.0 GB of RAM"[:40],
         "advice: vllm_switching.available_ram_gb is 1000000.0"[:40],
     ]
@@ -485,9 +484,9 @@ def test_lint_of_gpus_by_uuid() -> None:
     assert capacity.lint(inventory, None, gpus) == [
         f"{first} has 24.0 GB and a takes 30.0 GB of it (gpu_memory_gb): give a more GPUs (gpus), or correct its "
         "gpu_memory_gb",
-        f"b is to use {second} as a whole, and that is divided into MIG instances: name one of those (nvidia-smi -L) "
-        "in its gpus",
-        f"c is to use {other}, and the host has {first} and {second}: correct its gpus",
+        f"b is configured to use all of {second}, which is divided into MIG instances: set its gpus to one of these "
+        "(nvidia-smi -L)",
+        f"c: gpus names {other}, but the host has {first} and {second}: correct its gpus",
     ]
     # One that does not tell its memory does not tell its UUID either.
     assert capacity.lint(declared(c={"gpus": [other]}), None, {1: gpus[1]}) == []
@@ -561,8 +560,8 @@ def test_a_shortage_of_shared_memory() -> None:
     model = declared(a={}).models[0]
     assert memory.shortage(model, {0: 100.1}, SHARED) == ""
     assert memory.shortage(model, {0: 110.0}, SHARED, lambda _name: []) == (
-        "GPU 0, which shares the host's RAM, has 100.0 GB free and a needs 110.0 GB: end what else takes RAM (ps aux "
-        "--sort=-rss), or give the model less (gpu_memory_utilization)"
+        "GPU 0, which shares the host's RAM, has 100.0 GB free and a needs 110.0 GB: end other processes that use RAM "
+        "(ps aux --sort=-rss), or give the model less memory (gpu_memory_utilization)"
     )
 
 
@@ -575,12 +574,12 @@ def test_lint_and_advice_of_shared_memory() -> None:
     # What sleeps at level 1 holds its weights beside who is awake.
     assert capacity.lint(inventory, RAM, {0: Gpu(0, RAM, RAM)}) == []
     assert capacity.lint(inventory, RAM, SHARED) == [
-        "GPU 0 has 128.0 GB and a loads only where 89.6 GB of it are free (gpu_memory_utilization 0.7), while b and c, "
-        "asleep, keep about 42.0 GB, weights at level 1 included: set args.gpu_memory_utilization to at most 0.67, or "
-        "put b at sleep_level 2"
+        "GPU 0 has 128.0 GB, but a needs 89.6 GB of free memory to load (gpu_memory_utilization 0.7), and b and c keep "
+        "about 42.0 GB while asleep, including weights at level 1: set args.gpu_memory_utilization to at most 0.67, or "
+        "set sleep_level of b to 2"
     ]
     assert capacity.advice(inventory, RAM, SHARED) == [
-        "the GPU of this host shares its RAM, so that the weights of b stay in that memory at sleep_level 1: set it to "
+        "the GPU of this host shares its RAM, so the weights of b stay in that memory at sleep_level 1: set it to "
         "auto, 2 or stop"
     ]
     assert capacity.advice(declared({"available_ram_gb": 999}, a={}), RAM, SHARED) == []

@@ -191,7 +191,7 @@ def test_a_change_of_several_is_made_whole_or_not_at_all(quartet: Host) -> None:
     with pytest.raises(SwitchFailed) as caught:
         switch(quartet, "a", "d")
     assert caught.value.result.active_models == ["b", "c"]
-    assert "a was restored, since d failed" in str(caught.value)
+    assert "a was restored because d failed" in str(caught.value)
     assert awake(quartet) == "bc"
     # Without the name each stands for itself, as when a host's models are loaded; and so it does without the rung.
     with pytest.raises(SwitchFailed) as caught:

@@ -95,7 +95,7 @@ def test_a_record_is_written_only_when_it_changes(tmp_path: Path) -> None:
 
 def test_a_record_that_cannot_be_written_says_what_that_means(tmp_path: Path) -> None:
     (tmp_path / "run").touch()
-    with pytest.raises(SwitchingError, match=r"but .*wanted.json can't be written .*after a reboot"):
+    with pytest.raises(SwitchingError, match=r"but .*wanted.json can't be written .*a reboot would restore"):
         desired_state.write(str(tmp_path), {"a": "active"})
 
 

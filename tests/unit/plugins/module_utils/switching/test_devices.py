@@ -64,10 +64,10 @@ def test_the_folder_of_the_locks_is_for_its_user_alone(tmp_path: Path) -> None:
 def test_a_folder_that_somebody_else_has_made_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "theirs").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "theirs")
-    with pytest.raises(PermissionError, match="not this user's own folder"):
+    with pytest.raises(PermissionError, match="belongs to another user"):
         devices.private(str(tmp_path / "link"))
     monkeypatch.setattr(os, "geteuid", lambda: 4711)
-    with pytest.raises(PermissionError, match="not this user's own folder"):
+    with pytest.raises(PermissionError, match="belongs to another user"):
         devices.private(str(tmp_path / "theirs"))
 
 

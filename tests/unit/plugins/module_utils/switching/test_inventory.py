@@ -286,16 +286,17 @@ ONE_MISTAKE = [
     ("gpus", [0, -1], "gpus[1] must be a whole number of at least 0, is -1"),
     ("gpus", [GPU, GPU.lower()], f"gpus must name at least one GPU, each once, is ['{GPU}', '{GPU}']"),
     # CUDA takes the beginning of one; the container toolkit doesn't.
-    ("gpus", ["GPU-1a2b"], "gpus[0] must be a whole UUID, as nvidia-smi -L tells it, is GPU-1a2b"),
+    ("gpus", ["GPU-1a2b"], "gpus[0] must be a complete UUID, as nvidia-smi -L shows it, is GPU-1a2b"),
     (
         "gpus",
         [f"MIG-{GPU}/1/0"],
-        f"gpus[0] must be a whole UUID, as nvidia-smi -L tells it, is MIG-{GPU}/1/0",
+        f"gpus[0] must be a complete UUID, as nvidia-smi -L shows it, is MIG-{GPU}/1/0",
     ),
     (
         "gpus",
         [MIG, MIG[:-1] + "0"],
-        f"gpus must name a MIG instance alone, since a process can use no second one, is ['{MIG}', '{MIG[:-1]}0']",
+        f"gpus must contain nothing else beside a MIG instance, because a process can use only one, is "
+        f"['{MIG}', '{MIG[:-1]}0']",
     ),
     ("gpus", ["all"], "gpus[0] must be a whole number, is text (all)"),
     ("gpus", [False], f"gpus[0] must be a whole number, is {NO}"),
@@ -317,9 +318,9 @@ ONE_MISTAKE = [
         f"sleep_level must be one of auto, 1, 2, stop, is {YES}",
     ),
     ("args", ["--x"], "args must be a dictionary, is a list"),
-    ("args", {"Max": 1}, "args has the key Max, which is no argument of vllm serve"),
-    ("args", {"--x": 1}, "args has the key --x, which is no argument of vllm serve"),
-    ("args", {1: 1}, "args has the key 1, which is no argument of vllm serve"),
+    ("args", {"Max": 1}, "args has the key Max, which is not a valid argument of vllm serve"),
+    ("args", {"--x": 1}, "args has the key --x, which is not a valid argument of vllm serve"),
+    ("args", {1: 1}, "args has the key 1, which is not a valid argument of vllm serve"),
     ("args", {"max-len": 1, "max_len": 2}, "args has max_len twice"),
     ("args", {"model": "x"}, "args must not have model: use the model's model"),
     (
@@ -338,22 +339,23 @@ ONE_MISTAKE = [
     ("args", {"api_key": ["a", ""]}, "args.api_key[1] must not be empty"),
     ("args", {"api_key": [None]}, "args.api_key[0] must be text, is nothing"),
     ("env", "A=1", "env must be a dictionary, is text (A=1)"),
-    ("env", {"A-B": 1}, "env has the key A-B, which is no name of an environment variable"),
+    ("env", {"A-B": 1}, "env has the key A-B, which is not a valid name of an environment variable"),
     ("env", {"A": ["x"]}, "env.A must be text or a number, is a list"),
     ("image", 5, "image must be text, is a number (5): put it in quotes"),
     ("entrypoint", "vllm serve", "entrypoint must be a list of words, is text (vllm serve)"),
     ("entrypoint", ["vllm", 5], "entrypoint[1] must be text, is a number (5): put it in quotes"),
-    ("entrypoint", ["vllm"], "entrypoint ends with vllm, which starts nothing: put serve behind it"),
+    ("entrypoint", ["vllm"], "entrypoint ends with vllm, which starts nothing: add serve"),
     ("entrypoint", ["/bin/vllm", "serve", "vllm", "serve"], "entrypoint has `vllm serve` twice: name it once"),
     (
         "entrypoint",
         ["vllm", "serve", "org/a"],
-        "entrypoint must end with serve, ends with org/a: what comes behind it is the inventory's (model, args)",
+        "entrypoint must end with serve, ends with org/a: the words after it come from model and args",
     ),
     (
         "entrypoint",
         ["python3", "-m", "vllm.entrypoints.openai.api_server"],
-        "entrypoint has vllm.entrypoints.openai.api_server, which does not take the model as a word: use [vllm, serve]",
+        "entrypoint has vllm.entrypoints.openai.api_server, which does not accept the model as a positional "
+        "argument: use [vllm, serve]",
     ),
     ("aliases", "gpt", "aliases must be a list of names, is text (gpt)"),
     ("aliases", ["gpt", ""], "aliases[1] must not be empty"),
@@ -367,10 +369,10 @@ ONE_MISTAKE = [
     ("start_command", "run it", "start_command must be a list of words, is text (run it)"),
     ("start_command", ["run", 5], "start_command[1] must be text, is a number (5): put it in quotes"),
     ("macros", ["a"], "macros must be a dictionary, is a list"),
-    ("macros", {"1a": "x"}, "macros has the key 1a, which is no name of a macro"),
+    ("macros", {"1a": "x"}, "macros has the key 1a, which is not a valid name of a macro"),
     ("macros", {"a": {}}, "macros.a must be text or a number, is a dictionary"),
-    ("macros", {"id": "x"}, "macros.id hides the variable of that name: call the macro something else"),
-    ("macros", {"level": "x"}, "macros.level hides the variable of that name: call the macro something else"),
+    ("macros", {"id": "x"}, "macros.id hides the variable of that name: rename the macro"),
+    ("macros", {"level": "x"}, "macros.level hides the variable of that name: rename the macro"),
     ("state_request", "/x", "state_request: must be a dictionary, is text (/x)"),
     ("state_request", {"endpoint": "/x"}, "state_request: sleeping is required"),
     ("state_request", {"sleeping": "x"}, "state_request: endpoint is required"),
@@ -382,10 +384,10 @@ ONE_MISTAKE = [
     (
         "stop_command",
         ["kill"],
-        "stop_command needs start_command too, or a stopped server could not be started again",
+        "stop_command requires start_command: without it, a stopped server can't be started again",
     ),
-    ("sleep_requests", [{"endpoint": "/x"}], "sleep_requests needs wake_requests too: give both lists or neither"),
-    ("wake_requests", [{"endpoint": "/x"}], "wake_requests needs sleep_requests too: give both lists or neither"),
+    ("sleep_requests", [{"endpoint": "/x"}], "sleep_requests requires wake_requests: set both lists or neither"),
+    ("wake_requests", [{"endpoint": "/x"}], "wake_requests requires sleep_requests: set both lists or neither"),
     ("gpu_memory", 1.0, "unknown key gpu_memory; did you mean gpu_memory_gb?"),
     ("host-port", 1, "unknown key host-port; did you mean host_port?"),
     ("sleep_level_", 1, "unknown key sleep_level_; did you mean sleep_level?"),
@@ -444,8 +446,8 @@ def test_parallel_sizes_that_make_the_number_of_gpus(gpus: list[int] | None, arg
 )
 def test_parallel_sizes_that_do_not(gpus: list[int] | None, args: dict[str, Any], mistake: str) -> None:
     if "GPUs" in mistake:
-        size = len(gpus or [0])
-        mistake += f": name as many in gpus, or set args.{TENSOR} so that the product is {size}"
+        size, product = len(gpus or [0]), mistake.split()[2]
+        mistake += f": name {product} GPUs in gpus, or set args.{TENSOR} so that the product is {size}"
     assert mistakes_of([entry(gpus=gpus, args=args)]) == [f"vllm_models[0] (a): {mistake}"]
 
 
@@ -651,7 +653,7 @@ def test_all_mistakes_at_once() -> None:
         "vllm_models[1] (b): sleep_level must be one of auto, 1, 2, stop, is 3",
         "vllm_models[1] (b): host_port 8001 is taken by a",
         "vllm_models[2] (c): host_port must be a whole number, is text (x)",
-        "vllm_models[2] (c): sleep_requests needs wake_requests too: give both lists or neither",
+        "vllm_models[2] (c): sleep_requests requires wake_requests: set both lists or neither",
         "vllm_models[2] (c): startup_mode active is taken by b: both use GPU 0 and only one of them can be awake; "
         "set one to sleep",
         "vllm_models[3] (d e): id must be lower-case letters, digits, dots, dashes and underscores, is d e",
@@ -823,7 +825,7 @@ def test_a_state_request_has_no_level() -> None:
 @pytest.mark.parametrize("name", ["id", "level"])
 def test_a_macro_of_the_host_hides_no_variable(name: str) -> None:
     assert mistakes_of([entry()], {"macros": {name: "x"}}) == [
-        f"vllm_switching: macros.{name} hides the variable of that name: call the macro something else"
+        f"vllm_switching: macros.{name} hides the variable of that name: rename the macro"
     ]
 
 
@@ -853,10 +855,10 @@ CIRCLE += [CIRCLE, CIRCLE]
         ({"host_port": ENDLESS}, "vllm_models[0]: host_port must be a shorter number"),
         ({"args": {"a": [1, ENDLESS]}}, "vllm_models[0]: args.a[1] must be a shorter number"),
         ({"env": {ENDLESS: 1}}, "vllm_models[0]: env: a key must be a shorter number"),
-        ({"start_command": ["run", "a\0b"]}, "vllm_models[0]: start_command[1] must be free of NUL characters"),
+        ({"start_command": ["run", "a\0b"]}, "vllm_models[0]: start_command[1] must not contain NUL characters"),
         (
             {"model": "a\ud800"},
-            "vllm_models[0]: model must be made of whole characters, has half of a surrogate pair",
+            "vllm_models[0]: model must be valid Unicode, contains half of a surrogate pair",
         ),
     ],
 )
@@ -866,12 +868,12 @@ def test_what_nobody_can_write_down(keys: dict[str, Any], mistake: str) -> None:
 
 def test_what_nobody_can_write_down_elsewhere() -> None:
     assert mistakes_of([entry()], {"macros": {"a": "\0"}}) == [
-        "vllm_switching: macros.a must be free of NUL characters"
+        "vllm_switching: macros.a must not contain NUL characters"
     ]
-    assert mistakes_of(["\0"]) == ["vllm_models[0]: must be free of NUL characters"]
+    assert mistakes_of(["\0"]) == ["vllm_models[0]: must not contain NUL characters"]
     assert mistakes_of(ENDLESS) == ["vllm_models must be a list of models, is a number"]
     (mistake,) = mistakes_of([entry(args={"a": CIRCLE})])
-    assert mistake.endswith(" must be nested less than 50 deep")
+    assert mistake.endswith(" must be nested less than 50 levels deep")
 
 
 JSON = "must be text, a number, true or false, a list or a dictionary of these, is"
@@ -894,13 +896,13 @@ def test_variables_make_up_no_other(word: str) -> None:
     # It would be replaced when the normalised inventory is read.
     becomes = "${a}" if word == "${${id}}" else "${id}"
     assert mistakes_of([entry(start_command=[word], macros={"dollar": "$"})]) == [
-        f"vllm_models[0] (a): start_command[0] becomes {becomes}: variables must not make up another one"
+        f"vllm_models[0] (a): start_command[0] becomes {becomes}: the result must not contain another variable"
     ]
 
 
 def test_a_word_of_nothing_but_an_empty_variable() -> None:
     assert mistakes_of([entry(start_command=["run", "${nothing}"], macros={"nothing": ""})]) == [
-        "vllm_models[0] (a): start_command[1] must not be empty, and its variables are"
+        "vllm_models[0] (a): start_command[1] must not be empty, but its variables are"
     ]
 
 
@@ -930,7 +932,7 @@ def test_every_gpu_clash_is_told() -> None:
     ("keys", "mistake"),
     [
         ({"args": {"when": datetime.date(2026, 1, 1)}}, "args.when must be text, a number, true or false, a list or"),
-        ({"aliases": ["x", "x"]}, "aliases must have each name once, is ['x', 'x']"),
+        ({"aliases": ["x", "x"]}, "aliases must not contain duplicates, is ['x', 'x']"),
         ({"aliases": [None]}, "aliases[0] must be text, is nothing"),
     ],
 )
@@ -966,7 +968,7 @@ def test_find(name: str, model_id: str) -> None:
         ("awa", "model awa is not declared; did you mean away? the models are: a, b, c, d, off (disabled)"),
         ("A", "model A is not declared; the models are: a, b, c, d, off (disabled)"),
         ("org/shared", "model org/shared is ambiguous; the models are: a, b, c, d, off (disabled)"),
-        ("", "say which model is meant; the models are: a, b, c, d, off (disabled)"),
+        ("", "no model given: use one of a, b, c, d, off (disabled)"),
         ("off", "model off is disabled: set its startup_mode to sleep or active in vllm_models to use it"),
         ("away", "model off is disabled: set its startup_mode to sleep or active in vllm_models to use it"),
         ("org/OFF", "model off is disabled: set its startup_mode to sleep or active in vllm_models to use it"),
@@ -1192,7 +1194,7 @@ def test_junk_raises_nothing_but_mistakes_with_a_path(models: Any, switching: An
 
 def test_an_entrypoint_beside_a_start_command() -> None:
     assert mistakes_of([entry(entrypoint=["vllm", "serve"], start_command=["run"])]) == [
-        "vllm_models[0] (a): entrypoint is a container's, and a start_command needs none: leave one of them out"
+        "vllm_models[0] (a): entrypoint is for containers and has no effect with a start_command: remove one of them"
     ]
     assert parse([entry(entrypoint=[], start_command=["run"])]).models[0].entrypoint == ()
 
@@ -1200,8 +1202,8 @@ def test_an_entrypoint_beside_a_start_command() -> None:
 @pytest.mark.parametrize("model", ["vllm serve org/a", "vllm", "serve org/a"])
 def test_a_model_that_is_a_command(model: str) -> None:
     assert mistakes_of([entry(model=model)]) == [
-        f"vllm_models[0] (a): model must be what `vllm serve` loads, is {model}: leave the command out (it is the "
-        "image's, or the entrypoint's)"
+        f"vllm_models[0] (a): model must be what `vllm serve` loads, is {model}: remove the command (the image "
+        "or the entrypoint sets it)"
     ]
     # What only begins like it is a name as any other.
     assert parse([entry(model="vllm/tiny")]).models[0].model == "vllm/tiny"
@@ -1223,8 +1225,8 @@ def test_models_conflict_when_they_share_a_uuid() -> None:
 def test_numbers_and_uuids_in_one_inventory_are_refused() -> None:
     models = [entry("a", 1), entry("b", 2, gpus=[GPU]), entry("c", 3, gpus=[1]), entry("d", 4, gpus=[MIG])]
     assert mistakes_of(models) == [
-        "vllm_models: gpus are numbers in a, c and UUIDs in b, so nobody can tell which models share a GPU: write all "
-        "of them one way (nvidia-smi -L lists both)"
+        "vllm_models: gpus are numbers in a, c and UUIDs in b, so it is unknown which models share a GPU: use one "
+        "form for all of them (nvidia-smi -L lists both)"
     ]
     # A MIG instance is a GPU of its own: the GPU that it is a part of can't be used as a whole.
     assert mistakes_of([entry("a", 1, gpus=[0, GPU])]) != []
@@ -1248,15 +1250,15 @@ def test_two_active_models_on_one_uuid() -> None:
 
 # What no switch can follow
 
-SEVERAL = "the server is one of several, which only sleep together: set data_parallel_size alone"
-NO_API = "the server has no API, so nobody can ask it to sleep: leave it out"
-OTHER_HOSTS = "the server waits for others on other hosts, and a model runs on one: leave it out"
-SOCKET = "the server listens on a socket file and on no port, where a switch asks it: leave it out"
-GRPC = "the server speaks gRPC and no HTTP, by which a switch asks it: leave it out"
-CLIENTS = "the server wants a certificate of its clients, and a switch has none: set it to 0 or 1"
+SEVERAL = "the server is one of several that only sleep together: set only data_parallel_size"
+NO_API = "the server has no API, so it can't be put to sleep: remove it"
+OTHER_HOSTS = "the server waits for servers on other hosts, but a model runs on one host: remove it"
+SOCKET = "the server listens on a socket file instead of the port that a switch uses: remove it"
+GRPC = "the server uses gRPC instead of HTTP, which a switch needs: remove it"
+CLIENTS = "the server requires a client certificate, which a switch does not have: set it to 0 or 1"
 TLS = (
-    "a container's port is open to this host alone, and the web interface asks it by plain HTTP: leave it out, and end "
-    "TLS in front of it"
+    "a container's port is published on this host only, and Open WebUI uses plain HTTP: remove it, and terminate TLS "
+    "in a proxy"
 )
 
 
@@ -1312,11 +1314,11 @@ def test_options_that_a_switch_can_follow(args: dict[str, Any]) -> None:
         (["--ssl-cert-reqs", "2"], [f"--ssl-cert-reqs: {CLIENTS}"]),
         (
             ["--host", "gpu1.lan"],
-            ["--host: gpu1.lan is a name, and a switch asks at an address: give the address, or 127.0.0.1"],
+            ["--host: gpu1.lan is a host name, but a switch needs an address: set the address, or 127.0.0.1"],
         ),
         (
             ["--port", "8000"],
-            ["--port: the server listens on 8000, and a switch asks at host_port 8001: give it ${host_port}"],
+            ["--port: the server listens on 8000, but a switch uses host_port 8001: set it to ${host_port}"],
         ),
     ],
 )
@@ -1389,7 +1391,7 @@ def test_the_kind_of_a_model(keys: dict[str, Any], kind: str) -> None:
         ({"kind": "embedding"}, "kind must be one of auto, text, pooling, speech"),
         (
             {"kind": "text", "args": {"runner": "pooling"}},
-            "kind text does not go with args.runner pooling: leave kind out",
+            "kind text conflicts with args.runner pooling: remove kind",
         ),
     ],
 )

@@ -190,7 +190,7 @@ def test_a_healthy_server_that_answers_no_call_is_not_started_anew(host: Host, f
     host.declare("b", sleep_level=1)
     host.up(a=1, b="active")
     message, result = failed(host, "a")
-    assert "it is healthy, but answers none of the calls that could prove it ready (" in message
+    assert "it is healthy, but answers none of the calls that show that it is ready (" in message
     assert "set its ready_completion to false" in message
     assert f"or its kind ({fields['kind']}) to what it is" in message
     assert [one for one in rungs(result) if " start " in one or " stop " in one or one.startswith("retry")] == []
@@ -267,7 +267,7 @@ def test_one_that_ends_while_it_loads(host: Host) -> None:
     dies = json.dumps([{"path": "load", "fault": "die"}])
     host.declare("a", standin={**LISTENS, "load_seconds": 0.5, "faults": dies})
     message = failed(host, "a")[0]
-    assert "its server ended with exit code 1 while it was waited for" in message
+    assert "its server ended with exit code 1 while the switch waited for it" in message
 
 
 def test_one_that_loads_for_too_long(host: Host) -> None:

@@ -67,7 +67,7 @@ def test_the_target_of_a_wake_that_was_cut_off_is_woken_from_wherever_it_is(pair
     pair.up(a="active", b=2)
     cut_off(pair, "b", "kv_cache")
     with pair.switcher() as switcher:
-        assert switcher.report()["models"]["b"]["problem"] == "its last wake was not proved"
+        assert switcher.report()["models"]["b"]["problem"] == "its last wake was not confirmed"
     result = pair.switch("b", wanted)
     assert pair.states() == {"a": "sleeping", "b": wanted}
     assert taken(result)[:2] == ["wake b", "verify b"]
@@ -282,7 +282,7 @@ def test_one_that_somebody_woke_half_is_never_woken_plainly(half: Host, wanted: 
     with half.switcher() as switcher:
         seen = switcher.report()["models"]["b"]
     assert (seen["state"], seen["level"]) == ("sleeping", None)
-    assert seen["problem"] == "its sleep gauge says that it is awake, and /is_sleeping that it is not"
+    assert seen["problem"] == "its sleep gauge shows that it is awake, but /is_sleeping that it is not"
     result = half.switch("b", wanted)
     assert taken(result)[:2] == ["wake b", "verify b"]
     assert "POST /wake_up" not in half.changing_calls("b")
@@ -405,7 +405,7 @@ def test_a_model_stays_active_for_as_long_as_it_may(pair: Host) -> None:
     result = pair.switch("a", now=clocks.now, sleep=clocks.sleep)
     assert clocks.slept[0] == 50
     assert taken(result)[0] == "wait b"
-    assert result.steps[0]["note"] == "b stays active for 60 s at least (min_active_seconds)"
+    assert result.steps[0]["note"] == "b stays active for at least 60 s (min_active_seconds)"
     assert taken(pair.switch("b", check=True, now=clocks.now))[:2] == ["wait a", "drain a"]
     clocks.seconds += 100
     assert taken(pair.switch("b", check=True, now=clocks.now))[0] == "drain a"
@@ -489,7 +489,7 @@ def test_one_of_several_that_fails_keeps_no_other_from_its_state(host: Host) -> 
 
 def test_models_that_share_a_gpu_are_not_switched_side_by_side(host: Host) -> None:
     two_groups(host)
-    with pytest.raises(SwitchingError, match="a, b have GPUs to do with each other"):
+    with pytest.raises(SwitchingError, match="a, b share GPUs, directly or through another model"):
         host.switcher().switch(["a", "b"])
     assert host.events() == []
 

@@ -101,8 +101,8 @@ def test_who_may_not_read_the_notes_is_told_what_he_is_not_told(
     monkeypatch.setattr(os, "access", lambda path, kind: "last_switch" not in str(path) and access(path, kind))
     run = pair.stack_dir / "run"
     warning = (
-        f"it is not known whether a model's last wake was proved and what the last switch was: {run} is not this "
-        "user's; run as root (sudo)"
+        f"it is unknown whether a model's last wake was confirmed and what the last switch was: {run} belongs "
+        "to another user; run as root (sudo)"
     )
     with pair.switcher() as switcher:
         report = switcher.report()
@@ -149,7 +149,10 @@ def test_a_lock_that_is_removed_lets_nobody_in(tmp_path: Path) -> None:
         first.check()
         os.unlink(first.path)
         with (
-            pytest.raises(LockTimeout, match=r"another switch holds the host's lock \(process .*: a active, since"),
+            pytest.raises(
+                LockTimeout,
+                match=r"waiting for another switch, which holds the host's lock \(process .*: a active, since",
+            ),
             second.hold("b active", 1, once),
         ):
             pass
@@ -175,9 +178,9 @@ def test_a_switch_whose_lock_was_removed_wakes_nobody_any_more(
     with pytest.raises(SwitchFailed) as caught:
         pair.switch("b")
     text = str(caught.value)
-    assert "was removed while this switch held it, so another one may be at work" in text
-    assert "a, active before, could not be restored: the lock " in text
-    assert "What to do: see what is active, then switch again" in text
+    assert "was removed while this switch held it, so another switch may be running" in text
+    assert "a was active before and could not be restored: the lock " in text
+    assert "What to do: check which model is active, then switch again" in text
     assert "POST /wake_up" not in pair.changing_calls("a") + pair.changing_calls("b")[2:]
     monkeypatch.undo()
     assert pair.switch("b").active_model == "b"
@@ -234,7 +237,7 @@ def test_two_stacks_that_share_a_gpu_wait_for_each_other(locked: Callable[..., H
         expected = rf"process {os.getpid()}: a active, since 20.* UTC, of {tmp_path}/stack"
         with (
             pytest.raises(
-                LockTimeout, match=rf"^another switch holds the lock of GPU 1 \({expected}\), and did for 3 s"
+                LockTimeout, match=rf"^timed out after 3 s .*, which holds the lock of GPU 1 \({expected}\): "
             ),
             locked("other").hold("b active", 3, once, told.append, [1]),
         ):
@@ -254,13 +257,13 @@ def test_stacks_on_other_gpus_do_not_meet(locked: Callable[..., HostLock]) -> No
 def test_a_gpu_is_locked_alike_by_number_and_by_uuid(locked: Callable[..., HostLock], tmp_path: Path) -> None:
     with (
         locked().hold("a active", 1, once, gpus=["GPU-1"]),
-        pytest.raises(LockTimeout, match=r"^another switch holds the lock of GPU 1 "),
+        pytest.raises(LockTimeout, match=r", which holds the lock of GPU 1 "),
         locked("other").hold("b active", 3, once, gpus=[1]),
     ):
         pass
     with (
         locked().hold("a active", 1, once, gpus=[0]),
-        pytest.raises(LockTimeout, match=r"^another switch holds the lock of GPU-0 "),
+        pytest.raises(LockTimeout, match=r", which holds the lock of GPU-0 "),
         locked("other").hold("b active", 3, once, gpus=["GPU-1", "GPU-0"]),
     ):
         pass
@@ -274,7 +277,7 @@ def test_a_mig_instance_is_locked_by_itself(locked: Callable[..., HostLock]) -> 
         with locked("other").hold("b active", 1, once, gpus=["MIG-2", 0]):
             pass
         with (
-            pytest.raises(LockTimeout, match=r"^another switch holds the lock of MIG-1 "),
+            pytest.raises(LockTimeout, match=r", which holds the lock of MIG-1 "),
             locked("other").hold("b active", 3, once, gpus=["MIG-1"]),
         ):
             pass
@@ -316,7 +319,9 @@ def test_a_place_that_is_not_the_users_own(tmp_path: Path) -> None:
     (tmp_path / "place").touch()
     lock = HostLock(str(tmp_path), str(tmp_path / "place"))
     with (
-        pytest.raises(SwitchingError, match=r"the lock .*/place/stack-.* can't be opened \(it is not this user's own"),
+        pytest.raises(
+            SwitchingError, match=r"the lock .*/place/stack-.* can't be opened \(the directory belongs to another user"
+        ),
         lock.hold("a active", 1, once),
     ):
         pass

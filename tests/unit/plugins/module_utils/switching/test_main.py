@@ -76,14 +76,14 @@ def test_switch(stack: Stack) -> None:
         "b: active",
     ]
     assert stack.host.states() == {"a": "sleeping", "b": "active"}
-    assert stack.run("switch", "b").stdout == "b: active, as it was\n"
+    assert stack.run("switch", "b").stdout == "b: active, unchanged\n"
     assert stack.run("switch", "a", "--state", "stopped").stdout.endswith("a: stopped\n")
 
 
 def test_roll_back(stack: Stack) -> None:
     none = stack.run("roll-back")
     assert (none.returncode, none.stdout) == (1, "")
-    assert none.stderr.startswith("there is nothing to take back: no switch has taken a model off ")
+    assert none.stderr.startswith("there is nothing to roll back: no switch has replaced a model on ")
     stack.host.up(a="active", b=1)
     assert stack.run("switch", "b").returncode == 0
     planned = stack.run("roll-back", "--check")
@@ -100,7 +100,7 @@ def test_roll_back(stack: Stack) -> None:
     told = json.loads(done.stdout)
     assert (told["changed"], told["previous_model"], told["active_model"]) == (True, "b", "a")
     assert stack.host.states() == {"a": "active", "b": "sleeping"}
-    assert stack.run("roll-back").stdout == "a: active, as it was\n"
+    assert stack.run("roll-back").stdout == "a: active, unchanged\n"
 
 
 def test_a_stop_for_now_is_undone_by_a_restore(stack: Stack) -> None:
@@ -164,7 +164,7 @@ def test_restore_tells_a_line_for_each_model(stack: Stack) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert [line.split(",")[0] for line in done.stdout.splitlines()] == ["b: sleeping (level 1)", "a: active"]
     assert stack.host.states() == {"a": "active", "b": "sleeping"}
-    assert stack.run("restore").stdout == "b: sleeping (level 1), as it was\na: active, as it was\n"
+    assert stack.run("restore").stdout == "b: sleeping (level 1), unchanged\na: active, unchanged\n"
 
 
 def test_restore_names_the_models_that_failed(stack: Stack) -> None:

@@ -387,7 +387,7 @@ def test_a_woken_model_still_holds_its_ram_while_others_make_room() -> None:
             [{}, {}],
             [ASLEEP_1, WRONG_OURS],
             None,
-            "b shares a GPU with a and nobody can tell whether it is awake: it says nonsense",
+            "b shares a GPU with a, and it is unknown whether it is awake: it says nonsense",
         ),
         (
             [{}, {"startup_mode": "disabled"}],

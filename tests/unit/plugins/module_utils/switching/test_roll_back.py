@@ -59,7 +59,7 @@ def test_done_twice_it_stays_so(switched: Host) -> None:
 def test_what_is_switched_while_it_waits_for_the_lock_is_not_rolled_back(switched: Host) -> None:
     with switched.switcher() as switcher:
         switched.while_it_waits(switcher, lambda: switched.switch("c"))
-        with pytest.raises(SwitchingError, match="another switch of the host ended meanwhile"):
+        with pytest.raises(SwitchingError, match="another switch of this host ended in the meantime"):
             switcher.roll_back()
     assert switched.states() == {"a": "sleeping", "b": "sleeping", "c": "active"}
 
@@ -92,8 +92,8 @@ def test_where_no_switch_was_there_is_nothing_to_take_back(host: Host) -> None:
         with pytest.raises(SwitchingError) as caught:
             roll_back(host, check)
         assert str(caught.value) == (
-            "there is nothing to take back: no switch has taken a model off this host's GPUs since it was provisioned; "
-            "say which model is to be active"
+            "there is nothing to roll back: no switch has replaced a model on this host since it was provisioned; "
+            "name the model to make active"
         )
     assert host.changing_calls("a") == []
 
@@ -108,8 +108,8 @@ def test_a_model_that_is_not_managed_any_more_can_not_come_back(switched: Host, 
     with pytest.raises(SwitchingError) as caught:
         roll_back(switched)
     assert str(caught.value) == (
-        "there is nothing to take back: the last switch took a off the GPUs, which is no longer declared, or disabled; "
-        "say which model is to be active"
+        "there is nothing to roll back: the last switch replaced a, which is no longer declared or is disabled; "
+        "name the model to make active"
     )
     assert switched.changing_calls("b") == before
 
@@ -176,7 +176,7 @@ def test_one_that_fails_leaves_what_a_switch_that_fails_leaves(switched: Host) -
     with pytest.raises(SwitchFailed) as caught:
         roll_back(switched)
     assert str(caught.value).startswith("a could not be made active: ")
-    assert "\nb is active again\nThe host is left with: a stopped, b active, c stopped" in str(caught.value)
+    assert "\nb is active again\nState of the host: a stopped, b active, c stopped" in str(caught.value)
     assert switched.states() == {"a": "stopped", "b": "active", "c": "stopped"}
     assert recorded(switched) == before
     # What was wrong is over: so it can be done again.

@@ -238,7 +238,7 @@ def test_nothing_listens() -> None:
         assert server.observe() == Observation(STOPPED)
         kind, text = raised(server.is_healthy)
         assert kind is Unreachable
-        assert text == f"m: GET http://127.0.0.1:{port}/health: nothing listens there"
+        assert text == f"m: GET http://127.0.0.1:{port}/health: connection refused"
 
 
 def test_a_dead_engine(not_vllm: NotVllm) -> None:
@@ -321,9 +321,9 @@ def test_custom_calls_without_a_state_request_on_a_server_that_is_not_vllm(witho
 @pytest.mark.parametrize(
     ("fault", "path", "gist"),
     [
-        ("html", "/health", "not an answer of vLLM's: something else listens on port {port}: <!DOCTYPE html> <html>"),
-        ("html", "/v1/models", "not an answer of vLLM's: something else listens on port {port}: <!DOCTYPE html>"),
-        ("html", "/is_sleeping", "not an answer of vLLM's: something else listens on port {port}: <!DOCTYPE html>"),
+        ("html", "/health", "not a vLLM answer: something else listens on port {port}: <!DOCTYPE html> <html>"),
+        ("html", "/v1/models", "not a vLLM answer: something else listens on port {port}: <!DOCTYPE html>"),
+        ("html", "/is_sleeping", "not a vLLM answer: something else listens on port {port}: <!DOCTYPE html>"),
         ("redirect", "/health", "redirected to /login, which vLLM never does: something else listens on port {port}"),
         ("redirect", "/is_sleeping", "redirected to /login, which vLLM never does: something else listens on port"),
         (
@@ -331,10 +331,10 @@ def test_custom_calls_without_a_state_request_on_a_server_that_is_not_vllm(witho
             "/health",
             'answered 401: {{"error":"Unauthorized"}}; vLLM never does: something else listens',
         ),
-        ("wrong_json", "/v1/models", 'not an answer of vLLM\'s: something else listens on port {port}: {{"unexpected"'),
-        ("wrong_json", "/is_sleeping", "not an answer of vLLM's: something else listens on port {port}: "),
-        ("empty_200", "/v1/models", "not an answer of vLLM's: something else listens on port {port}"),
-        ("empty_200", "/is_sleeping", "not an answer of vLLM's: something else listens on port {port}"),
+        ("wrong_json", "/v1/models", 'not a vLLM answer: something else listens on port {port}: {{"unexpected"'),
+        ("wrong_json", "/is_sleeping", "not a vLLM answer: something else listens on port {port}: "),
+        ("empty_200", "/v1/models", "not a vLLM answer: something else listens on port {port}"),
+        ("empty_200", "/is_sleeping", "not a vLLM answer: something else listens on port {port}"),
         ("status_500", "/is_sleeping", 'answered 500: {{"error":{{"message":"Call to the engine failed"'),
     ],
 )
@@ -364,7 +364,7 @@ def test_a_missing_or_wrong_api_key(with_api_key: serverlib.Server, wrong: dict[
         seen = server.observe()
     assert seen == Observation(
         ERROR,
-        problem=f"m wants an API key on port {with_api_key.port} (401 from /v1/models): give the right one as "
+        problem=f"m requires an API key on port {with_api_key.port} (401 from /v1/models): set the correct one as "
         "args.api_key or env.VLLM_API_KEY of the model",
     )
 
@@ -395,7 +395,7 @@ def test_another_models_server_on_the_port(standin: serverlib.Server) -> None:
     with server_for(standin.port, id="other", model="org/other", aliases=["o"]) as server:
         assert server.observe() == Observation(
             ERROR,
-            problem=f"port {standin.port} answers for m, not for other or o or org/other: another server has taken "
+            problem=f"port {standin.port} serves m, not other or o or org/other: another server has taken "
             "the port, or --served-model-name is missing",
         )
 
@@ -408,9 +408,7 @@ def test_an_ssh_daemon_on_the_port() -> None:
     with listener(meet) as port, server_for(port) as server:
         kind, text = raised(server.is_healthy)
         assert kind is BadAnswer
-        assert text.startswith(
-            f"m: GET http://127.0.0.1:{port}/health: not an answer of vLLM's: something else listens"
-        )
+        assert text.startswith(f"m: GET http://127.0.0.1:{port}/health: not a vLLM answer: something else listens")
         assert "SSH-2.0-OpenSSH_9.2p1" in text
         assert (server.observe().state, server.observe().dead) == (ERROR, False)
 
@@ -424,7 +422,7 @@ def test_a_connection_that_breaks_off(standin: serverlib.Server, server: Server,
     loading = (fault, path) == ("refuse", "/health")
     assert seen.state == (LOADING if loading else ERROR)
     assert (seen.dead, seen.unknown) == (loading, not loading)
-    assert seen.problem.startswith(f"m: GET {standin.url}{path}: the connection broke off: ")
+    assert seen.problem.startswith(f"m: GET {standin.url}{path}: the connection was lost: ")
 
 
 @pytest.mark.parametrize("path", ["/health", "/v1/models", "/is_sleeping"])
@@ -452,7 +450,7 @@ def test_metrics_that_can_not_be_read_do_not_make_a_paused_server_one_that_sleep
     standin.fault("/metrics", fault, times=0)
     seen = server.observe()
     assert (seen.state, seen.level, seen.doubtful, seen.asleep) == (SLEEPING, None, True, False)
-    assert seen.problem == "/metrics can't be read, which tells whether it is only paused"
+    assert seen.problem == "/metrics, which shows whether it is only paused, can't be read"
 
 
 def test_before_servers_can_be_paused_so_the_metrics_do_not_matter(
@@ -477,7 +475,7 @@ def test_no_sleep_is_proved_by_metrics_that_can_not_be_read(
         standin.fault("/metrics", fault, times=2)
         kind, text = raised(server.is_asleep)
         assert kind is InDoubt
-        assert text == "m says that it sleeps, but /metrics can't be read, which tells whether it is only paused"
+        assert text == "m reports that it sleeps, but /metrics, which shows whether it is only paused, can't be read"
         standin.fault("/metrics", fault, times=1)
         assert server.is_asleep() is (level == 1)
 
@@ -529,7 +527,7 @@ def test_a_connection_that_is_reset_before_any_answer() -> None:
         kind, text = raised(server.is_healthy)
         assert server.observe().state == LOADING
     assert issubclass(kind, Unresponsive)
-    assert text.startswith(f"m: GET http://127.0.0.1:{port}/health: the connection broke off: ")
+    assert text.startswith(f"m: GET http://127.0.0.1:{port}/health: the connection was lost: ")
 
 
 @pytest.mark.parametrize(
@@ -551,7 +549,7 @@ def test_json_of_the_wrong_shape(not_vllm: NotVllm, path: str, body: str) -> Non
     with server_for(not_vllm.port) as server:
         seen = server.observe()
     assert (seen.state, seen.dead) == (ERROR, False)
-    assert seen.problem.startswith(f"m: GET http://127.0.0.1:{not_vllm.port}{path}: not an answer of vLLM's")
+    assert seen.problem.startswith(f"m: GET http://127.0.0.1:{not_vllm.port}{path}: not a vLLM answer")
 
 
 @pytest.mark.parametrize("metrics", ["", "<html>", "vllm:num_requests_running NaN\n"])
@@ -626,7 +624,7 @@ def test_engines_that_sleep_otherwise_than_each_other(
     with server_for(not_vllm.port) as server:
         seen = server.observe()
     assert (seen.state, seen.level, seen.doubtful) == (SLEEPING, level, doubtful)
-    assert seen.problem == ("its engines do not sleep at one level" if doubtful else "")
+    assert seen.problem == ("its engines do not sleep at the same level" if doubtful else "")
 
 
 @pytest.mark.parametrize(
@@ -889,7 +887,7 @@ def test_a_completion_that_is_none(not_vllm: NotVllm, body: str) -> None:
     with server_for(not_vllm.port) as server:
         kind, text = raised(server.prove)
     assert kind is BadAnswer
-    assert text.startswith(f"m: POST http://127.0.0.1:{not_vllm.port}/v1/completions: not an answer of vLLM's")
+    assert text.startswith(f"m: POST http://127.0.0.1:{not_vllm.port}/v1/completions: not a vLLM answer")
 
 
 # ---- connections ------------------------------------------------------------------------------

@@ -64,7 +64,7 @@ def test_what_cannot_be_recorded_is_not_begun(pair: Host, name: str) -> None:
     pair.up(a="active", b=1)
     (pair.stack_dir / "run" / name).mkdir()
     assert refused(pair) == (
-        f"nothing was done, because a switch leaves records and {pair.stack_dir}/run/{name} can't be written "
+        f"nothing was changed: a switch writes state files, and {pair.stack_dir}/run/{name} can't be written "
         "(Is a directory): remove it"
     )
     # What is as it should be needs no room.
@@ -76,7 +76,7 @@ def test_what_cannot_be_recorded_is_not_begun(pair: Host, name: str) -> None:
     [
         (errno.ENOSPC, "(No space left on device): free space on that disk"),
         (errno.EDQUOT, "(Disk quota exceeded): free space there, or raise the quota"),
-        (errno.EROFS, "(Read-only file system): mount that disk writable"),
+        (errno.EROFS, "(Read-only file system): mount that disk read-write"),
         (errno.EACCES, "(Permission denied): run as a user who may write there"),
     ],
 )
@@ -113,8 +113,8 @@ def test_a_switch_whose_records_cannot_be_written_any_more_is_told_as_done(
     assert pair.states() == {"a": "sleeping", "b": "active"}
     status, back = result.warnings
     assert status.startswith(f"{run}/last_switch.json can't be written (")
-    assert status.endswith("): status tells of an earlier switch as the last one")
-    assert back.startswith(f"the switch is done, but {run}/wanted.json can't be written (")
+    assert status.endswith("): status shows an earlier switch as the last one")
+    assert back.startswith(f"the switch succeeded, but {run}/wanted.json can't be written (")
 
 
 def test_the_command_line_says_so_and_succeeds(
@@ -127,7 +127,7 @@ def test_the_command_line_says_so_and_succeeds(
     assert program.main(["--stack-dir", str(pair.stack_dir), "switch", "b"]) == 0
     printed, said = capsys.readouterr()
     assert printed.splitlines()[-1] == "b: active"
-    assert said.startswith("warning: the switch is done, but ")
+    assert said.startswith("warning: the switch succeeded, but ")
 
 
 def test_a_failed_switch_that_cannot_be_recorded_still_says_why_it_failed(
@@ -147,7 +147,7 @@ def test_a_failed_switch_that_cannot_be_recorded_still_says_why_it_failed(
     result = caught.value.result
     assert isinstance(result, Result)
     assert [warning.split(" ", 1)[1] for warning in result.warnings] == [
-        "can't be written (No space left on device): status tells of an earlier switch as the last one"
+        "can't be written (No space left on device): status shows an earlier switch as the last one"
     ]
 
 
@@ -162,7 +162,7 @@ def test_an_answer_that_cannot_be_recorded_on_request_takes_nothing_back(
     assert result.active_model == "b"
     assert pair.states() == {"a": "sleeping", "b": "active"}
     assert result.steps[-1]["note"] == "not recorded"
-    assert "the canary's answer of b could not be recorded" in result.warnings[0]
+    assert "the canary answer of b could not be recorded" in result.warnings[0]
 
 
 def test_a_server_whose_pid_file_cannot_be_written_is_never_awake_beside_the_one_restored(

@@ -321,7 +321,9 @@ def test_who_is_woken_meanwhile_is_put_to_sleep_once_and_told_as_it_is(
     assert {name: seen.state for name, seen in result.models.items()} == pair.states() == {"a": left, "b": "active"}
     assert (result.active_model, result.previous_model) == ("b", "a")
     assert result.displaced == (["a"] if left == "sleeping" else [])
-    assert result.warnings == ["a was active again, though this switch left it sleeping: somebody woke it"] * times
+    assert (
+        result.warnings == ["a was active again, although this switch left it sleeping: another client woke it"] * times
+    )
     assert [step["model"] for step in result.steps if step["action"] == "sleep"] == ["a", "a"]
     pair.forget_events()
 
@@ -337,7 +339,7 @@ def test_who_dies_when_it_was_proved_is_not_told_active(pair: Host, monkeypatch:
     monkeypatch.setattr(Transition, "_observe_end", dies)
     text, _result = failed(lambda: pair.switch("b"))
     assert text.startswith("b could not be made active: it was ready, but is stopped at the end")
-    assert "\nFailed: verify b\na is active again\nThe host is left with: a active, b stopped\nWhat to do: " in text
+    assert "\nFailed: verify b\na is active again\nState of the host: a active, b stopped\nWhat to do: " in text
     assert pair.states() == {"a": "active", "b": "stopped"}
 
 
@@ -445,7 +447,7 @@ def test_what_was_woken_is_proved_though_its_lock_was_lost(pair: Host, monkeypat
         patch.setattr(Executor, "_wake", loses_the_lock)
         pair.fault("a", "/v1/completions", "wrong_text")
         text, _result = failed(lambda: pair.switch("a"))
-    assert "a answers wrongly and could not be put to sleep" in text
+    assert "a gives wrong answers and could not be put to sleep" in text
     assert pair.states()["a"] == "active"
     assert steps(pair.switch("a")) == ["verify a"]
 
@@ -556,9 +558,9 @@ def test_a_hanging_server_whose_requests_may_not_be_cut_is_left_alone(pair: Host
         assert answer.result(timeout=300)["finish_reason"] == "length"
     assert steps(result) == ["wait a", "drain a"]
     assert "an unknown number of requests still ran after 0.5 s" in text
-    assert "\na was active before, and gives no answer: nothing was done to it\n" in text
+    assert "\na was active before and does not answer: it was left unchanged\n" in text
     assert result.previous_model == "a"
-    assert "\nWhat to do: switch when it has less to do, raise drain_timeout_seconds" in text
+    assert "\nWhat to do: switch when it is less busy, raise drain_timeout_seconds" in text
     assert pair.states() == {"a": "active", "b": "sleeping"}
 
 
@@ -703,7 +705,7 @@ def test_another_server_on_the_port_of_the_wanted_model_blocks(pair: Host) -> No
     port = pair.models[1]["host_port"]
     with (
         serverlib.start_standin("org/other", names=["other"], port=port),
-        pytest.raises(Blocked, match=f"b can't be used: port {port} answers for other, not for b"),
+        pytest.raises(Blocked, match=f"b can't be used: port {port} serves other, not b"),
     ):
         pair.switch("b")
     assert pair.changing_calls("a") == []
@@ -730,7 +732,7 @@ def test_somebody_else_who_drops_connections_to_the_wanted_model_blocks(pair: Ho
     listening = socket.create_server(("127.0.0.1", pair.models[1]["host_port"]))
     with concurrent.futures.ThreadPoolExecutor() as pool:
         pool.submit(drop, listening, 4)
-        with pytest.raises(Blocked, match=r"(?s)b can't be used: .*broke off.*What to do: see what listens"):
+        with pytest.raises(Blocked, match=r"(?s)b can't be used: .*was lost.*What to do: find out what listens"):
             pair.switch("b")
     assert pair.changing_calls("a") == []
 
@@ -741,7 +743,7 @@ def test_a_rival_that_others_started_and_that_can_not_tell_whether_it_is_awake_b
     with (
         serverlib.start_standin("org/b", names=["b"], port=port, dev_mode=False),
         pytest.raises(
-            Blocked, match=r"b shares a GPU with a and nobody can tell whether it is awake: .*VLLM_SERVER_DEV_MODE=1"
+            Blocked, match=r"b shares a GPU with a, and it is unknown whether it is awake: .*VLLM_SERVER_DEV_MODE=1"
         ),
     ):
         pair.switch("a")
@@ -835,9 +837,9 @@ def test_a_server_that_goes_while_it_is_drained_is_gone(pair: Host) -> None:
     ("fault", "gist"),
     [
         ("status_500", "/sleep?level=1&mode=wait: answered 500"),
-        ("not_done", "a took the call to sleep but is still awake after 1 s (request_timeout_seconds)"),
+        ("not_done", "a accepted the call to sleep but is still awake after 1 s (request_timeout_seconds)"),
         ("hang", "/sleep?level=1&mode=wait: no answer within 1 s"),
-        ("kill", "/sleep?level=1&mode=wait: the connection broke off"),
+        ("kill", "/sleep?level=1&mode=wait: the connection was lost"),
     ],
 )
 def test_a_server_that_cannot_sleep_is_stopped(pair: Host, fault: str, gist: str) -> None:
@@ -851,7 +853,7 @@ def test_a_server_that_cannot_sleep_is_stopped(pair: Host, fault: str, gist: str
     assert pair.states() == {"a": "stopped", "b": "active"}
 
 
-UNREAD = "a says that it sleeps, but /metrics can't be read, which tells whether it is only paused"
+UNREAD = "a reports that it sleeps, but /metrics, which shows whether it is only paused, can't be read"
 
 
 @pytest.mark.parametrize(
@@ -912,8 +914,7 @@ def test_a_model_that_was_to_sleep_and_cannot_is_a_failure(pair: Host) -> None:
     assert text.startswith("a could not be made sleeping: POST /sleep")
     assert "answered 500" in text
     assert (
-        ", so it was stopped\nFailed: sleep a (level 1)\nThe host is left with: a stopped, b sleeping (level 1)\n"
-        in text
+        ", so it was stopped\nFailed: sleep a (level 1)\nState of the host: a stopped, b sleeping (level 1)\n" in text
     )
     assert result.changed
     assert pair.states() == {"a": "stopped", "b": "sleeping"}
@@ -987,11 +988,11 @@ def test_a_restart_that_fails_brings_the_previous_model_back(pair: Host) -> None
     ]  # fmt: skip
     assert text.startswith("b could not be made active: POST /wake_up: answered 500: ")
     assert (
-        "; and a restart failed: its server ended with exit code 3 while it was waited for"
+        "; and a restart failed: its server ended with exit code 3 while the switch waited for it"
         "; and its log says: ValueError: no such weights\n"
         "Failed: wake b (level 1), retry: wake b (level 1), restart: verify b\n"
         "a is active again\n"
-        "The host is left with: a active, b stopped\nWhat to do: look into its log (cat "
+        "State of the host: a active, b stopped\nWhat to do: check its log (cat "
     ) in text
     first, *rest = text.splitlines()
     assert len(first) <= 200
@@ -1025,11 +1026,11 @@ def test_a_server_that_dies_while_it_loads_ends_the_wait_at_once(host: Host) -> 
     text, result = failed(lambda: host.switch("b"))
     assert time.monotonic() - started < 10
     assert text.splitlines()[0] == (
-        "b could not be made active: its server ended with exit code 1 while it was waited for"
+        "b could not be made active: its server ended with exit code 1 while the switch waited for it"
         "; and its log says: ValueError: No supported config format found in org/b"
     )
     assert "\nThe last lines of its log:\n  " in text
-    assert "\na is active again\nThe host is left with: a active, b stopped\nWhat to do: " in text
+    assert "\na is active again\nState of the host: a active, b stopped\nWhat to do: " in text
     assert steps(result) == ["drain a", "sleep a 1", "start b", "verify b", "wake a 1", "verify a"]
     assert host.states() == {"a": "active", "b": "stopped"}
 
@@ -1037,8 +1038,8 @@ def test_a_server_that_dies_while_it_loads_ends_the_wait_at_once(host: Host) -> 
 def test_a_server_that_is_killed_while_it_loads(host: Host) -> None:
     host.declare("a", env={"STANDIN_FAULTS": '[{"path": "load", "fault": "kill"}]'})
     text, _result = failed(lambda: host.switch("a"))
-    assert "its server ended with exit code -9 while it was waited for" in text
-    assert "\nThe host is left with: a stopped\nWhat to do: look into its log (cat " in text
+    assert "its server ended with exit code -9 while the switch waited for it" in text
+    assert "\nState of the host: a stopped\nWhat to do: check its log (cat " in text
 
 
 def test_a_server_that_does_not_become_ready_in_time(host: Host) -> None:
@@ -1074,8 +1075,8 @@ def test_a_previous_model_that_cannot_be_restored_is_said(pair: Host) -> None:
         pair.fault(name, "/wake_up", "status_500", times=0)
     text, result = failed(lambda: pair.switch("b"))
     assert "b is broken" in text
-    assert "\na, active before, could not be restored: POST /wake_up: answered 500" in text
-    assert "\nThe host is left with: a stopped, b stopped\n" in text
+    assert "\na was active before and could not be restored: POST /wake_up: answered 500" in text
+    assert "\nState of the host: a stopped, b stopped\n" in text
     assert (result.previous_model, result.active_model) == ("a", None)
 
 
@@ -1089,7 +1090,7 @@ def test_a_server_that_can_neither_sleep_nor_stop_leaves_all_as_it_was(
     text, result = failed(lambda: pair.switch("b"))
     assert "answered 500" in text
     assert "; and it could not be stopped: a: process " in text
-    assert "The host is left with: a active, b sleeping (level 1)\nWhat to do: look into its log (cat " in text
+    assert "State of the host: a active, b sleeping (level 1)\nWhat to do: check its log (cat " in text
     assert "/a.log" in text
     assert (result.previous_model, result.active_model) == ("a", "a")
     assert "POST /wake_up" not in pair.changing_calls("b")
@@ -1117,10 +1118,10 @@ def test_a_half_woken_server_that_cannot_be_stopped_keeps_the_gpu(pair: Host, mo
     monkeypatch.setattr(os, "killpg", lambda _group, _signal: None)
     text, result = failed(lambda: pair.switch("b"))
     assert pair.call("b", "GET", "/is_sleeping").json()["is_sleeping"] is True  # though it holds its weights
-    assert "\na, active before, could not be restored: b: process " in text
-    assert "The host is left with: a sleeping (level 1), b sleeping (level 2) in doubt\n" in text
+    assert "\na was active before and could not be restored: b: process " in text
+    assert "State of the host: a sleeping (level 1), b sleeping (level 2) in doubt\n" in text
     assert "POST /wake_up" not in pair.changing_calls("a")
-    assert result.models["b"].problem == "its last wake was not proved"
+    assert result.models["b"].problem == "its last wake was not confirmed"
 
 
 def test_an_interrupt_is_raised_when_all_that_works_side_by_side_has_ended(
@@ -1225,7 +1226,8 @@ def test_a_lock_that_another_process_holds_is_waited_for_and_named(pair: Host) -
         with pytest.raises(LockTimeout) as caught:
             pair.switch("b")
         assert str(caught.value) == (
-            "another switch holds the host's lock (process 42: c active), and did for 0.3 s (lock_timeout_seconds): "
+            "timed out after 0.3 s (lock_timeout_seconds) waiting for another switch, which holds the "
+            "host's lock (process 42: c active): "
             "try again later"
         )
         assert pair.changing_calls("a") == []
@@ -1378,7 +1380,7 @@ def test_a_server_that_ends_while_it_loads_is_noticed_soon(loading: Callable[...
         return Process(False, 1) if clock.now >= 100 + seconds else Process(True)
 
     process.process = look
-    with pytest.raises(SwitchFailed, match="its server ended with exit code 1 while it was waited for"):
+    with pytest.raises(SwitchFailed, match="its server ended with exit code 1 while the switch waited for it"):
         switcher.switch("a")
     assert clock.now - (100 + seconds) <= 2.5
 

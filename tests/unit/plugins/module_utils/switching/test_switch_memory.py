@@ -134,7 +134,7 @@ def test_a_gpu_that_is_divided_is_not_loaded_as_a_whole(host: Host, monkeypatch:
     monkeypatch.setenv("STANDIN_GPU_DIR", str(host.gpu_dir))
     host.declare("a")
     monkeypatch.setenv("STANDIN_GPU_MIG", "0")
-    with pytest.raises(SwitchFailed, match="it is to use GPU 0 as a whole, and that is divided into MIG instances"):
+    with pytest.raises(SwitchFailed, match="is configured to use all of GPU 0, which is divided into MIG instances"):
         host.switch("a")
     monkeypatch.setenv("STANDIN_GPU_MIG", "1")
     assert host.switch("a").active_model == "a"

@@ -62,7 +62,7 @@ def test_a_long_cause_keeps_a_bit_of_each_failure() -> None:
         ),
         (
             "Free memory on device (3/80 GiB) on startup is less than desired GPU memory utilization (0.9)",
-            "end what else",
+            "end other processes",
         ),
         ("huggingface_hub.errors.GatedRepoError: 403 Client Error.", "vllm_hf_token"),
         ("OSError: [Errno 28] No space left on device", "free space"),
@@ -115,9 +115,9 @@ def test_the_last_switch_is_remembered(pair: Host) -> None:
     assert last(pair) == []
     pair.fault("b", "/wake_up", "status_500")
     result = pair.switch("b")
-    assert (result.rung, result.recovery) == ("retry", "b woke at the second try")
+    assert (result.rung, result.recovery) == ("retry", "b woke at the second attempt")
     ((name, ended, to, seconds, *more),) = last(pair)
-    assert (name, to, more) == ("host", "b", ["done", "retry", "b woke at the second try"])
+    assert (name, to, more) == ("host", "b", ["done", "retry", "b woke at the second attempt"])
     assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC", ended)
     assert float(seconds) < 60
     # One that has nothing to do is none.

@@ -29,7 +29,7 @@ RELOADING_WAKE = [
     "POST /wake_up?tags=kv_cache",
     "POST /reset_prefix_cache",
 ]
-REASON = "vLLM 0.20.2 answers what it holds before its weights are back"
+REASON = "vLLM 0.20.2 answers held requests before its weights are reloaded"
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_auto_stops_where_it_would_take_level_2() -> None:
 def test_level_2_by_name_is_taken_and_warned_of_once() -> None:
     steps, (warning,) = planned("2", 200, MIDDLE)
     assert steps == ["drain a", "sleep a (level 2)", "wake b (level 1)", "verify b"]
-    assert warning.startswith(f"a sleeps at level 2, as its sleep_level says, although {REASON}: what it holds then ")
+    assert warning.startswith(f"a sleeps at level 2 because of its sleep_level, although {REASON}: requests that it ")
 
 
 def test_one_that_is_loaded_to_sleep_is_stopped_where_that_was_not_known_before(host: Host) -> None:
@@ -94,7 +94,7 @@ def test_one_that_is_loaded_to_sleep_is_stopped_where_that_was_not_known_before(
     assert result.models["a"].state == STOPPED
     assert result.warnings == [
         "a is stopped instead of put to sleep at level 2 (its sleep_level is auto): "
-        "vLLM 0.20.2 answers what it holds before its weights are back"
+        "vLLM 0.20.2 answers held requests before its weights are reloaded"
     ]
     assert host.states() == {"a": "stopped"}
 
