@@ -43,7 +43,8 @@ class ActionModule(EngineAction):
             # What ends a task at its timeout has no public name, and has moved between versions.
             if type(error).__name__ != "TaskTimeoutError":
                 raise
-            kind, result = "hung", {"msg": f"it was not done within {self._task.timeout} s, and may go on there"}
+            told = f"timed out after {self._task.timeout} s (switch_timeout); the task may still be running on the host"
+            kind, result = "hung", {"msg": told}
         if kind:
             result.pop("exception", None)
             result["failure"] = kind

@@ -205,14 +205,14 @@ def places(hosts: typing.Sequence[str], drifts: Given, results: Given) -> list[R
         drift, result = drifts.get(host), results.get(host)
         if drift is None:
             row = _row(host, None, False, True)
-            row.update(result=FAILED, reason="it went wrong before its models were looked at")
+            row.update(result=FAILED, reason="failed before its models were checked")
         elif drift.get("skipped"):
             row = {**_row(host, None, False, True), "result": NOT_DECLARED, "reason": "no vllm_active_model"}
         elif drift.get("error") == "NotProvisioned":
             row = {
                 **_row(host, None, False, True),
                 "result": NOT_LOADED,
-                "reason": "nothing is there yet: bootstrap loads it",
+                "reason": "not provisioned yet: run bootstrap",
             }
         elif result is not None and not result.get("skipped"):
             # In check mode as well: whether something was to be changed is what the look before tells.
@@ -220,7 +220,7 @@ def places(hosts: typing.Sequence[str], drifts: Given, results: Given) -> list[R
         else:
             row = _row(host, drift, False, True)
             if drift.get("steps") and row["result"] not in BAD:
-                row.update(result=NOT_LOADED, reason=f"bootstrap or a switch loads {row['to']}", to=row["from"])
+                row.update(result=NOT_LOADED, reason=f"run bootstrap or a switch to load {row['to']}", to=row["from"])
         found.append(row)
     return found
 
@@ -239,7 +239,7 @@ def table(found: typing.Sequence[Row], told: typing.Mapping[str, str] | None = N
 def _row(host: str, result: Given | None, is_held: bool, check: bool) -> Row:
     row: Row = {"host": host, "from": None, "to": None, "seconds": None, "result": NOT_TRIED, "reason": ""}
     if result is None:
-        row["reason"] = "it keeps its model" if is_held else "the rollout stopped before"
+        row["reason"] = "it keeps its model" if is_held else "the rollout had stopped"
         return row
     row["from"] = _active(result, "previous_models", "previous_model")
     row["to"] = _active(result, "active_models", "active_model")
@@ -251,7 +251,7 @@ def _row(host: str, result: Given | None, is_held: bool, check: bool) -> Row:
         # It was looked at in check mode: nothing has changed, whatever would have.
         row["to"] = row["from"]
         row["result"] = HELD if row["from"] else NOT_HELD
-        row["reason"] = "" if row["from"] else "no model is active there that could be kept"
+        row["reason"] = "" if row["from"] else "no model is active that could be kept"
     elif result.get("changed"):  # a model that is only proved once more is not
         row["result"] = WOULD_SWITCH if check else SWITCHED
     else:
@@ -302,7 +302,7 @@ def _kind(result: Given) -> str:
 
 def message(result: Given) -> str:
     """What went wrong, in the words of the task."""
-    return str(result.get("msg") or result.get("module_stderr") or "it is not known why")
+    return str(result.get("msg") or result.get("module_stderr") or "no error message")
 
 
 def place(result: Given) -> str:

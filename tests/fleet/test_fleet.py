@@ -157,7 +157,7 @@ def test_it_stops_and_puts_back_when_too_many_fail(ansible: Ansible, fleet: Flee
     told = {row["host"]: row for row in rows}
     assert told[broken.name]["from"] == told[broken.name]["to"] == OLD
     assert "new could not be made active" in told[broken.name]["reason"]
-    assert told[spared[0].name]["reason"] == "the rollout stopped before"
+    assert told[spared[0].name]["reason"] == "the rollout had stopped"
     # And it is the truth.
     assert [host.active() for host in fleet.hosts] == [[OLD]] * SIZE
     assert {event["model"] for event in broken.moves(since) if event["event"] == "awake"} == {OLD}

@@ -219,7 +219,7 @@ def test_a_placement() -> None:
     assert results(found) == ["switched", "not loaded", "unchanged", "not declared", "failed", "no such model"]
     found = rollout.places([*"abcdef"], drifts, {"a": drifts["a"], **skipped})
     assert results(found)[0] == "would switch"
-    assert found[4]["reason"] == "it went wrong before its models were looked at"
+    assert found[4]["reason"] == "failed before its models were checked"
 
 
 def test_what_a_host_says_is_no_template() -> None:
