@@ -402,7 +402,7 @@ MUTANTS = (
     ),
     Mutant(
         "right/ready-asleep",
-        "executor.py",
+        "readiness.py",
         "return not server.is_sleeping()",
         "return True",
         "a server that still sleeps counts as ready",
@@ -425,7 +425,7 @@ MUTANTS = (
     Mutant(
         "right/wrong-stays-awake",
         "recovery.py",
-        "for name in sorted(self.executor.wrong):",
+        "for name in sorted(self.executor.readiness.wrong):",
         "for name in ():",
         "a server that answers wrongly stays awake when the switch fails",
         ("switch",),

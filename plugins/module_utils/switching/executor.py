@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import typing
 
-from . import canary, hardware, memory
+from . import hardware, memory
 from .drain import CUT, FATES, Drain
 from .errors import (
     Divided,
@@ -16,16 +16,12 @@ from .errors import (
     InDoubt,
     LifecycleError,
     NoMemory,
-    ServerDied,
     ServerError,
     SwitchingError,
     Unreachable,
     Unresponsive,
-    WrongAnswer,
 )
 from .host import Host
-from .inventory import Model
-from .kinds import TEXT
 from .plan import (
     DRAIN,
     LOADING,
@@ -42,33 +38,26 @@ from .plan import (
     Step,
     stopped_instead,
 )  # fmt: skip
+from .readiness import Readiness
 from .result import Steps, step_record
 
 
 class Executor:
     """Does the steps of one switch, confirms each and writes it down.
 
-    C(asked) is when the switch was asked for, by the host's clock. C(to_record) is the model whose answer is to be
-    recorded, so that it is not compared. C(steps) and C(warnings) are
-    for the result. C(begun) are the models whose servers were woken or started, and whether that was because something
-    had failed; C(fresh) those that this switch has started or seen begin, and not woken since; C(wrong) those that
-    answer otherwise than recorded; C(held) those that a drain has paused, and that have
-    not slept or ended since. To be told: C(ending), who is to end and so can't keep requests; C(rung) of the escalation
-    that all further steps belong to.
+    C(asked) is when the switch was asked for, by the host's clock; C(to_record) is as in Readiness. C(steps) and
+    C(warnings) are for the result. C(held) are the models that a drain has paused, and that have not slept or ended
+    since. To be told: C(ending), who is to end and so can't keep requests; C(rung) of the escalation that all further
+    steps belong to.
     """
 
     def __init__(self, host: Host, asked: float, to_record: str | None = None) -> None:
         self.host = host
         self.asked = asked
         self.settings = host.settings
-        self.to_record = to_record
         self.steps: Steps = []
         self.warnings: list[str] = []
-        self.begun: dict[str, bool] = {}
-        # Which start of a server has been proved: asking may cost a docker command.
-        self.starts: dict[str, str] = {}
-        self.fresh: set[str] = set()
-        self.wrong: set[str] = set()
+        self.readiness = Readiness(host, to_record, self.warnings)
         self.held: set[str] = set()
         self.ending: set[str] = set()
         self.rung = ""
@@ -252,7 +241,7 @@ class Executor:
 
     def _wake(self, step: Step) -> str | None:
         if step.level == 0:  # it has all its memory
-            self.begun.setdefault(step.model, False)
+            self.readiness.begun.setdefault(step.model, False)
             self.host.servers[step.model].resume()
             return None
         need = memory.remembered(self.host.stack_dir).get(step.model)
@@ -272,10 +261,10 @@ class Executor:
                 # Somebody else has started it since, and maybe with less: then its next sleep tells.
                 with contextlib.suppress(OSError):
                     memory.remember(self.host.stack_dir, step.model, {})
-        self.fresh.discard(step.model)
+        self.readiness.fresh.discard(step.model)
         self.host.lock.begin(step.model, WAKE)
         self.host.forget_proof(step.model)
-        self.begun.setdefault(step.model, False)
+        self.readiness.begun.setdefault(step.model, False)
         server = self.host.servers[step.model]
         cut = server.cut_held(step.level)
         if cut != 0:
@@ -297,10 +286,10 @@ class Executor:
             with contextlib.suppress(OSError):
                 memory.remember(self.host.stack_dir, step.model, {}, gpus=gpus)
         # Not by intent but in the course of this switch: then its answer has to be the one known.
-        self.begun[step.model] = bool(self.rung) or self.stopped(step.model)
+        self.readiness.begun[step.model] = bool(self.rung) or self.stopped(step.model)
         self.host.lock.begin(step.model, START)
         self.host.lifecycles[step.model].start()
-        self.fresh.add(step.model)
+        self.readiness.fresh.add(step.model)
 
     def _stop(self, step: Step) -> None:
         *earlier, this = [done for done in self.steps if done["model"] == step.model]
@@ -328,84 +317,7 @@ class Executor:
             )
 
     def _verify(self, step: Step) -> str | None:
-        """Wait until the server is ready: healthy, awake and, unless turned off, able to answer, and as it should."""
-        model, server = self.host.models[step.model], self.host.servers[step.model]
-        listens = False
+        return self.readiness.prove(self.host.models[step.model])
 
-        def ready() -> bool:
-            nonlocal listens
-            listens = True
-            try:
-                if not server.is_healthy():
-                    if model.id not in self.fresh or not server.may_be_loading():
-                        self._raise_dead(model)
-                    return False  # it listens while it loads
-                return not server.is_sleeping()
-            except Unreachable:
-                listens = False
-            except Unresponsive:
-                pass
-            return False
-
-        def check_alive() -> None:
-            if listens:
-                return  # so it lives, even if it was started by somebody else and its process is not known here
-            process = self.host.lifecycles[model.id].process()
-            if process.running is False:
-                code = "" if process.exit_code is None else f" with exit code {process.exit_code}"
-                raise ServerDied(f"{model.id}'s server ended{code} while the switch waited for it").with_log(
-                    self.host.last_lines(model)
-                )
-
-        if not self.host.wait(ready, self.settings.ready_timeout_seconds, check_alive):
-            raise ServerError(
-                f"{model.id} is not ready after {self.settings.ready_timeout_seconds:g} s "
-                "(max_retries x health_check_interval_seconds)"
-            ).with_log(self.host.last_lines(model))
-        if step.model == self.to_record or not model.ready_completion:
-            return None
-        note = self._prove_answer(model)
-        # The answer may have been its last. Who only takes long now has just given one.
-        with contextlib.suppress(Unresponsive):
-            self._check_engine(model)
-        return note
-
-    def _check_engine(self, model: Model) -> None:
-        """Raise ServerError where a server says that its engine is dead, or what else keeps it from telling."""
-        if not self.host.servers[model.id].is_healthy():
-            self._raise_dead(model)
-
-    def _raise_dead(self, model: Model) -> typing.NoReturn:
-        raise ServerError(f"{model.id}'s engine died (/health answers 503)").with_log(self.host.last_lines(model))
-
-    def _prove_answer(self, model: Model) -> str | None:
-        """See that a server answers, and as it should; what is worth knowing about that."""
-        server = self.host.servers[model.id]
-        if not canary.applies(model):
-            kind = server.prove().kind
-            return None if kind == TEXT else f"answers ({kind})"
-        came = canary.WOKEN
-        if model.id in self.fresh:
-            came = canary.RESTARTED if self.begun.get(model.id) else canary.STARTED
-        start = self.starts[model.id] = self.host.lifecycles[model.id].start_id()
-        try:
-            verdict = canary.prove(server, model, self.host.stack_dir, start, came)
-            self.wrong.discard(model.id)
-        except WrongAnswer:
-            self.wrong.add(model.id)
-            raise
-        except OSError as error:
-            verdict = canary.Verdict("", f"the canary answer of {model.id} could not be recorded: {error}")
-        if verdict.warning:
-            self.warnings.append(verdict.warning)
-        return verdict.note
-
-    def _record_canary(self, step: Step) -> str | None:
-        model = self.host.models[step.model]
-        try:
-            start = self.host.lifecycles[step.model].start_id()
-            return canary.record(self.host.servers[step.model], model, self.host.stack_dir, start).note
-        except OSError as error:
-            # The switch is done, whatever becomes of its record.
-            self.warnings.append(f"the canary answer of {model.id} could not be recorded: {error}")
-            return "not recorded"
+    def _record_canary(self, step: Step) -> str:
+        return self.readiness.record(self.host.models[step.model])

@@ -135,7 +135,7 @@ class Recovery:
             error = second
         if isinstance(error, NoSuchAnswer) or "restart" not in self.settings.escalation:
             raise error
-        self.executor.begun[name] = True
+        self.executor.readiness.begun[name] = True
         try:
             self._end(name, "restart")
             for action in (START, VERIFY):
@@ -229,7 +229,7 @@ class Recovery:
                 message += f"\n{previous.id} was active before and could not be restored: {reason}"
                 log = log or second.log
             seen = self._observe_failed()
-        for name in sorted(self.executor.wrong):
+        for name in sorted(self.executor.readiness.wrong):
             if seen[name].state == ACTIVE:
                 # Awake, it would go on giving wrong answers to whoever asks.
                 try:
@@ -245,7 +245,7 @@ class Recovery:
                         self.executor.run(Step(STOP, name))
                 seen = self._observe_failed()
         for name, state in seen.items():
-            if state.state == ERROR and state.dead and name in self.executor.begun:
+            if state.state == ERROR and state.dead and name in self.executor.readiness.begun:
                 # Left alone it would stand in the way of every later switch.
                 with contextlib.suppress(SwitchingError):
                     self.executor.run(Step(STOP, name))
@@ -268,7 +268,7 @@ class Recovery:
     def _observe_failed(self) -> dict[str, Observation]:
         """What the models are. One that this switch has woken or started and that makes no sense counts as dead."""
         seen = self.host.observe(self.host.inventory.enabled)
-        for name in self.executor.begun:
+        for name in self.executor.readiness.begun:
             if seen[name].state == ERROR and seen[name].process is not False:
                 if seen[name].unknown and self.executor.running(name):
                     continue  # it has been given something to do

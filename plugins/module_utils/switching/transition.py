@@ -79,7 +79,7 @@ class Transition:
             return self._result(model, before, predict(before, plan), steps, list(plan.warnings), started)
         executor = Executor(self.host, started, model.id if last else None)
         begun = {name for name, one in self.lock.begun.items() if one.action == START}
-        executor.fresh.update(name for name, seen in before.items() if seen.state == LOADING or name in begun)
+        executor.readiness.fresh.update(name for name, seen in before.items() if seen.state == LOADING or name in begun)
         recovery = Recovery(executor, self._plan)
         waited: set[str] = set()
         while set(self._unanswering(before, plan)) - waited:
@@ -202,7 +202,7 @@ class Transition:
         work: list[typing.Callable[[], dict[str, Observation] | None]] = [lambda: self.host.observe(models)]
         for name in proved:
             answered = predicted[name].state == ACTIVE and bool(self.host.models[name].ready_completion)
-            start = executor.starts.get(name)
+            start = executor.readiness.starts.get(name)
             # To ask which start it is may cost a docker command. Of vLLM a 503 tells by itself what it means.
             if answered or start is not None or self._may_listen_unready(name, predicted[name]):
                 work.append(functools.partial(self._record_proof, name, start, answered))
