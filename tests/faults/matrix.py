@@ -411,7 +411,7 @@ def message(answer: Answer, asked: str, cell: Cell) -> list[str]:
     wanted = {"the model": r"\b[ab]\b", "a remedy": r"What to do: \S"}
     if answer.result is None and (cell.moments or cell.before):
         # It came to no model: what is wrong is the host's own.
-        wanted = {"the stack's file": "/stack/", "a remedy": r"What to do: \S|: run |try again|: free |: mount |: see "}
+        wanted = {"the stack's file": "/stack/", "a remedy": r"What to do: \S|try again|: (run|free|mount|raise|see) "}
     elif answer.result is not None:
         # Where there is none, nothing was done that could fail.
         wanted |= {"what was asked for": rf"^{asked} could not be made active: \S", "the step": r"Failed: \w+ [ab]\b"}
