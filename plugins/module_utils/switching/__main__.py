@@ -1,7 +1,7 @@
 # -*- coding: utf-8 -*-
 # Copyright (c) HomeGPT
 # SPDX-License-Identifier: MIT
-"""The host's own command line: C(python3 -m switching status|switch|roll-back|restore|lint), in the stack's folder.
+"""The host's own command line: C(python3 -m switching COMMAND), in the stack's folder.
 
 The models are those of C(models.json) beside the package. Exit status: 0 done, 1 failed, 2 asked for wrongly.
 """
@@ -15,7 +15,7 @@ import platform
 import sys
 import typing
 
-from . import capacity, hardware
+from . import capacity, hardware, page_cache
 from .desired_state import recorded
 from .errors import InventoryError, SwitchFailed, SwitchingError, UnknownModel
 from .inventory import Inventory, parse
@@ -66,6 +66,11 @@ def _parser() -> argparse.ArgumentParser:
     back.set_defaults(run=_roll_back)
     restore = commands.add_parser("restore", help="bring the host back to the models it is meant to have, as at boot")
     restore.set_defaults(run=_restore)
+    warm = commands.add_parser("warm", help="read a model's weights into the page cache, for a switch that is to come")
+    warm.add_argument("model", metavar="MODEL", help="its id or one of its aliases")
+    warm.add_argument("--check", action="store_true", help="only show how much of them is in the page cache")
+    warm.add_argument("--json", action="store_true", help="for machines")
+    warm.set_defaults(run=_warm)
     lint = commands.add_parser("lint", help="tell whether this host has the memory for its models; asks no server")
     lint.set_defaults(run=None)
     return parser
@@ -136,6 +141,50 @@ def _restore(switcher: Switcher, options: argparse.Namespace) -> int:
             how = f"in {outcome.elapsed_seconds:.1f} s" if outcome.changed else "as it was"
             _say(f"{model.id}: {describe(outcome.models[model.id])}, {how}")
     return _fail("not restored: " + ", ".join(failed), 1) if failed else 0
+
+
+def _warm(switcher: Switcher, options: argparse.Namespace) -> int:
+    model = switcher.inventory.find(options.model)
+    place = page_cache.place_of(options.stack_dir, model)
+    if place is None:
+        raise SwitchingError(
+            f"this host was not told where the weights of {model.id} are: run homegpt.vllm.site, which writes it down "
+            "for models in containers whose weights are in a folder of the host; that of a start_command has to be a "
+            "full path in its model"
+        )
+    try:
+        seen = page_cache.look(place)
+    except OSError as error:
+        raise SwitchingError(f"the weights of {model.id} can't be read: {error}") from None
+    if not seen.files:
+        raise SwitchingError(f"there are no weights of {model.id} in {' or '.join(place.folders)}: run prefetch first")
+    available = switcher.mem_available_gb()
+    warmed = page_cache.Warmed(seen.size)
+    if not options.check and available is not None:
+        warmed = page_cache.Warmer(place, available * page_cache.RAM_SHARE * 1e9).run()
+    if warmed.problem:
+        return _fail(f"the weights of {model.id} can't be read: {warmed.problem}", 1)
+    if options.json:
+        _say(
+            json.dumps(
+                {
+                    "model": model.id,
+                    "files": seen.files,
+                    "bytes": seen.size,
+                    "cached_bytes": seen.cached,
+                    "read_bytes": warmed.read,
+                    "seconds": round(warmed.seconds, 3),
+                    "limited": warmed.limited,
+                }
+            )
+        )
+    else:
+        told = "nobody can tell how much of them" if seen.cached is None else f"{seen.cached / 1e9:.1f} GB of them"
+        _say(f"{model.id}: {seen.size / 1e9:.1f} GB of weights in {seen.files} files, {told} in the page cache")
+        if not options.check:
+            rest = ", and there is no RAM for the rest" if warmed.limited else ""
+            _say(f"{model.id}: {warmed.read / 1e9:.1f} GB read in {warmed.seconds:.1f} s{rest}")
+    return 0
 
 
 def _lint(inventory: Inventory) -> int:
