@@ -215,7 +215,8 @@ steps:
       returned: for a drain that found some
       sample: {drained: 2, parked: 0, cut: 1}
     note:
-      description: What is worth knowing about it.
+      description:
+        - What is worth knowing about it, such as how much of its weights was read ahead, or would be in check mode.
       type: str
       returned: when there is something
       sample: 2 requests still ran after 30 s and were cut

@@ -8,7 +8,8 @@ this host. Which of the files count, and in what order they are read, is as in v
 C(weight_utils.py) in C(model_executor/model_loader) of 0.32.0; before 0.16 in no certain order).
 
 What the cache has is asked of C(cachestat) (Linux 6.5), else of C(mincore). To a user who may not write a file
-C(mincore) says that all of it is there (Linux 5.2), so that it is not asked then, and the file is read whole.
+C(mincore) says that all of it is there (Linux 5.2), so that it is not asked then, and the file is read whole. Of a file
+in an overlay C(cachestat) says that nothing is there, since the pages are those of the file below.
 """
 
 from __future__ import annotations
@@ -190,8 +191,9 @@ def cached_bytes(descriptor: int, offset: int, length: int) -> int | None:
     if kernel is None:
         return None
     told = kernel.cachestat(descriptor, offset, length)
-    if told is None and _may_write(descriptor):
-        told = kernel.mincore(descriptor, offset, length)
+    if not told and _may_write(descriptor):
+        mapped = kernel.mincore(descriptor, offset, length)
+        told = told if mapped is None else mapped
     return told
 
 
