@@ -3,6 +3,9 @@
 
 A model of 2.3 GB in shards, with random weights, sleeps at level 2; before each sample its files are dropped from the
 page cache. The other model is a tiny one: its sleep takes no time here, so that it is given a request to finish.
+
+On a CPU a reload takes a second for each GB, whatever the disk gives, so that the disk is slowed down as much: to
+0.5 GB/s, by a control group of this process. GPUs and disks are both some ten times as fast.
 """
 
 from __future__ import annotations
@@ -32,6 +35,8 @@ from tests.serverlib import ROOT, Server, free_port, real_command, real_settings
 LARGE, TINY = "large", "tiny-a"
 # Of the request that the tiny model finishes while the weights of the large one are read: seconds.
 TOKENS = 1200
+DISK_BYTES = 500_000_000  # in a second
+CGROUP = Path("/sys/fs/cgroup")
 LENGTH = 2048
 RAM = Path("/dev/shm")
 # Copies as much RAM as it is told, as a sleep at level 1 does, and prints the seconds. The pages are new each time.
@@ -77,17 +82,6 @@ class Pair:
             )
             self.servers[name].call("POST", f"/sleep?level={level}", timeout=300).raise_for_status()
 
-    def drop(self) -> None:
-        """Have the page cache forget the large model's weights; in RAM they stay."""
-        for path in page_cache.files_of(self.place):
-            descriptor = os.open(path, os.O_RDONLY)
-            os.fdatasync(descriptor)
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-            os.close(descriptor)
-        seen = page_cache.look(self.place)
-        assert seen.size > 2e9, seen
-        assert seen.cached == 0 or str(RAM) in self.place.folders[0], seen
-
     def read_ahead(self) -> None:
         """Read them, as the command `warm` does."""
         with ThreadPoolExecutor(1) as pool:  # whose thread keeps the low priority
@@ -112,7 +106,7 @@ class Pair:
     def timed_switch(self, warm: bool, busy: bool) -> float:
         """Return the seconds of a switch to the large model, while the tiny one finishes a request or has none."""
         self.switch(TINY, warm=False)
-        self.drop()
+        drop(self.place)
         with ThreadPoolExecutor(1) as pool:
             asked = pool.submit(complete, self.servers[TINY].port, TINY, TOKENS) if busy else None
             while asked and not self.runs(TINY):
@@ -134,6 +128,54 @@ class Pair:
         """End both."""
         for server in self.servers.values():
             server.stop()
+
+
+def drop(place: Place) -> None:
+    """Have the page cache forget the weights; those in RAM stay."""
+    for path in page_cache.files_of(place):
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fdatasync(descriptor)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
+    seen = page_cache.look(place)
+    assert seen.size > 2e9, seen
+    assert seen.cached == 0 or str(RAM) in place.folders[0], seen
+
+
+@contextlib.contextmanager
+def slow_disk(folder: Path) -> Iterator[None]:
+    """Let this process, and whatever it starts within, read no faster from the disk of the folder. Needs root."""
+    device = os.stat(folder).st_dev
+    block = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}").resolve()
+    disk = block.parent if (block / "partition").exists() else block
+    number = (disk / "dev").read_text(encoding="ascii").strip()
+    old = CGROUP / "blkio"
+    above = old if old.is_dir() else CGROUP
+    group = above / f"homegpt-bench-{os.getpid()}"
+    group.mkdir()
+    try:
+        if above == old:
+            (group / "blkio.throttle.read_bps_device").write_text(f"{number} {DISK_BYTES}", encoding="ascii")
+        else:
+            (above / "cgroup.subtree_control").write_text("+io", encoding="ascii")
+            (group / "io.max").write_text(f"{number} rbps={DISK_BYTES}", encoding="ascii")
+        before = _group_of_this_process(above)
+        (group / "cgroup.procs").write_text(str(os.getpid()), encoding="ascii")
+        try:
+            yield
+        finally:
+            for pid in (group / "cgroup.procs").read_text(encoding="ascii").split():
+                with contextlib.suppress(ProcessLookupError):
+                    (before / "cgroup.procs").write_text(pid, encoding="ascii")
+    finally:
+        group.rmdir()
+
+
+def _group_of_this_process(above: Path) -> Path:
+    lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    kind = "blkio" if above.name == "blkio" else ""
+    name = next(path for _number, kinds, path in (line.split(":", 2) for line in lines) if kind in kinds.split(","))
+    return above / name.lstrip("/")
 
 
 @contextlib.contextmanager
@@ -159,10 +201,10 @@ def by_turns(number: int, one: Any, other: Any) -> float:
 def measure(folder: Path, rounds: int) -> tuple[list[float], list[float], list[float], list[float]]:
     """Return the ratios: of a reload, of a switch, of a switch whose weights are in RAM, and of a copy within RAM."""
     disk: tuple[list[float], list[float]] = ([], [])
-    with running(folder / "disk", folder) as pair:
+    with slow_disk(folder), running(folder / "disk", folder) as pair:
 
         def reload(ahead: bool) -> float:
-            pair.drop()
+            drop(pair.place)
             if ahead:
                 pair.read_ahead()
             return pair.reload()
@@ -174,7 +216,7 @@ def measure(folder: Path, rounds: int) -> tuple[list[float], list[float], list[f
             disk[1].append(
                 by_turns(number, lambda: pair.timed_switch(True, True), lambda: pair.timed_switch(False, True))
             )
-        copies = measure_copies(pair, rounds)
+    copies = measure_copies(pair.place, rounds)
     with tempfile.TemporaryDirectory(dir=RAM) as weights, running(folder / "ram", Path(weights)) as pair:
         pair.switch(LARGE, warm=False)
         in_ram = [
@@ -185,7 +227,7 @@ def measure(folder: Path, rounds: int) -> tuple[list[float], list[float], list[f
     return *disk, in_ram, copies
 
 
-def measure_copies(pair: Pair, rounds: int) -> list[float]:
+def measure_copies(place: Place, rounds: int) -> list[float]:
     """Return how long a copy within RAM takes while weights are read, over how long it takes alone."""
     copy = [sys.executable, "-c", COPY, "1000000000"]
     with subprocess.Popen(copy, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
@@ -196,8 +238,8 @@ def measure_copies(pair: Pair, rounds: int) -> list[float]:
         def seconds(reading: bool) -> float:
             assert process.stdin
             assert process.stdout
-            pair.drop()
-            warmer = Warmer(pair.place, 1e12)
+            drop(place)
+            warmer = Warmer(place, 1e12)
             if reading:
                 warmer.begin()
                 time.sleep(0.1)

@@ -52,12 +52,12 @@ ROWS = (
         ("bootstrap.yml against the servers' own loading",),
     ),
     (
-        "on real vLLM, a reload of 2.3 GB of weights that were read ahead, against one from the disk",
-        ("a reload, weights read ahead / from the disk",),
+        "on real vLLM, a reload of 2.3 GB of weights that were read ahead, against one from a disk of 0.5 GB a second",
+        ("a reload, weights read ahead / from a disk of 0.5 GB a second",),
     ),
     (
         "the whole switch that reads them ahead, against one that does not",
-        ("a switch with weights read ahead / without",),
+        ("a switch with weights read ahead / without, on that disk",),
     ),
     (
         "the same with weights that are in RAM anyway",

@@ -19,7 +19,6 @@ import fnmatch
 import functools
 import json
 import os
-import platform
 import re
 import sys
 import threading
@@ -223,7 +222,7 @@ class _Kernel:
         self._libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
         self._libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p]
         # The numbers are those of processes of 64 bits.
-        self._ioprio_set, self._cachestat = _CALLS.get(platform.machine(), (0, 0)) if sys.maxsize > 1 << 32 else (0, 0)
+        self._ioprio_set, self._cachestat = _CALLS.get(os.uname().machine, (0, 0)) if sys.maxsize > 1 << 32 else (0, 0)
 
     def cachestat(self, descriptor: int, offset: int, length: int) -> int | None:
         """As cached_bytes; None also where the kernel has no such call or keeps it from this user."""

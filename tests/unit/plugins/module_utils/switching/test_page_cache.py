@@ -6,10 +6,10 @@ from __future__ import annotations
 import errno
 import json
 import os
-import platform
 import sys
 import threading
 import time
+import types
 from pathlib import Path
 from typing import Any
 
@@ -245,7 +245,7 @@ def test_other_systems(disk: Path, monkeypatch: pytest.MonkeyPatch, system: str,
     file = put(disk / "model.safetensors", 1)
     page_cache._kernel.cache_clear()
     monkeypatch.setattr(sys, "platform", system)
-    monkeypatch.setattr(platform, "machine", lambda: machine)
+    monkeypatch.setattr(os, "uname", lambda: types.SimpleNamespace(machine=machine))
     try:
         # The C library has mincore everywhere on Linux; the other calls go by numbers.
         assert cached(file) == (None if system == "darwin" else 0)
