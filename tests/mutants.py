@@ -709,8 +709,8 @@ MUTANTS = (
     Mutant(
         "warm/shared-memory",
         "transition.py",
-        "if not step or not place or memory.remembered_shared(self.host.stack_dir):",
-        "if not step or not place:",
+        "if not step or memory.remembered_shared(self.host.stack_dir):",
+        "if not step:",
         "where CPU and GPU share their memory the page cache takes it from the model",
         ("switch_warm",),
     ),

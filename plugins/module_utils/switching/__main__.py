@@ -15,7 +15,7 @@ import platform
 import sys
 import typing
 
-from . import capacity, hardware, page_cache
+from . import capacity, hardware
 from .desired_state import recorded
 from .errors import InventoryError, SwitchFailed, SwitchingError, UnknownModel
 from .inventory import Inventory, parse
@@ -144,6 +144,8 @@ def _restore(switcher: Switcher, options: argparse.Namespace) -> int:
 
 
 def _warm(switcher: Switcher, options: argparse.Namespace) -> int:
+    from . import page_cache  # noqa: PLC0415 - no other command needs it
+
     model = switcher.inventory.find(options.model)
     place = page_cache.place_of(options.stack_dir, model)
     if place is None:

@@ -25,7 +25,6 @@ from .errors import (
 from .host import Host
 from .inventory import Model
 from .kinds import TEXT
-from .page_cache import Warmer
 from .plan import (
     DRAIN,
     LOADING,
@@ -43,6 +42,9 @@ from .plan import (
     stopped_instead,
 )  # fmt: skip
 from .result import Steps, step_record
+
+if typing.TYPE_CHECKING:
+    from .page_cache import Warmer
 
 
 class Executor:

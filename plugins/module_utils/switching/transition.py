@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import typing
 
-from . import memory, page_cache, state_files
+from . import memory, state_files
 from .errors import LifecycleError, SwitchFailed, SwitchingError
 from .executor import Executor
 from .host import Host
@@ -37,6 +37,9 @@ from .plan import (
 )  # fmt: skip
 from .recovery import Recovery
 from .result import Result, States, Steps, describe, step_record
+
+if typing.TYPE_CHECKING:
+    from .page_cache import Warmer
 
 
 class Transition:
@@ -153,20 +156,22 @@ class Transition:
         shared = memory.remembered_shared(self.host.stack_dir)
         return make_plan(self.inventory, seen, model, desired, self.mem_available_gb(), self.reserved_gb, shared)
 
-    def _warmer(self, plan: Plan) -> tuple[str, page_cache.Warmer] | None:
+    def _warmer(self, plan: Plan) -> tuple[str, Warmer] | None:
         """Who is to read weights ahead, and whose; None where there is nothing to read, or no RAM for it."""
         step = reading_step(plan) if self.settings.warm else None
-        place = page_cache.place_of(self.host.stack_dir, self.host.models[step.model]) if step else None
         # Where the GPU has no memory but the RAM, the page cache would be taken off it.
-        if not step or not place or memory.remembered_shared(self.host.stack_dir):
+        if not step or memory.remembered_shared(self.host.stack_dir):
             return None
+        from . import page_cache  # noqa: PLC0415 - most switches need none, and would wait for it
+
+        place = page_cache.place_of(self.host.stack_dir, self.host.models[step.model])
         available = self.mem_available_gb()
-        if available is None:
+        if place is None or available is None:
             return None
         left_gb = available * page_cache.RAM_SHARE - sleep_ram_gb(plan, self.host.models)
         return (step.model, page_cache.Warmer(place, left_gb * 1e9)) if left_gb > 0 else None
 
-    def _begin_warming(self, plan: Plan) -> tuple[str, page_cache.Warmer] | None:
+    def _begin_warming(self, plan: Plan) -> tuple[str, Warmer] | None:
         warming = self._warmer(plan)
         if warming:
             warming[1].begin()
