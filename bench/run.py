@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
 """The figures that the README states, each a ratio or a delay measured in one run on this machine.
 
-    .venv/bin/python bench/run.py [--only core|playbook|ready|fleet|bootstrap] [--quick] [--write]
+    .venv/bin/python bench/run.py [--only core|playbook|ready|fleet|bootstrap|warm] [--quick] [--write]
 
-`bootstrap` needs a Docker engine and the images for tests (`make images`), and takes eight minutes.
+`bootstrap` needs a Docker engine and the images for tests (`make images`), and takes eight minutes. `warm` needs real
+vLLM (`tools/real_vllm.sh`), 15 GB of RAM and ten minutes.
 
 What is compared is done by turns, so that whatever else the machine does hits both. The status is 1 if a median is
 over its limit.
@@ -34,7 +35,7 @@ from ansible_collections.homegpt.vllm.plugins.module_utils.switching.http_connec
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import parse
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.switch import Switcher
 
-from bench import medians
+from bench import medians, warm
 from tests.e2e.stack import PLAY, Stack, contained
 from tests.fleet.fleet import FORKS, NEW, OLD, Fleet
 from tests.part import leave_out
@@ -358,6 +359,22 @@ def measure_bootstrap(folder: Path, rounds: int) -> list[Figure]:
     return [figure]
 
 
+# ---- weights that are read ahead ---------------------------------------------------------------
+
+
+def measure_warm(folder: Path, rounds: int) -> list[Figure]:
+    """Time a reload and a switch on real vLLM with weights read ahead against those without."""
+    figures = [
+        Figure("a reload, weights read ahead / from a disk of 0.5 GB a second", 0.5),
+        Figure("a switch with weights read ahead / without, on that disk", 0.7),
+        Figure("a switch with weights read ahead / without, in RAM", 1.02),
+        Figure("a copy within RAM while weights are read / alone", 1.1),
+    ]
+    for figure, samples in zip(figures, warm.measure(folder, rounds), strict=True):
+        figure.samples += samples
+    return figures
+
+
 def show(figures: list[Figure], file: TextIO) -> None:
     """Print the table."""
     rows = [["", "min", "median", "max", "limit", "n", ""], *(figure.cells() for figure in figures)]
@@ -389,6 +406,7 @@ def main() -> int:
         "ready": (measure_ready, 36, 6),
         "fleet": (measure_fleet, 9, FEW_ON_A_FLEET),
         "bootstrap": (measure_bootstrap, 1, 1),
+        "warm": (measure_warm, 7, 3),
     }
     parser.add_argument("--only", choices=measures, help="measure only this")
     parser.add_argument("--quick", action="store_true", help="few repetitions, and not what takes minutes for one")
@@ -401,8 +419,8 @@ def main() -> int:
     slack = QUICK_SLACK if args.quick else 1.0
     figures: list[Figure] = []
     for name, (measure, all_rounds, few) in measures.items():
-        if name == "bootstrap" and args.quick and not args.only:
-            leave_out("bench", "make bench", ["bootstrap"])
+        if name in ("bootstrap", "warm") and args.quick and not args.only:
+            leave_out("bench", "make bench", [name])
         elif args.only in (None, name):
             print(f"measuring: {name} ...", file=sys.stderr, flush=True)
             figures += measured(measure, few if args.quick else all_rounds, slack)

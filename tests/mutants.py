@@ -706,6 +706,63 @@ MUTANTS = (
         "a GPU that two models name in two ways is used by both",
         ("inventory",),
     ),
+    # ---- weights that are read ahead ----
+    Mutant(
+        "warm/not-given-up",
+        "transition.py",
+        "                executor.end_warming()\n",
+        "                pass\n",
+        "weights are read on when the switch has failed",
+        ("switch_warm",),
+    ),
+    Mutant(
+        "warm/without-a-limit",
+        "page_cache.py",
+        "+ length > self.limit:",
+        "+ length < 0:",
+        "weights that the RAM does not hold push out what was read of them, and whatever else is cached",
+        ("page_cache",),
+    ),
+    Mutant(
+        "warm/ram-of-the-sleep",
+        "transition.py",
+        " - sleep_ram_gb(plan, self.host.models)",
+        "",
+        "a sleep at level 1 finds the RAM full of the other model's weights",
+        ("switch_warm",),
+    ),
+    Mutant(
+        "warm/shared-memory",
+        "transition.py",
+        "if not step or memory.remembered_shared(self.host.stack_dir):",
+        "if not step:",
+        "where CPU and GPU share their memory the page cache takes it from the model",
+        ("switch_warm",),
+    ),
+    Mutant(
+        "warm/level-1",
+        "plan.py",
+        "step.level not in (0, 1)) else None",
+        "step.level not in (0,)) else None",
+        "weights are read that are in the RAM anyway",
+        ("plan",),
+    ),
+    Mutant(
+        "warm/own-readahead",
+        "page_cache.py",
+        "for offset, length, there in told:",
+        "for offset, length, there in ((at, n, self._look(descriptor, at, n)) for at, n in _windows(size)):",
+        "what the kernel reads ahead by itself is told as found in the page cache",
+        ("page_cache",),
+    ),
+    Mutant(
+        "warm/everybody-may-ask-mincore",
+        "page_cache.py",
+        "if not told and _may_write(descriptor):",
+        "if not told:",
+        "a user who may only read a file takes all of it for cached, and reads nothing",
+        ("page_cache",),
+    ),
 )
 
 

@@ -4,11 +4,12 @@
 Run by the Python of the venv that tools/real_vllm.sh builds: needs torch,
 transformers and tokenizers, none of which the project itself depends on.
 
-    python tools/real_vllm_models.py FOLDER NAME [NAME ...]
+    python tools/real_vllm_models.py [--large] FOLDER NAME [NAME ...]
 
 Each model is a random Llama, seeded by its name: two names give two different
 answers to the same greedy prompt, so a test can tell which server answered.
-Nothing is downloaded; one model takes less than a megabyte.
+Nothing is downloaded; one model takes less than a megabyte, a large one 2.3 GB in
+shards: it says nothing sensible, and is for measuring how long weights take to load.
 """
 
 from __future__ import annotations
@@ -24,6 +25,20 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 POSITIONS = 16384  # enough for one completion that runs for many seconds
 VOCABULARY = 320
+TINY = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+}
+LARGE = {
+    "hidden_size": 2048,
+    "intermediate_size": 5632,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 4,
+}
 CHAT_TEMPLATE = "{% for message in messages %}<{{ message.role }}>{{ message.content }}{% endfor %}<assistant>"
 
 
@@ -43,7 +58,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     return fast
 
 
-def build_model(folder: Path, name: str) -> None:
+def build_model(folder: Path, name: str, large: bool = False) -> None:
     """Write model and tokenizer to FOLDER/NAME; a half-written folder never gets the final name."""
     target = folder / name
     partial = folder / f".{name}.partial"
@@ -52,20 +67,18 @@ def build_model(folder: Path, name: str) -> None:
     torch.manual_seed(zlib.crc32(name.encode()))
     config = LlamaConfig(
         vocab_size=VOCABULARY,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
+        **(LARGE if large else TINY),
         max_position_embeddings=POSITIONS,
         bos_token_id=0,
         eos_token_id=1,
         # Larger than usual: with the default the logits of a random model are so close
         # together that rounding could change a greedy answer.
-        initializer_range=0.4,
+        initializer_range=0.02 if large else 0.4,
         tie_word_embeddings=False,
     )
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(partial)
+    if large:
+        torch.set_default_dtype(torch.bfloat16)  # half the memory, and half the time
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(partial, max_shard_size="600MB")
     build_tokenizer().save_pretrained(partial)
     partial.rename(target)
 
@@ -75,10 +88,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("names", nargs="+")
+    parser.add_argument("--large", action="store_true", help="with weights of 2.3 GB")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     for name in args.names:
-        build_model(args.folder, name)
+        build_model(args.folder, name, args.large)
 
 
 if __name__ == "__main__":

@@ -55,6 +55,7 @@ FUNCTIONS = {
     "ssh_keep_alive": "ssh.keep_alive",
     "stack_secrets": "compose.stack_secrets",
     "weights": "weights.of_models",
+    "weights_on_host": "weights.folders_on_host",
     "yaml_text": "compose.yaml_text",
 }
 

@@ -215,7 +215,8 @@ steps:
       returned: for a drain that found requests
       sample: {drained: 2, parked: 0, cut: 1}
     note:
-      description: Additional information.
+      description:
+        - Additional information, such as how much of the weights was read ahead, or would be in check mode.
       type: str
       returned: when there is additional information
       sample: 2 requests still ran after 30 s and were cut

@@ -9,7 +9,8 @@ HUGGINGFACE_HUB_CACHE, else C(hub) in HF_HOME, else in C(huggingface) in XDG_CAC
 variables are expanded. TRANSFORMERS_CACHE moves no weights: vLLM asks huggingface_hub for them, and transformers before
 5 kept only configurations and tokenizers there. C(args.download_dir) is the C(cache_dir) of the weights alone
 (model_executor/model_loader/weight_utils.py of vLLM 0.32.0). ModelScope's is MODELSCOPE_CACHE, else
-C(~/.cache/modelscope) (modelscope_hub 0.5.1); what is in there differs with its version.
+C(~/.cache/modelscope) (modelscope_hub 0.5.1); what is in there differs with its version (C(_download.py) knows both
+the newer and the older ways, which write a dot as three underscores).
 """
 
 from __future__ import annotations
@@ -273,6 +274,58 @@ def of_models(
         if weights is not None:
             found[model["id"]] = plain(weights, given)
     return found
+
+
+def folders_on_host(
+    models: typing.Iterable[Values],
+    env: Values | None = None,
+    cache_dir: str = "/root/.cache",
+    volumes: typing.Sequence[str] = (),
+    stack_dir: str = "/opt/homegpt",
+    home: str = "~",
+) -> dict[str, dict[str, dict[str, typing.Any]]]:
+    """What the engine is told of where weights are: the C(models) of its state file, without those of no known folder.
+
+    C(folders) are of the host: of the first that has weights they are read. The engine finds by itself what a
+    C(start_command) loads from a path.
+    """
+    found = {}
+    for model in models:
+        command = model["start_command"]
+        if model["startup_mode"] == "disabled":
+            continue
+        own = {**({} if command else env or {}), **model["env"]}
+        given = [] if command else all_volumes(cache_dir, volumes, stack_dir, home, uses_modelscope(own))
+        said = options.of_command(command) if command else None
+        args = model["args"] if said is None else said
+        try:
+            weights = weights_of(model["model"], args, own, given)
+        except ValueError:
+            continue  # of a container it is told elsewhere
+        if weights is not None:
+            folders = _folders(weights, bool(command))
+        elif model["model"].startswith("/") and not command:
+            folders = [locate(model["model"], given).outside]
+        else:
+            continue
+        if any(folders):
+            revision, load_format = str(args.get("revision") or "main"), str(args.get("load_format") or "auto")
+            found[model["id"]] = {"folders": folders, "revision": revision, "load_format": load_format}
+    return {"models": found}
+
+
+def _folders(weights: Weights, on_host: bool) -> list[str]:
+    """The folders of the host that a repository may be in."""
+    if weights.hub == "huggingface":
+        return [weights.folder.inside if on_host else weights.folder.outside]
+    cache = weights.cache.inside if on_host else weights.cache.outside
+    owner, name = weights.repo.split("/")
+    older = dict.fromkeys((f"{owner}/{name.replace('.', '___')}", weights.repo))
+    names = [
+        f"models/{owner}--{name}",
+        *(f"{above}/{one}" for above in ("hub/models", "models", "hub") for one in older),
+    ]
+    return [posixpath.join(cache, name) for name in names] if cache else []
 
 
 def container_volumes(

@@ -51,6 +51,22 @@ ROWS = (
         "`bootstrap.yml` with three models that load for two minutes each, against the sum of their own load times",
         ("bootstrap.yml against the servers' own loading",),
     ),
+    (
+        "on real vLLM, a reload of 2.3 GB of weights that were read ahead, against one from a disk of 0.5 GB a second",
+        ("a reload, weights read ahead / from a disk of 0.5 GB a second",),
+    ),
+    (
+        "the whole switch that reads them ahead, against one that does not",
+        ("a switch with weights read ahead / without, on that disk",),
+    ),
+    (
+        "the same with weights that are in RAM anyway",
+        ("a switch with weights read ahead / without, in RAM",),
+    ),
+    (
+        "a copy within RAM, as a sleep at level 1 makes it, while weights are read, against one alone",
+        ("a copy within RAM while weights are read / alone",),
+    ),
 )
 _FIGURE = re.compile(r'Figure\(\s*f?"(?P<name>[^"]+)",\s*(?P<limit>[\d.]+)(?:, "(?P<unit>[^"]+)")?')
 

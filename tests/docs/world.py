@@ -135,6 +135,11 @@ class World:
         """Return the model with a stand-in for its container, on a port of its own."""
         command = [sys.executable, str(STANDIN), "serve", "${model}", "--served-model-name", "${id}", "${model}"]
         command += ["--host", "127.0.0.1", "--port", "${host_port}", "--tensor-parallel-size", "2"]
+        # Stand-ins read no weights; the command that reads them ahead does.
+        hub = self.folder / "huggingface/hub"
+        weights = hub / ("models--" + str(model["model"]).replace("/", "--")) / "snapshots/0/model.safetensors"
+        weights.parent.mkdir(parents=True, exist_ok=True)
+        weights.write_bytes(bytes(1000))
         return {
             **model,
             "host_port": model["host_port"] - FIRST_PORT + self.first_port,
@@ -142,6 +147,7 @@ class World:
             "weights_gb": 0.01,
             "start_command": [*command, "--enable-sleep-mode"],
             "env": {
+                "HF_HUB_CACHE": str(hub),
                 "STANDIN_GPU_DIR": str(self.folder / "gpus"),
                 "STANDIN_GPU_TOTAL_GB": GPU_TOTAL_GB,
                 "STANDIN_ASLEEP_GB": "1",

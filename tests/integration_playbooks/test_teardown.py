@@ -14,7 +14,13 @@ from tests.serverlib import free_port
 
 PROJECT = "docker-compose.yml"
 FILES = (PROJECT, ".env", "models.json", "compose-vllm-a.yml", "compose-vllm-gone.yml", "vllm-logging.json")
-MORE = ("compose-open-webui.yml", "switching/__main__.py", "run/wanted.json", "run/prefetch/a.json")
+MORE = (
+    "compose-open-webui.yml",
+    "switching/__main__.py",
+    "run/wanted.json",
+    "run/weights.json",
+    "run/prefetch/a.json",
+)
 DATA = ("logs/a/vllm.log", "open-webui/webui.db", "run/a.log")
 CACHE = "cache/huggingface/hub"
 OURS = (f"{CACHE}/models--org--a/blobs/1", f"{CACHE}/.locks/models--org--a/1.lock")

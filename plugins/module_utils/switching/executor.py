@@ -41,6 +41,9 @@ from .plan import (
 from .readiness import Readiness
 from .result import Steps, step_record
 
+if typing.TYPE_CHECKING:
+    from .page_cache import Warmer
+
 
 class Executor:
     """Does the steps of one switch, confirms each and writes it down.
@@ -48,7 +51,7 @@ class Executor:
     C(asked) is when the switch was asked for, by the host's clock; C(to_record) is as in Readiness. C(steps) and
     C(warnings) are for the result. C(held) are the models that a drain has paused, and that have not slept or ended
     since. To be told: C(ending), who is to end and so can't keep requests; C(rung) of the escalation that all further
-    steps belong to.
+    steps belong to; C(warming), the model whose weights are read ahead, and the reader.
     """
 
     def __init__(self, host: Host, asked: float, to_record: str | None = None) -> None:
@@ -61,6 +64,7 @@ class Executor:
         self.held: set[str] = set()
         self.ending: set[str] = set()
         self.rung = ""
+        self.warming: tuple[str, Warmer] | None = None
         # What the sleep of a model is to do with requests.
         self._modes: dict[str, str] = {}
         self._free_before: dict[str, memory.Need | None] = {}
@@ -99,6 +103,19 @@ class Executor:
         if step.action in (STOP, SLEEP, VERIFY):
             self.held.discard(step.model)
             self.host.lock.settle(step.model)
+        if step.action in (WAKE, VERIFY) and self.warming and self.warming[0] == step.model:
+            self.end_warming()
+
+    def end_warming(self) -> None:
+        """Have nothing more read ahead, and write down what was with the step that it was read for."""
+        if not self.warming:
+            return
+        name, warmer = self.warming
+        self.warming = None
+        note = warmer.stop().note
+        record = next((d for d in reversed(self.steps) if d["model"] == name and d["action"] in (WAKE, START)), None)
+        if note and record and "failed" not in record:
+            record["note"] = "; ".join(filter(None, (record.get("note"), note)))
 
     def instead(self, step: Step) -> Step:
         """What is done instead of a step, for what was not known of a server when that was planned."""

@@ -154,6 +154,25 @@ def predict(observed: typing.Mapping[str, Observation], plan: Plan) -> dict[str,
     return after
 
 
+def reading_step(plan: Plan) -> Step | None:
+    """The wake or start that others make room for, if it reads weights from files; None where it doesn't.
+
+    Of a plan that brings back who made room, it is the first one: until that is over the disk is the target's.
+    """
+    room = False
+    for stage in plan.stages:
+        for step in [step for lane in stage for step in lane if step.action in (WAKE, START)]:
+            return step if room and (step.action == START or step.level not in (0, 1)) else None
+        room = room or any(step.action in (DRAIN, SLEEP, STOP) for lane in stage for step in lane)
+    return None
+
+
+def sleep_ram_gb(plan: Plan, models: typing.Mapping[str, Model]) -> float:
+    """The RAM that the sleeps of a plan take, at the most."""
+    asleep = [models[step.model].weights_gb or 0.0 for step in plan.steps if step.action == SLEEP and step.level == 1]
+    return sum(asleep) * (1 + LEVEL_1_TRANSIENT_SHARE)
+
+
 def stopped_instead(name: str, reason: str) -> str:
     """What is said of a server that better does not sleep at level 2."""
     return f"{name} is stopped instead of put to sleep at level 2 (its sleep_level is auto): {reason}"

@@ -130,7 +130,9 @@ class Result:
             "".join(f"{m}: {describe(s)}\n" for m, s in states.items()) for states in (self.before, self.models)
         )
         for number, step in enumerate(self.steps, 1):
-            after += f"step {number}: {say_step(step)}\n"
+            # What has been done has its notes elsewhere.
+            note = f" ({step['note']})" if step["seconds"] is None and "note" in step else ""
+            after += f"step {number}: {say_step(step)}{note}\n"
         return {"before": before, "after": after}
 
 

@@ -214,6 +214,9 @@ class Switching:
     """A switch that has nothing to change verifies the model again if the last verification of this start is older."""
     ready_completion: bool = True
     """Whether a model must give an answer to count as ready."""
+    warm: bool = True
+    """Whether the weights of a model that has to load or reload them are read into the page cache while the previous
+    model makes room, see [Reading ahead](switch.md#reading-ahead)."""
     macros: typing.Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Variables for requests and commands of all models; a model's own take precedence."""
 
@@ -353,5 +356,6 @@ SWITCHING_FIELDS = {
     "canary": Field(_canary),
     "prove_interval_seconds": Field(checks.number(minimum=0)),
     "ready_completion": Field(checks.boolean),
+    "warm": Field(checks.boolean),
     "macros": MODEL_FIELDS["macros"],
 }

@@ -26,7 +26,9 @@ PROOF = "proof"
 MEMORY = "memory"
 # What the switches of one named change have done, so that it can be undone.
 CHANGES = "changes"
-ALL = (DESIRED_STATE, LAST_SWITCH, CANARY, PROOF, MEMORY, CHANGES)
+# Where on this host the weights of each model are; the role vllm_servers writes it.
+WEIGHTS = "weights"
+ALL = (DESIRED_STATE, LAST_SWITCH, CANARY, PROOF, MEMORY, CHANGES, WEIGHTS)
 
 # No file takes as much.
 _ROOM_BYTES = 65536

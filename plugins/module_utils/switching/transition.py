@@ -32,9 +32,14 @@ from .plan import (
     Step,
     make_plan,
     predict,
+    reading_step,
+    sleep_ram_gb,
 )  # fmt: skip
 from .recovery import Recovery
 from .result import Result, States, Steps, describe, step_record
+
+if typing.TYPE_CHECKING:
+    from .page_cache import Warmer
 
 
 class Transition:
@@ -76,6 +81,7 @@ class Transition:
             waits = [Step(WAIT, name) for name in self._unanswering(before, plan)]
             waits += [Step(WAIT, name) for name, _left in self._active_too_briefly(model, before, plan)]
             steps = [step_record(step) for step in (*waits, *plan.steps, *([last] if last else []))]
+            self._predict_warming(plan, steps)
             return self._result(model, before, predict(before, plan), steps, list(plan.warnings), started)
         executor = Executor(self.host, started, model.id if last else None)
         begun = {name for name, one in self.lock.begun.items() if one.action == START}
@@ -96,7 +102,11 @@ class Transition:
                 before = self.host.observe((*self.inventory.enabled, *hidden))
                 plan = self._plan_and_prove(before, model, desired)
             executor.warnings += plan.warnings
-            recovery.execute(plan)
+            executor.warming = self._begin_warming(plan)
+            try:
+                recovery.execute(plan)
+            finally:
+                executor.end_warming()
             after = _after(before, plan, executor.steps)
             if after[model.id].state != predict(before, plan)[model.id].state:
                 failures = [s["failed"] for s in executor.steps if "failed" in s and s["model"] == model.id]
@@ -145,6 +155,37 @@ class Transition:
     def _plan(self, seen: States, model: Model, desired: str) -> Plan:
         shared = memory.remembered_shared(self.host.stack_dir)
         return make_plan(self.inventory, seen, model, desired, self.mem_available_gb(), self.reserved_gb, shared)
+
+    def _warmer(self, plan: Plan) -> tuple[str, Warmer] | None:
+        """Who is to read weights ahead, and whose; None where there is nothing to read, or no RAM for it."""
+        step = reading_step(plan) if self.settings.warm else None
+        # Where the GPU has no memory but the RAM, the page cache would be taken off it.
+        if not step or memory.remembered_shared(self.host.stack_dir):
+            return None
+        from . import page_cache  # noqa: PLC0415 - most switches need none, and would wait for it
+
+        place = page_cache.place_of(self.host.stack_dir, self.host.models[step.model])
+        available = self.mem_available_gb()
+        if place is None or available is None:
+            return None
+        left_gb = available * page_cache.RAM_SHARE - sleep_ram_gb(plan, self.host.models)
+        return (step.model, page_cache.Warmer(place, left_gb * 1e9)) if left_gb > 0 else None
+
+    def _begin_warming(self, plan: Plan) -> tuple[str, Warmer] | None:
+        warming = self._warmer(plan)
+        if warming:
+            warming[1].begin()
+        return warming
+
+    def _predict_warming(self, plan: Plan, steps: Steps) -> None:
+        """Write down with the step that reads weights how much of them would be read ahead."""
+        warming = self._warmer(plan)
+        if warming is None:
+            return
+        record = next(step for step in steps if step["model"] == warming[0] and step["action"] in (WAKE, START))
+        note = warming[1].predict()
+        if note:
+            record["note"] = note
 
     def _prove_records(self) -> None:
         """Raise SwitchingError where what is about to be done could not be recorded."""

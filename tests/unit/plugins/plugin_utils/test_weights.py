@@ -17,6 +17,7 @@ container_volumes = FILTERS["container_volumes"]
 host_folders = FILTERS["host_folders"]
 service_weights = FILTERS["service_weights"]
 weights = FILTERS["weights"]
+weights_on_host = FILTERS["weights_on_host"]
 
 HUB = "/root/.cache/huggingface/hub"
 REPO = "models--org--m"
@@ -359,6 +360,70 @@ def test_a_boot_waits_for_the_folders_in_the_options_of_a_command() -> None:
     # It is given nothing of args.
     told = command_folders("org/m", {"download_dir": "/mnt/no"}, {}, ["vllm", "serve", "org/m"])
     assert told == ["/root/.cache/huggingface/hub"]
+
+
+# vllm_volumes, the model, and the folders of the host with the revision and load_format that the engine is told.
+ON_HOST: list[tuple[str, list[str], dict[str, Any], tuple[list[str], str, str] | None]] = [
+    ("in the cache", [], {}, ([f"/cache/huggingface/hub/{REPO}"], "main", "auto")),
+    (
+        "as its arguments say",
+        ["/nas:/w"],
+        {"args": {"download_dir": "/w/x", "revision": "v1", "load_format": "pt"}},
+        ([f"/nas/x/{REPO}"], "v1", "pt"),
+    ),
+    ("a path in a volume", ["/nas:/w"], {"model": "/w/m"}, (["/nas/m"], "main", "auto")),
+    ("a path in no volume", [], {"model": "/w/m"}, None),
+    ("a volume of Docker's", ["hub:/w"], {"env": {"HF_HOME": "/w"}}, None),
+    ("a URL", [], {"model": "s3://bucket/m"}, None),
+    ("a disabled model", [], {"startup_mode": "disabled"}, None),
+    ("a folder that nobody knows", [], {"env": {"HF_HOME": "relative"}}, None),
+    (
+        "a command's",
+        ["/nas:/w"],
+        {"start_command": ["vllm", "serve", "org/m", "--revision", "v2"], "env": {"HF_HOME": "/srv"}},
+        ([f"/srv/hub/{REPO}"], "v2", "auto"),
+    ),
+    ("a command's path, which the engine knows", [], {"start_command": ["vllm"], "model": "/srv/m"}, None),
+    (
+        "ModelScope",
+        [],
+        {"model": "org/m-1.5", "env": {"VLLM_USE_MODELSCOPE": "1"}},
+        (
+            [
+                "/cache/modelscope/" + name
+                for name in (
+                    "models/org--m-1.5",
+                    "hub/models/org/m-1___5",
+                    "hub/models/org/m-1.5",
+                    "models/org/m-1___5",
+                    "models/org/m-1.5",
+                    "hub/org/m-1___5",
+                    "hub/org/m-1.5",
+                )
+            ],
+            "main",
+            "auto",
+        ),
+    ),
+    (
+        "ModelScope's in a volume of Docker's",
+        ["hub:/w"],
+        {"env": {"VLLM_USE_MODELSCOPE": "1", "MODELSCOPE_CACHE": "/w"}},
+        None,
+    ),
+]
+
+
+@pytest.mark.parametrize(("volumes", "model", "told"), [case[1:] for case in ON_HOST], ids=[c[0] for c in ON_HOST])
+def test_what_the_engine_is_told(
+    volumes: list[str], model: dict[str, Any], told: tuple[list[str], str, str] | None
+) -> None:
+    models = parse([{"id": "m", "model": "org/m", "host_port": 8001, **model}]).as_dict()["vllm_models"]
+    # What all containers get is not for commands.
+    env = {"HF_HOME": "/nowhere"} if "start_command" in model else {}
+    found = weights_on_host(models, env, "/cache", volumes, "/opt/homegpt", "/home/u")
+    expected = dict(zip(("folders", "revision", "load_format"), told, strict=True)) if told else None
+    assert found == {"models": {"m": expected} if expected else {}}
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,8 @@ from ansible_collections.homegpt.vllm.plugins.module_utils.switching.plan import
     Step,
     make_plan,
     predict,
+    reading_step,
+    sleep_ram_gb,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -847,6 +849,43 @@ def test_where_the_gpu_shares_the_ram(sleep_level: str, no_level_2: str, rest: s
     plan = make_plan(inventory, seen, inventory.models[0], ACTIVE, 1000.0, shared=True)
     assert written(plan) == f"drain b, {rest}; wake a (level 2), verify a"
     assert [warned in warning for warning in plan.warnings] == ([True] if warned else [])
+
+
+# What a and b are seen to be, the desired state of a, and whose weights are read ahead for what step.
+READ_AHEAD: list[tuple[tuple[Observation, Observation], str, str]] = [
+    ((ASLEEP_2, AWAKE), ACTIVE, "wake a (level 2)"),
+    ((ASLEEP, AWAKE), ACTIVE, "wake a"),
+    ((GONE, AWAKE), ACTIVE, "start a"),
+    ((GONE, DEAD), ACTIVE, "start a"),
+    ((GONE, AWAKE), SLEEPING, "start a"),  # and b, which comes back, is not read ahead
+    ((ASLEEP_1, AWAKE), ACTIVE, ""),
+    ((HELD, AWAKE), ACTIVE, ""),
+    ((ASLEEP_2, ASLEEP_1), ACTIVE, ""),  # nobody makes room
+    ((GONE, GONE), ACTIVE, ""),
+    ((COMING_UP, AWAKE), ACTIVE, ""),
+    ((AWAKE, ASLEEP_2), SLEEPING, ""),
+    ((AWAKE, AWAKE), ACTIVE, ""),
+]
+
+
+@pytest.mark.parametrize(("seen", "wanted", "read"), READ_AHEAD)
+def test_whose_weights_are_read_ahead(seen: tuple[Observation, Observation], wanted: str, read: str) -> None:
+    inventory = inventory_of({}, {"sleep_level": "2"})
+    observed = dict(zip("ab", seen, strict=True))
+    step = reading_step(make_plan(inventory, observed, inventory.models[0], wanted))
+    assert (str(step) if step else "") == read
+
+
+def test_the_ram_that_the_sleeps_of_a_plan_take() -> None:
+    inventory = inventory_of(
+        {"gpus": [0, 1, 2]},
+        {"gpus": [0], "weights_gb": 20, "sleep_level": "1"},
+        {"gpus": [1], "weights_gb": 40, "sleep_level": "2"},
+        {"gpus": [2], "sleep_level": "1"},
+    )
+    models = {m.id: m for m in inventory.models}
+    plan = make_plan(inventory, {"a": GONE, **dict.fromkeys("bcd", AWAKE)}, models["a"], ACTIVE)
+    assert sleep_ram_gb(plan, models) == pytest.approx(22)
 
 
 def test_level_1_takes_ram_that_the_gpu_shares() -> None:

@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: MIT
+"""Weights that a switch reads ahead, on stand-ins: when, how much, and what is told; and the command for it."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching import __main__ as program
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching import memory, page_cache, state_files
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors import SwitchFailed
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.page_cache import Place, Warmer
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.result import Result
+
+from .conftest import Host
+from .test_page_cache import MB, evicts, put
+
+SIZE = 60 * MB
+READ = "0.1 GB of weights read ahead in "
+
+
+@pytest.fixture
+def weights(host: Host, tmp_path: Path) -> Path:
+    """The models a and b share a GPU and sleep at level 2; where b has its weights."""
+    if not evicts(tmp_path):
+        pytest.skip("allowed: the folder of the tests is in RAM, or this kernel does not tell of its page cache")
+    folder = tmp_path / "weights"
+    put(folder / "model.safetensors", SIZE / MB)
+    for name in "ab":
+        host.declare(name, sleep_level="2", standin={"sleep_seconds": 0.5})
+    state_files.write(str(host.stack_dir), state_files.WEIGHTS, {"models": {"b": {"folders": [str(folder)]}}})
+    return folder
+
+
+def cached(folder: Path) -> int | None:
+    return page_cache.look(Place((str(folder),))).cached
+
+
+def notes(result: Result) -> list[tuple[str, str]]:
+    """The steps that have a note, and the seconds left out."""
+    return [(step["action"], step["note"].partition(" in ")[0]) for step in result.steps if "note" in step]
+
+
+@pytest.fixture
+def warmers(monkeypatch: pytest.MonkeyPatch) -> list[Warmer]:
+    """Those that have been begun."""
+    begun: list[Warmer] = []
+    begin = Warmer.begin
+
+    def seen(warmer: Warmer) -> None:
+        begun.append(warmer)
+        begin(warmer)
+
+    monkeypatch.setattr(Warmer, "begin", seen)
+    return begun
+
+
+def test_before_a_reload(host: Host, weights: Path, warmers: list[Warmer]) -> None:
+    host.up(a="active", b=2)
+    predicted = host.switch("b", check=True)
+    assert notes(predicted) == [("wake", "0.1 GB of weights to be read ahead")]
+    assert "step 3: wake b (level 2) (0.1 GB of weights to be read ahead)\n" in predicted.diff()["after"]
+    assert (cached(weights), warmers) == (0, [])
+    result = host.switch("b")
+    assert notes(result) == [("wake", "0.1 GB of weights read ahead")]
+    assert "read ahead" not in result.diff()["after"]
+    assert cached(weights) == SIZE
+    # All of it is there now.
+    host.switch("a")
+    assert notes(host.switch("b", check=True)) == []
+    assert notes(host.switch("b")) == []
+
+
+def test_before_a_start(host: Host, weights: Path) -> None:
+    host.up(a="active")
+    assert notes(host.switch("b", check=True)) == [("start", "0.1 GB of weights to be read ahead")]
+    assert notes(host.switch("b")) == [("start", "0.1 GB of weights read ahead")]
+    assert cached(weights) == SIZE
+
+
+def test_it_goes_on_while_the_target_loads(host: Host, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stop takes no time, the load does."""
+    put(weights / "model.safetensors", SIZE / MB)
+    host.models[0]["sleep_level"] = "stop"
+    host.models[1]["env"]["STANDIN_LOAD_SECONDS"] = "1"
+    started = threading.Event()
+
+    def slow(descriptor: int, buffer: Any, at: int) -> int:
+        started.wait(20)
+        return os.preadv(descriptor, [buffer], at)
+
+    make = Warmer.__init__
+    monkeypatch.setattr(Warmer, "__init__", lambda self, place, limit: make(self, place, limit, read=slow))
+    host.up(a="active")
+    host.wait_until(lambda: host.answers("a"), "a is loaded")
+
+    def watch() -> None:
+        host.wait_until(lambda: not host.connects("a"), "a is stopped")
+        started.set()
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    assert notes(host.switch("b")) == [("start", "0.1 GB of weights read ahead")]
+    watcher.join()
+
+
+@pytest.mark.parametrize("why", ["off", "level 1", "nobody in the way", "no RAM", "unknown RAM", "shared", "not told"])
+def test_where_nothing_is_to_be_read(host: Host, weights: Path, warmers: list[Warmer], why: str) -> None:
+    ram: float | None = 1000.0
+    host.up(a=2 if why == "nobody in the way" else "active", b=1 if why == "level 1" else 2)
+    if why == "off":
+        host.settings["warm"] = False
+    elif why == "no RAM":
+        host.models[0]["sleep_level"] = "1"
+        ram = 12.0  # a takes 11 of them, and a tenth is left alone
+    elif why == "unknown RAM":
+        ram = None
+    elif why == "shared":
+        content = {**state_files.read(str(host.stack_dir), state_files.MEMORY), "shared": True}
+        state_files.write(str(host.stack_dir), state_files.MEMORY, content)
+        assert memory.remembered_shared(str(host.stack_dir))
+    elif why == "not told":
+        os.unlink(state_files.path(str(host.stack_dir), state_files.WEIGHTS))
+    host.models[1]["weights_gb"] = 0.01
+    assert notes(host.switch("b", check=True, mem_available_gb=lambda: ram)) == []
+    assert notes(host.switch("b", mem_available_gb=lambda: ram)) == []
+    assert (warmers, cached(weights)) == ([], 0)
+
+
+def test_no_more_than_the_sleep_leaves(host: Host, weights: Path) -> None:
+    host.models[0].update(sleep_level="1", weights_gb=10)
+    host.up(a="active", b=2)
+    # The sleep takes 11 of them, a tenth is left alone: 52 MB are left, and so three windows of 16 MiB.
+    result = host.switch("b", mem_available_gb=lambda: (11 + 0.052) / 0.9)
+    assert notes(result) == [("wake", "0.1 GB of weights read ahead")]
+    assert result.steps[2]["note"].endswith(", not enough free RAM for the rest")
+    assert (cached(weights) or 0) < SIZE
+
+
+def test_it_is_given_up_when_the_switch_fails(
+    host: Host, weights: Path, warmers: list[Warmer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(descriptor: int, buffer: Any, at: int) -> int:
+        time.sleep(0.1)
+        return os.preadv(descriptor, [buffer], at)
+
+    make = Warmer.__init__
+    monkeypatch.setattr(Warmer, "__init__", lambda self, place, limit: make(self, place, limit, read=slow))
+    host.settings["escalation"] = ["roll_back"]
+    host.up(a="active", b=2)
+    host.fault("b", "/wake_up", "status_500", times=0)
+    with pytest.raises(SwitchFailed) as caught:
+        host.switch("b")
+    assert host.states()["a"] == "active"
+    (warmer,) = warmers  # none for what is rolled back
+    assert not warmer._thread.is_alive()
+    assert (cached(weights) or 0) < SIZE
+    assert [step["action"] for step in caught.value.result.steps if "read ahead" in step.get("note", "")] == []
+
+
+def test_what_cannot_be_read_fails_no_switch(host: Host, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_place: Place) -> list[str]:
+        raise PermissionError(13, "Permission denied", str(weights))
+
+    monkeypatch.setattr(page_cache, "files_of", broken)
+    host.up(a="active", b=2)
+    assert notes(host.switch("b", check=True)) == []
+    result = host.switch("b")
+    assert (notes(result), result.active_model, result.warnings) == ([], "b", [])
+
+
+# ---- the command ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stack(host: Host, weights: Path) -> str:
+    given = {"vllm_models": host.models, "vllm_switching": host.settings}
+    (host.stack_dir / "models.json").write_text(json.dumps(given), encoding="utf-8")
+    del weights
+    return str(host.stack_dir)
+
+
+def test_the_command(stack: str, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert program.main(["--stack-dir", stack, "warm", "b", "--check"]) == 0
+    assert capsys.readouterr() == ("b: 0.1 GB of weights in 1 files, 0.0 GB of them in the page cache\n", "")
+    assert cached(weights) == 0
+    done: list[int] = []
+
+    # It gives its own thread a lower priority for good.
+    thread = threading.Thread(target=lambda: done.append(program.main(["--stack-dir", stack, "warm", "b"])))
+    thread.start()
+    thread.join()
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == "b: 0.1 GB of weights in 1 files, 0.0 GB of them in the page cache"
+    assert second.startswith("b: 0.1 GB read in ")
+    assert (done, cached(weights)) == ([0], SIZE)
+    assert program.main(["--stack-dir", stack, "warm", "b", "--check", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "model": "b",
+        "files": 1,
+        "bytes": SIZE,
+        "cached_bytes": SIZE,
+        "read_bytes": 0,
+        "seconds": 0,
+        "limited": False,
+    }
+
+
+def test_what_the_command_cannot_do(
+    stack: str, weights: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert program.main(["--stack-dir", stack, "warm", "a"]) == 1
+    assert "it is unknown where the weights of a are on this host: run homegpt.vllm.site" in capsys.readouterr().err
+    assert program.main(["--stack-dir", stack, "warm", "c"]) == 2
+    (weights / "model.safetensors").unlink()
+    assert program.main(["--stack-dir", stack, "warm", "b"]) == 1
+    assert f"there are no weights of b in {weights}: run " in capsys.readouterr().err
+
+    def broken(_place: Place) -> list[str]:
+        raise PermissionError(13, "Permission denied", str(weights))
+
+    monkeypatch.setattr(page_cache, "files_of", broken)
+    assert program.main(["--stack-dir", stack, "warm", "b"]) == 1
+    assert f"the weights of b can't be read: [Errno 13] Permission denied: '{weights}'" in capsys.readouterr().err
