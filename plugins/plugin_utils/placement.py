@@ -56,6 +56,6 @@ def placement(models: typing.Any, switching: typing.Any = None, wanted: typing.A
 
 
 def load_batches(ids: typing.Iterable[str], models: typing.Any, switching: typing.Any = None) -> list[list[str]]:
-    """The ids in batches that are loaded one after the other; the models of one have no GPU in common."""
+    """The ids in batches that load one after the other; the models of one share no GPUs, even indirectly."""
     inventory = parse(models, switching)
     return [[model.id for model in batch] for batch in inventory.load_batches(inventory.find(name) for name in ids)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What one version of vLLM does otherwise than another, as far as the stand-in shows it: four families.
+"""What one version of vLLM does otherwise than another, as far as the stand-in shows it.
 
 Seen on real 0.11.0, 0.12.0, 0.16.0, 0.17.1, 0.20.2, 0.29.0 and 0.32.0. What is true of two of them is taken to be true
 between them, and a change between two of them is taken to have come with the second, unless the source tells better.

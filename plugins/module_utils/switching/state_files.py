@@ -1,7 +1,10 @@
 # -*- coding: utf-8 -*-
 # Copyright (c) HomeGPT
 # SPDX-License-Identifier: MIT
-"""The small JSON files in which switches keep state, in the folder C(run) of the stack; all of them are named here."""
+"""The small JSON files in which switches keep state, in the folder C(run) of the stack.
+
+All are named here but the journal, which is in the lock's file, and the files of processes.
+"""
 
 from __future__ import annotations
 
