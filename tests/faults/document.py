@@ -35,9 +35,9 @@ them: `[stop, retry, restart, roll_back]`. A rung that is not listed is not trie
 
 {rungs}
 Some steps fail the switch at once, without escalation: a drain that reaches its deadline with
-`drain_timeout_action: fail`, GPU memory that another process holds, and an answer of a kind that the server does not
-give. In the tables, *once* is a fault of one call, *until a restart* is a fault of all such calls of that process, and *for ever* is a fault that a restart does not end
-either.
+`drain_timeout_action: fail`, GPU memory that another process holds, and a server that supports none of the calls that
+show that it is ready. In the tables, *once* is a fault of one call, *until a restart* is a fault of all such calls of
+that process, and *for ever* is a fault that a restart does not end either.
 """
 # What each is, and how long it takes at most.
 RUNGS = {
