@@ -307,20 +307,24 @@ def _settings(playbook: str, host: Host) -> Values:
 def _rollout(playbook: str, hosts: typing.Sequence[Host]) -> list[str]:
     """What is wrong with the settings of a rollout, which are the same for all hosts."""
     given = [_settings(playbook, host) for host in hosts]
+    read, mistakes = [], []
+    for settings in given:
+        try:
+            read.append(rollout.read(settings))
+        except SwitchingError as error:
+            mistakes += str(error).splitlines()
+    if mistakes:
+        return list(dict.fromkeys(mistakes))
     found = []
     for name in _OF_THE_ROLLOUT:
-        values = [settings.get(name, "") for settings in given]
-        other = next((i for i, value in enumerate(values) if str(value) != str(values[0])), None)
+        field = name[len("switch_") :]
+        other = next((i for i, one in enumerate(read) if getattr(one, field) != getattr(read[0], field)), None)
         if other is not None:
+            told = [f"{given[i].get(name, 'not set')} on {hosts[i].name}" for i in (0, other)]
             found.append(
-                f"{name} differs between hosts ({values[0] or 'not set'} on {hosts[0].name}, "
-                f"{values[other] or 'not set'} on {hosts[other].name}), but applies to the whole rollout: "
-                f"give it as an extra variable (-e {name}=...)"
+                f"{name} differs between hosts ({', '.join(told)}), but applies to the whole rollout: give it as an "
+                f"extra variable (-e {name}=...)"
             )
-    try:
-        rollout.read(given[0])
-    except SwitchingError as error:
-        found += str(error).splitlines()
     return found
 
 

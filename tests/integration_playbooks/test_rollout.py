@@ -328,3 +328,72 @@ def test_nothing_begins_where_a_host_has_no_model_to_keep(
     assert run.status == 2
     assert [(row[0], row[4]) for row in run.report] == [("one", "not tried"), ("two", "not kept")]
     assert awake(servers) == "bc"
+
+
+@pytest.mark.parametrize("strategy", ["free", "host_pinned"])
+def test_a_strategy_of_the_configuration_does_not_keep_hosts_from_being_rolled_back(
+    ansible_playbook: str, tmp_path: Path, servers: dict[str, Server], strategy: str
+) -> None:
+    hosts = fleet(ansible_playbook, tmp_path, servers).hosts
+    third = Host(tmp_path, hosts[1].models, name="three")
+    run = Ansible(ansible_playbook, tmp_path, [*hosts, third]).play(
+        "switch", "-e", "model=a", "-e", "switch_waves=2,1", env={"ANSIBLE_STRATEGY": strategy}
+    )
+    assert run.status == 2
+    assert [(row[0], row[4]) for row in run.report] == [
+        ("one", "rolled back"),
+        ("two", "failed"),
+        ("three", "not tried"),
+    ]
+    assert awake(servers) == "bc"
+
+
+@pytest.mark.parametrize("playbook", ["switch", "roll_back"])
+def test_the_hosts_of_a_rollout_can_be_listed(
+    ansible_playbook: str, tmp_path: Path, servers: dict[str, Server], playbook: str
+) -> None:
+    run = fleet(ansible_playbook, tmp_path, servers).play(playbook, "-e", "model=a", "--list-hosts")
+    assert run.status == 0, run.output
+    assert {"one", "two"} <= set(run.output.split()), run.output
+
+
+def test_a_rollout_without_its_plan_does_not_pass_for_one_that_succeeded(
+    ansible_playbook: str, tmp_path: Path, servers: dict[str, Server]
+) -> None:
+    run = fleet(ansible_playbook, tmp_path, servers).play(
+        "switch", "-e", "model=a", "--start-at-task", "Switch the active model"
+    )
+    assert run.status != 0, run.output
+    assert awake(servers) == "bc"
+
+
+@pytest.mark.parametrize("more", [{}, {"switch_max_failures": 1}])
+def test_a_setting_of_zero_is_not_said_to_be_unset(
+    ansible_playbook: str, tmp_path: Path, servers: dict[str, Server], more: dict[str, int]
+) -> None:
+    one, two = fleet(ansible_playbook, tmp_path, servers).hosts
+    for host, own in ((one, {"switch_keep": 0, "switch_max_failures": 0}), (two, {"switch_keep": 0, **more})):
+        host.variables = functools.partial(dict, host.variables(), **own)  # type: ignore[method-assign]
+    said = Ansible(ansible_playbook, tmp_path, [one, two]).play("switch", "-e", "model=a").failure()
+    assert (
+        f"switch_max_failures differs between hosts (0 on one, {more.get('switch_max_failures', 'not set')} on two)"
+        in said
+    )
+
+
+@pytest.mark.parametrize("keep", [0, 1])
+def test_a_host_whose_address_can_not_be_evaluated_is_a_failed_host(
+    ansible_playbook: str, tmp_path: Path, servers: dict[str, Server], keep: int
+) -> None:
+    one, two = fleet(ansible_playbook, tmp_path, servers).hosts
+    remote = {"ansible_connection": "ssh", "ansible_host": "{{ not_defined }}"}
+    two.variables = functools.partial(dict, two.variables(), **remote)  # type: ignore[method-assign]
+    run = Ansible(ansible_playbook, tmp_path, [one, two]).play(
+        "switch", "-e", "model=a", *WAVES, "-e", f"switch_keep={keep}"
+    )
+    assert run.status == 2
+    assert [(row[0], row[4]) for row in run.report] == [
+        ("one", "not tried" if keep else "rolled back"),
+        ("two", "failed"),
+    ]
+    assert awake(servers) == "bc"
