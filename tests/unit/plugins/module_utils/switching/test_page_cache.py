@@ -72,7 +72,7 @@ FORMATS: list[tuple[str, list[str], str, list[str]]] = [
     ("pt", ["c.pt"], "auto", ["c.pt"]),
     ("Mistral's own", ["consolidated.safetensors", "model.safetensors"], "auto", ["consolidated.safetensors"]),
     ("not where asked for otherwise", ["consolidated.safetensors", "m.bin"], "hf", ["consolidated.safetensors"]),
-    ("pt where asked for", ["a.safetensors", "c.pt"], "pt", ["c.pt"]),
+    ("pt where asked for", ["a.safetensors", "c.pt"], "PT", ["c.pt"]),
     ("no bin for safetensors", ["a.bin"], "safetensors", []),
     ("what a training leaves", ["optimizer.bin", "training_args.bin", "a.bin"], "auto", ["a.bin"]),
     ("nothing that a dummy reads", ["a.safetensors"], "dummy", []),
@@ -329,7 +329,7 @@ def test_a_slow_disk_is_given_up_at_once(disk: Path) -> None:
 
     def slow(descriptor: int, buffer: Any, at: int) -> int:
         begun.set()
-        time.sleep(0.02)  # 50 MB/s
+        time.sleep(0.05)  # 20 MB/s
         return os.preadv(descriptor, [buffer], at)
 
     warmer = Warmer(Place((str(disk),)), 1e9, read=slow)
@@ -337,9 +337,10 @@ def test_a_slow_disk_is_given_up_at_once(disk: Path) -> None:
     assert begun.wait(20)
     started = time.monotonic()
     done = warmer.stop()
-    assert time.monotonic() - started < 0.2
+    assert time.monotonic() - started < 0.4
+    warmer._thread.join(20)
     assert not warmer._thread.is_alive()
-    assert done.read < 40 * MB
+    assert done.read <= warmer.stop().read < 40 * MB
     assert done.problem == ""
 
 
