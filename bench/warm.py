@@ -33,11 +33,11 @@ from tests.playbooklib import complete
 from tests.serverlib import ROOT, Server, free_port, real_command, real_settings, real_venv, start_real
 
 LARGE, TINY = "large", "tiny-a"
-# Of the request that the tiny model finishes while the weights of the large one are read: seconds.
-TOKENS = 1200
+# Of the request that the tiny model finishes while the weights of the large one are read: four seconds.
+TOKENS = 2400
 DISK_BYTES = 500_000_000  # in a second
 CGROUP = Path("/sys/fs/cgroup")
-LENGTH = 2048
+LENGTH = 4096
 RAM = Path("/dev/shm")
 # Copies as much RAM as it is told, as a sleep at level 1 does, and prints the seconds. The pages are new each time.
 COPY = """

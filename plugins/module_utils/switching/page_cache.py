@@ -151,6 +151,7 @@ def _snapshot(folder: str, revision: str) -> str:
 
 def _weights_in(folder: str, load_format: str) -> list[str]:
     names = [name for name in sorted(os.listdir(folder)) if os.path.isfile(os.path.join(folder, name))]
+    load_format = load_format.lower()  # as vLLM takes it
     patterns = _PATTERNS.get(load_format, _ANY)
     if patterns == _ANY and load_format != "hf" and fnmatch.filter(names, _CONSOLIDATED):
         patterns = (_CONSOLIDATED,)

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import types
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,17 @@ from ansible_collections.homegpt.vllm.plugins.module_utils.switching.page_cache 
 
 MB = 1 << 20
 COMMIT = "0123abcd"
+
+
+BE_IDLE = page_cache._be_idle
+
+
+@pytest.fixture(autouse=True)
+def _at_once() -> Iterator[None]:
+    """Nothing gives way to what runs beside the tests, and their own thread keeps its priority."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(page_cache, "_be_idle", lambda: None)
+        yield
 
 
 def put(path: Path, megabytes: float = 0) -> Path:
@@ -72,7 +84,7 @@ FORMATS: list[tuple[str, list[str], str, list[str]]] = [
     ("pt", ["c.pt"], "auto", ["c.pt"]),
     ("Mistral's own", ["consolidated.safetensors", "model.safetensors"], "auto", ["consolidated.safetensors"]),
     ("not where asked for otherwise", ["consolidated.safetensors", "m.bin"], "hf", ["consolidated.safetensors"]),
-    ("pt where asked for", ["a.safetensors", "c.pt"], "pt", ["c.pt"]),
+    ("pt where asked for", ["a.safetensors", "c.pt"], "PT", ["c.pt"]),
     ("no bin for safetensors", ["a.bin"], "safetensors", []),
     ("what a training leaves", ["optimizer.bin", "training_args.bin", "a.bin"], "auto", ["a.bin"]),
     ("nothing that a dummy reads", ["a.safetensors"], "dummy", []),
@@ -329,7 +341,7 @@ def test_a_slow_disk_is_given_up_at_once(disk: Path) -> None:
 
     def slow(descriptor: int, buffer: Any, at: int) -> int:
         begun.set()
-        time.sleep(0.02)  # 50 MB/s
+        time.sleep(0.05)  # 20 MB/s
         return os.preadv(descriptor, [buffer], at)
 
     warmer = Warmer(Place((str(disk),)), 1e9, read=slow)
@@ -337,9 +349,10 @@ def test_a_slow_disk_is_given_up_at_once(disk: Path) -> None:
     assert begun.wait(20)
     started = time.monotonic()
     done = warmer.stop()
-    assert time.monotonic() - started < 0.2
+    assert time.monotonic() - started < 0.4
+    warmer._thread.join(20)
     assert not warmer._thread.is_alive()
-    assert done.read < 40 * MB
+    assert done.read <= warmer.stop().read < 40 * MB
     assert done.problem == ""
 
 
@@ -401,8 +414,9 @@ def test_nothing_there(tmp_path: Path) -> None:
     assert page_cache.look(Place((str(tmp_path),))) == (0, 0, 0)
 
 
-def test_it_takes_nothing_from_anybody(disk: Path) -> None:
+def test_it_takes_nothing_from_anybody(disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shards(disk, 1)
+    monkeypatch.setattr(page_cache, "_be_idle", BE_IDLE)
     told: list[tuple[int, int]] = []
 
     def look(descriptor: int, buffer: Any, at: int) -> int:
