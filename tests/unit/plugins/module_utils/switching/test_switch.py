@@ -859,7 +859,9 @@ UNREAD = "a reports that it sleeps, but /metrics, which shows whether it is only
 @pytest.mark.parametrize(
     ("times", "gist"),
     [
-        pytest.param(2, "a accepted the call to sleep but is still awake after 1 s (request_timeout_seconds)", id="once"),
+        pytest.param(
+            2, "a accepted the call to sleep but is still awake after 1 s (request_timeout_seconds)", id="once"
+        ),
         pytest.param(0, UNREAD, id="for ever"),
     ],
 )
