@@ -18,8 +18,9 @@ description:
 options:
   _input:
     description:
-      - The C(rows) of the report that M(homegpt.vllm.vllm_rollout) returns with a C(timeline). The keys C(host), C(from), C(to),
-        C(seconds), C(result), C(wave), C(steps) and C(back) of a row are used; only C(host) is required.
+      - The C(rows) of the report that M(homegpt.vllm.vllm_rollout) returns with a C(timeline). The keys C(host),
+        C(from), C(to), C(seconds), C(result), C(wave), C(steps) and C(back) of a row are used; only C(host) is
+        required.
       - C(steps) are those that M(homegpt.vllm.vllm_sleep_state) returns. Steps of check mode have no times and are not
         drawn.
     type: list

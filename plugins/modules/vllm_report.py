@@ -28,7 +28,7 @@ options:
   stat:
     description:
       - The name of the custom statistic that the C(rows) of O(report) are added as, as by
-        M(ansible.builtin.set_stats).
+        C(ansible.builtin.set_stats).
     type: str
   timeline:
     description:
