@@ -51,6 +51,9 @@ def test_the_settings_of_a_rollout_are_those_of_all_hosts() -> None:
     assert mistake.startswith("switch_keep differs between hosts (1 on gpu1, 2 on gpu4)")
     waves = [host("gpu1", switch_waves="1"), host("gpu2", switch_waves="1")]
     assert preflight.plan("switch", waves).max_failures == 0
+    assert preflight.check("roll_back", [host("gpu1"), host("f,g")]) == [
+        "host 'f,g': a host name must not contain a comma: rename it"
+    ]
     # It goes on where some fail.
     assert preflight.plan("roll_back", waves)[1:] == ([["gpu1"], ["gpu2"]], [], None, "roll_back")
 
