@@ -316,7 +316,9 @@ def _rollout(playbook: str, hosts: typing.Sequence[Host]) -> list[str]:
     if mistakes:
         return list(dict.fromkeys(mistakes))
     # The last play names its hosts, and a comma separates names there: a failure of such a host would be lost.
-    found = [f"host {host.name!r}: a host name must not contain a comma: rename it" for host in hosts if "," in host.name]
+    found = [
+        f"host {host.name!r}: a host name must not contain a comma: rename it" for host in hosts if "," in host.name
+    ]
     for name in _OF_THE_ROLLOUT:
         field = name[len("switch_") :]
         other = next((i for i, one in enumerate(read) if getattr(one, field) != getattr(read[0], field)), None)
