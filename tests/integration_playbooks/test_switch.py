@@ -200,13 +200,13 @@ def test_two_hosts_in_one_run(fleet: tuple[Ansible, dict[str, Server]]) -> None:
     run = ansible.play("switch", "-e", "model=b")
     assert (run.changed("one"), run.changed("two")) == (1, 1)
     assert {name for name, server in servers.items() if not is_sleeping(server.port)} == {"one-b", "two-b"}
-    table = ansible.play("status").table
-    assert [row[:4] for row in table] == [
+    run = ansible.play("status", "-v")
+    assert [row[:4] for row in run.table] == [
         ["one", "a", "sleeping", "1"],
         ["one", "b", "active", "-"],
         ["two", "a", "sleeping", "1"],
         ["two", "b", "active", "-"],
-    ]
+    ], run.output
 
 
 def test_target_limits_the_hosts(fleet: tuple[Ansible, dict[str, Server]]) -> None:
