@@ -62,6 +62,19 @@ def warmers(monkeypatch: pytest.MonkeyPatch) -> list[Warmer]:
     return begun
 
 
+@pytest.fixture
+def _read_whole(warmers: list[Warmer], monkeypatch: pytest.MonkeyPatch) -> None:
+    """All is read before the switch goes on: the other model's sleep may be over sooner, which ends the reading."""
+    begin = Warmer.begin
+
+    def whole(warmer: Warmer) -> None:
+        begin(warmer)
+        warmer._thread.join(20)
+
+    monkeypatch.setattr(Warmer, "begin", whole)
+
+
+@pytest.mark.usefixtures("_read_whole")
 def test_before_a_reload(host: Host, weights: Path, warmers: list[Warmer]) -> None:
     host.up(a="active", b=2)
     predicted = host.switch("b", check=True)
@@ -78,6 +91,7 @@ def test_before_a_reload(host: Host, weights: Path, warmers: list[Warmer]) -> No
     assert notes(host.switch("b")) == []
 
 
+@pytest.mark.usefixtures("_read_whole")
 def test_before_a_start(host: Host, weights: Path) -> None:
     host.up(a="active")
     assert notes(host.switch("b", check=True)) == [("start", "0.1 GB of weights to be read ahead")]
@@ -134,6 +148,7 @@ def test_where_nothing_is_to_be_read(host: Host, weights: Path, warmers: list[Wa
     assert (warmers, cached(weights)) == ([], 0)
 
 
+@pytest.mark.usefixtures("_read_whole")
 def test_no_more_than_the_sleep_leaves(host: Host, weights: Path) -> None:
     host.models[0].update(sleep_level="1", weights_gb=10)
     host.up(a="active", b=2)
