@@ -13,6 +13,8 @@ from ansible_collections.homegpt.vllm.plugins.plugin_utils.plain import plain
 _LOAD_BATCHES = "__vllm_load_batches"
 # Whether a failure is left to the report that comes later, as its result's failure: else it would be told twice.
 _REPORTED = "__vllm_reported_later"
+# An open connection to a host that hangs would wait for ever. Of two values ssh takes the first, that of the user.
+_KEEP_ALIVE = "-o ServerAliveInterval=5 -o ServerAliveCountMax=3"
 
 
 class ActionModule(EngineAction):
@@ -32,6 +34,10 @@ class ActionModule(EngineAction):
 
     def _reported_later(self, task_vars):
         """The module's result, in which a failure of any kind is one among other things that are known."""
+        if self._connection.transport == "ssh":
+            # Not by a variable of the play: each host's process would have to look a filter up.
+            given = self._connection.get_option("ssh_extra_args") or ""
+            self._connection.set_option("ssh_extra_args", f"{given} {_KEEP_ALIVE}".strip())
         try:
             result = self.run_module(task_vars)
             kind = "failed" if result.pop("failed", False) else ""

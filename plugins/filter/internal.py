@@ -52,7 +52,6 @@ FUNCTIONS = {
     "open_webui_environment": "open_webui.environment",
     "placement": "placement.placement",
     "service_weights": "serve_line.weights_of_service",
-    "ssh_keep_alive": "ssh.keep_alive",
     "stack_secrets": "compose.stack_secrets",
     "weights": "weights.of_models",
     "weights_on_host": "weights.folders_on_host",
