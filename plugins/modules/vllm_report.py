@@ -41,19 +41,8 @@ options:
       - The lines of a failure. If there are any, the task fails with them as its message, which is shown once.
     type: list
     elements: str
-attributes:
-  action:
-    support: full
-    description: It runs on the controller.
-  check_mode:
-    support: full
-    description: It changes no host. O(timeline) is not written in check mode.
-  diff_mode:
-    support: N/A
-    description: It changes nothing.
-  idempotent:
-    support: full
-    description: It changes nothing.
+extends_documentation_fragment:
+  - homegpt.vllm.reporting
 seealso:
   - module: homegpt.vllm.vllm_rollout
   - plugin: homegpt.vllm.status_table

@@ -36,19 +36,8 @@ options:
     description:
       - Whether the report is on the declared placement. There are no waves then.
     type: bool
-attributes:
-  action:
-    support: full
-    description: It runs on the controller.
-  check_mode:
-    support: full
-    description: It changes no host. O(timeline) is not written in check mode.
-  diff_mode:
-    support: N/A
-    description: It changes nothing.
-  idempotent:
-    support: full
-    description: It changes nothing.
+extends_documentation_fragment:
+  - homegpt.vllm.reporting
 seealso:
   - module: homegpt.vllm.vllm_preflight
   - module: homegpt.vllm.vllm_report

@@ -163,8 +163,12 @@ def _warm(switcher: Switcher, options: argparse.Namespace) -> int:
     if not seen.files:
         raise SwitchingError(f"there are no weights of {model.id} in {' or '.join(place.folders)}: run prefetch first")
     available = switcher.mem_available_gb()
+    if available is None:
+        raise SwitchingError(
+            "nothing was read: it is unknown how much RAM is free, since /proc/meminfo has no MemAvailable here"
+        )
     warmed = page_cache.Warmed(seen.size)
-    if not options.check and available is not None:
+    if not options.check:
         warmed = page_cache.Warmer(place, available * page_cache.RAM_SHARE * 1e9).run()
     if warmed.problem:
         return _fail(f"the weights of {model.id} can't be read: {warmed.problem}", 1)
@@ -186,8 +190,7 @@ def _warm(switcher: Switcher, options: argparse.Namespace) -> int:
         told = "an unknown part of them" if seen.cached is None else f"{seen.cached / 1e9:.1f} GB of them"
         _say(f"{model.id}: {seen.size / 1e9:.1f} GB of weights in {seen.files} files, {told} in the page cache")
         if not options.check:
-            rest = ", not enough free RAM for the rest" if warmed.limited else ""
-            _say(f"{model.id}: {warmed.read / 1e9:.1f} GB read in {warmed.seconds:.1f} s{rest}")
+            _say(f"{model.id}: {warmed.read / 1e9:.1f} GB read {warmed.pace}")
     return 0
 
 

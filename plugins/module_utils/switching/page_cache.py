@@ -49,7 +49,6 @@ _PATTERNS: dict[str, tuple[str, ...]] = {
 }
 # What a training leaves beside the weights.
 _NO_WEIGHTS = ("training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.pt", "scaler.pt")
-
 # How much is asked about at once, and what is read without a look at whether it is still wanted: 20 ms of a slow disk.
 _WINDOW_BYTES = 16 << 20
 _CHUNK_BYTES = 1 << 20
@@ -58,7 +57,6 @@ _WORTH_TELLING_BYTES = 5e7  # 0.1 GB, as it is told
 RAM_SHARE = 0.9
 # Whoever waits for a disk that hangs is not waited for.
 _STOP_SECONDS = 0.2
-
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 # By machine: the numbers of ioprio_set and cachestat.
 _CALLS = {"x86_64": (251, 451), "aarch64": (30, 451)}
@@ -101,12 +99,15 @@ class Warmed(typing.NamedTuple):
     problem: str = ""
 
     @property
+    def pace(self) -> str:
+        """How long that took, and whether RAM was short."""
+        return f"in {self.seconds:.1f} s" + (", not enough free RAM for the rest" if self.limited else "")
+
+    @property
     def note(self) -> str:
         """What is said of it where it was of use."""
-        if self.read < _WORTH_TELLING_BYTES:
-            return ""
-        rest = ", not enough free RAM for the rest" if self.limited else ""
-        return f"{self.read / 1e9:.1f} GB of weights read ahead in {self.seconds:.1f} s{rest}"
+        told = f"{self.read / 1e9:.1f} GB of weights read ahead {self.pace}"
+        return told if self.read >= _WORTH_TELLING_BYTES else ""
 
 
 def place_of(stack_dir: str, model: Model) -> Place | None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import threading
@@ -229,6 +230,10 @@ def test_what_the_command_cannot_do(
     assert program.main(["--stack-dir", stack, "warm", "a"]) == 1
     assert "it is unknown where the weights of a are on this host: run homegpt.vllm.site" in capsys.readouterr().err
     assert program.main(["--stack-dir", stack, "warm", "c"]) == 2
+    with monkeypatch.context() as patched:
+        patched.setattr(program, "Switcher", functools.partial(program.Switcher, mem_available_gb=lambda: None))
+        assert program.main(["--stack-dir", stack, "warm", "b"]) == 1
+        assert "nothing was read: it is unknown how much RAM is free" in capsys.readouterr().err
     (weights / "model.safetensors").unlink()
     assert program.main(["--stack-dir", stack, "warm", "b"]) == 1
     assert f"there are no weights of b in {weights}: run " in capsys.readouterr().err
