@@ -454,7 +454,7 @@ class Api:
             message = "Either prompt or prompt_embeds must be provided and non-empty. (parameter=prompt)"
             raise bad_request(message, "prompt")
         prompts = prompt if isinstance(prompt, list) and not isinstance(prompt[0], int) else [prompt]
-        return await self.run(request, body, [str(item) for item in prompts], chat=False)
+        return await self.run(request, body, prompts, chat=False)
 
     async def chat_completions(self, request: web.Request) -> web.StreamResponse:
         """POST /v1/chat/completions"""
@@ -487,7 +487,7 @@ class Api:
         return body
 
     async def run(
-        self, request: web.Request, body: dict[str, Any], prompts: list[str], *, chat: bool
+        self, request: web.Request, body: dict[str, Any], prompts: list[str | list[int]], *, chat: bool
     ) -> web.StreamResponse:
         """Generate, and answer at once or as a stream."""
         limit = body.get("max_completion_tokens") or body.get("max_tokens")
@@ -504,7 +504,23 @@ class Api:
             )
         # A chat that gives no limit ends by itself.
         finish = "stop" if chat and not (body.get("max_completion_tokens") or body.get("max_tokens")) else "length"
-        generations = [Generation(prompt, limit, finish, bool(request.get("wrong_text"))) for prompt in prompts]
+        generations = [
+            Generation(
+                str(prompt),
+                limit,
+                finish,
+                bool(request.get("wrong_text")),
+                ids=len(prompt) if isinstance(prompt, list) else 0,
+            )
+            for prompt in prompts
+        ]
+        longest = max(generation.prompt_tokens for generation in generations)
+        if longest + limit > self.settings.max_model_len:
+            raise bad_request(
+                f"This model's maximum context length is {self.settings.max_model_len} tokens. However, you requested "
+                f"{limit} output tokens and your prompt contains {longest} input tokens.",
+                "input_tokens",
+            )
         form = OpenAiAnswer(chat, self.settings.names[0], self.fingerprint)
         self.load += self.settings.load_tracking
         try:
@@ -650,6 +666,10 @@ class Api:
         for reason, number in self.engine.finished.items():
             labels = f'engine="0",finished_reason="{reason}",model_name="{self.settings.names[0]}"'
             lines.append(f"vllm:request_success_total{{{labels}}} {float(number)}")
+        if self.settings.speculative:
+            for what, count in zip(("draft", "accepted"), self.engine.drafts, strict=True):
+                name = f"vllm:spec_decode_num_{what}_tokens_total"
+                lines += [*family(name, "counter", f"Number of {what} tokens."), f"{name}{{{label}}} {count}"]
         if self.family.times_the_sleep:
             name = "vllm:sleep_mode_operation_duration_seconds"
             lines += family(name, "histogram", "Duration of one sleep-mode operation.")
@@ -675,6 +695,7 @@ class Api:
                 "level": engine.level,
                 "paused": engine.paused,
                 "weights_right": engine.weights_right,
+                "drafts_right": engine.drafts_right,
                 "requests": len(engine.generations),
                 "door_shut": engine.door_shut,
                 "held": engine.held,

@@ -23,6 +23,9 @@ from .settings import Settings
 
 TAGS = ("weights", "kv_cache")
 SECONDS_FROM_DEATH_TO_EXIT = 0.5
+# The share of the drafted tokens that is right, while the weights of the drafts are.
+ACCEPTANCE = 0.6
+WITHOUT_DRAFT_WEIGHTS = ("ngram", "suffix")
 VOCABULARY = (
     "a about after all and any are as at be because been before but by can come could day do even find first for"
     " from get give go good have here how if in into it just know like look make many may more most much new no not"
@@ -45,6 +48,7 @@ class Generation:
     wanted: int
     finish_with: str = "length"
     wrong_text: bool = False  # a fault
+    ids: int = 0  # of how many token ids the prompt is, where it is not of words
     pooled: bool = False  # what is wanted are numbers: all of them come of one step
     words: list[str] = field(default_factory=list)  # of the whole answer, once it has begun
     tokens: int = 0
@@ -55,7 +59,7 @@ class Generation:
     @property
     def prompt_tokens(self) -> int:
         """A word is a token, and there is one for the beginning."""
-        return len(self.prompt.split()) + 1
+        return self.ids or len(self.prompt.split()) + 1
 
     @property
     def text(self) -> str:
@@ -84,6 +88,8 @@ class Engine:
         self.gauges = (0, 0)
         self.finished: dict[str, int] = {"stop": 0, "length": 0, "abort": 0}
         self.token_totals = [0, 0]
+        self.drafts = [0.0, 0.0]  # drafted and accepted tokens
+        self.drafts_right = True
         # The engine core handles one call at a time: while memory is moved, is_sleeping waits too.
         self._core = asyncio.Lock()
         self._door_lock = asyncio.Lock()
@@ -195,6 +201,7 @@ class Engine:
                     self.die("CUDA error: an illegal memory access was encountered (weights, no memory)")
                     raise EngineDead
                 self.weights_right = True
+                self.drafts_right |= self.settings.reloads_drafts
             return [None] * len(self.settings.gpus)
 
     async def _sleep_memory_locked(self, level: int) -> None:
@@ -215,6 +222,9 @@ class Engine:
         if self.settings.sleep_mode:
             if level != 1:
                 self.weights_right = False
+                # Those of a draft model are gone too, and no version loads them again.
+                method = (self.settings.speculative or {}).get("method")
+                self.drafts_right = method in WITHOUT_DRAFT_WEIGHTS
             self.host.hold(self.settings.asleep_gb)
         self.host.event("sleeping", level=level)
         say("INFO", "abstract.py:390", f"It took {self.settings.sleep_seconds:.6f} seconds to fall asleep.")
@@ -320,6 +330,7 @@ class Engine:
                     self.token_totals[0] += generation.prompt_tokens
                 generation.tokens += made
                 self.token_totals[1] += made
+                self._count_drafts(made)
                 if generation.tokens >= generation.wanted:
                     generation.finish = generation.finish_with
                 yield generation.tokens
@@ -332,6 +343,14 @@ class Engine:
             if self.when_idle and not self.generations:
                 # When that has been answered.
                 asyncio.get_running_loop().call_later(0.1, self.when_idle)
+
+    def _count_drafts(self, tokens: int) -> None:
+        """Count what so many tokens took in drafts: each step gives the accepted ones and one more."""
+        each = int((self.settings.speculative or {}).get("num_speculative_tokens", 0))
+        accepted = each * ACCEPTANCE * self.drafts_right
+        steps = tokens / (1 + accepted)
+        self.drafts[0] += steps * each
+        self.drafts[1] += steps * accepted
 
     def _words(self, generation: Generation) -> list[str]:
         """Return what this model answers: always the same, but something else while its weights are wrong."""

@@ -47,6 +47,8 @@ class Settings:
     vram_gb: float
     asleep_gb: float
     faults_file: Path | None
+    speculative: dict[str, Any] | None = None  # what --speculative-config says
+    reloads_drafts: bool = False  # as no version does
     faults: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -73,6 +75,7 @@ def read(argv: list[str]) -> Settings:
     serve.add_argument("--enable-server-load-tracking", action="store_true")
     serve.add_argument("--gpu-memory-utilization", type=float, default=0.9)
     serve.add_argument("--tensor-parallel-size", "-tp", type=int)
+    serve.add_argument("--speculative-config", "-sc", type=json.loads)
     args, _other_flags = parser.parse_known_args(argv)
 
     env = os.environ
@@ -112,6 +115,8 @@ def read(argv: list[str]) -> Settings:
         vram_gb=_number("STANDIN_VRAM_GB", args.gpu_memory_utilization * total),
         asleep_gb=_number("STANDIN_ASLEEP_GB", 0.0),
         faults_file=Path(env["STANDIN_FAULTS_FILE"]) if env.get("STANDIN_FAULTS_FILE") else None,
+        speculative=args.speculative_config,
+        reloads_drafts=env.get("STANDIN_RELOADS_DRAFTS", "0") == "1",
         faults=json.loads(env.get("STANDIN_FAULTS") or "[]"),
     )
 

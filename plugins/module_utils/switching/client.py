@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 import typing
 from json import dumps
@@ -12,6 +13,8 @@ from json import dumps
 from .errors import BadAnswer, Refused, Unreachable, Unresponsive
 from .http_connection import Answer, BrokenOff, Connection, Late, NoConnection, NotHttp
 from .inventory import Model, Switching
+
+T = typing.TypeVar("T")
 
 
 class HungUp(Unresponsive):
@@ -74,6 +77,13 @@ class Client:
             raise Refused(f"{what}: answered {answer.status}{_excerpt(answer)}", answer.status)
         return answer
 
+    def _counted(self, read: typing.Callable[[str], T | None]) -> T | None:
+        """What C(read) finds in the metrics; None where there are none."""
+        try:
+            return read(self._call("GET", "/metrics").text)
+        except (Refused, BadAnswer):
+            return None
+
     def _json(self, method: str, path: str, answer: Answer) -> dict[str, typing.Any]:
         try:
             parsed = answer.json()
@@ -111,3 +121,15 @@ def printable(text: str) -> str:
     text = " ".join(text[:1000].split())
     text = text if len(text) <= 200 else text[:200] + "..."
     return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def is_unknown(error: Refused) -> bool:
+    """Whether a server refuses a call since it knows none such, or not for its model.
+
+    vLLM says so by 404, older ones by a 200 that has this text and 400 within (seen on 0.11.0), llama-server by 501.
+    vLLM answers with 404 too when it is asked for a model that it does not have.
+    """
+    text = str(error)
+    if error.status in (404, 405, 501):
+        return "does not exist" not in text
+    return re.search("does not support .{1,40}API", text) is not None

@@ -117,6 +117,12 @@ class WrongAnswer(ServerError):
     )
 
 
+class IdleDrafts(ServerError):
+    """After a wake hardly any of the drafted tokens are accepted. To load the weights once more would not help."""
+
+    remedy = "set its sleep_level to auto or 1: vLLM does not reload the weights of a draft model after level 2"
+
+
 class NoMemory(ServerError):
     """Another process holds the GPU memory that a server needs. The server received no request."""
 

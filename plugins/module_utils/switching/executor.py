@@ -24,6 +24,7 @@ from .errors import (
 from .host import Host
 from .plan import (
     DRAIN,
+    FIRST_ANSWER,
     LOADING,
     RECORD,
     RELOAD,
@@ -80,6 +81,7 @@ class Executor:
             VERIFY: self._verify,
             RELOAD: self._reload,
             RECORD: self._record_canary,
+            FIRST_ANSWER: self._first_answer,
         }
         started = self.host.clock()
         record = step_record(step)
@@ -279,6 +281,8 @@ class Executor:
                 with contextlib.suppress(OSError):
                     memory.remember(self.host.stack_dir, step.model, {})
         self.readiness.fresh.discard(step.model)
+        if step.level != 1:
+            self.readiness.reloaded.add(step.model)
         self.host.lock.begin(step.model, WAKE)
         self.host.forget_proof(step.model)
         self.readiness.begun.setdefault(step.model, False)
@@ -335,6 +339,18 @@ class Executor:
 
     def _verify(self, step: Step) -> str | None:
         return self.readiness.prove(self.host.models[step.model])
+
+    def _first_answer(self, step: Step) -> str:
+        """Have a long prompt answered. The switch is done, whatever becomes of that."""
+        wanted = self.host.models[step.model].first_answer_tokens
+        # Ordinary ids, which every vocabulary has; not one alone, which would reach only the same few experts.
+        ids = [3 + index % 97 for index in range(wanted)]
+        try:
+            length = self.host.servers[step.model].complete(ids, 1, self.settings.request_timeout_seconds)
+        except ServerError as error:
+            self.warnings.append(f"{step.model} is ready, but its first answer (first_answer_tokens) failed: {error}")
+            return "no answer"
+        return f"a prompt of {length} tokens"
 
     def _record_canary(self, step: Step) -> str:
         return self.readiness.record(self.host.models[step.model])

@@ -18,15 +18,26 @@ _SLEEP_LABEL = re.compile(r'sleep_state="([a-z_]+)"')
 _ABORTED = re.compile(
     r'^vllm:request_success_total\{[^}]*finished_reason="abort"[^}]*\} (\d+(?:\.\d+)?(?:e\+\d\d?)?)$', re.MULTILINE
 )
+# Counters of C(SpecDecodingProm) in v1/spec_decode/metrics.py (0.11.0 to 0.33.0), there where it speculates; the client
+# library adds the ending.
+_DRAFTS = re.compile(r"^vllm:spec_decode_num_(draft|accepted)_tokens(?:_total)?(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
 # Whatever serves Prometheus metrics says of each what it is.
 _COMMENT = re.compile(r"^# (?:HELP|TYPE) ", re.MULTILINE)
+
+
+class Drafts(typing.NamedTuple):
+    """How many tokens were drafted, and how many of those the model itself would have given."""
+
+    drafted: int
+    accepted: int
 
 
 class Metrics(typing.NamedTuple):
     """C(running) and C(waiting) requests and the sleep C(level), each None where the server has no gauge for it.
 
     C(at_odds) says that its engines do not sleep at the same level, so that no level is known; C(awake) that a sleep
-    gauge says so; C(unread) that there may be gauges, but what was answered is none that can be read.
+    gauge says so; C(unread) that there may be gauges, but what was answered is none that can be read; C(drafts) that it
+    speculates.
     """
 
     running: int | None = None
@@ -35,6 +46,7 @@ class Metrics(typing.NamedTuple):
     at_odds: bool = False
     awake: bool = False
     unread: bool = False
+    drafts: bool = False
 
 
 def parse(text: str) -> Metrics:
@@ -67,6 +79,7 @@ def parse(text: str) -> Metrics:
         at_odds=len(set(levels)) > 1,
         awake=any(states.get("awake") for states in engines.values()),
         unread=len(levels) < len(engines) or not (numbers or engines or _COMMENT.search(text)),
+        drafts="\nvllm:spec_decode_num_draft_tokens" in text,
     )
 
 
@@ -74,6 +87,15 @@ def aborted(text: str) -> int | None:
     """How many requests the server has ended before they were done, since it began; None where it doesn't tell."""
     found = _ABORTED.findall(text)
     return int(sum(map(float, found))) if found else None
+
+
+def drafts(text: str) -> Drafts | None:
+    """What all engines together have drafted since they began; None where that is not told."""
+    found: dict[str, list[float | None]] = {}
+    for name, value in _DRAFTS.findall(text):
+        found.setdefault(name, []).append(_number(value))
+    drafted, accepted = _sum(found.get("draft")), _sum(found.get("accepted"))
+    return None if drafted is None or accepted is None else Drafts(drafted, accepted)
 
 
 def _sum(values: typing.Sequence[float | None] | None) -> int | None:

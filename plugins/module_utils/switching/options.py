@@ -5,11 +5,12 @@
 
 From vLLM's parsers (C(cli_args.py) in C(entrypoints/openai) of 0.11.0 and in C(entrypoints/launchers) of 0.32.0) and
 from C(entrypoints/cli/serve.py), which tells what becomes of them. C(root_path) is none: paths without it are answered
-too.
+too. What speculates is from C(config/speculative.py) and C(engine/arg_utils.py) of 0.11.0, 0.32.0 and 0.33.0.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import typing
 
@@ -40,7 +41,10 @@ _SHORT = {
     "dpn": "data_parallel_rank",
     "dpr": "data_parallel_start_rank",
     "n": "nnodes",
+    "sc": "speculative_config",
 }
+# Methods whose drafts come of the texts, or that draft nothing: there are no weights that a wake could leave wrong.
+_DRAFT_WITHOUT_WEIGHTS = ("ngram", "[ngram]", "ngram_gpu", "suffix", "extract_hidden_states")
 # What runs its command elsewhere: an address in it is not one of this host.
 _ELSEWHERE = ("docker", "kubectl", "nerdctl", "podman", "ssh")
 _LOOPBACK = "127.0.0.1"
@@ -136,6 +140,27 @@ def unfollowed_in_command(options: Options, port: int) -> typing.Iterator[tuple[
     given = _number(options.get("port"))
     if given is not None and given != port:
         yield "port", f"the server listens on {given}, but a switch uses host_port {port}: set it to ${{host_port}}"
+
+
+def draft_weights(options: Options) -> bool | None:
+    """Whether the server speculates with drafts that have weights of their own; None where no option tells.
+
+    C(options) by the names of args, as text or as they are. Without any a checkpoint may still bring its draft model.
+    """
+    whole = options.get("speculative_config")
+    if isinstance(whole, str):
+        try:
+            whole = json.loads(whole)
+        except (ValueError, RecursionError):  # vLLM's to refuse
+            whole = None
+    said = {str(key).replace("-", "_"): value for key, value in whole.items()} if isinstance(whole, dict) else {}
+    for key in ("method", "model"):
+        for name in (f"speculative_config.{key}", f"spec_{key}", f"speculative_{key}"):  # the last one before 0.9
+            if options.get(name):
+                said.setdefault(key, options[name])
+    # A model without a method is a draft model, unless it is called as a method is.
+    method = said.get("method") or said.get("model")
+    return str(method) not in _DRAFT_WITHOUT_WEIGHTS if method else None
 
 
 def _is_address(host: str) -> bool:

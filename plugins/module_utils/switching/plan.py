@@ -36,9 +36,11 @@ WAKE = "wake"
 START = "start"
 STOP = "stop"
 VERIFY = "verify"
-# Not planned, but done: weights that are loaded once more, an answer that is recorded, a wait before all else.
+# Not planned, but done: weights that are loaded once more, an answer that is recorded, one to a long prompt, so that no
+# person waits for what that sets up, a wait before all else.
 RELOAD = "reload"
 RECORD = "record"
+FIRST_ANSWER = "first_answer"
 WAIT = "wait"
 
 
@@ -366,8 +368,8 @@ class _Planner:
         elif model.sleep_level == "2":
             if no_level_2:
                 self.warnings.append(
-                    f"{model.id} sleeps at level 2 because of its sleep_level, although {no_level_2}: requests that it "
-                    "holds are cut before each wake; sleep_level auto uses level 1 or stops it"
+                    f"{model.id} sleeps at level 2 because of its sleep_level, although {no_level_2}; sleep_level "
+                    "auto uses level 1 or stops it"
                 )
             return 2
         elif self.shared:

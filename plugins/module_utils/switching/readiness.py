@@ -9,7 +9,7 @@ import contextlib
 import typing
 
 from . import canary
-from .errors import ServerDied, ServerError, Unreachable, Unresponsive, WrongAnswer
+from .errors import IdleDrafts, ServerDied, ServerError, Unreachable, Unresponsive, WrongAnswer
 from .host import Host
 from .inventory import Model
 from .kinds import TEXT
@@ -21,8 +21,8 @@ class Readiness:
     C(to_record) is the model whose answer is to be recorded, so that it is not compared; to C(warnings) is added what
     the result has to warn of. C(begun) are the models whose servers were woken or started, and whether that was
     because something had failed; C(fresh) those that this switch has started or seen begin, and not woken since;
-    C(starts) which start of a server has been proved, since asking may cost a docker command; C(wrong) the models that
-    answer otherwise than recorded.
+    C(reloaded) those that it has woken from level 2, or maybe from that; C(starts) which start of a server has been
+    proved, since asking may cost a docker command; C(wrong) the models that answer otherwise than recorded.
     """
 
     def __init__(self, host: Host, to_record: str | None, warnings: list[str]) -> None:
@@ -31,6 +31,7 @@ class Readiness:
         self.warnings = warnings
         self.begun: dict[str, bool] = {}
         self.fresh: set[str] = set()
+        self.reloaded: set[str] = set()
         self.starts: dict[str, str] = {}
         self.wrong: set[str] = set()
 
@@ -71,11 +72,11 @@ class Readiness:
             ).with_log(self.host.last_lines(model))
         if model.id == self.to_record or not model.ready_completion:
             return None
-        note = self._prove_answer(model)
+        notes = [self._prove_answer(model), self._prove_drafts(model)]
         # The answer may have been its last. Who only takes long now has just given one.
         with contextlib.suppress(Unresponsive):
             self._check_engine(model)
-        return note
+        return "; ".join(filter(None, notes)) or None
 
     def _check_engine(self, model: Model) -> None:
         """Raise ServerError where a server says that its engine is dead, or what else keeps it from telling."""
@@ -107,11 +108,30 @@ class Readiness:
             self.warnings.append(verdict.warning)
         return verdict.note
 
+    def _prove_drafts(self, model: Model, to_record: bool = False) -> str:
+        """See that a server's drafts are worth something, where they may not be; what is worth knowing about that."""
+        server, fresh = self.host.servers[model.id], model.id in self.fresh
+        if not server.drafts or not (fresh or to_record or model.id in self.reloaded):
+            return ""
+        from . import drafts  # noqa: PLC0415 - few models have any, and every switch would wait for it
+
+        known_good = to_record and model.id not in self.reloaded
+        if known_good or (fresh and not self.begun.get(model.id)):
+            return drafts.record(server, model, self.host.stack_dir)
+        may_restart = model.drafts == "restart" and not fresh and "restart" in self.host.settings.escalation
+        verdict = drafts.prove(server, model, self.host.stack_dir)
+        if verdict.warning and may_restart:
+            raise IdleDrafts(verdict.warning)
+        if verdict.warning:
+            self.warnings.append(verdict.warning)
+        return verdict.note
+
     def record(self, model: Model) -> str:
         """Record the answer that the model gives now as the right one."""
         try:
             start = self.host.lifecycles[model.id].start_id()
-            return canary.record(self.host.servers[model.id], model, self.host.stack_dir, start).note
+            note = canary.record(self.host.servers[model.id], model, self.host.stack_dir, start).note
+            return "; ".join(filter(None, (note, self._prove_drafts(model, to_record=True))))
         except OSError as error:
             # The switch is done, whatever becomes of its record.
             self.warnings.append(f"the canary answer of {model.id} could not be recorded: {error}")

@@ -14,6 +14,7 @@ from . import server_log
 from .drain import CUT, FATES, PARKED
 from .errors import (
     DrainTimeout,
+    IdleDrafts,
     LifecycleError,
     NoMemory,
     NoSuchAnswer,
@@ -128,7 +129,7 @@ class Recovery:
     def _wake_again(self, lane: Lane, step: Step, error: Exception) -> None:
         """What is done about a wake that failed: once more, then a restart."""
         name = lane[-1].model
-        if "retry" in self.settings.escalation:
+        if "retry" in self.settings.escalation and not isinstance(error, IdleDrafts):
             second = self._retry_wake(lane, step, error)
             if second is None:
                 return

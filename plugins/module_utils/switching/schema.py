@@ -26,6 +26,7 @@ _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 # What may be done about a step that fails, in the order in which it is tried.
 ESCALATION = ("stop", "retry", "restart", "roll_back")
 CANARY = ("auto", "off", "warn", "enforce")
+DRAFTS = ("warn", "restart", "ignore")
 # How older images of vLLM start it. Unlike `vllm serve` it takes no notice of a model that is no option: it
 # serves its default one (`model_tag` is read by entrypoints/cli/serve.py alone, in vLLM 0.11.0 as in 0.32.0).
 API_SERVER = "vllm.entrypoints.openai.api_server"
@@ -101,7 +102,8 @@ class Model:
     alone."""
     sleep_level: str = "auto"
     """`1`: weights are copied to host RAM; `2`: weights are discarded and reloaded at the wake-up; `stop`: the server
-    is stopped; `auto`: 1 while the RAM budget allows it, otherwise 2, or `stop` with vLLM 0.17 to 0.23."""
+    is stopped; `auto`: 1 while the RAM budget allows it, otherwise 2, or `stop` with vLLM 0.17 to 0.23 and
+    for models with a draft model."""
     args: typing.Mapping[str, typing.Any] = dataclasses.field(default_factory=dict)
     """Arguments of `vllm serve`, such as `max_model_len: 131072`. `true` is a flag, `false` its `--no-` form; lists and
     dictionaries are passed in the form that vLLM expects."""
@@ -124,6 +126,13 @@ class Model:
     canary: str = "auto"
     """How to treat an answer to the fixed prompt that differs from the recorded one, see the key of the same name
     below."""
+    drafts: str = "warn"
+    """What to do if speculative decoding no longer helps after a wake-up from level 2, see
+    [Draft models](switch.md#draft-models). `warn`: a warning; `restart`: the server is restarted; `ignore`: nothing is
+    measured, and `sleep_level: auto` does not avoid level 2."""
+    first_answer_tokens: int = 0
+    """If above 0, a prompt of so many tokens, at most as many as the model accepts, is sent after each wake-up and each
+    start, see [The first answer](switch.md#the-first-answer)."""
     sleep_requests: tuple[Request, ...] = ()
     """HTTP calls that put it to sleep, instead of vLLM's. Set both lists or neither."""
     wake_requests: tuple[Request, ...] = ()
@@ -161,6 +170,12 @@ class Model:
         if isinstance(key, (list, tuple)):
             key = key[0]
         return str(key) if key else None
+
+    @property
+    def draft_weights(self) -> bool | None:
+        """Whether its server speculates with drafts that have weights; None where its options do not tell."""
+        given = options.of_command(self.start_command) if self.start_command else self.args
+        return options.draft_weights(given or {})
 
     @property
     def listens(self) -> options.Listens:
@@ -330,6 +345,8 @@ MODEL_FIELDS = {
     "ready_completion": Field(checks.boolean),
     "kind": Field(checks.choice(*KIND)),
     "canary": Field(_canary),
+    "drafts": Field(checks.choice(*DRAFTS)),
+    "first_answer_tokens": Field(checks.number(minimum=0, whole=True)),
     "sleep_requests": Field(checks.list_of(_request(Request), "requests")),
     "wake_requests": Field(checks.list_of(_request(Request), "requests")),
     "state_request": Field(_request(StateRequest)),

@@ -15,13 +15,13 @@ import re
 import typing
 
 from . import metrics
-from .client import Client, HungUp, printable
+from .client import Client, HungUp, is_unknown, printable
 from .errors import BadAnswer, DevModeOff, InDoubt, NoSuchAnswer, Refused, ServerError, Unreachable, Unresponsive
 from .inventory import Model, Request, Switching
 from .kinds import HELLO, KINDS, POSSIBLE, TEXT, Reply
 from .metrics import Metrics
 from .plan import ACTIVE, ERROR, LOADING, SLEEPING, STOPPED, Observation
-from .versions import Abilities, abilities
+from .versions import Abilities, abilities, no_level_2
 
 # The order that brings a server back from level 2: a bare wake_up leaves the weights as garbage (vLLM issues 16564,
 # 29341). It is right from level 1 and after a partial wake too, only slower, so it also serves an unknown level.
@@ -43,6 +43,8 @@ class Server(Client):
         self._served_name: str | None = None
         self._version = ""
         self._kind = ""
+        self._longest: int | None = None
+        self._drafts_told = False
 
     def observe(self, count_requests: bool = False) -> Observation:
         """What the server is: active, sleeping, stopped (nothing listens) or error. Never raises a ServerError.
@@ -82,9 +84,9 @@ class Server(Client):
         asleep = self.is_sleeping()
         told = self._metrics() if asleep or count_requests else Metrics()
         level = told.level if asleep else None
-        able, no_level_2, doubt = Abilities(), "", ""
+        able, reason, doubt = Abilities(), "", ""
         try:
-            able, no_level_2 = self.abilities(), self.no_level_2()
+            able, reason = self.abilities(), self.no_level_2()
         except Unresponsive:
             if not last:
                 raise  # it may be gone since the call before
@@ -104,7 +106,7 @@ class Server(Client):
             waiting=told.waiting,
             doubtful=bool(doubt),
             problem=doubt,
-            no_level_2=no_level_2,
+            no_level_2=reason,
         )
 
     def is_healthy(self) -> bool:
@@ -186,11 +188,16 @@ class Server(Client):
             self._version = self.version()
         return abilities(self._version)
 
+    @property
+    def drafts(self) -> bool:
+        """Whether it speculates with drafts that have weights, as far as its options, or else its metrics, tell."""
+        told = self.model.draft_weights
+        return self.model.drafts != "ignore" and (self._drafts_told if told is None else told)
+
     def no_level_2(self) -> str:
-        """Why the server should not sleep at level 2; nothing where it may."""
-        if self.abilities().reload_last:
-            return ""
-        return f"vLLM {self._version} answers held requests before its weights are reloaded"
+        """Why the server should not sleep at level 2, and what comes of it; nothing where it may."""
+        able = self.abilities()  # which asks for the version
+        return no_level_2(self._version, able, self.drafts and not self.model.wake_requests)
 
     def can_drain(self) -> bool:
         """Whether the server knows how to hold what comes and to finish what runs (vLLM 0.12 and later)."""
@@ -253,17 +260,23 @@ class Server(Client):
         """
         if level in (0, 1) or self.model.wake_requests or self.abilities().reload_last:
             return 0
-        before = self._aborted()
+        before = self._counted(metrics.aborted)
         self._call("POST", "/sleep?level=2&mode=abort", timeout=self.switching.request_timeout_seconds)
-        after = self._aborted()
+        after = self._counted(metrics.aborted)
         return None if before is None or after is None else max(0, after - before)
 
-    def _aborted(self) -> int | None:
-        """How many requests the server has ended before they were done, since it began."""
-        try:
-            return metrics.aborted(self._call("GET", "/metrics").text)
-        except (Refused, BadAnswer):
-            return None
+    def drafted(self) -> metrics.Drafts | None:
+        """What has been drafted since the server began; None where it does not tell."""
+        return self._counted(metrics.drafts)
+
+    def complete(self, prompt: str | typing.Sequence[int], tokens: int, seconds: float) -> int:
+        """Have a text, or as many ids of tokens as there is room for, completed by more; how long the prompt was."""
+        name = self._served_name or self._check_identity()
+        if self._longest is not None and not isinstance(prompt, str):
+            prompt = prompt[: max(1, self._longest - tokens)]
+        body = {"model": name, "prompt": prompt, "max_tokens": tokens, "temperature": 0, "ignore_eos": True}
+        self._json("POST", "/v1/completions", self._call("POST", "/v1/completions", body, seconds))
+        return len(prompt)
 
     @property
     def can_reload(self) -> bool:
@@ -298,7 +311,7 @@ class Server(Client):
                 text = call.read(self._json("POST", call.path, answer))
             except Refused as error:
                 # What is asked of a model of another kind it may as well refuse as not know.
-                unknown = _is_unknown(error)
+                unknown = is_unknown(error)
                 if not unknown and (kind == TEXT or error.status >= 500):
                     raise
                 why = str(error.status) if unknown else str(error).partition("answered ")[2]
@@ -330,10 +343,11 @@ class Server(Client):
             isinstance(entry, dict) and isinstance(entry.get("id"), str) for entry in data
         ):
             raise self._bad_answer("GET", "/v1/models", answer)
-        served = [entry["id"] for entry in data]
+        served = {entry["id"]: entry.get("max_model_len") for entry in data}
         for name in self.model.names:
             if name in served:
                 self._served_name = name
+                self._longest = served[name] if isinstance(served[name], int) else None
                 return str(name)
         raise BadAnswer(
             f"port {self.model.host_port} serves {printable(', '.join(served)) or 'no model'}, not "
@@ -343,7 +357,9 @@ class Server(Client):
     def _metrics(self) -> Metrics:
         """What the server's metrics tell; asked for twice where they can't be read."""
         found = self._read_metrics()
-        return self._read_metrics() if found.unread else found
+        found = self._read_metrics() if found.unread else found
+        self._drafts_told |= found.drafts
+        return found
 
     def _read_metrics(self) -> Metrics:
         try:
@@ -372,15 +388,3 @@ class Server(Client):
             ):
                 return ""
         return "its prefix cache could not be reset because kept requests use it"
-
-
-def _is_unknown(error: Refused) -> bool:
-    """Whether a server refuses a call since it knows none such, or not for its model.
-
-    vLLM says so by 404, older ones by a 200 that has this text and 400 within (seen on 0.11.0), llama-server by 501.
-    vLLM answers with 404 too when it is asked for a model that it does not have.
-    """
-    text = str(error)
-    if error.status in (404, 405, 501):
-        return "does not exist" not in text
-    return re.search("does not support .{1,40}API", text) is not None

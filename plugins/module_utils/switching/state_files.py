@@ -23,6 +23,8 @@ DESIRED_STATE = "wanted"
 LAST_SWITCH = "last_switch"
 # The answer of each model when it was known good.
 CANARY = "canary"
+# How many drafted tokens of each model were accepted when it was known good.
+DRAFTS = "drafts"
 # Which start of each model was last proved right, and when.
 PROOF = "proof"
 # What each model frees when it sleeps, and whether the GPUs share the RAM.
@@ -31,7 +33,7 @@ MEMORY = "memory"
 CHANGES = "changes"
 # Where on this host the weights of each model are; the role vllm_servers writes it.
 WEIGHTS = "weights"
-ALL = (DESIRED_STATE, LAST_SWITCH, CANARY, PROOF, MEMORY, CHANGES, WEIGHTS)
+ALL = (DESIRED_STATE, LAST_SWITCH, CANARY, DRAFTS, PROOF, MEMORY, CHANGES, WEIGHTS)
 
 # No file takes as much.
 _ROOM_BYTES = 65536

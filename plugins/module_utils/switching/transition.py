@@ -17,6 +17,7 @@ from .inventory import Model, Switching
 from .plan import (
     ACTIVE,
     DISABLED,
+    FIRST_ANSWER,
     LOADING,
     RECORD,
     SLEEP,
@@ -81,6 +82,7 @@ class Transition:
             waits = [Step(WAIT, name) for name in self._unanswering(before, plan)]
             waits += [Step(WAIT, name) for name, _left in self._active_too_briefly(model, before, plan)]
             steps = [step_record(step) for step in (*waits, *plan.steps, *([last] if last else []))]
+            steps += map(step_record, self._first_answers(steps))
             self._predict_warming(plan, steps)
             return self._result(model, before, predict(before, plan), steps, list(plan.warnings), started)
         executor = Executor(self.host, started, model.id if last else None)
@@ -116,6 +118,8 @@ class Transition:
                     raise LifecycleError(f"{failed}, so it was stopped")
             if last:
                 executor.run(last)
+            for step in self._first_answers(executor.steps):
+                executor.run(step)
             if plan.steps or last:
                 after = self._observe_end((*self.inventory.enabled, *hidden), after, executor)
                 rivals = [m.id for m in self.inventory.conflicting(model) if not m.disabled]
@@ -176,6 +180,13 @@ class Transition:
         if warming:
             warming[1].begin()
         return warming
+
+    def _first_answers(self, steps: Steps) -> list[Step]:
+        """The answers that those are asked for whom the steps have woken or started, and not put to sleep again."""
+        moves = (WAKE, START, SLEEP, STOP)
+        ends = {step["model"]: step for step in steps if step["action"] in moves and step["level"] != 0}
+        woken = [name for name, step in ends.items() if step["action"] in (WAKE, START)]
+        return [Step(FIRST_ANSWER, name) for name in woken if self.host.models[name].first_answer_tokens]
 
     def _predict_warming(self, plan: Plan, steps: Steps) -> None:
         """Write down with the step that reads weights how much of them would be read ahead."""
