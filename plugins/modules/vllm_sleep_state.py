@@ -175,7 +175,9 @@ steps:
   elements: dict
   contains:
     action:
-      description: One of drain, sleep, wake, start, stop, verify, reload (of weights), record (a canary), wait.
+      description:
+        - One of drain, sleep, wake, start, stop, verify, reload (of weights), record (a canary), first_answer (to a long
+          prompt), wait.
       type: str
       returned: always
       sample: sleep

@@ -26,7 +26,7 @@ _TICKS = 7
 _NOT_IN_XML = dict.fromkeys([*range(9), 11, 12, *range(14, 32), 0xFFFE, 0xFFFF])
 
 # In the order of the legend.
-ACTIONS = ("wait", "drain", "sleep", "stop", "start", "wake", "reload", "verify", "record")
+ACTIONS = ("wait", "drain", "sleep", "stop", "start", "wake", "reload", "verify", "record", "first_answer")
 
 _STYLE = """\
   text { font: 13px system-ui, -apple-system, "Segoe UI", Helvetica, Arial, sans-serif; fill: #1f2328; }
@@ -37,7 +37,7 @@ _STYLE = """\
   .sleep { fill: #b6e3ff; stroke: #0969da; } .stop { fill: #d1d9e0; stroke: #59636e; }
   .start { fill: #ecd8ff; stroke: #8250df; } .wake { fill: #aceebb; stroke: #1a7f37; }
   .reload { fill: #c3faea; stroke: #0f766e; } .verify { fill: #4ac26b; stroke: #116329; }
-  .record { fill: #ffd8b5; stroke: #bc4c00; } .recovery { stroke-dasharray: 4 2; }
+  .record { fill: #ffd8b5; stroke: #bc4c00; } .first_answer { fill: #ffd3e5; stroke: #bf3989; } .recovery { stroke-dasharray: 4 2; }
   .failed { stroke: #cf222e; stroke-width: 2.5; }
   @media (prefers-color-scheme: dark) {
     text { fill: #f0f6fc; } .s { fill: #9198a1; stroke: #0d1117; }
@@ -46,7 +46,8 @@ _STYLE = """\
     .sleep { fill: #0c2d6b; stroke: #58a6ff; } .stop { fill: #3d444d; stroke: #9198a1; }
     .start { fill: #3c1e70; stroke: #be8fff; } .wake { fill: #04260f; stroke: #3fb950; }
     .reload { fill: #042f2e; stroke: #2dd4bf; } .verify { fill: #196c2e; stroke: #7ee787; }
-    .record { fill: #5a1e02; stroke: #ffa657; } .failed { stroke: #ff7b72; }
+    .record { fill: #5a1e02; stroke: #ffa657; } .first_answer { fill: #5e103e; stroke: #f778ba; }
+    .failed { stroke: #ff7b72; }
   }
 """
 

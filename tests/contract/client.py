@@ -35,7 +35,9 @@ class Client:
     def post(self, path: str, **kwargs: Any) -> requests.Response:
         return self.server.call("POST", path, **kwargs)
 
-    def complete(self, prompt: str | list[str] = "hello", tokens: int = 8, **more: Any) -> requests.Response:
+    def complete(
+        self, prompt: str | list[str] | list[int] | list[list[int]] = "hello", tokens: int = 8, **more: Any
+    ) -> requests.Response:
         """A greedy completion; a random model must not end it early."""
         timeout = more.pop("timeout", 60)
         body = {"model": MODEL, "prompt": prompt, "max_tokens": tokens, "temperature": 0, "ignore_eos": True, **more}

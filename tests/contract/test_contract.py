@@ -697,6 +697,19 @@ def test_a_completion(server: Client) -> None:
     assert server.complete(tokens=8).json()["choices"] == body["choices"], "greedy: the same every time"
 
 
+def test_a_prompt_may_be_the_ids_of_its_tokens(server: Client) -> None:
+    ids = [3 + index % 97 for index in range(MAX_MODEL_LEN - 1)]
+    for length in (1, 100, len(ids)):
+        answer = server.complete(ids[:length], 1)
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["usage"]["prompt_tokens"] == length
+        assert answer.json()["usage"]["completion_tokens"] == 1
+    assert [len(server.complete(several, 1).json()["choices"]) for several in ([ids[:5], ids[:7]], [ids[:5]])] == [2, 1]
+    error_of(server.complete([*ids, 3], 1), 400)
+    assert server.is_sleeping() is False
+    assert server.metrics("vllm:spec_decode_num_draft_tokens_total") == {}  # none without a draft
+
+
 def test_a_completion_of_two_prompts_and_16_tokens_unless_told(server: Client) -> None:
     body = server.complete(prompt=["hello", "you"], tokens=2).json()
     assert [choice["index"] for choice in body["choices"]] == [0, 1]

@@ -369,6 +369,7 @@ def bound(action: str, setup: Setup) -> float:
             # For an answer: one of a wake or a sleep at most, and a look of two tries at its end.
             "wait": max(setup.drain_seconds, call) + 4 * probe,
             "record": 2 * call + 2 * probe,
+            "first_answer": call,
         }[action]
     )
 
