@@ -176,8 +176,8 @@ steps:
   contains:
     action:
       description:
-        - One of drain, sleep, wake, start, stop, verify, reload (of weights), record (a canary), first_answer (to a long
-          prompt), wait.
+        - One of drain, sleep, wake, start, stop, verify, reload (of weights), record (a canary), first_answer (to a
+          long prompt), wait.
       type: str
       returned: always
       sample: sleep

@@ -37,7 +37,8 @@ _STYLE = """\
   .sleep { fill: #b6e3ff; stroke: #0969da; } .stop { fill: #d1d9e0; stroke: #59636e; }
   .start { fill: #ecd8ff; stroke: #8250df; } .wake { fill: #aceebb; stroke: #1a7f37; }
   .reload { fill: #c3faea; stroke: #0f766e; } .verify { fill: #4ac26b; stroke: #116329; }
-  .record { fill: #ffd8b5; stroke: #bc4c00; } .first_answer { fill: #ffd3e5; stroke: #bf3989; } .recovery { stroke-dasharray: 4 2; }
+  .record { fill: #ffd8b5; stroke: #bc4c00; } .first_answer { fill: #ffd3e5; stroke: #bf3989; }
+  .recovery { stroke-dasharray: 4 2; }
   .failed { stroke: #cf222e; stroke-width: 2.5; }
   @media (prefers-color-scheme: dark) {
     text { fill: #f0f6fc; } .s { fill: #9198a1; stroke: #0d1117; }

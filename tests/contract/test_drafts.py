@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """What a server tells of its drafts: as test_contract.py, with a server of its own.
 
-Its drafts come of its texts, since a draft model would need a GPU; what a sleep makes of that one's weights is read from
-vLLM's source (issue 52479).
+Its drafts come of its texts, since a draft model would need a GPU; what a sleep makes of that one's weights is read
+from vLLM's source (issue 52479).
 """
 
 from __future__ import annotations

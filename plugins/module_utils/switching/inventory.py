@@ -194,6 +194,8 @@ def _parse_model(index: int, entry: typing.Any, global_macros: typing.Mapping[st
             "or the entrypoint sets it)"
         )
     _derive_kind(path, fields, mistakes)
+    if fields.get("first_answer_tokens") and fields.get("kind") in ("pooling", "speech"):
+        mistakes.append(f"{path}: first_answer_tokens requires a model that completes text: remove it")
     if "gpus" in fields:
         _check_parallel_sizes(path, fields.get("args", {}), fields["gpus"], mistakes)
     if not given.get("start_command"):  # which gets nothing of args

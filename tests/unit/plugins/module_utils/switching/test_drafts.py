@@ -110,6 +110,9 @@ def test_the_choices_are_checked() -> None:
         parse([model])
     assert "drafts must be one of warn, restart, ignore" in str(caught.value)
     assert "first_answer_tokens must be" in str(caught.value)
+    model = {"id": "m", "model": "m", "host_port": 8000, "first_answer_tokens": 9, "args": {"runner": "pooling"}}
+    with pytest.raises(InventoryError, match="first_answer_tokens requires a model that completes text: remove it"):
+        parse([{**model, "weights_gb": 1}])
 
 
 @pytest.mark.parametrize(
