@@ -23,8 +23,6 @@ from .settings import Settings
 
 TAGS = ("weights", "kv_cache")
 SECONDS_FROM_DEATH_TO_EXIT = 0.5
-# The share of the drafted tokens that is right, while the weights of the drafts are.
-ACCEPTANCE = 0.6
 WITHOUT_DRAFT_WEIGHTS = ("ngram", "suffix")
 VOCABULARY = (
     "a about after all and any are as at be because been before but by can come could day do even find first for"
@@ -347,7 +345,7 @@ class Engine:
     def _count_drafts(self, tokens: int) -> None:
         """Count what so many tokens took in drafts: each step gives the accepted ones and one more."""
         each = int((self.settings.speculative or {}).get("num_speculative_tokens", 0))
-        accepted = each * ACCEPTANCE * self.drafts_right
+        accepted = each * self.settings.acceptance * self.drafts_right
         steps = tokens / (1 + accepted)
         self.drafts[0] += steps * each
         self.drafts[1] += steps * accepted

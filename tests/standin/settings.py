@@ -48,6 +48,7 @@ class Settings:
     asleep_gb: float
     faults_file: Path | None
     speculative: dict[str, Any] | None = None  # what --speculative-config says
+    acceptance: float = 0.6  # the share of the drafted tokens that is right, while the weights of the drafts are
     reloads_drafts: bool = False  # as no version does
     faults: list[dict[str, Any]] = field(default_factory=list)
 
@@ -116,6 +117,7 @@ def read(argv: list[str]) -> Settings:
         asleep_gb=_number("STANDIN_ASLEEP_GB", 0.0),
         faults_file=Path(env["STANDIN_FAULTS_FILE"]) if env.get("STANDIN_FAULTS_FILE") else None,
         speculative=args.speculative_config,
+        acceptance=_number("STANDIN_ACCEPTANCE", 0.6),
         reloads_drafts=env.get("STANDIN_RELOADS_DRAFTS", "0") == "1",
         faults=json.loads(env.get("STANDIN_FAULTS") or "[]"),
     )

@@ -275,6 +275,18 @@ def test_by_choice_it_is_restarted(pair: Host) -> None:
     assert remembered(pair) == known  # it was compared, not taken on trust
 
 
+def test_what_a_restart_makes_of_them_is_compared_and_restarted_once(pair: Host) -> None:
+    pair.models[0]["drafts"] = "restart"
+    pair.models[0]["env"]["STANDIN_ACCEPTANCE"] = "0.1"
+    known = remembered(pair)
+    result = pair.switch("a")
+    assert rungs(result)[-3:] == ["restart stop a", "restart start a", "restart verify a"]
+    assert result.active_model == "a"
+    (warning,) = result.warnings
+    assert warning.startswith("a answers correctly but slowly: 10 % of ")
+    assert remembered(pair) == known
+
+
 def test_without_that_rung_it_is_only_warned_of(pair: Host) -> None:
     pair.models[0]["drafts"] = "restart"
     pair.settings["escalation"] = ["stop", "retry", "roll_back"]
