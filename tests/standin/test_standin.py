@@ -176,6 +176,42 @@ def test_memory_follows_from_the_utilization(start: Start, tmp_path: Path) -> No
     assert held(tmp_path) == {"0": 12}
 
 
+# ---- drafts -------------------------------------------------------------------------------------
+
+
+def accepted(server: Server) -> float:
+    """Return the share of drafted tokens that was accepted in one completion."""
+    counts = []
+    for turn in range(2):
+        if turn:
+            ask(server, tokens=40).raise_for_status()
+        lines = server.call("GET", "/metrics").text.splitlines()
+        names = [f"vllm:spec_decode_num_{what}_tokens_total" for what in ("draft", "accepted")]
+        named = [next(line for line in lines if line.startswith(name)) for name in names]
+        counts.append([float(line.rsplit(" ", 1)[1]) for line in named])
+    (drafted, right), (drafted_then, right_then) = counts
+    return (right_then - right) / (drafted_then - drafted)
+
+
+@pytest.mark.parametrize(
+    ("method", "level", "reloads", "share"),
+    [("eagle3", 1, 0, 0.6), ("eagle3", 2, 0, 0.0), ("eagle3", 2, 1, 0.6), ("ngram", 2, 0, 0.6)],
+)
+def test_no_version_reloads_a_draft_model_after_level_2(
+    start: Start, method: str, level: int, reloads: int, share: float
+) -> None:
+    said = json.dumps({"method": method, "num_speculative_tokens": 3})
+    a = start("org/a", flags=["--enable-sleep-mode", "--speculative-config", said], reloads_drafts=reloads)
+    assert accepted(a) == pytest.approx(0.6)
+    right = text(a)
+    post(a, f"/sleep?level={level}")
+    post(a, "/wake_up?tags=weights")
+    post(a, "/collective_rpc", json={"method": "reload_weights"})
+    post(a, "/wake_up?tags=kv_cache")
+    assert accepted(a) == pytest.approx(share)
+    assert text(a) == right
+
+
 # ---- level 2, and what kills an engine ----------------------------------------------------------
 
 

@@ -293,6 +293,7 @@ class Executor:
         return server.wake(step.level)
 
     def _reload(self, step: Step) -> str | None:
+        self.readiness.reloaded.add(step.model)
         return self.host.servers[step.model].reload()
 
     def _start(self, step: Step) -> None:

@@ -118,9 +118,9 @@ class Readiness:
         known_good = to_record and model.id not in self.reloaded
         if known_good or (fresh and not self.begun.get(model.id)):
             return drafts.record(server, model, self.host.stack_dir)
-        may_restart = model.drafts == "restart" and not fresh and "restart" in self.host.settings.escalation
         verdict = drafts.prove(server, model, self.host.stack_dir)
-        if verdict.warning and may_restart:
+        may_restart = not fresh and not to_record and "restart" in self.host.settings.escalation
+        if verdict.warning and may_restart and model.drafts == "restart":
             raise IdleDrafts(verdict.warning)
         if verdict.warning:
             self.warnings.append(verdict.warning)

@@ -356,6 +356,23 @@ def test_drafts_without_weights_and_none_at_all_cost_nothing(host: Host) -> None
     assert host.call("a", "GET", "/standin/state").json()["drafts_right"]
 
 
+def test_a_reload_after_a_wrong_answer_is_measured_too(pair: Host) -> None:
+    pair.settings["canary"] = "enforce"
+    pair.models[0]["drafts"] = "restart"
+    pair.switch("a", "stopped")
+    pair.switch("a")
+    pair.switch("b")
+    pair.fault("a", "/collective_rpc", "not_done")
+    result = pair.switch("a")
+    assert rungs(result)[2:] == [
+        "- wake a", "- verify a", "retry reload a", "retry verify a", "restart stop a", "restart start a",
+        "restart verify a",
+    ]  # fmt: skip
+    assert "(canary)" in result.steps[3]["failed"]
+    assert "answers correctly but slowly" in result.steps[5]["failed"]
+    assert result.warnings == []
+
+
 def test_a_wake_from_level_1_measures_nothing(pair: Host) -> None:
     pair.models[0].update(sleep_level="1")
     pair.switch("a")
@@ -365,7 +382,9 @@ def test_a_wake_from_level_1_measures_nothing(pair: Host) -> None:
     assert pair.changing_calls("a").count(COMPLETION) - asked == 1
 
 
-def test_what_a_bad_wake_left_is_not_recorded_as_good(pair: Host) -> None:
+@pytest.mark.parametrize("choice", ["warn", "restart"])
+def test_what_a_bad_wake_left_is_not_recorded_as_good(pair: Host, choice: str) -> None:
+    pair.models[0]["drafts"] = choice
     known = remembered(pair)
     pair.settings["canary"] = "auto"
     with pair.switcher() as switcher:
