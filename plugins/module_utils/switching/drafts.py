@@ -60,8 +60,8 @@ def prove(server: Server, model: Model, stack_dir: str) -> Verdict:
     return Verdict(
         _told(now),
         f"{model.id} answers correctly but slowly: {_told(now)}, and {_percent(before)} on {date}. After level 2 vLLM "
-        "does not reload the weights of a draft model (vLLM issue 52479): stop and start it, and set its sleep_level to "
-        "auto or 1, or its drafts to restart",
+        "does not reload the weights of a draft model (vLLM issue 52479): stop and start it, and set its sleep_level "
+        "to auto or 1, or its drafts to restart",
     )
 
 

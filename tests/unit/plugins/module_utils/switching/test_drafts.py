@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,12 @@ from ansible_collections.homegpt.vllm.plugins.module_utils.switching import (
     state_files,
     versions,
 )
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors import ServerError, SwitchFailed
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import InventoryError, parse
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors import (
+    InventoryError,
+    ServerError,
+    SwitchFailed,
+)
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import parse
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.metrics import Drafts
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.result import Result
 
@@ -226,7 +231,7 @@ def test_what_was_known_of_another_start_is_forgotten(stack_dir: Path, model: An
 
 def test_the_load_ends_in_time(stack_dir: Path, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter([100.0, 100.0, 109.5, 110.5, 111.0])
-    monkeypatch.setattr(drafts.time, "monotonic", lambda: next(times))
+    monkeypatch.setattr(time, "monotonic", lambda: next(times))
     server = Told((50, 25), (50, 25))
     assert drafts.record(server, model, str(stack_dir)) == "50 % of 100 drafted tokens accepted"  # type: ignore[arg-type]
     assert server.asked == 2
