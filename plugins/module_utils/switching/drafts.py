@@ -47,9 +47,14 @@ def record(server: Server, model: Model, stack_dir: str) -> str:
     return _told(now)
 
 
-def prove(server: Server, model: Model, stack_dir: str) -> Verdict:
-    """Compare the drafts of a server with those that it had when it was known good. Too few are unknown, not wrong."""
+def prove(server: Server, model: Model, stack_dir: str, fresh: bool = False) -> Verdict:
+    """Compare the drafts of a server with those that it had when it was known good. Too few are unknown, not wrong.
+
+    Where nothing is recorded, those of a C(fresh) start are.
+    """
     before, date = _read(model, stack_dir)
+    if fresh and before is None:
+        return Verdict(record(server, model, stack_dir))
     now = _measure(server)
     if now is None or now.drafted < LEAST_DRAFTED:
         return Verdict("too few drafts to tell what they are worth")

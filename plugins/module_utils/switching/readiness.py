@@ -111,6 +111,9 @@ class Readiness:
     def _prove_drafts(self, model: Model, to_record: bool = False) -> str:
         """See that a server's drafts are worth something, where they may not be; what is worth knowing about that."""
         server, fresh = self.host.servers[model.id], model.id in self.fresh
+        if fresh and model.sleep_level == "2" and model.draft_weights is None:
+            with contextlib.suppress(ServerError):
+                server.count_requests()  # for what its metrics tell beside that
         if not server.drafts or not (fresh or to_record or model.id in self.reloaded):
             return ""
         from . import drafts  # noqa: PLC0415 - few models have any, and every switch would wait for it
@@ -118,7 +121,7 @@ class Readiness:
         known_good = to_record and model.id not in self.reloaded
         if known_good or (fresh and not self.begun.get(model.id)):
             return drafts.record(server, model, self.host.stack_dir)
-        verdict = drafts.prove(server, model, self.host.stack_dir)
+        verdict = drafts.prove(server, model, self.host.stack_dir, fresh)
         may_restart = not fresh and not to_record and "restart" in self.host.settings.escalation
         if verdict.warning and may_restart and model.drafts == "restart":
             raise IdleDrafts(verdict.warning)

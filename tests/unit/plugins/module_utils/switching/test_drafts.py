@@ -292,6 +292,19 @@ def test_what_a_restart_makes_of_them_is_compared_and_restarted_once(pair: Host)
     assert remembered(pair) == known
 
 
+def test_what_a_restart_makes_of_them_is_recorded_where_nothing_was(pair: Host) -> None:
+    pair.models[0]["drafts"] = "restart"
+    known = remembered(pair)
+    (pair.stack_dir / "run" / "drafts.json").unlink()
+    result = pair.switch("a")
+    assert (notes(result)[0][:6], result.warnings) == ("0 % of", [])  # unknown is not wrong
+    pair.switch("b")
+    pair.fault("a", "/wake_up", "status_500", times=2)
+    result = pair.switch("a")
+    assert rungs(result)[-1] == "restart verify a"
+    assert remembered(pair) == known
+
+
 def test_without_that_rung_it_is_only_warned_of(pair: Host) -> None:
     pair.models[0]["drafts"] = "restart"
     pair.settings["escalation"] = ["stop", "retry", "roll_back"]
@@ -346,6 +359,14 @@ def test_auto_stops_one_of_which_only_its_metrics_tell(host: Host) -> None:
     result = host.switch("b")
     assert [step["action"] for step in result.steps] == ["drain", "stop", "wake", "verify"]
     assert "does not reload the weights of a draft model" in result.warnings[0]
+
+
+def test_one_that_sleeps_at_level_2_by_name_and_of_which_only_its_metrics_tell(host: Host) -> None:
+    declare(host, "a", DRAFT_MODEL, sleep_level="2", known=False)
+    assert notes(host.switch("a"))[0].startswith("60 % of ")
+    host.switch("a", "sleeping")
+    (warning,) = host.switch("a").warnings
+    assert warning.startswith("a answers correctly but slowly: 0 % of ")
 
 
 def test_drafts_without_weights_and_none_at_all_cost_nothing(host: Host) -> None:
