@@ -16,6 +16,8 @@ import zlib
 from .inventory import Model
 from .texts import in_words
 
+# A model of which only this much RAM is free for sleepers is better discarded than offloaded (homeGPT's rule).
+LEVEL_1_MINIMUM_RAM_GB = 64.0
 # How many of the last sleeps, and wakes, of a level are kept.
 KEPT = 9
 # Sums that differ by no more than this share of the larger one count as equal.
@@ -102,19 +104,25 @@ def choose(known: typing.Mapping[int, Cost], no_level_1: str, no_level_2: str, m
     if no_level_2:
         return Choice(1, f"level 1: RAM allows it, no level 2: {no_level_2}")
     costs = {level: known.get(level, Cost()) for level in LEVELS}
-    one, two = (costs[level].seconds for level in LEVELS)
-    if one is not None and two is not None:
-        told = {level: f"{costs[level].seconds:.1f} s" for level in LEVELS}
-        level = 2 if two < one - EQUAL_SHARE * one else 1
-        equal = " (equal, RAM allows it)" if level == 1 and one > two - EQUAL_SHARE * two else ""
-        other = 3 - level
-        why = f"level {level}: {told[level]} measured ({costs[level].count}), level {other}: {told[other]} "
-        return Choice(level, f"{why}({costs[other].count}){equal}", True)
     unmeasured = [level for level in LEVELS if costs[level].seconds is None]
+    if not unmeasured:
+        quick = quicker(known)
+        level = quick or 1
+        took = [f"{costs[n].seconds:.1f} s{' measured' if n == level else ''} ({costs[n].count})" for n in LEVELS]
+        equal = "" if quick else " (equal, RAM allows it)"
+        return Choice(level, f"level {level}: {took[level - 1]}, level {3 - level}: {took[2 - level]}{equal}", True)
     untried = [level for level in unmeasured if not costs[level].failed]
     if measure and untried:
         return Choice(untried[0], f"level {untried[0]}: never measured, so it is tried (measure_levels)", True)
     return Choice(1, f"level 1: RAM allows it, {in_words([f'level {n}' for n in unmeasured])} never measured")
+
+
+def quicker(known: typing.Mapping[int, Cost]) -> int | None:
+    """The level that takes less time; None where they count as equal, or one of them was never measured."""
+    one, two = (known.get(level, Cost()).seconds for level in LEVELS)
+    if one is None or two is None or abs(one - two) <= EQUAL_SHARE * max(one, two):
+        return None
+    return 1 if one < two else 2
 
 
 def median(values: typing.Sequence[float]) -> float | None:

@@ -14,12 +14,10 @@ from __future__ import annotations
 import dataclasses
 import typing
 
-from .costs import FIXED, Choice, choose, known
+from .costs import FIXED, LEVEL_1_MINIMUM_RAM_GB, Choice, choose, known
 from .errors import Blocked
 from .inventory import Inventory, Model
 
-# A model of which only this much RAM is free for sleepers is better discarded than offloaded (homeGPT's rule).
-LEVEL_1_MINIMUM_RAM_GB = 64.0
 # What the copy of the weights into host RAM takes beside their size, while it is made: the memory is pinned in whole
 # blocks and the pages of the copy so far are not all given back at once. Users met hosts that a sleep ran out of RAM.
 LEVEL_1_TRANSIENT_SHARE = 0.1
@@ -349,8 +347,9 @@ class _Planner:
         return Step(SLEEP if choice.level else STOP, model.id, choice.level, choice)
 
     def _sleep_level(self, model: Model) -> Choice:
-        """What its sleep level says. C(auto): of those that the RAM budget, the host's free RAM and the server's version
-        allow, the one that takes less time; level 1 where that is unknown. Books the RAM that it grants.
+        """What its sleep level says; books the RAM that this grants.
+
+        For auto, what C(choose) chooses of the levels that the RAM budget, the host's free RAM and the server allow.
         """
         choice = FIXED.get(model.sleep_level, Choice(1))
         if not choice.level:
@@ -373,9 +372,9 @@ class _Planner:
             no_level_1 = "the GPU shares the RAM" if self.shared else "RAM does not allow level 1" if full else ""
             measure = self.inventory.switching.measure_levels
             choice = choose(known(self.costs, model), no_level_1, no_level_2, measure)
+            if not choice.level:
+                self.warnings.append(stopped_instead(model.id, no_level_2))
             if choice.level != 1:
-                if not choice.level:
-                    self.warnings.append(stopped_instead(model.id, no_level_2))
                 return choice
         elif model.sleep_level == "2":
             if no_level_2:
