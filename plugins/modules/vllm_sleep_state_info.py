@@ -187,8 +187,8 @@ models:
           sample: 3
         warm:
           description:
-            - The share of the weights that was in the page cache at the wake-ups; null if it is unknown, as it always is
-              at level 1, where no weights are read.
+            - The share of the weights that was in the page cache at the wake-ups; null if it is unknown, as always at
+              level 1, where no weights are read.
           type: float
           returned: always
           sample: 0.96

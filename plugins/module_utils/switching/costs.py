@@ -63,7 +63,7 @@ class Cost(typing.NamedTuple):
         return None if slept is None or woken is None else slept + woken
 
     @property
-    def count(self) -> int:
+    def times(self) -> int:
         """How often both have been measured."""
         return min(len(self.sleep), len(self.wake))
 
@@ -108,7 +108,7 @@ def choose(known: typing.Mapping[int, Cost], no_level_1: str, no_level_2: str, m
     if not unmeasured:
         quick = quicker(known)
         level = quick or 1
-        took = [f"{costs[n].seconds:.1f} s{' measured' if n == level else ''} ({costs[n].count})" for n in LEVELS]
+        took = [f"{costs[n].seconds:.1f} s{' measured' if n == level else ''} ({costs[n].times})" for n in LEVELS]
         equal = "" if quick else " (equal, RAM allows it)"
         return Choice(level, f"level {level}: {took[level - 1]}, level {3 - level}: {took[2 - level]}{equal}", True)
     untried = [level for level in unmeasured if not costs[level].failed]
@@ -145,14 +145,18 @@ def known(content: typing.Mapping[str, typing.Any], model: Model) -> dict[int, C
 def _cost(found: typing.Any) -> Cost:
     if not isinstance(found, dict):
         return Cost()
-    sleeps, wakes = (found.get(key) if isinstance(found.get(key), list) else [] for key in ("sleep", "wake"))
-    pairs = [pair for pair in wakes or [] if isinstance(pair, list) and len(pair) == 2 and _is_time(pair[0])]
+    sleeps, wakes = found.get("sleep"), found.get("wake")
+    pairs = [pair for pair in _listed(wakes) if isinstance(pair, list) and len(pair) == 2 and _is_time(pair[0])]
     return Cost(
-        tuple(filter(_is_time, sleeps or []))[-KEPT:],
+        tuple(filter(_is_time, _listed(sleeps)))[-KEPT:],
         tuple(pair[0] for pair in pairs)[-KEPT:],
         tuple(pair[1] if _is_time(pair[1]) and pair[1] <= 1 else None for pair in pairs)[-KEPT:],
         found.get("failed") is True,
     )
+
+
+def _listed(found: typing.Any) -> list[typing.Any]:
+    return found if isinstance(found, list) else []
 
 
 def _is_time(value: typing.Any) -> bool:

@@ -285,7 +285,7 @@ def test_each_is_put_to_its_cheaper_level(three: Host) -> None:
         seen = dict(levels(three.switch(name))[0] for name in ("b", "c", "a"))
         assert seen == dict.fromkeys("abc", tried)
     for _again in (1, 2):
-        predicted = {}
+        predicted: dict[str, int | None] = {}
         seen = {}
         for name in ("b", "c", "a"):
             check = three.switch(name, check=True)
@@ -351,7 +351,7 @@ def test_a_file_that_can_not_be_written_or_is_garbage_fails_no_switch(three: Hos
     path.write_text('{"models": {"a": {"levels": 7}, "b": []}}', encoding="utf-8")
     result = three.switch("b")
     assert (result.active_model, result.warnings) == ("b", [])
-    assert costs.known(state_files.models(str(three.stack_dir), state_files.COSTS), three.model("b"))[1].count == 0
+    assert costs.known(state_files.models(str(three.stack_dir), state_files.COSTS), three.model("b"))[1].times == 0
 
 
 def test_a_wake_that_fails_is_no_measure_and_is_not_tried_again(three: Host) -> None:
@@ -364,7 +364,7 @@ def test_a_wake_that_fails_is_no_measure_and_is_not_tried_again(three: Host) -> 
     with pytest.raises(SwitchFailed):
         three.switch("a")
     known = costs.known(state_files.models(str(three.stack_dir), state_files.COSTS), three.model("a"))
-    assert (known[2].wake, known[2].failed, known[1].count) == ((), True, 1)
+    assert (known[2].wake, known[2].failed, known[1].times) == ((), True, 1)
     three.switch("a")
 
 
