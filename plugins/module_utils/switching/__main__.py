@@ -207,7 +207,7 @@ def _show_steps(result: Result, as_json: bool) -> None:
         return
     for step in result.steps:
         seconds = "" if step["seconds"] is None else f"  {step['seconds']:.2f} s"
-        note = f"  ({step['note']})" if "note" in step else "  FAILED" if "failed" in step else ""
+        note = (f"  ({step['note']})" if "note" in step else "") + ("  FAILED" if "failed" in step else "")
         _say(f"{say_step(step)}{seconds}{note}")
     for warning in result.warnings:
         _say(f"warning: {warning}", sys.stderr)

@@ -148,9 +148,9 @@ def _cost(found: typing.Any) -> Cost:
     sleeps, wakes = found.get("sleep"), found.get("wake")
     pairs = [pair for pair in _listed(wakes) if isinstance(pair, list) and len(pair) == 2 and _is_time(pair[0])]
     return Cost(
-        tuple(filter(_is_time, _listed(sleeps)))[-KEPT:],
-        tuple(pair[0] for pair in pairs)[-KEPT:],
-        tuple(pair[1] if _is_time(pair[1]) and pair[1] <= 1 else None for pair in pairs)[-KEPT:],
+        tuple(filter(_is_time, _listed(sleeps))),
+        tuple(pair[0] for pair in pairs),
+        tuple(pair[1] if _is_time(pair[1]) and pair[1] <= 1 else None for pair in pairs),
         found.get("failed") is True,
     )
 
@@ -174,14 +174,13 @@ def merged(
         costs[measure.level] = costs.get(measure.level, Cost()).after(measure)
         levels = {
             str(level): {
-                "sleep": cost.sleep,
+                "sleep": [*cost.sleep],
                 "wake": [list(pair) for pair in zip(cost.wake, cost.warm)],
                 "failed": cost.failed,
             }
             for level, cost in costs.items()
         }
-        # As it is read from the file.
-        after[model.id] = json.loads(json.dumps({"served": served(model), "levels": levels}))
+        after[model.id] = {"served": served(model), "levels": levels}
     return after
 
 
