@@ -30,18 +30,24 @@ def status_lines(reports: typing.Mapping[str, typing.Mapping[str, typing.Any]]) 
         told = [" ".join(model.get(key, "").split()) for key in texts]
         rows.append((host, name, *(_cell(model.get(key)) for key in _KEYS), *told))
     last = [_last(host, report["last_switch"]) for host, report in reports.items() if report.get("last_switch")]
-    measured = [_levels(host, name, model) for host, name, model in models if model.get("levels")]
+    measured = [_levels(*each) for each in models if _measured(each[2])]
     more = [lines([header, *table]) for header, table in ((_SWITCHES, last), (_LEVELS, measured)) if table]
     return [*lines(rows), *(line for table in more for line in ("", *table))]
 
 
-def _levels(host: str, name: str, model: typing.Mapping[str, typing.Any]) -> tuple[str, ...]:
-    """What each level has taken to sleep and to wake, and how often both were measured."""
-    told = {
-        cost["level"]: f"{_cell(cost['sleep_seconds'])} + {_cell(cost['wake_seconds'])} s "
-        f"({min(cost['sleeps'], cost['wakes'])})"
-        for cost in model["levels"]
+def _measured(model: typing.Mapping[str, typing.Any]) -> dict[int, str]:
+    """What levels have taken to sleep and to wake, where both were measured, and how often."""
+    return {
+        cost[
+            "level"
+        ]: f"{cost['sleep_seconds']:.1f} + {cost['wake_seconds']:.1f} s ({min(cost['sleeps'], cost['wakes'])})"
+        for cost in model.get("levels") or ()
+        if cost["sleeps"] and cost["wakes"]
     }
+
+
+def _levels(host: str, name: str, model: typing.Mapping[str, typing.Any]) -> tuple[str, ...]:
+    told = _measured(model)
     return (host, name, told.get(1, "-"), told.get(2, "-"), model.get("next_sleep") or "-")
 
 
