@@ -338,6 +338,11 @@ def test_status_shows_the_figures(three: Host, capsys: pytest.CaptureFixture[str
     begin = next(n for n, line in enumerate(lines) if "level_1" in line)
     assert lines[begin].split() == ["host", "model", "level_1", "level_2", "next_sleep"]
     assert " s (1)  " in lines[begin + 2]
+    three.models[1]["sleep_level"] = "1"
+    given_files["vllm_switching"]["available_ram_gb"] = 0
+    (three.stack_dir / "models.json").write_text(json.dumps(given_files), encoding="utf-8")
+    program.main(["--stack-dir", str(three.stack_dir), "lint"])
+    assert "advice: b would switch faster at another level (level 2: " in capsys.readouterr().out
     assert "level 2: " in lines[begin + 2]
 
 
