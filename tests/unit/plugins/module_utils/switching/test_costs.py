@@ -331,7 +331,7 @@ def test_status_shows_the_figures(three: Host, capsys: pytest.CaptureFixture[str
     assert (two["level"], two["sleeps"], two["wakes"]) == (2, 1, 1)
     assert report["b"]["next_sleep"].startswith("level 2: 0.")
     assert report["b"]["next_sleep"].endswith(" s (1)")
-    given_files = {"vllm_models": three.models, "vllm_switching": three.settings}
+    given_files: dict[str, Any] = {"vllm_models": three.models, "vllm_switching": three.settings}
     (three.stack_dir / "models.json").write_text(json.dumps(given_files), encoding="utf-8")
     assert program.main(["--stack-dir", str(three.stack_dir), "status"]) == 0
     lines = capsys.readouterr().out.splitlines()
