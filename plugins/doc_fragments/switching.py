@@ -42,7 +42,8 @@ options:
   stack_dir:
     description:
       - The directory of the host's compose project. Its C(run) directory contains the lock, the desired state, the
-        recorded answers and memory needs of the models, and the logs of servers that a C(start_command) starts.
+        recorded answers, memory needs and sleep times of the models, and the logs of servers that a C(start_command)
+        starts.
     type: path
     default: /opt/homegpt
 notes:

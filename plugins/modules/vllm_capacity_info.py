@@ -18,7 +18,8 @@ description:
 options:
   stack_dir:
     description:
-      - Not used. It is an option so that C(module_defaults) of C(group/homegpt.vllm.switching) may set it.
+      - The directory of the host's compose project. C(run/costs.json) in it says how long the models take to sleep and
+        to wake. It need not exist.
     type: path
     default: /opt/homegpt
 extends_documentation_fragment:
@@ -100,7 +101,9 @@ problems:
     - "the weights of a and b take 150.0 GB of RAM when they sleep at level 1, but the host has 134.9 GB: set
       sleep_level of a to 2"
 advice:
-  description: What works but is probably not intended, each with the remedy.
+  description:
+    - What works but is probably not intended, each with the remedy. That includes a C(sleep_level) or
+      C(available_ram_gb) that keeps a model from the sleep level that was measured to be faster on this host.
   returned: success
   type: list
   elements: str
@@ -115,10 +118,10 @@ mistakes:
 
 from ansible_collections.homegpt.vllm.plugins.module_utils._adapter import Module, look
 from ansible_collections.homegpt.vllm.plugins.module_utils._arguments import COMMON_ARGUMENTS
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching import capacity, hardware
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching import capacity, hardware, state_files
 
 
-def told(inventory):
+def told(inventory, stack_dir):
     ram, gpus = hardware.read_ram_total_gb(), hardware.read_gpus()
     return {
         "changed": False,
@@ -129,12 +132,13 @@ def told(inventory):
         ],
         "unified_memory": hardware.shared(gpus),
         "problems": capacity.lint(inventory, ram, gpus),
-        "advice": capacity.advice(inventory, ram, gpus),
+        "advice": capacity.advice(inventory, ram, gpus, state_files.models(stack_dir, state_files.COSTS)),
     }
 
 
 def main():
-    look(Module(argument_spec=COMMON_ARGUMENTS, supports_check_mode=True), told)
+    module = Module(argument_spec=COMMON_ARGUMENTS, supports_check_mode=True)
+    look(module, lambda inventory: told(inventory, module.params["stack_dir"]))
 
 
 if __name__ == "__main__":

@@ -216,9 +216,16 @@ steps:
       type: dict
       returned: for a drain that found requests
       sample: {drained: 2, parked: 0, cut: 1}
+    warm:
+      description: The share of the weights that was in the page cache at the end of the reading ahead.
+      type: float
+      returned: for a wake or start whose weights were looked for in the page cache, unless in check mode
+      sample: 0.96
+      version_added: 0.3.0
     note:
       description:
-        - Additional information, such as how much of the weights was read ahead, or would be in check mode.
+        - Additional information, such as how much of the weights was read ahead, or would be in check mode, or the
+          measured times by which a C(sleep_level) of V(auto) was chosen.
       type: str
       returned: when there is additional information
       sample: 2 requests still ran after 30 s and were cut

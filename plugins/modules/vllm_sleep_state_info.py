@@ -150,6 +150,54 @@ models:
       type: float
       returned: always
       sample: 1.14
+    levels:
+      description:
+        - The time that its server took to sleep and to wake on this host, by level. A level at which it neither slept
+          nor woke is missing. The times are medians of the last 9 at most. They are forgotten when the inventory starts
+          the server in another way.
+      type: list
+      elements: dict
+      returned: always
+      version_added: 0.3.0
+      contains:
+        level:
+          description: The level, 1 or 2.
+          type: int
+          returned: always
+          sample: 2
+        sleep_seconds:
+          description: The duration of a sleep, without the drain; null if none was measured.
+          type: float
+          returned: always
+          sample: 0.512
+        sleeps:
+          description: The number of measured sleeps.
+          type: int
+          returned: always
+          sample: 3
+        wake_seconds:
+          description: The duration of a wake-up, until it was verified; null if none was measured.
+          type: float
+          returned: always
+          sample: 6.318
+        wakes:
+          description: The number of measured wake-ups.
+          type: int
+          returned: always
+          sample: 3
+        warm:
+          description:
+            - The share of the weights that was in the page cache at the wake-ups; null if it is unknown, as always at
+              level 1, where no weights are read.
+          type: float
+          returned: always
+          sample: 0.96
+    next_sleep:
+      description: The level at which it would sleep if it was put to sleep now, and the reason; null if it is disabled.
+      type: str
+      returned: always
+      version_added: 0.3.0
+      sample: "level 2: 6.8 s measured (3), level 1: 12.8 s (2)"
     problem:
       description: What is wrong with it.
       type: str

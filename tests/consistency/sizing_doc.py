@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching import capacity, hardware, inventory, memory, plan
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching import (
+    capacity,
+    costs,
+    hardware,
+    inventory,
+    memory,
+    plan,
+)
 
 from tests.consistency import blocks
 
@@ -144,7 +151,7 @@ def constants() -> str:
                 "share of a GPU that vLLM takes without `gpu_memory_utilization`",
                 str(memory.DEFAULT_GPU_MEMORY_UTILIZATION),
             ],
-            ["`available_ram_gb` below which `auto` is always level 2", gb(plan.LEVEL_1_MINIMUM_RAM_GB)],
+            ["`available_ram_gb` below which `auto` is always level 2", gb(costs.LEVEL_1_MINIMUM_RAM_GB)],
             ["more RAM than the weights, free while they are copied", f"{plan.LEVEL_1_TRANSIENT_SHARE:.0%}"],
         ],
     )

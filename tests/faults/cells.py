@@ -151,6 +151,7 @@ ROOMS: dict[str, Callable[[Cell], bool]] = {
         cell.step in ("stop", "start") or cell.fault in ENDS or "stop" in (cell.setup.a, cell.setup.b)
     ),
     "changes.py": lambda cell: False,
+    "costs.py": lambda cell: False,
     "page_cache.py": lambda cell: False,
     "server_log.py": lambda cell: False,
     "tables.py": lambda cell: False,

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching import costs, state_files
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import parse
 
 from tests.integration_playbooks.conftest import Inventory
 from tests.integration_playbooks.test_secrets import play_module
@@ -107,6 +109,20 @@ def test_the_module_where_there_are_no_gpus_to_ask(capsys: pytest.CaptureFixture
     assert result["gpus"] == []
     assert len(result["problems"]) == 1
     assert len(result["advice"]) == 1
+
+
+def test_the_module_advises_by_what_levels_have_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    models = [launched("a", sleep_level="1", weights_gb=1)]
+    took = [costs.Measure("a", level, what, 3.0 - level) for level in (1, 2) for what in ("sleep", "wake")]
+    measured = costs.merged({}, took, {"a": parse(models, {}).models[0]})
+    state_files.write(str(tmp_path), state_files.COSTS, {"models": measured})
+    switching = {"available_ram_gb": 0}
+    for folder, advice in ((tmp_path, 1), (tmp_path / "other", 0)):
+        given = {"models": models, "switching": switching, "stack_dir": str(folder)}
+        result, _logged = play_module("vllm_capacity_info", given, capsys)
+        assert [line.partition(" (")[0] for line in result["advice"]] == [
+            "a would switch faster at another level"
+        ] * advice
 
 
 def test_the_module_tells_the_mistakes_of_an_inventory(capsys: pytest.CaptureFixture[str]) -> None:

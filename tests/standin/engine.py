@@ -210,8 +210,9 @@ class Engine:
         if "weights" in self.asleep or (self.asleep and not self.family.sleeps_from_half_awake):
             say("WARNING", "abstract.py:384", "Executor is already sleeping.")
             return
-        if self.settings.sleep_seconds:
-            await asyncio.sleep(self.settings.sleep_seconds)
+        seconds = self.settings.sleep_seconds_2 if level == 2 else self.settings.sleep_seconds
+        if seconds:
+            await asyncio.sleep(seconds)
         if self.dead:
             return
         self.asleep = set(TAGS)
@@ -225,7 +226,7 @@ class Engine:
                 self.drafts_right = method in WITHOUT_DRAFT_WEIGHTS
             self.host.hold(self.settings.asleep_gb)
         self.host.event("sleeping", level=level)
-        say("INFO", "abstract.py:390", f"It took {self.settings.sleep_seconds:.6f} seconds to fall asleep.")
+        say("INFO", "abstract.py:390", f"It took {seconds:.6f} seconds to fall asleep.")
         if self.family.old and self._running() and self.settings.sleep_mode:
             self.die("CUDA error: an illegal memory access was encountered (a running request, no memory)")
 
@@ -269,8 +270,9 @@ class Engine:
                     f"of which {exc.free:.2f} GiB is free. CUDA Error: out of memory at cumem_allocator.cpp"
                 )
                 raise EngineDead from exc
-        if self.settings.wake_seconds:
-            await asyncio.sleep(self.settings.wake_seconds * len(wanted) / len(TAGS))
+        seconds = self.settings.wake_seconds_2 if self.level == 2 else self.settings.wake_seconds
+        if seconds:
+            await asyncio.sleep(seconds * len(wanted) / len(TAGS))
         self.check_alive()
         self.asleep = still
         if still:
@@ -278,7 +280,6 @@ class Engine:
         else:
             self.level = 0
             self.host.event("awake", weights_right=self.weights_right)
-        seconds = self.settings.wake_seconds
         say("INFO", "abstract.py:408", f"It took {seconds:.6f} seconds to wake up tags {sorted(wanted)}.")
 
     # ---- generation -----------------------------------------------------------------------

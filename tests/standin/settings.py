@@ -41,6 +41,8 @@ class Settings:
     load_seconds: float
     sleep_seconds: float
     wake_seconds: float
+    sleep_seconds_2: float  # at level 2
+    wake_seconds_2: float
     tokens_per_second: float
     gpu_dir: Path | None
     gpu_total_gb: float
@@ -78,6 +80,7 @@ def read(argv: list[str]) -> Settings:
     serve.add_argument("--tensor-parallel-size", "-tp", type=int)
     serve.add_argument("--speculative-config", "-sc", type=json.loads)
     args, _other_flags = parser.parse_known_args(argv)
+    sleep_seconds, wake_seconds = _number("STANDIN_SLEEP_SECONDS", 0.0), _number("STANDIN_WAKE_SECONDS", 0.0)
 
     env = os.environ
     kind = env.get("STANDIN_KIND") or "text"
@@ -108,8 +111,10 @@ def read(argv: list[str]) -> Settings:
         kind=kind,
         listens_while_loading=env.get("STANDIN_LISTENS_WHILE_LOADING", "0") == "1",
         load_seconds=_number("STANDIN_LOAD_SECONDS", 0.0),
-        sleep_seconds=_number("STANDIN_SLEEP_SECONDS", 0.0),
-        wake_seconds=_number("STANDIN_WAKE_SECONDS", 0.0),
+        sleep_seconds=sleep_seconds,
+        wake_seconds=wake_seconds,
+        sleep_seconds_2=_number("STANDIN_SLEEP_SECONDS_2", sleep_seconds),
+        wake_seconds_2=_number("STANDIN_WAKE_SECONDS_2", wake_seconds),
         tokens_per_second=_number("STANDIN_TOKENS_PER_SECOND", 0.0),
         gpu_dir=Path(env["STANDIN_GPU_DIR"]) if env.get("STANDIN_GPU_DIR") else None,
         gpu_total_gb=total,

@@ -15,7 +15,7 @@ import platform
 import sys
 import typing
 
-from . import capacity, hardware
+from . import capacity, hardware, state_files
 from .desired_state import recorded
 from .errors import InventoryError, SwitchFailed, SwitchingError, UnknownModel
 from .inventory import Inventory, parse
@@ -32,7 +32,7 @@ def main(argv: typing.Sequence[str] | None = None) -> int:
     try:
         inventory = _read_inventory(options.stack_dir)
         if not options.run:  # nothing that asks servers
-            return _lint(inventory)
+            return _lint(inventory, options.stack_dir)
         with Switcher(inventory, options.stack_dir, tell=lambda text: _say(text, sys.stderr)) as switcher:
             status: int = options.run(switcher, options)
             return status
@@ -194,12 +194,12 @@ def _warm(switcher: Switcher, options: argparse.Namespace) -> int:
     return 0
 
 
-def _lint(inventory: Inventory) -> int:
+def _lint(inventory: Inventory, stack_dir: str) -> int:
     ram, gpus = hardware.read_ram_total_gb(), hardware.read_gpus()
     problems = capacity.lint(inventory, ram, gpus)
     for line in problems:
         _say(f"problem: {line}")
-    for line in capacity.advice(inventory, ram, gpus):
+    for line in capacity.advice(inventory, ram, gpus, state_files.models(stack_dir, state_files.COSTS)):
         _say(f"advice: {line}")
     return 1 if problems else 0
 
@@ -210,7 +210,7 @@ def _show_steps(result: Result, as_json: bool) -> None:
         return
     for step in result.steps:
         seconds = "" if step["seconds"] is None else f"  {step['seconds']:.2f} s"
-        note = f"  ({step['note']})" if "note" in step else "  FAILED" if "failed" in step else ""
+        note = (f"  ({step['note']})" if "note" in step else "") + ("  FAILED" if "failed" in step else "")
         _say(f"{say_step(step)}{seconds}{note}")
     for warning in result.warnings:
         _say(f"warning: {warning}", sys.stderr)

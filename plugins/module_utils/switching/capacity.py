@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import typing
 
-from . import hardware, memory
+from . import costs, hardware, memory
 from .gpus import Gpu as Name
 from .gpus import gpu_text, is_mig
 from .inventory import Inventory, Model
@@ -53,12 +53,41 @@ def _absent(model: Model, gpus: typing.Mapping[int, hardware.Gpu]) -> list[str]:
 
 
 def advice(
-    inventory: Inventory, ram_total_gb: float | None, gpus: typing.Mapping[int, hardware.Gpu] | None = None
+    inventory: Inventory,
+    ram_total_gb: float | None,
+    gpus: typing.Mapping[int, hardware.Gpu] | None = None,
+    measured: typing.Mapping[str, typing.Any] | None = None,
 ) -> list[str]:
-    """What of an inventory works on the host and is still not as meant, each with its remedy. Does no I/O."""
+    """What of an inventory works on the host and is still not as meant, each with its remedy. Does no I/O.
+
+    C(measured) is what the state file says of what levels have taken.
+    """
+    shared = hardware.shared(gpus) is True
+    slow = [_slow_level(inventory, model, costs.known(measured or {}, model), shared) for model in inventory.enabled]
+    return [*_memory_advice(inventory, ram_total_gb, shared), *filter(None, slow)]
+
+
+def _slow_level(inventory: Inventory, model: Model, known: typing.Mapping[int, costs.Cost], shared: bool) -> str:
+    """What keeps a model from the level that was measured to take less time, with the remedy; "" where nothing does."""
+    level = costs.quicker(known)
+    budget = inventory.switching.available_ram_gb
+    least = max(costs.LEVEL_1_MINIMUM_RAM_GB, model.weights_gb or 0.0)
+    if level is None or (level == 1 and shared):
+        return ""
+    remedy = ""
+    if model.sleep_level not in ("auto", "stop", str(level)):
+        remedy = f"set its sleep_level to auto instead of {model.sleep_level}"
+    if model.sleep_level != "stop" and level == 1 and budget < least:
+        more = f"vllm_switching.available_ram_gb to at least {least:.0f}, if the host has that much RAM to spare"
+        remedy = f"{remedy}, and {more}" if remedy else f"set {more}"
+    why = costs.choose(known, "", "", False).why
+    return f"{model.id} would switch faster at another level ({why}): {remedy}" if remedy else ""
+
+
+def _memory_advice(inventory: Inventory, ram_total_gb: float | None, shared: bool) -> list[str]:
     budget = inventory.switching.available_ram_gb
     insisting = [model.id for model in inventory.enabled if model.sleep_level == "1"]
-    if hardware.shared(gpus):
+    if shared:
         # The budget is of no use there: auto never means level 1.
         return (
             [

@@ -94,7 +94,7 @@ class Executor:
                 self.host.lock.check()
             note = (act or actions[step.action])(step)
             if note:
-                record["note"] = self.host.mask(note)
+                record["note"] = self.host.mask("; ".join(filter(None, (record.get("note"), note))))
         except BaseException as error:
             if isinstance(error, SwitchingError):
                 error.masked(self.host.mask)  # before it is cut short
@@ -114,8 +114,11 @@ class Executor:
             return
         name, warmer = self.warming
         self.warming = None
-        note = warmer.stop().note
+        warmed = warmer.stop()
+        note = warmed.note
         record = next((d for d in reversed(self.steps) if d["model"] == name and d["action"] in (WAKE, START)), None)
+        if record and warmed.size:
+            record["warm"] = round((warmed.cached + warmed.read) / warmed.size, 2)
         if note and record and "failed" not in record:
             record["note"] = "; ".join(filter(None, (record.get("note"), note)))
 
@@ -132,6 +135,8 @@ class Executor:
             reason = self.host.servers[step.model].no_level_2()
         if not reason:
             return step
+        if step.choice and step.choice.measured and not memory.remembered_shared(self.host.stack_dir):
+            return Step(SLEEP, step.model, 1)  # where two levels were to choose from, the RAM holds the weights
         self.warnings.append(stopped_instead(step.model, reason))
         return Step(STOP, step.model)
 

@@ -14,11 +14,10 @@ from __future__ import annotations
 import dataclasses
 import typing
 
+from .costs import FIXED, LEVEL_1_MINIMUM_RAM_GB, Choice, choose, known
 from .errors import Blocked
 from .inventory import Inventory, Model
 
-# A model of which only this much RAM is free for sleepers is better discarded than offloaded (homeGPT's rule).
-LEVEL_1_MINIMUM_RAM_GB = 64.0
 # What the copy of the weights into host RAM takes beside their size, while it is made: the memory is pinned in whole
 # blocks and the pages of the copy so far are not all given back at once. Users met hosts that a sleep ran out of RAM.
 LEVEL_1_TRANSIENT_SHARE = 0.1
@@ -94,11 +93,15 @@ class Observation:
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """One thing to do to one server; C(level) is given for a sleep (1 or 2) and a wake (the level it sleeps at)."""
+    """One thing to do to one server; C(level) is given for a sleep (1 or 2) and a wake (the level it sleeps at).
+
+    C(choice) says why it is this level, or a stop, where that was chosen.
+    """
 
     action: str
     model: str
     level: int | None = None
+    choice: Choice | None = dataclasses.field(default=None, compare=False)
 
     def __str__(self) -> str:
         return f"{self.action} {self.model}" + ("" if self.level is None else f" (level {self.level})")
@@ -129,15 +132,16 @@ def make_plan(
     mem_available_gb: float | None = None,
     reserved_gb: float = 0.0,
     shared: bool = False,
+    costs: typing.Mapping[str, typing.Any] | None = None,
 ) -> Plan:
     """The Plan that brings C(model) to the state C(desired): active, sleeping or stopped.
 
     C(observed) maps every model id to its Observation; C(mem_available_gb) is the host's MemAvailable, None where
     it is not known; C(reserved_gb) of available_ram_gb are for models that the inventory does not have; C(shared) says
-    that the GPUs have no memory but the host's RAM. Raises Blocked, before anything is touched, when there is no safe
-    way.
+    that the GPUs have no memory but the host's RAM; C(costs) is what the state file says of what levels have taken.
+    Raises Blocked, before anything is touched, when there is no safe way.
     """
-    planner = _Planner(inventory, observed, mem_available_gb, reserved_gb, shared)
+    planner = _Planner(inventory, observed, mem_available_gb, reserved_gb, shared, costs or {})
     stages = {ACTIVE: planner.activate, SLEEPING: planner.put_to_sleep, STOPPED: planner.stop}[desired](model)
     whole = tuple(stage for stage in (tuple(lane for lane in stage if lane) for stage in stages) if stage)
     return Plan(whole, tuple(dict.fromkeys(planner.warnings)))
@@ -188,8 +192,10 @@ class _Planner:
         mem_available_gb: float | None,
         reserved_gb: float,
         shared: bool,
+        costs: typing.Mapping[str, typing.Any],
     ) -> None:
         self.inventory = inventory
+        self.costs = costs
         self.observed = observed
         self.mem_available_gb = mem_available_gb
         self.shared = shared
@@ -221,9 +227,7 @@ class _Planner:
         # It has to be loaded before it can sleep. Whoever holds its GPU makes room, and is restored after.
         dead, displaced = self._stop_dead(model), self._free_gpus(model)
         loaded = self._bring_up(model)
-        level = self._sleep_level(model)
-        rest = Step(SLEEP, model.id, level) if level else Step(STOP, model.id)
-        stages = [dead, displaced, *loaded, ((rest,),)]
+        stages = [dead, displaced, *loaded, ((self._rest(model),),)]
         back: list[Model] = []
         for other in self.inventory.conflicting(model):
             was_active = self.observed[other.id].serving and not other.disabled
@@ -338,14 +342,20 @@ class _Planner:
 
     def _vacate(self, model: Model) -> Lane:
         """Take an awake server off the GPU the way its sleep level says."""
-        level = None if model.sleep_level == "stop" else self._sleep_level(model)
-        return (Step(DRAIN, model.id), Step(SLEEP, model.id, level) if level else Step(STOP, model.id))
+        return (Step(DRAIN, model.id), self._rest(model))
 
-    def _sleep_level(self, model: Model) -> int | None:
-        """Level 1 where the RAM budget and the host's free RAM hold the weights, else 2; books what it grants.
+    def _rest(self, model: Model) -> Step:
+        choice = self._sleep_level(model)
+        return Step(SLEEP if choice.level else STOP, model.id, choice.level, choice)
 
-        None where it should better be stopped than sleep at level 2.
+    def _sleep_level(self, model: Model) -> Choice:
+        """What its sleep level says; books the RAM that this grants.
+
+        For auto, what C(choose) chooses of the levels that the RAM budget, the host's free RAM and the server allow.
         """
+        choice = FIXED.get(model.sleep_level, Choice(1))
+        if not choice.level:
+            return choice
         no_level_2 = self.observed[model.id].no_level_2
         weights = model.weights_gb or 0.0
         free = self.mem_available_gb
@@ -360,18 +370,21 @@ class _Planner:
             budget = self.inventory.switching.available_ram_gb
             # Where CPU and GPU share their memory, level 1 would keep the weights in it.
             small = self.shared or budget < LEVEL_1_MINIMUM_RAM_GB
-            if small or self.sleeping_gb + weights > budget or not fits_host:
-                if not no_level_2:
-                    return 2
+            full = small or self.sleeping_gb + weights > budget or not fits_host
+            no_level_1 = "the GPU shares the RAM" if self.shared else "RAM does not allow level 1" if full else ""
+            measure = self.inventory.switching.measure_levels
+            choice = choose(known(self.costs, model), no_level_1, no_level_2, measure)
+            if not choice.level:
                 self.warnings.append(stopped_instead(model.id, no_level_2))
-                return None
+            if choice.level != 1:
+                return choice
         elif model.sleep_level == "2":
             if no_level_2:
                 self.warnings.append(
                     f"{model.id} sleeps at level 2 because of its sleep_level, although {no_level_2}; sleep_level "
                     "auto uses level 1 or stops it"
                 )
-            return 2
+            return choice
         elif self.shared:
             self.warnings.append(
                 f"{model.id} sleeps at level 1 because of its sleep_level, although the GPU of this host shares its "
@@ -380,7 +393,7 @@ class _Planner:
         self.sleeping_gb += weights
         if free is not None:
             self.mem_available_gb = free - weights - transient
-        return 1
+        return choice
 
 
 def _remedy(seen: Observation) -> str:

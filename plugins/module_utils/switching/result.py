@@ -8,10 +8,11 @@ from __future__ import annotations
 import dataclasses
 import typing
 
+from .costs import LEVELS, Measure
 from .drain import FATES
 from .errors import SwitchFailed, SwitchingError
 from .inventory import ESCALATION, Model
-from .plan import ACTIVE, Observation, Step
+from .plan import ACTIVE, SLEEP, VERIFY, WAKE, Observation, Step
 
 States = typing.Mapping[str, Observation]
 Steps = typing.List[typing.Dict[str, typing.Any]]
@@ -138,13 +139,34 @@ class Result:
 
 def step_record(step: Step) -> dict[str, typing.Any]:
     """A step as it is in a result, before it is done."""
+    note = {"note": step.choice.why} if step.choice and step.choice.measured else {}
     return {
         "action": step.action,
         "model": step.model,
         "level": step.level,
         "started_seconds": None,
         "seconds": None,
+        **note,
     }
+
+
+def measures(steps: Steps) -> list[Measure]:
+    """What the sleeps and wakes of a switch have taken, by level; not those on a rung, which are no measure.
+
+    A wake takes until it is verified.
+    """
+    found = []
+    for number, step in enumerate(steps):
+        if step["action"] not in (SLEEP, WAKE) or step["level"] not in LEVELS or "escalation" in step:
+            continue
+        parts = [step]
+        if step["action"] == WAKE and "failed" not in step:
+            parts += [later for later in steps[number + 1 :] if later["model"] == step["model"]][:1]
+            if parts[-1]["action"] != VERIFY or "escalation" in parts[-1]:
+                continue
+        seconds = None if any("failed" in part for part in parts) else sum(part["seconds"] for part in parts)
+        found.append(Measure(step["model"], step["level"], step["action"], seconds, step.get("warm")))
+    return found
 
 
 def say_step(step: typing.Mapping[str, typing.Any]) -> str:

@@ -102,8 +102,8 @@ class Model:
     alone."""
     sleep_level: str = "auto"
     """`1`: weights are copied to host RAM; `2`: weights are discarded and reloaded at the wake-up; `stop`: the server
-    is stopped; `auto`: 1 while the RAM budget allows it, otherwise 2, or `stop` with vLLM 0.17 to 0.23 and
-    for models with a draft model."""
+    is stopped; `auto`: 1 while the RAM budget allows it, or 2 if that was measured to be faster; otherwise 2, or `stop`
+    with vLLM 0.17 to 0.23 and for models with a draft model."""
     args: typing.Mapping[str, typing.Any] = dataclasses.field(default_factory=dict)
     """Arguments of `vllm serve`, such as `max_model_len: 131072`. `true` is a flag, `false` its `--no-` form; lists and
     dictionaries are passed in the form that vLLM expects."""
@@ -232,6 +232,9 @@ class Switching:
     warm: bool = True
     """Whether the weights of a model that has to load or reload them are read into the page cache while the previous
     model makes room, see [Reading ahead](switch.md#reading-ahead)."""
+    measure_levels: bool = False
+    """Whether `sleep_level: auto` tries a level that was never measured on this host, once, see
+    [Sleep levels](switch.md#sleep-levels)."""
     macros: typing.Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Variables for requests and commands of all models; a model's own take precedence."""
 
@@ -374,5 +377,6 @@ SWITCHING_FIELDS = {
     "prove_interval_seconds": Field(checks.number(minimum=0)),
     "ready_completion": Field(checks.boolean),
     "warm": Field(checks.boolean),
+    "measure_levels": Field(checks.boolean),
     "macros": MODEL_FIELDS["macros"],
 }

@@ -29,11 +29,13 @@ DRAFTS = "drafts"
 PROOF = "proof"
 # What each model frees when it sleeps, and whether the GPUs share the RAM.
 MEMORY = "memory"
+# What sleeping and waking have taken, by model and level.
+COSTS = "costs"
 # What the switches of one named change have done, so that it can be undone.
 CHANGES = "changes"
 # Where on this host the weights of each model are; the role vllm_servers writes it.
 WEIGHTS = "weights"
-ALL = (DESIRED_STATE, LAST_SWITCH, CANARY, DRAFTS, PROOF, MEMORY, CHANGES, WEIGHTS)
+ALL = (DESIRED_STATE, LAST_SWITCH, CANARY, DRAFTS, PROOF, MEMORY, COSTS, CHANGES, WEIGHTS)
 
 # No file takes as much.
 _ROOM_BYTES = 65536
@@ -80,7 +82,7 @@ def write(stack_dir: str, name: str, content: typing.Mapping[str, typing.Any]) -
     descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            json.dump(content, file)
+            file.write(json.dumps(content))  # in one piece: json.dump takes several times as long
         os.replace(new, path(stack_dir, name))
     except OSError:
         with contextlib.suppress(OSError):

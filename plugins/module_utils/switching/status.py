@@ -9,12 +9,12 @@ import dataclasses
 import os
 import typing
 
-from . import state_files
-from .errors import SwitchingError
+from . import costs, memory, state_files
+from .errors import Blocked, SwitchingError
 from .host import Host
 from .inventory import ESCALATION, Model
 from .lifecycle import ComposeService
-from .plan import ACTIVE, STOPPED
+from .plan import ACTIVE, SLEEPING, STOPPED, Observation, make_plan
 from .result import Result, results_of, summary
 
 _LAST_SWITCH_KEYS: dict[str, typing.Any] = {
@@ -27,14 +27,18 @@ _LAST_SWITCH_KEYS: dict[str, typing.Any] = {
 }
 
 
-def report(host: Host) -> dict[str, typing.Any]:
-    """The state and the number of requests of every model, as plain data. Changes nothing and never fails."""
+def report(host: Host, mem_available_gb: float | None = None) -> dict[str, typing.Any]:
+    """The state and the number of requests of every model, as plain data. Changes nothing and never fails.
+
+    C(mem_available_gb) is the host's MemAvailable, None where it is not known.
+    """
     host.lock.peek()
     seen, gpu_memory_gb = host.report()
     for model in host.inventory.enabled:
         if seen[model.id].state == STOPPED and missing(host, model):
             problem = f"{missing(host, model)} does not exist: run homegpt.vllm.site first"
             seen[model.id] = dataclasses.replace(seen[model.id], problem=problem)
+    content = state_files.models(host.stack_dir, state_files.COSTS)
     return {
         "active_models": [name for name, state in seen.items() if state.state == ACTIVE],
         "last_switch": read_last_switch(host.stack_dir),
@@ -46,10 +50,33 @@ def report(host: Host) -> dict[str, typing.Any]:
                 "running": seen[m.id].running,
                 "waiting": seen[m.id].waiting,
                 "gpu_memory_gb": gpu_memory_gb.get(m.id),
+                "levels": costs.told(costs.known(content, m)),
+                "next_sleep": None if m.disabled else _next_sleep(host, seen, m, mem_available_gb, content),
             }
             for m in host.inventory.models
         },
     }
+
+
+def _next_sleep(
+    host: Host,
+    seen: typing.Mapping[str, Observation],
+    model: Model,
+    free: float | None,
+    content: typing.Mapping[str, typing.Any],
+) -> str:
+    """At which level a model would sleep now if it was active, and why."""
+    state = seen[model.id]
+    if free is not None and state.state == SLEEPING and state.level in (None, 1):
+        free += model.weights_gb or 0.0  # it would hold them no longer
+    awake = {**seen, model.id: Observation(ACTIVE, no_level_2=state.no_level_2)}
+    shared = memory.remembered_shared(host.stack_dir)
+    try:
+        plan = make_plan(host.inventory, awake, model, SLEEPING, free, 0.0, shared, content)
+    except Blocked as error:
+        return str(error)
+    choice = plan.steps[-1].choice
+    return choice.why if choice else ""
 
 
 def missing(host: Host, model: Model) -> str:

@@ -64,7 +64,7 @@ class Switcher:
 
     def report(self) -> dict[str, typing.Any]:
         """The state and the number of requests of every model, as plain data. Changes nothing and never fails."""
-        return status.report(self.host)
+        return status.report(self.host, self.mem_available_gb())
 
     def switch(
         self,

@@ -12,12 +12,14 @@ _SWITCHES = ("host", "last_switch", "to", "seconds", "result", "rung", "reason")
 _WIDEST = 60
 _HEADER = ("host", "model", "state", "level", "port", "running", "waiting", "gpu_gb")
 _KEYS = ("state", "level", "host_port", "running", "waiting", "gpu_memory_gb")
+_LEVELS = ("host", "model", "level_1", "level_2", "next_sleep")
 # Columns that are left out where no model has such a text.
 _TEXTS = ("description", "problem")
 
 
 def status_lines(reports: typing.Mapping[str, typing.Mapping[str, typing.Any]]) -> list[str]:
-    """The lines of the table for Switcher.report() of each host, and of one with the last switch of each.
+    """The lines of the table for Switcher.report() of each host, and of those with the last switch of each, and with
+    what sleeping and waking have taken.
 
     What is not known is a dash.
     """
@@ -28,7 +30,25 @@ def status_lines(reports: typing.Mapping[str, typing.Mapping[str, typing.Any]]) 
         told = [" ".join(model.get(key, "").split()) for key in texts]
         rows.append((host, name, *(_cell(model.get(key)) for key in _KEYS), *told))
     last = [_last(host, report["last_switch"]) for host, report in reports.items() if report.get("last_switch")]
-    return [*lines(rows), *(["", *lines([_SWITCHES, *last])] if last else [])]
+    measured = [_levels(*each) for each in models if _measured(each[2])]
+    more = [lines([header, *table]) for header, table in ((_SWITCHES, last), (_LEVELS, measured)) if table]
+    return [*lines(rows), *(line for table in more for line in ("", *table))]
+
+
+def _measured(model: typing.Mapping[str, typing.Any]) -> dict[int, str]:
+    """What levels have taken to sleep and to wake, where both were measured, and how often."""
+    return {
+        cost[
+            "level"
+        ]: f"{cost['sleep_seconds']:.1f} + {cost['wake_seconds']:.1f} s ({min(cost['sleeps'], cost['wakes'])})"
+        for cost in model.get("levels") or ()
+        if cost["sleeps"] and cost["wakes"]
+    }
+
+
+def _levels(host: str, name: str, model: typing.Mapping[str, typing.Any]) -> tuple[str, ...]:
+    told = _measured(model)
+    return (host, name, told.get(1, "-"), told.get(2, "-"), model.get("next_sleep") or "-")
 
 
 def _last(host: str, switch: typing.Mapping[str, typing.Any]) -> tuple[str, ...]:

@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import typing
 
-from . import memory, state_files
+from . import costs, memory, state_files
 from .errors import LifecycleError, SwitchFailed, SwitchingError
 from .executor import Executor
 from .host import Host
@@ -37,7 +38,7 @@ from .plan import (
     sleep_ram_gb,
 )  # fmt: skip
 from .recovery import Recovery
-from .result import Result, States, Steps, describe, step_record
+from .result import Result, States, Steps, describe, measures, step_record
 
 if typing.TYPE_CHECKING:
     from .page_cache import Warmer
@@ -158,7 +159,12 @@ class Transition:
 
     def _plan(self, seen: States, model: Model, desired: str) -> Plan:
         shared = memory.remembered_shared(self.host.stack_dir)
-        return make_plan(self.inventory, seen, model, desired, self.mem_available_gb(), self.reserved_gb, shared)
+        free = self.mem_available_gb()
+        return make_plan(self.inventory, seen, model, desired, free, self.reserved_gb, shared, self._costs)
+
+    @functools.cached_property
+    def _costs(self) -> dict[str, typing.Any]:
+        return state_files.models(self.host.stack_dir, state_files.COSTS)
 
     def _warmer(self, plan: Plan) -> tuple[str, Warmer] | None:
         """Who is to read weights ahead, and whose; None where there is nothing to read, or no RAM for it."""
@@ -307,6 +313,14 @@ class Transition:
             known = self.lock.active_since.get(m.id) if m.id not in touched else None
             since[m.id] = (known or self.now()) if after[m.id].state == ACTIVE else None
         self.lock.record_end(since, self.now() if failed else 0.0)
+        measured = measures(steps)
+        if not measured:
+            return
+        # A later choice is the better for it, and this switch is done: no reason to fail it.
+        with state_files.changing, contextlib.suppress(OSError):
+            content = state_files.models(self.host.stack_dir, state_files.COSTS)
+            merged = costs.merged(content, measured, self.host.models)
+            state_files.write(self.host.stack_dir, state_files.COSTS, {"models": merged})
 
     def _result(
         self, model: Model, before: States, after: States, steps: Steps, warnings: list[str], started: float

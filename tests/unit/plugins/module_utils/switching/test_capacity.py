@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching import capacity, hardware, memory
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching import capacity, costs, hardware, memory
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.hardware import Gpu, Holder
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import Inventory, parse
 
@@ -583,3 +583,47 @@ def test_lint_and_advice_of_shared_memory() -> None:
         "auto, 2 or stop"
     ]
     assert capacity.advice(declared({"available_ram_gb": 999}, a={}), RAM, SHARED) == []
+
+
+@pytest.mark.parametrize(
+    ("model", "budget", "slow", "said"),
+    [
+        ({"sleep_level": "1"}, 128, 1, "set its sleep_level to auto instead of 1"),
+        ({"sleep_level": "2"}, 128, 2, "set its sleep_level to auto instead of 2"),
+        ({"sleep_level": "1"}, 128, 2, ""),
+        ({"sleep_level": "2"}, 128, 1, ""),
+        ({"sleep_level": "stop"}, 10, 2, ""),
+        ({}, 128, 1, ""),
+        ({}, 128, 2, ""),
+        ({}, 128, 0, ""),
+        ({"sleep_level": "1"}, 128, 0, ""),
+        (
+            {},
+            63,
+            2,
+            "set vllm_switching.available_ram_gb to at least 64, if the host has that much RAM to spare",
+        ),
+        (
+            {"sleep_level": "2", "weights_gb": 100},
+            99,
+            2,
+            "set its sleep_level to auto instead of 2, and vllm_switching.available_ram_gb to at least 100, if the "
+            "host has that much RAM to spare",
+        ),
+    ],
+)
+def test_advice_by_what_levels_have_taken(model: dict[str, Any], budget: float, slow: int, said: str) -> None:
+    """C(slow) is the level that takes longer, 0 where none does."""
+    inventory = declared({"available_ram_gb": budget}, a=model)
+    seconds = {1: 1.0, 2: 1.0, slow: 2.0}
+    levels = {str(n): {"sleep": [seconds[n]], "wake": [[seconds[n], None]]} for n in (1, 2)}
+    measured = {"a": {"served": costs.served(inventory.models[0]), "levels": levels}}
+    advice = capacity.advice(inventory, 1000.0, None, measured)
+    assert [line.split("): ")[1] for line in advice] == ([said] if said else [])
+    if said:
+        why = f"level {3 - slow}: 2.0 s measured (1), level {slow}: 4.0 s (1)"
+        assert advice[0].startswith(f"a would switch faster at another level ({why}): ")
+    assert capacity.advice(inventory, 1000.0, None, {"a": {**measured["a"], "served": ""}}) == []
+    # There level 1 is of no use.
+    faster = [] if slow == 2 or not said else advice
+    assert [line for line in capacity.advice(inventory, 1000.0, SHARED, measured) if "faster" in line] == faster

@@ -182,7 +182,7 @@ def test_a_record_that_cannot_be_written_leaves_nothing_beside_the_one_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state_files.write(str(tmp_path), "wanted", {"models": {}})
-    monkeypatch.setattr(json, "dump", no_room)
+    monkeypatch.setattr(json, "dumps", no_room)
     with pytest.raises(OSError, match="No space left"):
         state_files.write(str(tmp_path), "wanted", {"models": {"a": "active"}})
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["wanted.json"]

@@ -1422,6 +1422,8 @@ def test_slow_servers_are_observed_side_by_side(host: Host) -> None:
         "running": 0,
         "waiting": 0,
         "gpu_memory_gb": None,
+        "levels": [],
+        "next_sleep": "level 1: RAM allows it, level 1 and level 2 never measured",
     }
 
 

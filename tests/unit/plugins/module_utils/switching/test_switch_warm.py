@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching import __main__ as program
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching import memory, page_cache, state_files
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching import costs, memory, page_cache, state_files
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors import SwitchFailed
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.page_cache import Place, Warmer
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.result import Result
@@ -89,7 +89,11 @@ def test_before_a_reload(host: Host, weights: Path, warmers: list[Warmer]) -> No
     # All of it is there now.
     host.switch("a")
     assert notes(host.switch("b", check=True)) == []
-    assert notes(host.switch("b")) == []
+    again = host.switch("b")
+    assert notes(again) == []
+    assert [step["warm"] for done in (result, again) for step in done.steps if "warm" in step] == [1.0, 1.0]
+    known = costs.known(state_files.models(str(host.stack_dir), state_files.COSTS), host.model("b"))
+    assert known[2].warm == (1.0, 1.0)
 
 
 @pytest.mark.usefixtures("_read_whole")

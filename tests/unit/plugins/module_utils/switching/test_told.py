@@ -106,8 +106,9 @@ def test_cuda_out_of_memory_names_the_settings(host: Host, fault: dict[str, obje
 def last(host: Host) -> list[list[str]]:
     """The cells of the table of last switches."""
     with host.switcher() as switcher:
-        lines = status_lines({"host": switcher.report()})
-    return [re.split(r" {2,}", line) for line in lines[lines.index("") + 2 :]] if "" in lines else []
+        tables = "\n".join(status_lines({"host": switcher.report()})).split("\n\n")
+    shown = [table.splitlines()[1:] for table in tables if table.startswith("host  last_switch")]
+    return [re.split(r" {2,}", line) for lines in shown for line in lines]
 
 
 def test_the_last_switch_is_remembered(pair: Host) -> None:
