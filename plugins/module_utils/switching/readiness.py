@@ -96,7 +96,8 @@ class Readiness:
             came = canary.RESTARTED if self.begun.get(model.id) else canary.STARTED
         start = self.starts[model.id] = self.host.lifecycles[model.id].start_id()
         try:
-            verdict = canary.prove(server, model, self.host.stack_dir, start, came)
+            awake = came == canary.WOKEN and model.id not in self.begun
+            verdict = canary.prove(server, model, self.host.stack_dir, start, came, awake)
             self.wrong.discard(model.id)
         except WrongAnswer:
             self.wrong.add(model.id)
@@ -107,11 +108,28 @@ class Readiness:
             self.warnings.append(verdict.warning)
         return verdict.note
 
+    def before_sleep(self, model: Model) -> str:
+        """Record the answers of adapters that came since an awake model was proved; what is worth knowing of that."""
+        server = self.host.servers[model.id]
+        if server.adapters is None or not canary.applies(model) or model.id in self.wrong:
+            return ""
+        if not canary.has_adapters(server, canary.read(model, self.host.stack_dir)):
+            return ""
+        from . import adapters  # noqa: PLC0415 - few models have any
+
+        start = self.host.lifecycles[model.id].start_id
+        verdict = adapters.before_sleep(server, model, self.host.stack_dir, start)
+        if verdict and verdict.warning:
+            self.warnings.append(verdict.warning)
+        return verdict.note if verdict else ""
+
     def record(self, model: Model) -> str:
         """Record the answer that the model gives now as the right one."""
         try:
             start = self.host.lifecycles[model.id].start_id()
-            return canary.record(self.host.servers[model.id], model, self.host.stack_dir, start).note
+            verdict = canary.record(self.host.servers[model.id], model, self.host.stack_dir, start)
+            self.warnings += [verdict.warning] if verdict.warning else []
+            return verdict.note
         except OSError as error:
             # The switch is done, whatever becomes of its record.
             self.warnings.append(f"the canary answer of {model.id} could not be recorded: {error}")
