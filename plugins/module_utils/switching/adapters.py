@@ -254,9 +254,7 @@ def record(server: Server, model: Model, stack_dir: str, start: str) -> canary.V
     return look.end()
 
 
-def before_sleep(
-    server: Server, model: Model, stack_dir: str, start: typing.Callable[[], str]
-) -> canary.Verdict | None:
+def before_sleep(server: Server, model: Model, stack_dir: str, start: typing.Callable[[], str]) -> canary.Verdict:
     """Remember what adapters answer that came since the model was proved, and forget those that went.
 
     Of an awake server, with what it has listed when this switch looked. Only while the model itself answers as
@@ -265,13 +263,13 @@ def before_sleep(
     """
     made, listed = canary.read(model, stack_dir), server.adapters
     if made is None or listed is None or made.suspect or made.kind not in KINDS:
-        return None
+        return canary.Verdict("")
     look = _Look(server, model, stack_dir, "", made)
     known = look.known
     new = [name for name, path in listed.items() if name not in known or not look.is_current(known[name], path)]
     gone = [name for name in known if name not in listed]
     if not new and not gone:
-        return None
+        return canary.Verdict("")
     look.start = start()
     for name in gone:
         # What a restart has lost was not removed by intent.

@@ -59,6 +59,10 @@ class Verdict(typing.NamedTuple):
     note: str
     warning: str = ""
 
+    def also(self, other: Verdict) -> Verdict:
+        """Both."""
+        return Verdict(*("; ".join(filter(None, texts)) for texts in zip(self, other)))
+
 
 def applies(model: Model) -> bool:
     """Whether the model has a canary: not if it is turned off, or if the model gives no answer."""
@@ -82,41 +86,17 @@ def read(model: Model, stack_dir: str) -> Record | None:
 def record(server: Server, model: Model, stack_dir: str, start: str) -> Verdict:
     """Ask twice and remember the answer. The server has to be ready. Raises ServerError or OSError."""
     known = read(model, stack_dir)
-    verdict = _record(server, model, stack_dir, start, server.canary(known.kind if known else ""), known)
-    if not has_adapters(server, known):
-        return verdict
-    from . import adapters  # noqa: PLC0415 - few models have any
-
-    return _joined(verdict, adapters.record(server, model, stack_dir, start))
+    return _record(server, model, stack_dir, start, server.canary(known.kind if known else ""), known)
 
 
-def prove(server: Server, model: Model, stack_dir: str, start: str, came: str, awake: bool = False) -> Verdict:
+def prove(server: Server, model: Model, stack_dir: str, start: str, came: str) -> Verdict:
     """Compare the answer of a server that is ready with the recorded one; record it where it was just started.
 
-    C(start) tells which start of the server it is, and C(came) is one of WOKEN, STARTED and RESTARTED; C(awake) says
-    that this switch found it awake. What a server answers after a wake is never recorded: that is what is to be proved.
-    Raises WrongAnswer where the answer, or that of an adapter, is another and must not be, and OSError where the record
-    can't be written.
+    C(start) tells which start of the server it is, and C(came) is one of WOKEN, STARTED and RESTARTED. What a server
+    answers after a wake is never recorded: that is what is to be proved. Raises WrongAnswer where the answer is another
+    and must not be, and OSError where the record can't be written.
     """
     known = read(model, stack_dir)
-    verdict = _prove(server, model, stack_dir, start, came, known)
-    if not has_adapters(server, known):
-        return verdict
-    from . import adapters  # noqa: PLC0415 - few models have any
-
-    return _joined(verdict, adapters.prove(server, model, stack_dir, start, came, awake))
-
-
-def has_adapters(server: Server, known: Record | None) -> bool:
-    """Whether a server had adapters when it was asked last, or had when it was known good."""
-    return bool(server.adapters or (known and known.adapters))
-
-
-def _joined(one: Verdict, other: Verdict) -> Verdict:
-    return Verdict(*("; ".join(filter(None, texts)) for texts in zip(one, other)))
-
-
-def _prove(server: Server, model: Model, stack_dir: str, start: str, came: str, known: Record | None) -> Verdict:
     told = server.canary(known.kind if known else "")
     other = known is not None and known.served != _served(model)
     refused = came == RESTARTED and known is not None and known.suspect

@@ -96,8 +96,12 @@ class Readiness:
             came = canary.RESTARTED if self.begun.get(model.id) else canary.STARTED
         start = self.starts[model.id] = self.host.lifecycles[model.id].start_id()
         try:
-            awake = came == canary.WOKEN and model.id not in self.begun
-            verdict = canary.prove(server, model, self.host.stack_dir, start, came, awake)
+            verdict = canary.prove(server, model, self.host.stack_dir, start, came)
+            if self._has_adapters(model):
+                from . import adapters  # noqa: PLC0415 - few models have any
+
+                awake = came == canary.WOKEN and model.id not in self.begun
+                verdict = verdict.also(adapters.prove(server, model, self.host.stack_dir, start, came, awake))
             self.wrong.discard(model.id)
         except WrongAnswer:
             self.wrong.add(model.id)
@@ -110,24 +114,33 @@ class Readiness:
 
     def before_sleep(self, model: Model) -> str:
         """Record the answers of adapters that came since an awake model was proved; what is worth knowing of that."""
-        server = self.host.servers[model.id]
-        if server.adapters is None or not canary.applies(model) or model.id in self.wrong:
-            return ""
-        if not canary.has_adapters(server, canary.read(model, self.host.stack_dir)):
+        if not canary.applies(model) or model.id in self.wrong or not self._has_adapters(model):
             return ""
         from . import adapters  # noqa: PLC0415 - few models have any
 
         start = self.host.lifecycles[model.id].start_id
-        verdict = adapters.before_sleep(server, model, self.host.stack_dir, start)
-        if verdict and verdict.warning:
+        verdict = adapters.before_sleep(self.host.servers[model.id], model, self.host.stack_dir, start)
+        if verdict.warning:
             self.warnings.append(verdict.warning)
-        return verdict.note if verdict else ""
+        return verdict.note
+
+    def _has_adapters(self, model: Model) -> bool:
+        """Whether a server listed LoRA adapters when it was asked last, or did when it was known good."""
+        if self.host.servers[model.id].adapters:
+            return True
+        known = canary.read(model, self.host.stack_dir)
+        return known is not None and bool(known.adapters)
 
     def record(self, model: Model) -> str:
         """Record the answer that the model gives now as the right one."""
         try:
             start = self.host.lifecycles[model.id].start_id()
             verdict = canary.record(self.host.servers[model.id], model, self.host.stack_dir, start)
+            if self._has_adapters(model):
+                from . import adapters  # noqa: PLC0415 - few models have any
+
+                more = adapters.record(self.host.servers[model.id], model, self.host.stack_dir, start)
+                verdict = verdict.also(more)
             self.warnings += [verdict.warning] if verdict.warning else []
             return verdict.note
         except OSError as error:
