@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching import model_list
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors import Blocked, SwitchFailed
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.lifecycle import Command
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.result import Result
 
 from .conftest import Host
@@ -165,6 +166,14 @@ def test_an_adapter_that_is_not_listed_after_a_wake_is_a_failed_wake(both: Host)
     assert list(served(both)) == [STATIC, LOADED]
 
 
+def test_a_route_that_does_not_answer_is_a_failed_wake(pair: Host) -> None:
+    pair.fault("b", ANSWER, "status_500", skip=1)
+    result = pair.switch("b")
+    assert rungs(result)[3:] == ["- verify b", *RETRIED]
+    assert f"b's adapter {STATIC} does not answer: b: POST " in result.steps[3]["failed"]
+    assert result.warnings == []
+
+
 @pytest.mark.parametrize("mode", ["warn", "off"])
 def test_the_canary_of_the_model_says_what_becomes_of_it(both: Host, mode: str) -> None:
     both.models[1]["canary"] = mode
@@ -234,6 +243,27 @@ def test_what_was_removed_is_forgotten_before_the_sleep(both: Host) -> None:
     assert f"adapter {LOADED} was removed" in result.steps[0]["note"]
     assert list(record(both)) == [STATIC]
     assert notes(both.switch("b")) == ["answers as recorded; 1 adapter answers as recorded"]
+
+
+def test_what_was_removed_from_an_active_model_is_no_failure(both: Host) -> None:
+    both.switch("b")
+    unload(both, LOADED)
+    both.settings["prove_interval_seconds"] = 0
+    result = both.switch("b")
+    assert notes(result) == [f"answers as recorded; 1 adapter answers as recorded; adapter {LOADED} was removed"]
+    assert list(record(both)) == [STATIC]
+
+
+def test_what_somebody_elses_restart_has_lost_is_not_removed(both: Host) -> None:
+    both.switch("b")
+    Command(both.model("b"), str(both.stack_dir), both.inventory.switching).stop()
+    both.start("b")
+    both.wait_until(lambda: both.answers("b"), "it is loaded")
+    both.switch("a")
+    assert list(record(both)) == [STATIC, LOADED]
+    result = both.switch("b")
+    assert notes(result) == [f"answers as recorded; 2 adapters answer as recorded; adapter {LOADED} loaded again"]
+    assert list(served(both)) == [STATIC, LOADED]
 
 
 def test_what_is_not_known_is_not_removed(both: Host) -> None:
