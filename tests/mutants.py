@@ -488,6 +488,7 @@ MUTANTS = (
         "verdict = verdict.also(adapters.prove(server, model, self.host.stack_dir, start, came, awake))",
         "del adapters, awake",
         "adapters are not asked after a wake",
+        ("adapters",),
     ),
     Mutant(
         "adapter/only-those-listed",
@@ -495,6 +496,7 @@ MUTANTS = (
         "return known is not None and bool(known.adapters)",
         "return False",
         "adapters that are recorded are not looked for where the server lists none",
+        ("adapters",),
     ),
     Mutant(
         "adapter/recorded-after-a-wake",
@@ -516,6 +518,7 @@ MUTANTS = (
         "usual = seen is not None and seen.state == ACTIVE and not seen.held",
         "usual = False",
         "adapters that came at run time are never recorded",
+        ("adapters",),
     ),
     Mutant(
         "adapter/slow-sleep",
@@ -532,11 +535,32 @@ MUTANTS = (
         "what a restart loses is not loaded again",
     ),
     Mutant(
+        "adapter/start-by-intent",
+        "adapters.py",
+        "if (by_intent and not known.suspect) or (came",
+        "if (came",
+        "after a start by intent another answer of an adapter is refused",
+    ),
+    Mutant(
         "adapter/restart-believed",
         "adapters.py",
-        "if not known.suspect and (came == canary.STARTED or (came == canary.RESTARTED and known.renewed)):",
-        "if came != canary.WOKEN:",
+        "by_intent = came == canary.STARTED or (came == canary.RESTARTED and known.renewed)",
+        "by_intent = True",
         "after a restart for a failure any answer of an adapter is taken for right",
+    ),
+    Mutant(
+        "adapter/suspicion-forgotten",
+        "adapters.py",
+        "if (by_intent and not known.suspect) or (came",
+        "if by_intent or (came",
+        "after a refused answer, any answer of the next start is taken for right",
+    ),
+    Mutant(
+        "adapter/lost-before",
+        "adapters.py",
+        " or (came != canary.WOKEN and known.is_undecidable(kind)):",
+        ":",
+        "an adapter that was lost when it was recorded is refused for good when a restart has brought it back",
     ),
     Mutant(
         "adapter/restart-taken-for-removal",

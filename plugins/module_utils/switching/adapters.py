@@ -67,6 +67,7 @@ class _Look:
         self.wrong: list[str] = []
 
     def name(self, adapter: str) -> str:
+        """An adapter, for messages."""
         return f"{self.model.id}'s adapter {printable(adapter)}"
 
     def is_of_another_start(self, adapter: Adapter) -> bool:
@@ -80,10 +81,18 @@ class _Look:
         return Reply(self.record.kind, adapter.base).is_as(self.record.kind, self.record.text)
 
     def record_anew(self, adapter: str, path: str, own: bool, told: Reply | None = None, until: float = 0.0) -> None:
-        """Ask twice and remember the answer; C(until) is when that has to be over, by the monotonic clock."""
+        """Ask twice and remember the answer; C(until) is when that has to be over, by the monotonic clock.
+
+        What one adapter refuses is only warned of: the model and the others are well.
+        """
         kind = self.record.kind
-        told = told or self.server.route_canary(adapter, kind, seconds_until(until))
-        again = self.server.route_canary(adapter, kind, seconds_until(until))
+        try:
+            told = told or self.server.route_canary(adapter, kind, seconds_until(until))
+            again = self.server.route_canary(adapter, kind, seconds_until(until))
+        except Refused as error:
+            self.forget(adapter)
+            self.warnings.append(f"{self.name(adapter)} does not answer, so nothing is recorded of it: {error}")
+            return
         now = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
         made = Adapter(path, told.text, self.record.text, again.is_as(kind, told.text), self.start, now, own)
         self.made[adapter] = made
@@ -112,10 +121,14 @@ class _Look:
         self.notes.append(f"adapter {printable(adapter)} loaded again")
         return True
 
-    def forget(self, adapter: str, note: str = "") -> None:
+    def forget(self, adapter: str) -> None:
+        """Have nothing recorded of it."""
         self.made.pop(adapter, None)
-        if note:
-            self.notes.append(f"adapter {printable(adapter)} {note}")
+
+    def forget_unlisted(self, adapter: str) -> None:
+        """The same for one that was removed from a server that was not started since."""
+        self.forget(adapter)
+        self.notes.append(f"adapter {printable(adapter)} is not listed any more")
 
     def compare(self, adapter: str, known: Adapter, came: str) -> None:
         """Compare what a route answers with what is known of it."""
@@ -134,7 +147,9 @@ class _Look:
             f"{self.name(adapter)} answers the fixed {canary.prompt_of(kind)} with {self._whose(told, adapter)}, not "
             f"with {canary.short(known.text)} as recorded on {known.recorded}"
         )
-        if not known.suspect and (came == canary.STARTED or (came == canary.RESTARTED and known.renewed)):
+        by_intent = came == canary.STARTED or (came == canary.RESTARTED and known.renewed)
+        # What was recorded as the answer of the bare model may have been that of an adapter that was lost already.
+        if (by_intent and not known.suspect) or (came != canary.WOKEN and known.is_undecidable(kind)):
             self.record_anew(adapter, known.path, own, told)
             self.warnings.append(f"{differs}; the server was started since then, so the new answer was recorded")
         else:
@@ -216,7 +231,7 @@ def prove(server: Server, model: Model, stack_dir: str, start: str, came: str, a
             elif look.load_again(name, known):
                 listed[name] = known.path
         elif awake:
-            look.forget(name, "was removed")
+            look.forget_unlisted(name)
         else:
             look.refuse(name, known, f"{look.name(name)} is missing from /v1/models since the wake", came, certain=True)
     for name, path in listed.items():
@@ -226,11 +241,7 @@ def prove(server: Server, model: Model, stack_dir: str, start: str, came: str, a
         elif came == canary.WOKEN:
             look.notes.append(f"adapter {printable(name)} is not recorded yet")
         else:
-            try:
-                look.record_anew(name, path, own=name not in look.loaded)
-            except Refused as error:
-                look.forget(name)
-                look.warnings.append(f"{look.name(name)} does not answer: {error}")
+            look.record_anew(name, path, own=name not in look.loaded)
     return look.end()
 
 
@@ -274,7 +285,7 @@ def before_sleep(server: Server, model: Model, stack_dir: str, start: typing.Cal
     for name in gone:
         # What a restart has lost was not removed by intent.
         if not look.is_of_another_start(known[name]):
-            look.forget(name, "was removed")
+            look.forget_unlisted(name)
     until = time.monotonic() + SECONDS_BEFORE_SLEEP
     try:
         if new and not server.route_canary("", made.kind, SECONDS_BEFORE_SLEEP).is_as(made.kind, made.text):

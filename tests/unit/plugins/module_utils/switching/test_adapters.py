@@ -240,7 +240,7 @@ def test_what_was_removed_is_forgotten_before_the_sleep(both: Host) -> None:
     both.switch("b")
     unload(both, LOADED)
     result = both.switch("a")
-    assert f"adapter {LOADED} was removed" in result.steps[0]["note"]
+    assert f"adapter {LOADED} is not listed any more" in result.steps[0]["note"]
     assert list(record(both)) == [STATIC]
     assert notes(both.switch("b")) == ["answers as recorded; 1 adapter answers as recorded"]
 
@@ -250,7 +250,9 @@ def test_what_was_removed_from_an_active_model_is_no_failure(both: Host) -> None
     unload(both, LOADED)
     both.settings["prove_interval_seconds"] = 0
     result = both.switch("b")
-    assert notes(result) == [f"answers as recorded; 1 adapter answers as recorded; adapter {LOADED} was removed"]
+    assert notes(result) == [
+        f"answers as recorded; 1 adapter answers as recorded; adapter {LOADED} is not listed any more"
+    ]
     assert list(record(both)) == [STATIC]
 
 
@@ -344,6 +346,28 @@ def test_a_restart_for_a_failure_is_no_reason_to_believe_another_answer(pair: Ho
     assert record(pair)[STATIC] == {**known[STATIC], "suspect": True}
 
 
+def test_after_a_refused_answer_none_is_taken_on_trust(pair: Host) -> None:
+    pair.settings["escalation"] = ["roll_back"]
+    pair.fault("b", "/wake_up", "lose_adapters")
+    failed(pair)
+    pair.switch("b", "stopped")
+    order = {"path": ANSWER, "fault": "wrong_text", "skip": 1, "times": 0}
+    pair.models[1]["env"]["STANDIN_FAULTS"] = json.dumps([order])
+    text, _result = failed(pair)
+    assert f"adapter {STATIC} answers the fixed prompt with '" in text
+
+
+def test_an_adapter_that_refuses_is_not_recorded_and_the_model_starts(host: Host, tmp_path: Path) -> None:
+    host.settings["canary"] = "auto"
+    order = {"path": ANSWER, "fault": "status_500", "skip": 2}
+    host.declare("b", sleep_level=1, env={"STANDIN_FAULTS": json.dumps([order])})
+    host.models[0]["start_command"] += ["--enable-lora", "--lora-modules", f"{STATIC}={folder(tmp_path, STATIC)}"]
+    result = host.switch("b")
+    (warning,) = result.warnings
+    assert warning.startswith(f"b's adapter {STATIC} does not answer, so nothing is recorded of it: ")
+    assert record(host) == {}
+
+
 def test_adapters_of_another_model_are_recorded_anew(pair: Host) -> None:
     known = record(pair)
     pair.switch("b", "stopped")
@@ -369,6 +393,14 @@ def test_one_that_can_not_be_told_from_the_bare_model_is_said_once(host: Host, t
     result = host.switch("b")
     assert result.warnings == []
     assert notes(result) == [f"answers as recorded; 1 adapter answers as recorded ({STATIC}: as the bare model does)"]
+    # It had been lost already. When a restart brings it back, that is no failure.
+    host.fault("b", "/wake_up", "status_500", times=0)
+    host.switch("b", "sleeping")
+    result = host.switch("b")
+    assert rungs(result)[-1] == "restart verify b"
+    (warning,) = result.warnings
+    assert "the server was started since then, so the new answer was recorded" in warning
+    assert record(host)[STATIC]["text"] != record(host)[STATIC]["base"]
 
 
 def test_on_request_the_answers_are_recorded_as_they_are(both: Host) -> None:
