@@ -15,7 +15,7 @@ import zlib
 from pathlib import Path
 
 import torch
-from real_vllm_models import TINY
+from real_vllm_models import TINY  # type: ignore[import-not-found]  # beside this file
 from safetensors.torch import save_file
 
 RANK = 8
