@@ -375,6 +375,8 @@ def test_adapters_of_another_model_are_recorded_anew(pair: Host) -> None:
     result = pair.switch("b")
     assert len(result.warnings) == 1
     assert "b answers the fixed prompt with" in result.warnings[0]
+    # That the adapter answers otherwise goes without saying.
+    assert "adapter" not in result.warnings[0]
     assert record(pair)[STATIC]["base"] != known[STATIC]["base"]
 
 
