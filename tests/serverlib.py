@@ -165,6 +165,7 @@ def start_standin(
     flags: Iterable[str] = ("--enable-sleep-mode",),
     wait: bool = True,
     gpus: str = "",
+    variables: Mapping[str, str] | None = None,
     **settings: object,
 ) -> Server:
     """Start a stand-in; `settings` become STANDIN_* variables: load_seconds=2 is STANDIN_LOAD_SECONDS=2."""
@@ -172,6 +173,7 @@ def start_standin(
     served = ["--served-model-name", *names] if names else []
     command = [sys.executable, str(STANDIN), "serve", model, "--host", "127.0.0.1", "--port", str(port), *served]
     env = _environment({f"STANDIN_{name.upper()}": str(value) for name, value in settings.items()}, dev_mode)
+    env.update(variables or {})
     if gpus:
         env["CUDA_VISIBLE_DEVICES"] = gpus
     server = Server([*command, *flags], port, log or _log("standin", port), env)
@@ -189,11 +191,14 @@ def start_real(
     flags: Iterable[str] = (),
     max_model_len: int = 2048,
     wait: bool = True,
+    variables: Mapping[str, str] | None = None,
 ) -> Server:
     """Start real vLLM on the CPU (about half a minute); `model` is tiny-a or tiny-b, `venv` is real_venv()."""
     port = port or free_port()
     command = [*real_command(venv, model, port, names or [model], max_model_len), *flags]
-    server = Server(command, port, log or _log("real", port), _environment(real_settings(venv), dev_mode))
+    server = Server(
+        command, port, log or _log("real", port), {**_environment(real_settings(venv), dev_mode), **(variables or {})}
+    )
     return _waited(server, wait, 240)
 
 
@@ -209,6 +214,13 @@ def real_model(venv: Path, folder: Path, kind: str) -> Path:
     command = [str(venv / "bin" / "python"), str(ROOT / "tools" / "real_vllm_kinds.py"), str(folder), kind]
     subprocess.run(command, env={**os.environ, **real_settings(venv)}, stdin=subprocess.DEVNULL, check=True)
     return folder / kind
+
+
+def real_adapters(venv: Path, folder: Path, *names: str) -> list[Path]:
+    """Make tiny LoRA adapters for the tiny models; return where each is. Two names give two different answers."""
+    command = [str(venv / "bin" / "python"), str(ROOT / "tools" / "real_vllm_adapters.py"), str(folder), *names]
+    subprocess.run(command, env={**os.environ, **real_settings(venv)}, stdin=subprocess.DEVNULL, check=True)
+    return [folder / name for name in names]
 
 
 def real_settings(venv: Path) -> dict[str, str]:

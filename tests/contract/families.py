@@ -30,6 +30,8 @@ class Family:
     pause: str = "sleeps"
     # What the model can't do is refused by a 200 with an error in it; else there is no such call.
     every_call: bool = False
+    # LoRA adapters can be loaded at run time, and this has been seen; what older versions answer has not.
+    adapters: bool = False
     # The statuses of /sleep with level=3, level=-1, level=x, mode=drain.
     wrong_sleeps: tuple[int, int, int, int] = (200, 200, 500, 200)
 
@@ -40,7 +42,9 @@ _0_16 = replace(_0_12, every_call=False)
 _0_17 = replace(_0_16, modes=True, runs_half_awake=True, pause="sleeps", wrong_sleeps=(200, 200, 500, 500))
 _0_20 = replace(_0_17, wrong_sleeps=(200, 200, 400, 500))
 _0_29 = replace(_0_20, runs_half_awake=False, reset_tells=True)
-_0_31 = replace(_0_29, speaks=True, times=True, gauge_half_awake="level", wrong_sleeps=(400, 400, 400, 400))
+_0_31 = replace(
+    _0_29, speaks=True, times=True, adapters=True, gauge_half_awake="level", wrong_sleeps=(400, 400, 400, 400)
+)
 
 FAMILIES = {
     "0.11.0": _0_11,

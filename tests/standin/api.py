@@ -114,6 +114,9 @@ class Api:
                 posts[path] = handler
             elif self.family.knows_every_call:
                 posts[path] = self.not_supported
+        if self.settings.updates_adapters:
+            posts["/v1/load_lora_adapter"] = self.load_adapter
+            posts["/v1/unload_lora_adapter"] = self.unload_adapter
         if self.settings.dev_mode:
             gets["/is_sleeping"] = self.is_sleeping
             posts["/sleep"] = self.sleep
@@ -185,7 +188,9 @@ class Api:
         """Write the access log where uvicorn does: when the answer starts, so before the client sees it."""
         response.headers["Server"] = "uvicorn"
         response.headers["Vary"] = "Origin"
-        if isinstance(response, web.Response) and not response.body:
+        if isinstance(response, web.Response) and (
+            not response.body or response.content_type == "application/octet-stream"
+        ):
             response.headers.popall("Content-Type", None)
         if request.path.startswith("/standin/") or request.get("unanswered"):
             return
@@ -216,6 +221,10 @@ class Api:
             self.take_nobody(1.5 if fault.seconds is None else fault.seconds)
         elif name == "wrong_text":
             request["wrong_text"] = True
+        elif name in ("lose_adapters", "swap_adapters"):
+            self.engine.wake_harms_adapters = name.partition("_")[0]
+        elif name == "drop_adapters":
+            self.engine.adapters.clear()
         elif name == "kill":
             die()
         elif name == "freeze":
@@ -437,14 +446,49 @@ class Api:
                 "object": "model",
                 "created": now,
                 "owned_by": "vllm",
-                "root": self.settings.model,
-                "parent": None,
-                "max_model_len": self.settings.max_model_len,
+                "root": root,
+                "parent": parent,
+                "max_model_len": None if parent else self.settings.max_model_len,
                 "permission": [{"id": f"modelperm-{uuid.uuid4().hex[:16]}", **permission}],
             }
-            for name in self.settings.names
+            for name, root, parent in (
+                *((name, self.settings.model, None) for name in self.settings.names),
+                *((name, path, self.settings.names[0]) for name, path in self.engine.adapters.items()),
+            )
         ]
         return answer({"object": "list", "data": cards})
+
+    async def load_adapter(self, request: web.Request) -> web.Response:
+        """POST /v1/load_lora_adapter"""
+        body = await request.json()
+        for key in ("lora_name", "lora_path"):
+            if key not in body:
+                raise invalid("missing", f"body.{key}", "Field required", f"<dict of {len(body)} items>")
+        name, path = body["lora_name"], body["lora_path"]
+        if not name or not path:
+            raise Refused(error("Both 'lora_name' and 'lora_path' must be provided.", "InvalidUserInput", 400))
+        if name in self.settings.names:
+            message = f"The lora adapter '{name}' conflicts with a served base model."
+            raise Refused(error(message, "InvalidUserInput", 400))
+        if name in self.engine.adapters and not body.get("load_inplace"):
+            message = f"The lora adapter '{name}' has already been loaded. If you want to load the adapter in place,"
+            raise Refused(error(f"{message} set 'load_inplace' to True.", "InvalidUserInput", 400))
+        if not self.settings.lora:
+            message = "Call to add_lora method failed: LoRA is not enabled. Use --enable-lora to enable LoRA."
+            raise Refused(error(message, "InternalServerError", 500))
+        if not os.path.isdir(path):
+            message = f"Loading lora {name} failed: No adapter found for {path}"
+            raise Refused(error(message, "NotFoundError", 404))
+        self.engine.adapters[name] = path
+        return web.Response(body=f"Success: LoRA adapter '{name}' added successfully.".encode())
+
+    async def unload_adapter(self, request: web.Request) -> web.Response:
+        """POST /v1/unload_lora_adapter"""
+        name = (await request.json()).get("lora_name")
+        if name not in self.engine.adapters:
+            raise Refused(error(f"The lora adapter '{name}' cannot be found.", "NotFoundError", 404))
+        del self.engine.adapters[name]
+        return web.Response(body=f"Success: LoRA adapter '{name}' removed successfully.".encode())
 
     async def completions(self, request: web.Request) -> web.StreamResponse:
         """POST /v1/completions"""
@@ -479,7 +523,7 @@ class Api:
             reason = {"error": getattr(exc, "msg", "")}
             raise invalid("json_invalid", f"body.{position}", "JSON decode error", "<dict of 0 items>", reason) from exc
         name = body.get("model")
-        if name and name not in self.settings.names:
+        if name and name not in self.settings.names and name not in self.engine.adapters:
             message = f"The model `{name}` does not exist."
             if not self.family.old:
                 message += f" Valid aliases: {', '.join(self.settings.names)}."
@@ -504,6 +548,7 @@ class Api:
             )
         # A chat that gives no limit ends by itself.
         finish = "stop" if chat and not (body.get("max_completion_tokens") or body.get("max_tokens")) else "length"
+        adapter = self.engine.adapters.get(body.get("model", ""), "")
         generations = [
             Generation(
                 str(prompt),
@@ -511,6 +556,7 @@ class Api:
                 finish,
                 bool(request.get("wrong_text")),
                 ids=len(prompt) if isinstance(prompt, list) else 0,
+                adapter=adapter,
             )
             for prompt in prompts
         ]
@@ -521,7 +567,7 @@ class Api:
                 f"{limit} output tokens and your prompt contains {longest} input tokens.",
                 "input_tokens",
             )
-        form = OpenAiAnswer(chat, self.settings.names[0], self.fingerprint)
+        form = OpenAiAnswer(chat, body["model"] if adapter else self.settings.names[0], self.fingerprint)
         self.load += self.settings.load_tracking
         try:
             if body.get("stream"):

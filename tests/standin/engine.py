@@ -47,6 +47,7 @@ class Generation:
     finish_with: str = "length"
     wrong_text: bool = False  # a fault
     ids: int = 0  # of how many token ids the prompt is, where it is not of words
+    adapter: str = ""  # the path of the LoRA adapter that it is for
     pooled: bool = False  # what is wanted are numbers: all of them come of one step
     words: list[str] = field(default_factory=list)  # of the whole answer, once it has begun
     tokens: int = 0
@@ -77,6 +78,10 @@ class Engine:
         self.asleep: set[str] = set()
         self.level = 0  # that really holds
         self.weights_right = True
+        # Faults: what a wake is to do to the LoRA adapters, and what the last one has done: "", "lose" or "swap".
+        self.wake_harms_adapters = ""
+        self.adapters_are = ""
+        self.adapters = dict(settings.adapters)  # name -> path
         self.reported_sleep = (0, 0)  # (sleeping, level) as the gauge says: the level that was asked for
         self.door_shut = False  # before 0.17: what comes is held before the engine knows of it
         self.held = 0
@@ -279,6 +284,8 @@ class Engine:
             self.host.event("partly_awake", asleep=sorted(still), level=self.level)
         else:
             self.level = 0
+            self.adapters_are = self.wake_harms_adapters or self.adapters_are
+            self.wake_harms_adapters = ""
             self.host.event("awake", weights_right=self.weights_right)
         say("INFO", "abstract.py:408", f"It took {seconds:.6f} seconds to wake up tags {sorted(wanted)}.")
 
@@ -354,8 +361,18 @@ class Engine:
     def _words(self, generation: Generation) -> list[str]:
         """Return what this model answers: always the same, but something else while its weights are wrong."""
         right = self.weights_right and not generation.wrong_text
-        source = random.Random(f"{self.settings.model}\0{generation.prompt}\0{'' if right else 'other weights'}")
+        model = self.settings.model + self._adapter_in_effect(generation.adapter)
+        source = random.Random(f"{model}\0{generation.prompt}\0{'' if right else 'other weights'}")
         return [" " + word for word in source.choices(WORDS, k=generation.wanted)]
+
+    def _adapter_in_effect(self, path: str) -> str:
+        """Return which adapter's weights a request runs with that is for this one."""
+        if not path or self.adapters_are == "lose":
+            return ""
+        if self.adapters_are == "swap":
+            paths = sorted(self.adapters.values())
+            return "\0" + paths[(paths.index(path) + 1) % len(paths)]
+        return "\0" + path
 
     def numbers(self, asked: str, count: int, wrong: bool) -> list[float]:
         """Return a vector of length 1: always the same, but another while the weights are wrong."""

@@ -36,6 +36,9 @@ kill            die at once, as under SIGKILL
 freeze          stop at once, as under SIGSTOP: connections are taken, and nothing answers
 deaf            close the connection and the port, and live on: from now on connections are refused
 oom             500, the engine dies of CUDA out of memory
+lose_adapters   do it, and from the next wake on LoRA adapters have no effect: their routes answer as the bare model
+swap_adapters   do it, and from the next wake on each LoRA adapter answers as the next one
+drop_adapters   do it, and forget the LoRA adapters: their routes are gone
 wrong_text      a completion that the model would not give
 redirect        302 to a log-in page; nothing is done
 unauthorized    401 as with a wrong API key; nothing is done
@@ -54,7 +57,8 @@ from typing import Any
 NAMES = {
     "status_500", "hang", "refuse", "reset_mid_body", "slow_drip", "empty_200", "html", "wrong_json", "not_done",
     "early", "late", "lost", "die_after_200", "kill", "freeze", "deaf", "oom", "wrong_text", "redirect", "unauthorized",
-    "slow", "full", "deep_json", "odd_numbers", "two_engines", "not_ready",
+    "slow", "full", "deep_json", "odd_numbers", "two_engines", "not_ready", "lose_adapters",
+    "swap_adapters", "drop_adapters",
 }  # fmt: skip
 # Of what is no call.
 OTHER_NAMES = {"load": {"die", "kill", "oom", "hang"}, "term": {"hang"}}

@@ -37,6 +37,9 @@ class Settings:
     gpus: tuple[str, ...]
     version: str
     kind: str
+    lora: bool
+    adapters: dict[str, str]  # name -> path, from the command line
+    updates_adapters: bool
     listens_while_loading: bool
     load_seconds: float
     sleep_seconds: float
@@ -75,6 +78,8 @@ def read(argv: list[str]) -> Settings:
     serve.add_argument("--max-model-len", type=_length, default=4096)
     serve.add_argument("--max-num-seqs", type=int, default=256)
     serve.add_argument("--enable-sleep-mode", action=argparse.BooleanOptionalAction, default=False)
+    serve.add_argument("--enable-lora", action=argparse.BooleanOptionalAction, default=False)
+    serve.add_argument("--lora-modules", nargs="+", default=[])
     serve.add_argument("--enable-server-load-tracking", action="store_true")
     serve.add_argument("--gpu-memory-utilization", type=float, default=0.9)
     serve.add_argument("--tensor-parallel-size", "-tp", type=int)
@@ -109,6 +114,9 @@ def read(argv: list[str]) -> Settings:
         gpus=tuple(visible[: args.tensor_parallel_size or len(visible)]),
         version=env.get("STANDIN_VERSION", "0.32.0"),
         kind=kind,
+        lora=args.enable_lora,
+        adapters=dict(map(_adapter, args.lora_modules)),
+        updates_adapters=env.get("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "0").lower() in ("1", "true"),
         listens_while_loading=env.get("STANDIN_LISTENS_WHILE_LOADING", "0") == "1",
         load_seconds=_number("STANDIN_LOAD_SECONDS", 0.0),
         sleep_seconds=sleep_seconds,
@@ -126,6 +134,15 @@ def read(argv: list[str]) -> Settings:
         reloads_drafts=env.get("STANDIN_RELOADS_DRAFTS", "0") == "1",
         faults=json.loads(env.get("STANDIN_FAULTS") or "[]"),
     )
+
+
+def _adapter(word: str) -> tuple[str, str]:
+    """Read name=path, or JSON with both."""
+    if word.startswith("{"):
+        fields = json.loads(word)
+        return fields["name"], fields["path"]
+    name, _equals, path = word.partition("=")
+    return name, path
 
 
 def _number(name: str, default: float) -> float:

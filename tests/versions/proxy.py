@@ -6,14 +6,17 @@
 It starts the command, with a free port for {port}, in its own process group, ends with it, and passes on what comes to
 PORT. An order is a file in FOLDER: `fail` or `stall`, with the beginning of a path and query in it. The next such call
 is answered 500 and not passed on, or is passed on and its answer kept back for a minute; the order is then `failed`, or
-`stalled` once the server has answered. While there is `slow`, every call is passed on so many seconds late. Each that
-is passed on is written to `calls` there, with its status.
+`stalled` once the server has answered. While there is `slow`, every call is passed on so many seconds late. While there
+is `reroute`, a JSON object of names of models, what asks for one of them is passed on as if it asked for the other: as
+from a server that has lost its LoRA adapters, so a start of the server ends it. Each call that is passed on is written
+to `calls` there, with its status.
 """
 
 from __future__ import annotations
 
 import contextlib
 import http.client
+import json
 import signal
 import socket
 import subprocess
@@ -37,6 +40,16 @@ def taken(folder: Path, order: str, path: str) -> bool:
     return False
 
 
+def rerouted(folder: Path, body: bytes) -> bytes:
+    """The body of a call, with the name of the model that is asked instead."""
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        others = json.loads((folder / "reroute").read_text(encoding="utf-8"))
+        asked = json.loads(body)
+        if isinstance(asked, dict) and asked.get("model") in others:
+            return json.dumps({**asked, "model": others[asked["model"]]}).encode()
+    return body
+
+
 def handler(folder: Path, inner: int) -> type[BaseHTTPRequestHandler]:
     """Return the handler for the calls."""
 
@@ -52,9 +65,11 @@ def handler(folder: Path, inner: int) -> type[BaseHTTPRequestHandler]:
                 self.head(500, [("Content-Type", "application/json"), ("Content-Length", str(len(text)))])
                 self.wfile.write(text)
                 return
+            body = rerouted(folder, body)
             connection = http.client.HTTPConnection("127.0.0.1", inner, timeout=600)
             try:
-                headers = {name: value for name, value in self.headers.items() if name.lower() not in DROPPED}
+                left_out = {*DROPPED, "content-length"}  # the client counts what it sends
+                headers = {name: value for name, value in self.headers.items() if name.lower() not in left_out}
                 connection.request(self.command, self.path, body, headers)
                 answer = connection.getresponse()
             except OSError:
@@ -101,6 +116,7 @@ class Listener(ThreadingHTTPServer):
 def main() -> int:
     """Run until the server has ended."""
     folder, port, *command = sys.argv[1:]
+    (Path(folder) / "reroute").unlink(missing_ok=True)
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         inner = sock.getsockname()[1]

@@ -37,7 +37,8 @@ class Record:
 
     C(suspect) says that a later answer was refused: until one is right, or recorded on request, none is taken on trust.
     C(renewed) says so of an answer of another start, one that nobody here has seen: that may have been by intent.
-    C(kind) is that of the call which C(text) is the answer to.
+    C(kind) is that of the call which C(text) is the answer to; C(adapters) are the records of C(adapters.Adapter), by
+    the adapter's name.
     """
 
     text: str
@@ -49,6 +50,7 @@ class Record:
     suspect: bool = False
     renewed: bool = False
     kind: str = TEXT
+    adapters: typing.Mapping[str, typing.Any] = dataclasses.field(default_factory=dict)
 
 
 class Verdict(typing.NamedTuple):
@@ -56,6 +58,10 @@ class Verdict(typing.NamedTuple):
 
     note: str
     warning: str = ""
+
+    def also(self, other: Verdict) -> Verdict:
+        """Both."""
+        return Verdict(*("; ".join(filter(None, texts)) for texts in zip(self, other)))
 
 
 def applies(model: Model) -> bool:
@@ -70,6 +76,8 @@ def read(model: Model, stack_dir: str) -> Record | None:
         known = Record(**saved) if saved else None
         if known is None or not isinstance(known.text, str) or not isinstance(known.kind, str):
             return None
+        if not isinstance(known.adapters, dict):
+            known = dataclasses.replace(known, adapters={})
         # It once was a time, as the server's metrics told it.
         return known if isinstance(known.start, str) else dataclasses.replace(known, start="")
     return None
@@ -78,7 +86,7 @@ def read(model: Model, stack_dir: str) -> Record | None:
 def record(server: Server, model: Model, stack_dir: str, start: str) -> Verdict:
     """Ask twice and remember the answer. The server has to be ready. Raises ServerError or OSError."""
     known = read(model, stack_dir)
-    return _record(server, model, stack_dir, start, server.canary(known.kind if known else ""))
+    return _record(server, model, stack_dir, start, server.canary(known.kind if known else ""), known)
 
 
 def prove(server: Server, model: Model, stack_dir: str, start: str, came: str) -> Verdict:
@@ -93,7 +101,7 @@ def prove(server: Server, model: Model, stack_dir: str, start: str, came: str) -
     other = known is not None and known.served != _served(model)
     refused = came == RESTARTED and known is not None and known.suspect
     if came != WOKEN and not refused and (known is None or other):
-        return _record(server, model, stack_dir, start, told)
+        return _record(server, model, stack_dir, start, told, known)
     if known is None:
         return Verdict("answers; no answer from a fresh start is recorded to compare it with")
     if told.is_as(known.kind, known.text):
@@ -101,15 +109,15 @@ def prove(server: Server, model: Model, stack_dir: str, start: str, came: str) -
         served = known.served if came == WOKEN else _served(model)
         proved = dataclasses.replace(known, start=start, served=served, suspect=False, renewed=False)
         if proved != known:
-            _write(model, stack_dir, proved)
+            write(model, stack_dir, proved)
         return Verdict("answers as recorded")
     differs = (
-        f"{model.id} answers the fixed {_prompt(told.kind)} with {_short(told.text)}, not with {_short(known.text)} as "
+        f"{model.id} answers the fixed {prompt_of(told.kind)} with {short(told.text)}, not with {short(known.text)} as "
         f"recorded on {known.recorded}"
     )
     if not known.suspect and (came == STARTED or (came == RESTARTED and known.renewed)):
         # Started by intent, so its weights or vLLM may have been changed by intent.
-        verdict = _record(server, model, stack_dir, start, told)
+        verdict = _record(server, model, stack_dir, start, told, known)
         return Verdict(verdict.note, f"{differs}; the server was started since then, so the new answer was recorded")
     renewed = came == WOKEN and start != known.start and "" not in (start, known.start)
     if renewed and other and not known.suspect:
@@ -121,17 +129,19 @@ def prove(server: Server, model: Model, stack_dir: str, start: str, came: str) -
     if model.canary == "enforce" or (model.canary == "auto" and known.reproducible):
         doubted = dataclasses.replace(known, suspect=known.suspect or not renewed, renewed=known.renewed or renewed)
         with contextlib.suppress(OSError):  # a full disk makes no answer right
-            _write(model, stack_dir, doubted)
+            write(model, stack_dir, doubted)
         raise WrongAnswer(f"{differs} (canary)")
     return Verdict("the answer differs from the recorded one", f"{differs} (canary)")
 
 
-def _record(server: Server, model: Model, stack_dir: str, start: str, told: Reply) -> Verdict:
+def _record(server: Server, model: Model, stack_dir: str, start: str, told: Reply, known: Record | None) -> Verdict:
     reproducible = server.canary(told.kind).is_as(told.kind, told.text)
     now = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
     version, served = server.version(), _served(model)
     made = Record(told.text, reproducible, start, version, served, now, kind=told.kind)
-    _write(model, stack_dir, made)
+    if known:
+        made = dataclasses.replace(made, adapters=known.adapters)
+    write(model, stack_dir, made)
     what = "" if told.kind == TEXT else f" ({told.kind})"
     return Verdict(f"answer recorded{what}" + ("" if reproducible else ", but a second answer differed"))
 
@@ -159,15 +169,18 @@ def _without_secrets(value: typing.Any) -> typing.Any:
     return value
 
 
-def _write(model: Model, stack_dir: str, made: Record) -> None:
+def write(model: Model, stack_dir: str, made: Record) -> None:
+    """Put down what is known of a model. Raises OSError."""
     with state_files.changing:
         known = state_files.models(stack_dir, state_files.CANARY)
         state_files.write(stack_dir, state_files.CANARY, {"models": {**known, model.id: dataclasses.asdict(made)}})
 
 
-def _prompt(kind: str) -> str:
+def prompt_of(kind: str) -> str:
+    """What a server is asked by, for messages."""
     return "prompt" if kind == TEXT else f"call for {kind}"
 
 
-def _short(text: str) -> str:
+def short(text: str) -> str:
+    """The beginning of an answer, for messages."""
     return repr(text if len(text) <= 60 else text[:60] + "...")

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 import typing
 from json import dumps
@@ -121,15 +120,3 @@ def printable(text: str) -> str:
     text = " ".join(text[:1000].split())
     text = text if len(text) <= 200 else text[:200] + "..."
     return "".join(character if character.isprintable() else "?" for character in text)
-
-
-def is_unknown(error: Refused) -> bool:
-    """Whether a server refuses a call since it knows none such, or not for its model.
-
-    vLLM says so by 404, older ones by a 200 that has this text and 400 within (seen on 0.11.0), llama-server by 501.
-    vLLM answers with 404 too when it is asked for a model that it does not have.
-    """
-    text = str(error)
-    if error.status in (404, 405, 501):
-        return "does not exist" not in text
-    return re.search("does not support .{1,40}API", text) is not None

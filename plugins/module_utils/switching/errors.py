@@ -123,6 +123,15 @@ class IdleDrafts(ServerError):
     remedy = "set its sleep_level to auto or 1: vLLM does not reload the weights of a draft model after level 2"
 
 
+class WrongAdapter(WrongAnswer):
+    """The canary of a LoRA adapter: its answer differs from the recorded one, or its route is gone."""
+
+    remedy = (
+        "check that the adapter's files have not changed since it was loaded; if the new answer is correct, record it "
+        "(record_canary); if every wake loses it, set the model's sleep_level to 1, or to stop"
+    )
+
+
 class NoMemory(ServerError):
     """Another process holds the GPU memory that a server needs. The server received no request."""
 

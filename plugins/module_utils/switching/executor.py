@@ -23,6 +23,7 @@ from .errors import (
 )
 from .host import Host
 from .plan import (
+    ACTIVE,
     DRAIN,
     FIRST_ANSWER,
     LOADING,
@@ -167,6 +168,8 @@ class Executor:
         # Before the drain: nvidia-smi may take its time, and nothing may come between the drain and the sleep.
         self._free_before[step.model] = memory.free_before_sleep(self.host.stack_dir, self.host.models[step.model])
         seen = self.host.seen.get(step.model)
+        usual = seen is not None and seen.state == ACTIVE and not seen.held
+        recorded = self.readiness.before_sleep(self.host.models[step.model]) if usual else ""
         by_looking = seen is not None and (seen.unknown or (seen.state == SLEEPING and seen.doubtful))
         drain = Drain(server, self.settings, self.host.wait, step.model in self.ending, self.host.clock, by_looking)
         if not by_looking:
@@ -183,7 +186,7 @@ class Executor:
             if drain.requests:
                 self._record_of(step)["requests"] = drain.requests
         self._modes[step.model] = outcome.mode
-        return outcome.note
+        return "; ".join(filter(None, (recorded, outcome.note)))
 
     def _record_of(self, step: Step) -> dict[str, typing.Any]:
         """What is written down of the step that is under way."""

@@ -98,6 +98,11 @@ class Readiness:
         start = self.starts[model.id] = self.host.lifecycles[model.id].start_id()
         try:
             verdict = canary.prove(server, model, self.host.stack_dir, start, came)
+            if self._has_adapters(model):
+                from . import adapters  # noqa: PLC0415 - few models have any
+
+                awake = came == canary.WOKEN and model.id not in self.begun
+                verdict = verdict.also(adapters.prove(server, model, self.host.stack_dir, start, came, awake))
             self.wrong.discard(model.id)
         except WrongAnswer:
             self.wrong.add(model.id)
@@ -129,12 +134,37 @@ class Readiness:
             self.warnings.append(verdict.warning)
         return verdict.note
 
+    def before_sleep(self, model: Model) -> str:
+        """Record the answers of adapters that came since an awake model was proved; what is worth knowing of that."""
+        if not canary.applies(model) or model.id in self.wrong or not self._has_adapters(model):
+            return ""
+        from . import adapters  # noqa: PLC0415 - few models have any
+
+        start = self.host.lifecycles[model.id].start_id
+        verdict = adapters.before_sleep(self.host.servers[model.id], model, self.host.stack_dir, start)
+        if verdict.warning:
+            self.warnings.append(verdict.warning)
+        return verdict.note
+
+    def _has_adapters(self, model: Model) -> bool:
+        """Whether a server listed LoRA adapters when it was asked last, or did when it was known good."""
+        if self.host.servers[model.id].adapters:
+            return True
+        known = canary.read(model, self.host.stack_dir)
+        return known is not None and bool(known.adapters)
+
     def record(self, model: Model) -> str:
         """Record the answer that the model gives now as the right one."""
         try:
             start = self.host.lifecycles[model.id].start_id()
-            note = canary.record(self.host.servers[model.id], model, self.host.stack_dir, start).note
-            return "; ".join(filter(None, (note, self._prove_drafts(model, to_record=True))))
+            verdict = canary.record(self.host.servers[model.id], model, self.host.stack_dir, start)
+            if self._has_adapters(model):
+                from . import adapters  # noqa: PLC0415 - few models have any
+
+                more = adapters.record(self.host.servers[model.id], model, self.host.stack_dir, start)
+                verdict = verdict.also(more)
+            self.warnings += [verdict.warning] if verdict.warning else []
+            return "; ".join(filter(None, (verdict.note, self._prove_drafts(model, to_record=True))))
         except OSError as error:
             # The switch is done, whatever becomes of its record.
             self.warnings.append(f"the canary answer of {model.id} could not be recorded: {error}")

@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import contextlib
 import re
-import typing
 
 from . import metrics
-from .client import Client, HungUp, is_unknown, printable
-from .errors import BadAnswer, DevModeOff, InDoubt, NoSuchAnswer, Refused, ServerError, Unreachable, Unresponsive
+from .answers import AnsweringClient
+from .client import HungUp
+from .errors import BadAnswer, DevModeOff, InDoubt, Refused, ServerError, Unreachable, Unresponsive
 from .inventory import Model, Request, Switching
-from .kinds import HELLO, KINDS, POSSIBLE, TEXT, Reply
 from .metrics import Metrics
 from .plan import ACTIVE, ERROR, LOADING, SLEEPING, STOPPED, Observation
 from .versions import Abilities, abilities, no_level_2
@@ -32,7 +31,7 @@ _PLAIN_WAKE = (Request("/wake_up"),)
 _UNREAD = "/metrics, which shows whether it is only paused, can't be read"
 
 
-class Server(Client):
+class Server(AnsweringClient):
     """The server of one model, over one keep-alive connection within this host. Not for use by two threads at once.
 
     Every method that talks to the server raises a ServerError that names the model and says what was asked.
@@ -40,10 +39,7 @@ class Server(Client):
 
     def __init__(self, model: Model, switching: Switching) -> None:
         super().__init__(model, switching)
-        self._served_name: str | None = None
         self._version = ""
-        self._kind = ""
-        self._longest: int | None = None
         self._drafts_told = False
 
     def observe(self, count_requests: bool = False) -> Observation:
@@ -55,7 +51,7 @@ class Server(Client):
         the server was ready before.
         C(count_requests) asks for the number of running and waiting requests too.
         """
-        self._served_name = None
+        self._served_name = self.adapters = None
         try:
             try:
                 return self._look(count_requests)
@@ -269,15 +265,6 @@ class Server(Client):
         """What has been drafted since the server began; None where it does not tell."""
         return self._counted(metrics.drafts)
 
-    def complete(self, prompt: str | typing.Sequence[int], tokens: int, seconds: float) -> int:
-        """Have a text, or as many ids of tokens as there is room for, completed by more; how long the prompt was."""
-        name = self._served_name or self._check_identity()
-        if self._longest is not None and not isinstance(prompt, str):
-            prompt = prompt[: max(1, self._longest - tokens)]
-        body = {"model": name, "prompt": prompt, "max_tokens": tokens, "temperature": 0, "ignore_eos": True}
-        self._json("POST", "/v1/completions", self._call("POST", "/v1/completions", body, seconds))
-        return len(prompt)
-
     @property
     def can_reload(self) -> bool:
         """Whether the weights of the awake server can be loaded once more."""
@@ -286,73 +273,6 @@ class Server(Client):
     def reload(self) -> str:
         """Load the weights of the awake server once more. Returns what is worth knowing about it."""
         return "".join([self._send(request, 2) for request in _RELOAD])
-
-    def prove(self) -> Reply:
-        """A short answer: the last proof that the server can give one. NoSuchAnswer where it knows no call for that."""
-        return self._answer("", HELLO)
-
-    def canary(self, kind: str = "") -> Reply:
-        """The answer to what the canary always asks; C(kind) is the one that it gave before."""
-        return self._answer(kind, KINDS[TEXT].body)
-
-    def _answer(self, before: str, text_body: typing.Callable[[str], tuple[str, bytes]]) -> Reply:
-        """The answer to the first call that the server knows: a server of text is asked for nothing else."""
-        name = self._served_name or self._check_identity()
-        possible = POSSIBLE[self.model.kind]
-        known = self._kind or before
-        refusals = []
-        for kind in sorted(possible, key=lambda one: one != known):
-            call = KINDS[kind]
-            content_type, body = (text_body if kind == TEXT else call.body)(name)
-            try:
-                answer = self._call(
-                    "POST", call.path, body, self.switching.request_timeout_seconds, content_type=content_type
-                )
-                text = call.read(self._json("POST", call.path, answer))
-            except Refused as error:
-                # What is asked of a model of another kind it may as well refuse as not know.
-                unknown = is_unknown(error)
-                if not unknown and (kind == TEXT or error.status >= 500):
-                    raise
-                why = str(error.status) if unknown else str(error).partition("answered ")[2]
-                refusals.append(f"{call.path}: {why}")
-                continue
-            if text is None:
-                raise self._bad_answer("POST", call.path, answer)
-            self._kind = kind
-            return Reply(kind, text)
-        raise NoSuchAnswer(
-            f"{self.model.id} is healthy, but answers none of the calls that show that it is ready "
-            f"({', '.join(refusals)}): set its ready_completion to false if that is expected"
-            + ("" if self.model.kind == "auto" else f", or its kind ({self.model.kind}) to what it is")
-        )
-
-    def _check_identity(self) -> str:
-        """The name to call the model by, as the server itself gives it."""
-        try:
-            answer = self._call("GET", "/v1/models")
-        except Refused as error:
-            if error.status != 401:
-                raise
-            raise BadAnswer(
-                f"{self.model.id} requires an API key on port {self.model.host_port} (401 from /v1/models): set the "
-                "correct one as args.api_key or env.VLLM_API_KEY of the model"
-            ) from None
-        data = self._json("GET", "/v1/models", answer).get("data")
-        if not isinstance(data, list) or not all(
-            isinstance(entry, dict) and isinstance(entry.get("id"), str) for entry in data
-        ):
-            raise self._bad_answer("GET", "/v1/models", answer)
-        served = {entry["id"]: entry.get("max_model_len") for entry in data}
-        for name in self.model.names:
-            if name in served:
-                self._served_name = name
-                self._longest = served[name] if isinstance(served[name], int) else None
-                return str(name)
-        raise BadAnswer(
-            f"port {self.model.host_port} serves {printable(', '.join(served)) or 'no model'}, not "
-            f"{' or '.join(self.model.names)}: another server has taken the port, or --served-model-name is missing"
-        )
 
     def _metrics(self) -> Metrics:
         """What the server's metrics tell; asked for twice where they can't be read."""
