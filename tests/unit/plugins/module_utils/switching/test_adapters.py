@@ -447,14 +447,16 @@ def test_records_of_before_there_were_any(pair: Host) -> None:
 
 def test_what_a_model_list_tells() -> None:
     cards: list[dict[str, Any]] = [
-        {"id": "m", "root": "/m", "parent": None},
+        {"id": "m", "root": "/m", "parent": None, "max_model_len": 4096},
         {"id": "x", "root": "/x", "parent": "m"},
         {"id": "y", "root": None, "parent": "another"},
         {"id": "z", "root": "/z", "parent": ""},
-        {"id": "w", "root": "/w", "parent": 7},
+        {"id": "w", "root": "/w", "parent": 7, "max_model_len": "long"},
         {"id": "alias", "root": "/m", "parent": "m"},
     ]
     told = model_list.parse({"data": cards}, ("m", "alias"))
-    assert told == (["m", "x", "y", "z", "w", "alias"], {"x": "/x", "y": ""})
+    assert told
+    assert told.served == {"m": 4096, "x": None, "y": None, "z": None, "w": None, "alias": None}
+    assert told.adapters == {"x": "/x", "y": ""}
     for odd in ({}, {"data": None}, {"data": ["m"]}, {"data": [{"id": 7}]}):
         assert model_list.parse(odd, ("m",)) is None
