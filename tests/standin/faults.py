@@ -39,6 +39,7 @@ oom             500, the engine dies of CUDA out of memory
 wrong_text      a completion that the model would not give
 redirect        302 to a log-in page; nothing is done
 unauthorized    401 as with a wrong API key; nothing is done
+frees_nothing   do it, but the sleep gives no memory back, or does so `seconds` later (default: never)
 not_ready       503 as /health has where the engine is dead; nothing is done
 """
 
@@ -55,6 +56,7 @@ NAMES = {
     "status_500", "hang", "refuse", "reset_mid_body", "slow_drip", "empty_200", "html", "wrong_json", "not_done",
     "early", "late", "lost", "die_after_200", "kill", "freeze", "deaf", "oom", "wrong_text", "redirect", "unauthorized",
     "slow", "full", "deep_json", "odd_numbers", "two_engines", "not_ready",
+    "frees_nothing",
 }  # fmt: skip
 # Of what is no call.
 OTHER_NAMES = {"load": {"die", "kill", "oom", "hang"}, "term": {"hang"}}

@@ -46,6 +46,7 @@ class Settings:
     gpu_total_gb: float
     vram_gb: float
     asleep_gb: float
+    leak_gb: float
     faults_file: Path | None
     faults: list[dict[str, Any]] = field(default_factory=list)
 
@@ -111,6 +112,7 @@ def read(argv: list[str]) -> Settings:
         gpu_total_gb=total,
         vram_gb=_number("STANDIN_VRAM_GB", args.gpu_memory_utilization * total),
         asleep_gb=_number("STANDIN_ASLEEP_GB", 0.0),
+        leak_gb=_number("STANDIN_LEAK_GB", 0.0),
         faults_file=Path(env["STANDIN_FAULTS_FILE"]) if env.get("STANDIN_FAULTS_FILE") else None,
         faults=json.loads(env.get("STANDIN_FAULTS") or "[]"),
     )

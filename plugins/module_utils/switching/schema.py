@@ -217,6 +217,9 @@ class Switching:
     warm: bool = True
     """Whether the weights of a model that has to load or reload them are read into the page cache while the previous
     model makes room, see [Reading ahead](switch.md#reading-ahead)."""
+    leak_limit_gb: float = 0.0
+    """A server that holds so much more of a GPU while asleep than after its first sleep is stopped and so starts afresh
+    the next time; 0: never, see [What a sleep frees](sizing.md#what-a-sleep-frees)."""
     macros: typing.Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Variables for requests and commands of all models; a model's own take precedence."""
 
@@ -357,5 +360,6 @@ SWITCHING_FIELDS = {
     "prove_interval_seconds": Field(checks.number(minimum=0)),
     "ready_completion": Field(checks.boolean),
     "warm": Field(checks.boolean),
+    "leak_limit_gb": Field(checks.number(minimum=0)),
     "macros": MODEL_FIELDS["macros"],
 }

@@ -27,11 +27,13 @@ CANARY = "canary"
 PROOF = "proof"
 # What each model frees when it sleeps, and whether the GPUs share the RAM.
 MEMORY = "memory"
+# What each sleep of a model has freed, and what its server holds after it.
+ODOMETER = "odometer"
 # What the switches of one named change have done, so that it can be undone.
 CHANGES = "changes"
 # Where on this host the weights of each model are; the role vllm_servers writes it.
 WEIGHTS = "weights"
-ALL = (DESIRED_STATE, LAST_SWITCH, CANARY, PROOF, MEMORY, CHANGES, WEIGHTS)
+ALL = (DESIRED_STATE, LAST_SWITCH, CANARY, PROOF, MEMORY, ODOMETER, CHANGES, WEIGHTS)
 
 # No file takes as much.
 _ROOM_BYTES = 65536

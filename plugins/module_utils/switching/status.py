@@ -9,7 +9,7 @@ import dataclasses
 import os
 import typing
 
-from . import state_files
+from . import odometer, state_files
 from .errors import SwitchingError
 from .host import Host
 from .inventory import ESCALATION, Model
@@ -31,6 +31,7 @@ def report(host: Host) -> dict[str, typing.Any]:
     """The state and the number of requests of every model, as plain data. Changes nothing and never fails."""
     host.lock.peek()
     seen, gpu_memory_gb = host.report()
+    leaks = odometer.reports(host.inventory, host.stack_dir)
     for model in host.inventory.enabled:
         if seen[model.id].state == STOPPED and missing(host, model):
             problem = f"{missing(host, model)} does not exist: run homegpt.vllm.site first"
@@ -46,6 +47,7 @@ def report(host: Host) -> dict[str, typing.Any]:
                 "running": seen[m.id].running,
                 "waiting": seen[m.id].waiting,
                 "gpu_memory_gb": gpu_memory_gb.get(m.id),
+                "leak": leaks.get(m.id),
             }
             for m in host.inventory.models
         },

@@ -1,0 +1,301 @@
+# SPDX-License-Identifier: MIT
+"""What sleeps free is looked at, with stand-ins that free nothing or hold more each time, and nvidia-smi's stand-in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching import hardware, odometer
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors import SwitchFailed
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.lifecycle import Command
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.result import Result
+
+from tests.standin.gpu import GpuHost
+
+from .conftest import Host
+
+GPU_GB = 60
+
+
+@pytest.fixture
+def tells(host: Host, monkeypatch: pytest.MonkeyPatch) -> Host:
+    """A host whose nvidia-smi answers, of two GPUs of 60 GB."""
+    monkeypatch.setenv("STANDIN_GPU_DIR", str(host.gpu_dir))
+    monkeypatch.setenv("STANDIN_GPU_TOTAL_GB", str(GPU_GB))
+    host.settings["probe_timeout_seconds"] = 1
+    return host
+
+
+def declare(host: Host, name: str, *, leak_gb: float = 0, **fields: Any) -> None:
+    standin = {"gpu_total_gb": GPU_GB, "asleep_gb": 1, "leak_gb": leak_gb}
+    gpus = fields.get("gpus", [0])
+    host.declare(
+        name,
+        standin=standin,
+        args={"gpu_memory_utilization": 0.3},
+        sleep_level="1",
+        **{**fields, "env": {"CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus))}},
+    )
+
+
+@pytest.fixture
+def pair(tells: Host) -> Host:
+    """The models a (active) and b, of 20 GB each, of which it is known what their sleeps free."""
+    for name in "ab":
+        declare(tells, name)
+    for name in "abab"[:3]:
+        tells.switch(name)
+    return tells
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """What nvidia-smi is asked."""
+    queries: list[str] = []
+    ask = hardware._ask
+
+    def note(query: str) -> list[list[str]]:
+        queries.append(query.partition("=")[0])
+        return ask(query)
+
+    monkeypatch.setattr(hardware, "_ask", note)
+    yield queries
+
+
+def steps(result: Result) -> list[tuple[str, str, bool]]:
+    return [(step["action"], step["model"], "failed" in step) for step in result.steps if step["action"] != "verify"]
+
+
+def series(host: Host, name: str) -> odometer.Series:
+    return odometer.read(str(host.stack_dir))[name]
+
+
+# ---- a sleep that frees nothing ----
+
+
+def test_a_server_whose_sleep_frees_nothing_is_stopped_and_the_target_woken(pair: Host) -> None:
+    pair.fault("a", "/sleep", "frees_nothing", match="level=1")
+    result = pair.switch("b")
+    assert pair.states() == {"a": "stopped", "b": "active"}
+    assert steps(result) == [("drain", "a", False), ("sleep", "a", True), ("stop", "a", False), ("wake", "b", False)]
+    told = result.steps[1]["failed"]
+    assert told == (
+        "a sleeps at level 1, but that has freed 0.0 GB of GPU 0: such a sleep of it has freed 19.0 GB before, and its "
+        "processes still hold 20.0 GB. If this happens again, set its sleep_level to stop"
+    )
+    assert result.rung == "stop"
+    assert result.recovery == "a had to be stopped"
+    assert result.requests == {"drained": 0, "parked": 0, "cut": 0}
+    # It starts afresh, and all is well with it.
+    assert steps(pair.switch("a")) == [("drain", "b", False), ("sleep", "b", False), ("start", "a", False)]
+    assert steps(pair.switch("b")) == [("drain", "a", False), ("sleep", "a", False), ("wake", "b", False)]
+
+
+def test_a_first_sleep_that_frees_nothing_is_known_by_the_weights(tells: Host) -> None:
+    for name in "ab":
+        declare(tells, name)
+    tells.switch("a")
+    tells.fault("a", "/sleep", "frees_nothing", match="level=1")
+    result = tells.switch("b")
+    assert steps(result)[1:3] == [("sleep", "a", True), ("stop", "a", False)]
+    assert "freed 0.0 GB of GPU 0: its weights take 10.0 GB there" in result.steps[1]["failed"]
+    assert tells.states() == {"a": "stopped", "b": "active"}
+
+
+def test_without_the_rung_stop_the_former_model_is_awake_again(pair: Host) -> None:
+    pair.settings["escalation"] = ["retry", "restart", "roll_back"]
+    pair.fault("a", "/sleep", "frees_nothing", match="level=1")
+    with pytest.raises(SwitchFailed, match=r"a sleeps at level 1, but that has freed 0\.0 GB of GPU 0"):
+        pair.switch("b")
+    assert pair.states() == {"a": "active", "b": "sleeping"}
+
+
+def test_a_model_that_was_to_sleep_and_frees_nothing_is_stopped_and_told(pair: Host) -> None:
+    pair.fault("a", "/sleep", "frees_nothing", match="level=1")
+    with pytest.raises(SwitchFailed, match=r"has freed 0\.0 GB .*, so it was stopped"):
+        pair.switch("a", "sleeping")
+    assert pair.states() == {"a": "stopped", "b": "sleeping"}
+
+
+def test_memory_that_is_given_back_slowly_is_waited_for(pair: Host) -> None:
+    pair.settings["probe_timeout_seconds"] = 10
+    pair.fault("a", "/sleep", "frees_nothing", match="level=1", seconds=1)
+    result = pair.switch("b")
+    assert steps(result) == [("drain", "a", False), ("sleep", "a", False), ("wake", "b", False)]
+
+
+def test_memory_that_others_have_taken_is_not_held_against_a_sleep(pair: Host) -> None:
+    thief = GpuHost(pair.gpu_dir, ("0",), GPU_GB, "python3")
+    thief.hold(18)
+    result = pair.switch("b")
+    assert steps(result) == [("drain", "a", False), ("sleep", "a", False), ("wake", "b", False)]
+    assert series(pair, "a").last == {0: pytest.approx(1, abs=0.01)}
+    thief.life.close()
+
+
+def test_where_nobody_tells_what_processes_hold_an_old_figure_proves_nothing(
+    pair: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Command, "pids", lambda _self: [])
+    pair.fault("a", "/sleep", "frees_nothing", match="level=1")
+    # Only the wake's own look at the memory can help: here there is enough for both.
+    assert steps(pair.switch("b"))[1] == ("sleep", "a", False)
+    assert series(pair, "a").fixed is None
+
+
+def test_where_nobody_tells_what_processes_hold_a_look_before_and_after_proves_it(
+    tells: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Command, "pids", lambda _self: [])
+    for name in "ab":
+        declare(tells, name)
+    tells.switch("a")
+    tells.fault("a", "/sleep", "frees_nothing", match="level=1")
+    assert steps(tells.switch("b"))[1:3] == [("sleep", "a", True), ("stop", "a", False)]
+
+
+@pytest.mark.parametrize("variable", ["STANDIN_GPU_DIR", "STANDIN_GPU_MIG"])
+def test_what_can_not_be_read_is_not_nothing(pair: Host, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    if variable == "STANDIN_GPU_DIR":
+        monkeypatch.delenv(variable)
+    else:
+        monkeypatch.setenv(variable, "0")
+    pair.fault("a", "/sleep", "frees_nothing", match="level=1")
+    assert steps(pair.switch("b")) == [("drain", "a", False), ("sleep", "a", False), ("wake", "b", False)]
+
+
+def test_another_level_is_not_compared(pair: Host) -> None:
+    pair.models[0]["sleep_level"] = "2"
+    pair.switch("b")
+    assert sorted(series(pair, "a").freed) == ["1", "2"]
+
+
+def test_two_that_make_room_are_looked_at_once(tells: Host, asked: list[str]) -> None:
+    declare(tells, "a", gpus=[0])
+    declare(tells, "c", gpus=[1])
+    declare(tells, "b", gpus=[0, 1], weights_gb=20)
+    for name in "bacbac":
+        tells.switch(name)
+    asked.clear()
+    assert tells.switch("b").changed
+    assert asked == ["--query-gpu"]
+    for name in "ac":
+        tells.switch(name)
+    tells.fault("c", "/sleep", "frees_nothing", match="level=1")
+    result = tells.switch("b")
+    assert {step[:2] for step in steps(result) if step[2]} == {("sleep", "c")}
+    assert tells.states() == {"a": "sleeping", "b": "active", "c": "stopped"}
+
+
+def test_an_ordinary_switch_asks_nvidia_smi_once(pair: Host, asked: list[str]) -> None:
+    pair.switch("b")
+    pair.switch("a")
+    asked.clear()
+    pair.switch("b")
+    assert asked == ["--query-gpu"]
+
+
+# ---- a leak ----
+
+
+@pytest.fixture
+def leaking(tells: Host) -> Host:
+    """A model a that holds half a GB more after each sleep, and b that does not."""
+    declare(tells, "a", leak_gb=0.5)
+    declare(tells, "b")
+    return tells
+
+
+def cycle(host: Host, times: int) -> list[Result]:
+    """Switch there and back so many times; the results of the way there."""
+    results = []
+    for _time in range(times):
+        host.switch("a")
+        results.append(host.switch("b"))
+    return results
+
+
+def test_a_leak_is_told_by_its_trend(leaking: Host) -> None:
+    cycle(leaking, 3)
+    assert leak(leaking, "a") is None
+    cycle(leaking, 2)
+    told = leak(leaking, "a")
+    assert told is not None
+    assert told["sleeps"] == 5
+    assert told["held_gb"] == pytest.approx(3.5, abs=0.02)
+    assert told["gb_per_sleep"] == pytest.approx(0.5, abs=0.01)
+    # 60 GB less the 4.5 that the two hold asleep and the 19 that b takes when it wakes.
+    assert told["switches_left"] == 73
+    assert leak(leaking, "b") == {"sleeps": 4, "held_gb": 1.0, "gb_per_sleep": 0.0, "switches_left": None}
+
+
+def leak(host: Host, name: str) -> dict[str, Any] | None:
+    with host.switcher() as switcher:
+        told: dict[str, Any] | None = switcher.report()["models"][name]["leak"]
+    return told
+
+
+def test_at_the_limit_a_server_is_stopped_and_starts_a_new_series(leaking: Host) -> None:
+    leaking.settings["leak_limit_gb"] = 0.8
+    results = cycle(leaking, 3)
+    assert [[step["action"] for step in one.steps if step["model"] == "a"] for one in results] == [
+        ["drain", "sleep"],
+        ["drain", "sleep"],
+        ["drain", "sleep", "stop"],
+    ]
+    why = "holds 2.5 GB while asleep, 1.0 GB more than after its first sleep (leak_limit_gb 0.8)"
+    assert results[2].steps[2]["note"] == f"it {why}"
+    assert results[2].warnings == [f"a {why}, so it was stopped: it starts afresh when it is asked for"]
+    assert results[2].rung == ""
+    assert leaking.states() == {"a": "stopped", "b": "active"}
+    assert steps(cycle(leaking, 1)[0]) == [("drain", "a", False), ("sleep", "a", False), ("wake", "b", False)]
+    assert series(leaking, "a").sleeps == 1
+    assert series(leaking, "a").first == {0: pytest.approx(1.5, abs=0.01)}
+
+
+def test_a_server_that_keeps_requests_is_not_stopped_at_the_limit(leaking: Host) -> None:
+    cycle(leaking, 2)
+    leaking.settings["leak_limit_gb"] = 0.1
+    leaking.switch("a")
+    with leaking.switcher() as switcher:
+        executor_of = switcher.host.servers["a"]
+        count = executor_of.count_requests
+        executor_of.count_requests = lambda: count() and (0, 1)  # type: ignore[method-assign]
+        switcher.host.servers["a"] = executor_of
+        result = switcher.switch("b")
+    assert [warning for warning in result.warnings if "was not stopped, because it may keep requests" in warning]
+    assert leaking.states()["a"] == "sleeping"
+
+
+def test_what_others_hold_is_no_leak(pair: Host) -> None:
+    pair.settings["leak_limit_gb"] = 1
+    thief = GpuHost(pair.gpu_dir, ("0",), GPU_GB, "python3")
+    for size in (2, 4, 6):
+        thief.hold(size)
+        assert steps(pair.switch("b"))[-1] == ("wake", "b", False)
+        pair.switch("a")
+    thief.life.close()
+    assert [round(point[0]) for point in series(pair, "a").held] == [1, 1, 1, 1]
+
+
+def test_a_start_by_somebody_else_begins_a_new_series(leaking: Host) -> None:
+    cycle(leaking, 3)
+    command = Command(leaking.model("a"), str(leaking.stack_dir), leaking.inventory.switching)
+    command.stop()
+    leaking.switch("b", "sleeping")
+    leaking.up(a="active")
+    leaking.switch("b")
+    assert series(leaking, "a").sleeps == 1
+    assert series(leaking, "a").start == command.start_id() != ""
+
+
+def test_records_that_make_no_sense_are_none(pair: Host) -> None:
+    path = pair.stack_dir / "run" / "odometer.json"
+    saved = json.loads(path.read_text(encoding="utf-8"))["models"]
+    broken = {"a": {**saved["a"], "held": [{"0": "much"}]}, "b": saved["b"], "c": 3}
+    path.write_text(json.dumps({"models": broken}), encoding="utf-8")
+    assert set(odometer.read(str(pair.stack_dir))) == {"b"}
+    assert pair.switch("b").active_model == "b"
