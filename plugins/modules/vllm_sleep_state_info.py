@@ -150,6 +150,38 @@ models:
       type: float
       returned: always
       sample: 1.14
+    leak:
+      description:
+        - What its server holds on its GPUs after its sleeps, since its start; null until it has slept four times, and where
+          C(nvidia-smi) does not tell.
+      type: dict
+      returned: always
+      version_added: 0.3.0
+      contains:
+        sleeps:
+          description: How often it has slept.
+          type: int
+          returned: always
+          sample: 7
+        held_gb:
+          description:
+            - What it held after the last sleep, on the GPU where that is most, in GB of 10^9 bytes; null if
+              C(nvidia-smi) does not tell what its processes hold.
+          type: float
+          returned: always
+          sample: 4.5
+        gb_per_sleep:
+          description: By how much that grows with each sleep, on the GPU where it grows most.
+          type: float
+          returned: always
+          sample: 0.5
+        switches_left:
+          description:
+            - The number of switches away from it after which a model on these GPUs would not find enough free memory to
+              wake, or C(leak_limit_gb) is reached; null if nothing grows, or if that is unknown.
+          type: int
+          returned: always
+          sample: 12
     problem:
       description: What is wrong with it.
       type: str

@@ -145,6 +145,8 @@ ROOMS: dict[str, Callable[[Cell], bool]] = {
     "kinds.py": lambda cell: cell.step.startswith("canary"),
     "capacity.py": lambda cell: False,
     "memory.py": lambda cell: bool(cell.foreign_gb or cell.grabbed_gb or cell.setup.gpus_tell or cell.fault == "oom"),
+    "freed.py": lambda cell: cell.setup.gpus_tell,
+    "odometer.py": lambda cell: cell.setup.gpus_tell,
     "drain.py": lambda cell: bool(cell.setup.client_seconds or cell.setup.tokens_per_second),
     "lifecycle.py": lambda cell: (
         cell.step in ("stop", "start") or cell.fault in ENDS or "stop" in (cell.setup.a, cell.setup.b)

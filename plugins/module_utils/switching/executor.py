@@ -185,12 +185,11 @@ class Executor:
 
     def _sleep(self, step: Step) -> None:
         server = self.host.servers[step.model]
-        level = step.level or 1
-        self.freed.before_sleep(step.model, level)
+        self.freed.before_sleep(step.model, step.level or 1)
         self.host.lock.begin(step.model, SLEEP)
         self.host.forget_proof(step.model)
         try:
-            server.sleep(level, self._modes.get(step.model, "wait"))
+            server.sleep(step.level or 1, self._modes.get(step.model, "wait"))
         except Unresponsive:
             # The answer may be all that is lost. One that still waits for requests is not asleep, whatever it says.
             if not self.host.wait(lambda: server.observe().asleep, self.settings.probe_timeout_seconds):
@@ -201,11 +200,11 @@ class Executor:
         if paused and mode != "wait":
             # The drain that was broken off ends now too, and leaves the gauge at its own level 0. To ask a sleeping
             # server again does nothing but put that right; not by abort, which would cut what has come since.
-            server.sleep(level, "keep" if mode == "keep" else "wait")
+            server.sleep(step.level or 1, "keep" if mode == "keep" else "wait")
         self._confirm_sleep(step, paused)
         if not paused and not server.can_cut():
             self._check_idle(step)
-        self.freed.after_sleep(step.model, level)
+        self.freed.after_sleep(step.model, step.level or 1)
 
     def _confirm_sleep(self, step: Step, paused: bool) -> None:
         """Wait until a server proves that it sleeps."""

@@ -28,7 +28,20 @@ def status_lines(reports: typing.Mapping[str, typing.Mapping[str, typing.Any]]) 
         told = [" ".join(model.get(key, "").split()) for key in texts]
         rows.append((host, name, *(_cell(model.get(key)) for key in _KEYS), *told))
     last = [_last(host, report["last_switch"]) for host, report in reports.items() if report.get("last_switch")]
-    return [*lines(rows), *(["", *lines([_SWITCHES, *last])] if last else [])]
+    leaks = [_leak(host, name, model["leak"]) for host, name, model in models if _leaks(model)]
+    return [*lines(rows), *(["", *leaks] if leaks else []), *(["", *lines([_SWITCHES, *last])] if last else [])]
+
+
+def _leaks(model: typing.Mapping[str, typing.Any]) -> bool:
+    return bool((model.get("leak") or {}).get("switches_left") is not None)
+
+
+def _leak(host: str, name: str, leak: typing.Mapping[str, typing.Any]) -> str:
+    times = "1 more switch" if leak["switches_left"] == 1 else f"{leak['switches_left']} more switches"
+    return (
+        f"{host}: {name} holds {leak['gb_per_sleep']:.2f} GB more of its GPUs after each sleep: fit for about {times}, "
+        "then stop it and make it active again (leak_limit_gb does that)"
+    )
 
 
 def _last(host: str, switch: typing.Mapping[str, typing.Any]) -> tuple[str, ...]:
