@@ -152,11 +152,11 @@ models:
       sample: 1.14
     leak:
       description:
-        - What its server holds on its GPUs after its sleeps, since its start; null until it has slept four times, and where
-          C(nvidia-smi) does not tell.
+        - What its server holds on its GPUs after its sleeps, since its start; null until it has slept four times, where
+          C(nvidia-smi) does not tell, and while it is stopped.
       type: dict
       returned: always
-      version_added: 0.3.0
+      version_added: 0.2.0
       contains:
         sleeps:
           description: How often it has slept.

@@ -260,7 +260,8 @@ class Executor:
             self.readiness.begun.setdefault(step.model, False)
             self.host.servers[step.model].resume()
             return None
-        need = memory.remembered(self.host.stack_dir).get(step.model)
+        kept = step.model in self.freed.kept
+        need = None if kept else memory.remembered(self.host.stack_dir).get(step.model)
         shared = memory.remembered_shared(self.host.stack_dir)
         gpus: typing.Mapping[int, hardware.Gpu] | None = None
         # One that is half awake holds a part of that itself.
@@ -280,6 +281,7 @@ class Executor:
                     memory.remember(self.host.stack_dir, step.model, {})
         if not shared:
             odometer.note_wake(self.host.stack_dir, self.host.models[step.model], gpus)
+        self.freed.kept.discard(step.model)
         self.readiness.fresh.discard(step.model)
         self.host.lock.begin(step.model, WAKE)
         self.host.forget_proof(step.model)

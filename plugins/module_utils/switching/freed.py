@@ -38,13 +38,21 @@ class Found(typing.NamedTuple):
 
 
 class Freed:
-    """What the sleeps of one switch free."""
+    """What the sleeps of one switch free.
+
+    C(kept) are those that have kept their memory, or may have: they need none when they are woken again.
+    """
 
     def __init__(self, host: Host) -> None:
         self.host = host
+        self.kept: set[str] = set()
         self._before: dict[str, Need | None] = {}
         self._slept: dict[str, int] = {}
         self._gpus: Gpus | None = None
+
+    def begin(self) -> None:
+        """Begin a stage: what a failed one has left is of no use."""
+        self._before, self._slept = {}, {}
 
     def before_drain(self, name: str) -> None:
         """Read what is free, where no sleep of this start is known to free anything."""
@@ -76,12 +84,13 @@ class Freed:
 
     def look(self, stage: Stage) -> Found:
         """Look at what the sleeps of a stage have freed, and record it. Never raises for what can't be known."""
-        before, self._before = self._before, {}
-        slept, self._slept = self._slept, {}
+        before, slept = self._before, self._slept
         self._gpus = None
         looks = []
         # Not at one that was woken again in its lane.
-        for name in [lane[-1].model for lane in stage if lane[-1].action == SLEEP and lane[-1].model in slept]:
+        names = [lane[-1].model for lane in stage if lane[-1].action == SLEEP and lane[-1].model in slept]
+        known = memory.remembered(self.host.stack_dir) if names else {}
+        for name in [name for name in names if before.get(name) or known.get(name)]:
             model = self.host.models[name]
             others = [self.host.models[lane[-1].model] for lane in stage if lane[-1].model != name]
             alone = not any(model.conflicts_with(other) for other in others)
@@ -107,6 +116,8 @@ class Freed:
         failed, over = {}, {}
         for one in looks:
             problem = one.settle()
+            if problem or one.unsettled():
+                self.kept.add(one.model.id)
             if problem:
                 failed[one.model.id] = problem
             elif odometer.over(one.series, self.host.settings.leak_limit_gb):
@@ -185,6 +196,10 @@ class _Look:
         low = self.low()
         exact = self._look_closely() if low else {}
         return [name for name in low if self._has_failed(name, exact)]
+
+    def unsettled(self) -> bool:
+        """Whether too little seems to be free, and nobody tells who has the rest."""
+        return any(name not in (self.exact or {}) for name in self.low())
 
     def settle(self) -> str:
         """What the sleep has failed to free; "" where it has, or where that is unknown: then it is recorded."""

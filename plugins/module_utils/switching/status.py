@@ -47,7 +47,7 @@ def report(host: Host) -> dict[str, typing.Any]:
                 "running": seen[m.id].running,
                 "waiting": seen[m.id].waiting,
                 "gpu_memory_gb": gpu_memory_gb.get(m.id),
-                "leak": leaks.get(m.id),
+                "leak": leaks.get(m.id) if seen[m.id].state != STOPPED else None,
             }
             for m in host.inventory.models
         },

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,20 +18,28 @@ from tests.standin.gpu import GpuHost
 
 from .conftest import Host
 
-GPU_GB = 60
+# For a model of 20 GB and those that sleep beside it; for others' memory too.
+TIGHT_GB, ROOMY_GB = 24, 60
 
 
 @pytest.fixture
 def tells(host: Host, monkeypatch: pytest.MonkeyPatch) -> Host:
-    """A host whose nvidia-smi answers, of two GPUs of 60 GB."""
+    """A host whose nvidia-smi answers, of two GPUs of 24 GB."""
     monkeypatch.setenv("STANDIN_GPU_DIR", str(host.gpu_dir))
-    monkeypatch.setenv("STANDIN_GPU_TOTAL_GB", str(GPU_GB))
+    monkeypatch.setenv("STANDIN_GPU_TOTAL_GB", str(TIGHT_GB))
     host.settings["probe_timeout_seconds"] = 1
     return host
 
 
+@pytest.fixture
+def roomy(tells: Host, monkeypatch: pytest.MonkeyPatch) -> Host:
+    """The same with GPUs of 60 GB. The servers read it from their own environment, which has the same."""
+    monkeypatch.setenv("STANDIN_GPU_TOTAL_GB", str(ROOMY_GB))
+    return tells
+
+
 def declare(host: Host, name: str, *, leak_gb: float = 0, **fields: Any) -> None:
-    standin = {"gpu_total_gb": GPU_GB, "asleep_gb": 1, "leak_gb": leak_gb}
+    standin = {"gpu_total_gb": os.environ["STANDIN_GPU_TOTAL_GB"], "asleep_gb": 1, "leak_gb": leak_gb}
     gpus = fields.get("gpus", [0])
     host.declare(
         name,
@@ -44,11 +53,21 @@ def declare(host: Host, name: str, *, leak_gb: float = 0, **fields: Any) -> None
 @pytest.fixture
 def pair(tells: Host) -> Host:
     """The models a (active) and b, of 20 GB each, of which it is known what their sleeps free."""
+    return both_known(tells)
+
+
+@pytest.fixture
+def roomy_pair(roomy: Host) -> Host:
+    """The same on a GPU of 60 GB."""
+    return both_known(roomy)
+
+
+def both_known(host: Host) -> Host:
     for name in "ab":
-        declare(tells, name)
-    for name in "abab"[:3]:
-        tells.switch(name)
-    return tells
+        declare(host, name)
+    for name in "aba":
+        host.switch(name)
+    return host
 
 
 @pytest.fixture
@@ -127,8 +146,9 @@ def test_memory_that_is_given_back_slowly_is_waited_for(pair: Host) -> None:
     assert steps(result) == [("drain", "a", False), ("sleep", "a", False), ("wake", "b", False)]
 
 
-def test_memory_that_others_have_taken_is_not_held_against_a_sleep(pair: Host) -> None:
-    thief = GpuHost(pair.gpu_dir, ("0",), GPU_GB, "python3")
+def test_memory_that_others_have_taken_is_not_held_against_a_sleep(roomy_pair: Host) -> None:
+    pair = roomy_pair
+    thief = GpuHost(pair.gpu_dir, ("0",), ROOMY_GB, "python3")
     thief.hold(18)
     result = pair.switch("b")
     assert steps(result) == [("drain", "a", False), ("sleep", "a", False), ("wake", "b", False)]
@@ -137,13 +157,22 @@ def test_memory_that_others_have_taken_is_not_held_against_a_sleep(pair: Host) -
 
 
 def test_where_nobody_tells_what_processes_hold_an_old_figure_proves_nothing(
+    roomy_pair: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Command, "pids", lambda _self: [])
+    roomy_pair.fault("a", "/sleep", "frees_nothing", match="level=1")
+    assert steps(roomy_pair.switch("b"))[1] == ("sleep", "a", False)
+    assert series(roomy_pair, "a").fixed is None
+
+
+def test_where_nobody_tells_what_processes_hold_the_former_model_is_awake_again(
     pair: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Command, "pids", lambda _self: [])
     pair.fault("a", "/sleep", "frees_nothing", match="level=1")
-    # Only the wake's own look at the memory can help: here there is enough for both.
-    assert steps(pair.switch("b"))[1] == ("sleep", "a", False)
-    assert series(pair, "a").fixed is None
+    with pytest.raises(SwitchFailed, match=r"GPU 0 has 3\.0 GB free and b needs 19\.0 GB"):
+        pair.switch("b")
+    assert pair.states() == {"a": "active", "b": "sleeping"}
 
 
 def test_where_nobody_tells_what_processes_hold_a_look_before_and_after_proves_it(
@@ -158,7 +187,8 @@ def test_where_nobody_tells_what_processes_hold_a_look_before_and_after_proves_i
 
 
 @pytest.mark.parametrize("variable", ["STANDIN_GPU_DIR", "STANDIN_GPU_MIG"])
-def test_what_can_not_be_read_is_not_nothing(pair: Host, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+def test_what_can_not_be_read_is_not_nothing(roomy_pair: Host, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    pair = roomy_pair
     if variable == "STANDIN_GPU_DIR":
         monkeypatch.delenv(variable)
     else:
@@ -202,11 +232,15 @@ def test_an_ordinary_switch_asks_nvidia_smi_once(pair: Host, asked: list[str]) -
 
 
 @pytest.fixture
-def leaking(tells: Host) -> Host:
+def leaking(roomy: Host) -> Host:
     """A model a that holds half a GB more after each sleep, and b that does not."""
-    declare(tells, "a", leak_gb=0.5)
-    declare(tells, "b")
-    return tells
+    return leaks(roomy)
+
+
+def leaks(host: Host) -> Host:
+    declare(host, "a", leak_gb=0.5)
+    declare(host, "b")
+    return host
 
 
 def cycle(host: Host, times: int) -> list[Result]:
@@ -230,6 +264,25 @@ def test_a_leak_is_told_by_its_trend(leaking: Host) -> None:
     # 60 GB less the 4.5 that the two hold asleep and the 19 that b takes when it wakes.
     assert told["switches_left"] == 73
     assert leak(leaking, "b") == {"sleeps": 4, "held_gb": 1.0, "gb_per_sleep": 0.0, "switches_left": None}
+
+
+def test_so_many_switches_go_well_as_are_told(tells: Host) -> None:
+    cycle(leaks(tells), 4)
+    told = leak(tells, "a")
+    assert told is not None
+    assert told["switches_left"] == 2
+    cycle(tells, 2)
+    tells.switch("a")
+    with pytest.raises(SwitchFailed, match="and b needs"):
+        tells.switch("b")
+    assert tells.states() == {"a": "active", "b": "sleeping"}
+
+
+def test_with_a_limit_it_goes_on(tells: Host) -> None:
+    tells.settings["leak_limit_gb"] = 1
+    results = cycle(leaks(tells), 8)
+    assert [i for i, one in enumerate(results) if ("stop", "a", False) in steps(one)] == [3, 7]
+    assert not [one.rung for one in results if one.rung]
 
 
 def leak(host: Host, name: str) -> dict[str, Any] | None:
@@ -270,9 +323,10 @@ def test_a_server_that_keeps_requests_is_not_stopped_at_the_limit(leaking: Host)
     assert leaking.states()["a"] == "sleeping"
 
 
-def test_what_others_hold_is_no_leak(pair: Host) -> None:
+def test_what_others_hold_is_no_leak(roomy_pair: Host) -> None:
+    pair = roomy_pair
     pair.settings["leak_limit_gb"] = 1
-    thief = GpuHost(pair.gpu_dir, ("0",), GPU_GB, "python3")
+    thief = GpuHost(pair.gpu_dir, ("0",), ROOMY_GB, "python3")
     for size in (2, 4, 6):
         thief.hold(size)
         assert steps(pair.switch("b"))[-1] == ("wake", "b", False)

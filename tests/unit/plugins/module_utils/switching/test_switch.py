@@ -1422,6 +1422,7 @@ def test_slow_servers_are_observed_side_by_side(host: Host) -> None:
         "running": 0,
         "waiting": 0,
         "gpu_memory_gb": None,
+        "leak": None,
     }
 
 
