@@ -193,9 +193,9 @@ class _Look:
 
     def failing(self) -> list[memory.Name]:
         """The GPUs of which the sleep has freed too little, for all that is known."""
-        low = self.low()
-        exact = self._look_closely() if low else {}
-        return [name for name in low if self._has_failed(name, exact)]
+        exact = self._look_closely() if self.low() else {}
+        # Once more: what was known from before may be of another start.
+        return [name for name in self.low() if self._has_failed(name, exact)]
 
     def unsettled(self) -> bool:
         """Whether too little seems to be free, and nobody tells who has the rest."""

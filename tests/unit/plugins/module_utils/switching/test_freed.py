@@ -6,11 +6,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching import hardware, odometer
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors import SwitchFailed
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.freed import _Look
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.lifecycle import Command
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.result import Result
 
@@ -90,6 +93,82 @@ def steps(result: Result) -> list[tuple[str, str, bool]]:
 
 def series(host: Host, name: str) -> odometer.Series:
     return odometer.read(str(host.stack_dir))[name]
+
+
+# ---- what is concluded of figures ----
+
+
+KNOWN = odometer.Series("1", freed={"1": {0: 20.0}}, first={0: 1.0}, held=({0: 1.0},), woken={0: 23.0})
+
+
+def failing(
+    monkeypatch: pytest.MonkeyPatch,
+    stack_dir: Path,
+    free: float,
+    *,
+    series: odometer.Series = KNOWN,
+    before: float | None = None,
+    level: int = 1,
+    holds: float | None = None,
+    alone: bool = True,
+    weights_gb: float = 10,
+    **gpu: Any,
+) -> list[int | str]:
+    """The GPUs that a sleep has failed to free, by the look at one model of GPU 0, which has 24 GB."""
+    model = SimpleNamespace(id="a", gpus=(0,), weights_gb=weights_gb)
+    lifecycle = SimpleNamespace(start_id=lambda: "1", pids=lambda: [7])
+    host = SimpleNamespace(stack_dir=str(stack_dir), lifecycles={"a": lifecycle})
+    odometer.record(str(stack_dir), {"a": series})
+    monkeypatch.setattr(hardware, "read_held", lambda _gpus, _pids: {} if holds is None else {0: holds})
+    one: Any = _Look(host, model, level, None if before is None else {0: before}, alone)  # type: ignore[arg-type]
+    one.read({0: hardware.Gpu(0, 24.0, free, "GPU-0", **gpu)})
+    found: list[int | str] = one.failing()
+    return found
+
+
+@pytest.mark.parametrize(
+    ("free", "more", "failed"),
+    [
+        # As known from before, by what was free when it was woken.
+        (23, {"holds": 1}, False),
+        (13.1, {"holds": 10.9}, False),
+        (12.9, {"holds": 11.1}, True),
+        (3, {"holds": 21}, True),
+        # Others have it: by a part, or by all.
+        (3, {"holds": 1}, False),
+        (3, {"holds": 10.9}, False),
+        (3, {"holds": 11.1}, True),
+        # Nobody tells who has it.
+        (3, {}, False),
+        (3, {"before": 3.0}, True),
+        (3, {"before": 3.0, "alone": False}, False),
+        (3, {"before": 3.0, "alone": False, "holds": 21}, True),
+        # What was free at its wake is unknown: then by what the GPU has.
+        (15, {"series": KNOWN._replace(woken={}), "holds": 21}, False),
+        (3, {"series": KNOWN._replace(woken={}), "holds": 21}, True),
+        # At another level: only the weights can tell.
+        (8, {"level": 2, "before": 3.0, "holds": 16}, False),
+        (3.9, {"level": 2, "before": 3.0, "holds": 20.1}, True),
+        (3, {"level": 2, "holds": 21}, False),
+        # Nothing is known from before.
+        (3.9, {"series": odometer.Series(), "before": 3.0}, True),
+        (4.1, {"series": odometer.Series(), "before": 3.0}, False),
+        (3.9, {"series": odometer.Series(), "before": 3.0, "weights_gb": 0}, False),
+        (3.9, {"series": odometer.Series(), "before": 3.0, "holds": 1}, False),
+        (3, {"series": odometer.Series(), "holds": 21}, False),
+        # Of little nothing is concluded.
+        (3, {"series": KNOWN._replace(freed={"1": {0: 0.9}}), "before": 3.0}, False),
+        # Of another start.
+        (3, {"series": KNOWN._replace(start="2"), "holds": 21}, False),
+        # Of a GPU that has no memory of its own, or is divided.
+        (3, {"before": 3.0, "unified": True}, False),
+        (3, {"before": 3.0, "divided": True}, False),
+    ],
+)
+def test_what_is_too_little(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, free: float, more: dict[str, Any], failed: bool
+) -> None:
+    assert failing(monkeypatch, tmp_path, free, **more) == ([0] if failed else [])
 
 
 # ---- a sleep that frees nothing ----
