@@ -149,6 +149,7 @@ class _Look:
         self.gpus: Gpus = {}
         # What the model's processes hold, only of GPUs of which somebody tells; None where nobody has been asked.
         self.exact: Need | None = None
+        self._asked = False
 
     @property
     def usual(self) -> Need:
@@ -206,6 +207,8 @@ class _Look:
         failed = self.failing()
         if failed:
             return self._say(failed[0])
+        if self.before:
+            self._ask_start()
         reckoned = odometer.reckon(self.series, self.free)
         if self.whole and (reckoned is None or self._is_odd(reckoned)):
             self._look_closely()
@@ -228,7 +231,9 @@ class _Look:
         return self.exact
 
     def _ask_start(self) -> None:
-        self.start = self.host.lifecycles[self.model.id].start_id()
+        if self._asked:
+            return
+        self._asked, self.start = True, self.host.lifecycles[self.model.id].start_id()
         if not self.series.is_of(self.start):
             self.series = Series()  # somebody else has started it anew
 
@@ -254,15 +259,12 @@ class _Look:
 
     def _record(self, reckoned: Need | None) -> None:
         exact = self.exact or {}
-        if self.before:
-            if self.exact is None:
-                self._ask_start()
-            if self.alone:
-                freed = {name: max(0.0, gb) for name, gb in self.freed().items()}
-                self.series = self.series._replace(freed={**self.series.freed, str(self.level): freed})
-                # The wake will need as much. It only makes a later check sharper: no reason to fail a switch.
-                with contextlib.suppress(OSError):
-                    memory.remember(self.host.stack_dir, self.model.id, freed, self.start, self.gpus)
+        if self.before and self.alone and not self.low():
+            freed = {name: max(0.0, gb) for name, gb in self.freed().items()}
+            self.series = self.series._replace(freed={**self.series.freed, str(self.level): freed})
+            # The wake will need as much. It only makes a later check sharper: no reason to fail a switch.
+            with contextlib.suppress(OSError):
+                memory.remember(self.host.stack_dir, self.model.id, freed, self.start, self.gpus)
         if not self.whole:
             return
         self.series = self.series._replace(start=self.start or self.series.start)

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching import hardware, odometer
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching import hardware, memory, odometer
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors import SwitchFailed
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.freed import _Look
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.lifecycle import Command
@@ -101,7 +101,7 @@ def series(host: Host, name: str) -> odometer.Series:
 KNOWN = odometer.Series("1", freed={"1": {0: 20.0}}, first={0: 1.0}, held=({0: 1.0},), woken={0: 23.0})
 
 
-def failing(
+def look(
     monkeypatch: pytest.MonkeyPatch,
     stack_dir: Path,
     free: float,
@@ -113,8 +113,8 @@ def failing(
     alone: bool = True,
     weights_gb: float = 10,
     **gpu: Any,
-) -> list[int | str]:
-    """The GPUs that a sleep has failed to free, by the look at one model of GPU 0, which has 24 GB."""
+) -> Any:
+    """The look at one model of GPU 0, which has 24 GB."""
     model = SimpleNamespace(id="a", gpus=(0,), weights_gb=weights_gb)
     lifecycle = SimpleNamespace(start_id=lambda: "1", pids=lambda: [7])
     host = SimpleNamespace(stack_dir=str(stack_dir), lifecycles={"a": lifecycle})
@@ -122,8 +122,7 @@ def failing(
     monkeypatch.setattr(hardware, "read_held", lambda _gpus, _pids: {} if holds is None else {0: holds})
     one: Any = _Look(host, model, level, None if before is None else {0: before}, alone)  # type: ignore[arg-type]
     one.read({0: hardware.Gpu(0, 24.0, free, "GPU-0", **gpu)})
-    found: list[int | str] = one.failing()
-    return found
+    return one
 
 
 @pytest.mark.parametrize(
@@ -168,7 +167,18 @@ def failing(
 def test_what_is_too_little(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, free: float, more: dict[str, Any], failed: bool
 ) -> None:
-    assert failing(monkeypatch, tmp_path, free, **more) == ([0] if failed else [])
+    assert look(monkeypatch, tmp_path, free, **more).failing() == ([0] if failed else [])
+
+
+@pytest.mark.parametrize(("free", "freed"), [(23.0, {"1": {0: 20.0}}), (3.0, {})])
+def test_what_others_have_disturbed_is_no_measure(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, free: float, freed: dict[str, Any]
+) -> None:
+    one = look(monkeypatch, tmp_path, free, series=odometer.Series(), before=3.0, holds=1)
+    assert one.settle() == ""
+    assert odometer.read(str(tmp_path))["a"].freed == freed
+    assert memory.remembered(str(tmp_path)) == ({"a": freed["1"]} if freed else {})
+    assert odometer.read(str(tmp_path))["a"].last == {0: 1.0}
 
 
 # ---- a sleep that frees nothing ----
@@ -386,6 +396,27 @@ def test_at_the_limit_a_server_is_stopped_and_starts_a_new_series(leaking: Host)
     assert steps(cycle(leaking, 1)[0]) == [("drain", "a", False), ("sleep", "a", False), ("wake", "b", False)]
     assert series(leaking, "a").sleeps == 1
     assert series(leaking, "a").first == {0: pytest.approx(1.5, abs=0.01)}
+
+
+def test_a_model_that_was_to_sleep_may_come_to_its_limit(leaking: Host) -> None:
+    cycle(leaking, 1)
+    leaking.settings["leak_limit_gb"] = 0.4
+    leaking.switch("a")
+    result = leaking.switch("a", "sleeping")
+    assert steps(result) == [("drain", "a", False), ("sleep", "a", False), ("stop", "a", False)]
+    assert leaking.states() == {"a": "stopped", "b": "sleeping"}
+    assert len(result.warnings) == 1
+
+
+def test_check_mode_predicts_no_limit(leaking: Host) -> None:
+    cycle(leaking, 1)
+    leaking.settings["leak_limit_gb"] = 0.4
+    leaking.switch("a")
+    assert steps(leaking.switch("b", check=True)) == [
+        ("drain", "a", False),
+        ("sleep", "a", False),
+        ("wake", "b", False),
+    ]
 
 
 def test_a_server_that_keeps_requests_is_not_stopped_at_the_limit(leaking: Host) -> None:
