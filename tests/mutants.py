@@ -713,6 +713,7 @@ MUTANTS = (
         "if any(lane[-1].action == SLEEP for lane in stage):",
         "if False:",
         "a sleep that frees nothing is taken for one",
+        ("freed",),
     ),
     Mutant(
         "freed/nothing-known-is-nothing-expected",
@@ -757,6 +758,7 @@ MUTANTS = (
             self._stop_sleepless""",
         "            self._stop_sleepless",
         "a server is stopped although escalation has no stop",
+        ("freed",),
     ),
     Mutant(
         "freed/kept-memory-is-missing",
@@ -764,6 +766,7 @@ MUTANTS = (
         "kept = step.model in self.freed.kept",
         "kept = False",
         "after a sleep that freed nothing the former model is not woken, for want of the memory that it holds itself",
+        ("freed",),
     ),
     Mutant(
         "freed/levels-alike",
@@ -787,6 +790,7 @@ MUTANTS = (
         """            gpus = hardware.read_gpus()
             measured""",
         "each switch asks nvidia-smi once more",
+        ("freed",),
     ),
     Mutant(
         "freed/reckoned-only",
@@ -801,6 +805,7 @@ MUTANTS = (
         "if any(number != 0 for number in (*parked, self.executor.running(name))):",
         "if False:",
         "requests that wait for the wake are cut at the limit",
+        ("freed",),
     ),
     Mutant(
         "odometer/limit-of-others",
@@ -822,6 +827,7 @@ MUTANTS = (
         "        odometer.record(self.host.stack_dir, {step.model: None})\n",
         "",
         "a restarted server is taken for the one that leaked",
+        ("freed",),
     ),
     Mutant(
         "odometer/each-leaks-alone",

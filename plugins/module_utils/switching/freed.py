@@ -13,6 +13,7 @@ import contextlib
 import typing
 
 from . import hardware, memory, odometer, state_files
+from .gpus import Gpu as Name
 from .gpus import gpu_text
 from .host import Host
 from .inventory import Model
@@ -187,12 +188,12 @@ class _Look:
         """The weights on each GPU, as far as the inventory tells."""
         return dict.fromkeys(self.model.gpus, (self.model.weights_gb or 0.0) / len(self.model.gpus))
 
-    def low(self) -> list[memory.Name]:
+    def low(self) -> list[Name]:
         """The GPUs of which the sleep seems to have freed too little."""
         freed = self.freed()
         return [name for name, gb in self.expected().items() if name in freed and freed[name] < gb and self.whole]
 
-    def failing(self) -> list[memory.Name]:
+    def failing(self) -> list[Name]:
         """The GPUs of which the sleep has freed too little, for all that is known."""
         exact = self._look_closely() if self.low() else {}
         # Once more: what was known from before may be of another start.
@@ -237,7 +238,7 @@ class _Look:
         if not self.series.is_of(self.start):
             self.series = Series()  # somebody else has started it anew
 
-    def _has_failed(self, name: memory.Name, exact: Need) -> bool:
+    def _has_failed(self, name: Name, exact: Need) -> bool:
         """Whether too little was freed of a GPU that seems so: others may have taken it."""
         if name not in exact:
             # What was free at its wake, maybe hours ago, proves nothing.
@@ -245,7 +246,7 @@ class _Look:
         whole = self.usual.get(name) or self._weights()[name]
         return exact[name] - self.series.last.get(name, 0.0) > whole * _LEAST_SHARE
 
-    def _say(self, name: memory.Name) -> str:
+    def _say(self, name: Name) -> str:
         exact, freed, because = self.exact or {}, self.freed().get(name, 0.0), ""
         if name in self.usual:
             because = f"such a sleep of it has freed {self.usual[name]:.1f} GB before"

@@ -398,6 +398,14 @@ def test_at_the_limit_a_server_is_stopped_and_starts_a_new_series(leaking: Host)
     assert series(leaking, "a").first == {0: pytest.approx(1.5, abs=0.01)}
 
 
+def test_a_start_that_nobody_can_tell_begins_a_new_series_too(leaking: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Command, "start_id", lambda _self: "")
+    cycle(leaking, 2)
+    leaking.switch("a", "stopped")
+    cycle(leaking, 1)
+    assert series(leaking, "a").sleeps == 1
+
+
 def test_a_model_that_was_to_sleep_may_come_to_its_limit(leaking: Host) -> None:
     cycle(leaking, 1)
     leaking.settings["leak_limit_gb"] = 0.4

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching import inventory, odometer
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.memory import Need
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.odometer import (
     KEPT,
     LEAST_POINTS,
@@ -56,7 +57,7 @@ def test_a_trend_is_between_the_least_and_the_greatest_step(seed: int) -> None:
 
 
 def test_each_gpu_has_its_trend_of_its_own() -> None:
-    held = [{0: 1.0, "GPU-1": 2.0 + i} for i in range(4)]
+    held: list[Need] = [{0: 1.0, "GPU-1": 2.0 + i} for i in range(4)]
     assert growth(held) == {0: 0.0, "GPU-1": 1.0}
     assert growth([{0: 1.0}, {0: 1.0}, *held[:2]]) == {0: 0.0}
 
@@ -128,7 +129,7 @@ def host(*, limit: float = 0, gpus: dict[str, list[int]] | None = None) -> inven
 
 
 def leaking(gb: float, free: float = 30.0, sleeps: int = 5) -> Series:
-    held = tuple({0: 1.0 + gb * i} for i in range(sleeps))
+    held: tuple[Need, ...] = tuple({0: 1.0 + gb * i} for i in range(sleeps))
     return Series(first=held[0], held=held, fixed=held[-1], after={0: free}, sleeps=sleeps)
 
 
