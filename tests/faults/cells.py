@@ -201,6 +201,13 @@ def _sleep() -> Iterator[Cell]:
         what = "answers 200 and does nothing, and its metrics are HTML"
         orders = {"a": [*sleep.cell("not-done", variant).orders["a"], unread]}
         yield Cell("sleep", "not-done, html", variant, what, orders=orders, ends=("b active",))
+    keeps = {"path": "/sleep", "match": "level=1", "fault": "frees_nothing"}
+    for without, ends in (((), "b active"), (("stop",), "a active again")):
+        setup = Setup(gpus_tell=True, without=without)
+        off = ", with stop turned off" if without else ""
+        yield Cell("sleep", "frees-nothing", "without stop" if without else ONCE,
+                   f"sleeps and gives no memory back, and nvidia-smi tells{off}", setup, orders={"a": [keeps]},
+                   change=set_("a", "weights_gb", 10), ends=(ends,))  # fmt: skip
     asked = Step("confirm sleep", "a", "/is_sleeping", after="/sleep")
     yield from asked.cells(ASKED)
     yield from asked.cells(("500", "hang", "html", "json"), EVER)

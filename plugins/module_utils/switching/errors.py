@@ -97,7 +97,7 @@ class DevModeOff(ServerError):
 class FreedNothing(ServerError):
     """The server sleeps and has not given its GPU memory back."""
 
-    remedy = ""  # the text says it
+    remedy = "if this happens again, set its sleep_level to stop"
 
 
 class InDoubt(ServerError):

@@ -255,7 +255,7 @@ class _Look:
         holds = f", and its processes still hold {exact[name]:.1f} GB" if name in exact else ""
         return (
             f"{self.model.id} sleeps at level {self.level}, but that has freed {max(0.0, freed):.1f} GB of "
-            f"{gpu_text(name)}: {because}{holds}. If this happens again, set its sleep_level to stop"
+            f"{gpu_text(name)}: {because}{holds}"
         )
 
     def _record(self, reckoned: Need | None) -> None:

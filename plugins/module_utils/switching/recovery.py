@@ -83,7 +83,7 @@ class Recovery:
                 done for done in reversed(self.executor.steps) if (done["model"], done["action"]) == (name, SLEEP)
             )
             error = FreedNothing(problem).masked(self.host.mask)
-            record["failed"] = str(error)
+            record["failed"] = f"{error}: {error.remedy}"  # an error that is recovered from is told nowhere else
             if not self._requests_of(name):
                 # What has come since it was drained waits for its wake.
                 record["requests"] = {**dict.fromkeys(FATES, 0), PARKED: self.executor.running(name)}

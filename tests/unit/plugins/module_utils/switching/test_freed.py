@@ -192,7 +192,7 @@ def test_a_server_whose_sleep_frees_nothing_is_stopped_and_the_target_woken(pair
     told = result.steps[1]["failed"]
     assert told == (
         "a sleeps at level 1, but that has freed 0.0 GB of GPU 0: such a sleep of it has freed 19.0 GB before, and its "
-        "processes still hold 20.0 GB. If this happens again, set its sleep_level to stop"
+        "processes still hold 20.0 GB: if this happens again, set its sleep_level to stop"
     )
     assert result.rung == "stop"
     assert result.recovery == "a had to be stopped"
