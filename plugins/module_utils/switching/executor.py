@@ -281,7 +281,6 @@ class Executor:
                     memory.remember(self.host.stack_dir, step.model, {})
         if not shared:
             odometer.note_wake(self.host.stack_dir, self.host.models[step.model], gpus)
-        self.freed.kept.discard(step.model)
         self.readiness.fresh.discard(step.model)
         self.host.lock.begin(step.model, WAKE)
         self.host.forget_proof(step.model)

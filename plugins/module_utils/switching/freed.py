@@ -62,6 +62,7 @@ class Freed:
 
     def before_sleep(self, name: str, level: int) -> None:
         """Read what is free, unless it was read before the drain, or it is known what a sleep at this level frees."""
+        self.kept.discard(name)
         if name not in self._before and str(level) not in self._levels(name):
             self._before[name] = memory.free_before_sleep(self.host.stack_dir, self.host.models[name])
 
