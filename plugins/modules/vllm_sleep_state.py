@@ -221,7 +221,7 @@ steps:
       type: float
       returned: for a wake or start whose weights were looked for in the page cache, unless in check mode
       sample: 0.96
-      version_added: 0.3.0
+      version_added: 0.2.0
     note:
       description:
         - Additional information, such as how much of the weights was read ahead, or would be in check mode, or the

@@ -158,7 +158,7 @@ models:
       type: list
       elements: dict
       returned: always
-      version_added: 0.3.0
+      version_added: 0.2.0
       contains:
         level:
           description: The level, 1 or 2.
@@ -196,8 +196,40 @@ models:
       description: The level at which it would sleep if it was put to sleep now, and the reason; null if it is disabled.
       type: str
       returned: always
-      version_added: 0.3.0
+      version_added: 0.2.0
       sample: "level 2: 6.8 s measured (3), level 1: 12.8 s (2)"
+    leak:
+      description:
+        - What its server holds on its GPUs after its sleeps, since its start; null until it has slept four times, where
+          C(nvidia-smi) does not tell, and while it is stopped.
+      type: dict
+      returned: always
+      version_added: 0.2.0
+      contains:
+        sleeps:
+          description: How often it has slept.
+          type: int
+          returned: always
+          sample: 7
+        held_gb:
+          description:
+            - What it held after the last sleep, on the GPU where that is most, in GB of 10^9 bytes; null if
+              C(nvidia-smi) does not tell what its processes hold.
+          type: float
+          returned: always
+          sample: 4.5
+        gb_per_sleep:
+          description: By how much that grows with each sleep, on the GPU where it grows most.
+          type: float
+          returned: always
+          sample: 0.5
+        switches_left:
+          description:
+            - The number of switches away from it after which a model on these GPUs would not find enough free memory to
+              wake, or C(leak_limit_gb) is reached; null if nothing grows, or if that is unknown.
+          type: int
+          returned: always
+          sample: 12
     problem:
       description: What is wrong with it.
       type: str

@@ -148,6 +148,8 @@ ROOMS: dict[str, Callable[[Cell], bool]] = {
     "capacity.py": lambda cell: False,
     "memory.py": lambda cell: bool(cell.foreign_gb or cell.grabbed_gb or cell.setup.gpus_tell or cell.fault == "oom"),
     "drafts.py": lambda cell: False,
+    "freed.py": lambda cell: cell.setup.gpus_tell,
+    "odometer.py": lambda cell: cell.setup.gpus_tell,
     "drain.py": lambda cell: bool(cell.setup.client_seconds or cell.setup.tokens_per_second),
     "lifecycle.py": lambda cell: (
         cell.step in ("stop", "start") or cell.fault in ENDS or "stop" in (cell.setup.a, cell.setup.b)
@@ -203,6 +205,13 @@ def _sleep() -> Iterator[Cell]:
         what = "answers 200 and does nothing, and its metrics are HTML"
         orders = {"a": [*sleep.cell("not-done", variant).orders["a"], unread]}
         yield Cell("sleep", "not-done, html", variant, what, orders=orders, ends=("b active",))
+    keeps = {"path": "/sleep", "match": "level=1", "fault": "frees_nothing"}
+    for without, ends in (((), "b active"), (("stop",), "a active again")):
+        setup = Setup(gpus_tell=True, without=without)
+        off = ", with stop turned off" if without else ""
+        yield Cell("sleep", "frees-nothing", "without stop" if without else ONCE,
+                   f"sleeps and gives no memory back, and nvidia-smi tells{off}", setup, orders={"a": [keeps]},
+                   change=set_("a", "weights_gb", 10), ends=(ends,))  # fmt: skip
     asked = Step("confirm sleep", "a", "/is_sleeping", after="/sleep")
     yield from asked.cells(ASKED)
     yield from asked.cells(("500", "hang", "html", "json"), EVER)

@@ -42,8 +42,8 @@ that process, and *for ever* is a fault that a restart does not end either.
 # What each is, and how long it takes at most.
 RUNGS = {
     "stop": (
-        "The model that has to make room can't be drained or put to sleep, so its server is stopped. It is loaded "
-        "again when it is next needed.",
+        "The model that has to make room can't be drained or put to sleep, or keeps its memory while it sleeps, so its "
+        "server is stopped. It is loaded again when it is next needed.",
         "`command_timeout_seconds` if it has a `stop_command`, then twice `stop_timeout_seconds` (SIGTERM, "
         "SIGKILL), then `request_timeout_seconds` until its port is closed",
     ),

@@ -7,6 +7,7 @@ import asyncio
 import hashlib
 import io
 import json
+import math
 import os
 import signal
 import socket
@@ -227,6 +228,8 @@ class Api:
             self.engine.adapters.clear()
         elif name == "kill":
             die()
+        elif name == "frees_nothing":
+            self.engine.keeps_seconds = math.inf if fault.seconds is None else fault.seconds
         elif name == "freeze":
             os.kill(os.getpid(), signal.SIGSTOP)
         elif name == "late":

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import random
 import time
@@ -77,6 +78,8 @@ class Engine:
         self.paused = ""  # "", "new" (running ones go on) or "all"
         self.asleep: set[str] = set()
         self.level = 0  # that really holds
+        self.leaked_gb = 0.0  # never given back, more with each sleep
+        self.keeps_seconds = 0.0  # a fault of the next sleep: how long it keeps its memory
         self.weights_right = True
         # Faults: what a wake is to do to the LoRA adapters, and what the last one has done: "", "lose" or "swap".
         self.wake_harms_adapters = ""
@@ -229,11 +232,19 @@ class Engine:
                 # Those of a draft model are gone too, and no version loads them again.
                 method = (self.settings.speculative or {}).get("method")
                 self.drafts_right = method in WITHOUT_DRAFT_WEIGHTS
-            self.host.hold(self.settings.asleep_gb)
+            self.leaked_gb += self.settings.leak_gb
+            if not self.keeps_seconds:
+                self._let_go()
+            elif self.keeps_seconds < math.inf:
+                asyncio.get_running_loop().call_later(self.keeps_seconds, self._let_go)
+            self.keeps_seconds = 0.0
         self.host.event("sleeping", level=level)
         say("INFO", "abstract.py:390", f"It took {seconds:.6f} seconds to fall asleep.")
         if self.family.old and self._running() and self.settings.sleep_mode:
             self.die("CUDA error: an illegal memory access was encountered (a running request, no memory)")
+
+    def _let_go(self) -> None:
+        self.host.hold(self.settings.asleep_gb + self.leaked_gb)
 
     async def _wake_locked(self, tags: list[str] | None) -> bool:
         async with self._core:
@@ -268,7 +279,8 @@ class Engine:
         if self.settings.sleep_mode:
             share = (len(TAGS) - len(still)) / len(TAGS)
             try:
-                self.host.hold(self.settings.asleep_gb + (self.settings.vram_gb - self.settings.asleep_gb) * share)
+                awake = (self.settings.vram_gb - self.settings.asleep_gb) * share
+                self.host.hold(self.settings.asleep_gb + awake + self.leaked_gb)
             except OutOfMemory as exc:
                 self.die(
                     f"CUDA out of memory. GPU {exc.index} has a total capacity of {self.settings.gpu_total_gb:.2f} GiB "

@@ -42,6 +42,7 @@ drop_adapters   do it, and forget the LoRA adapters: their routes are gone
 wrong_text      a completion that the model would not give
 redirect        302 to a log-in page; nothing is done
 unauthorized    401 as with a wrong API key; nothing is done
+frees_nothing   do it, but the sleep gives no memory back, or does so `seconds` later (default: never)
 not_ready       503 as /health has where the engine is dead; nothing is done
 """
 
@@ -57,8 +58,8 @@ from typing import Any
 NAMES = {
     "status_500", "hang", "refuse", "reset_mid_body", "slow_drip", "empty_200", "html", "wrong_json", "not_done",
     "early", "late", "lost", "die_after_200", "kill", "freeze", "deaf", "oom", "wrong_text", "redirect", "unauthorized",
-    "slow", "full", "deep_json", "odd_numbers", "two_engines", "not_ready", "lose_adapters",
-    "swap_adapters", "drop_adapters",
+    "slow", "full", "deep_json", "odd_numbers", "two_engines", "not_ready", "frees_nothing",
+    "lose_adapters", "swap_adapters", "drop_adapters",
 }  # fmt: skip
 # Of what is no call.
 OTHER_NAMES = {"load": {"die", "kill", "oom", "hang"}, "term": {"hang"}}

@@ -51,6 +51,7 @@ class Settings:
     gpu_total_gb: float
     vram_gb: float
     asleep_gb: float
+    leak_gb: float
     faults_file: Path | None
     speculative: dict[str, Any] | None = None  # what --speculative-config says
     acceptance: float = 0.6  # the share of the drafted tokens that is right, while the weights of the drafts are
@@ -128,6 +129,7 @@ def read(argv: list[str]) -> Settings:
         gpu_total_gb=total,
         vram_gb=_number("STANDIN_VRAM_GB", args.gpu_memory_utilization * total),
         asleep_gb=_number("STANDIN_ASLEEP_GB", 0.0),
+        leak_gb=_number("STANDIN_LEAK_GB", 0.0),
         faults_file=Path(env["STANDIN_FAULTS_FILE"]) if env.get("STANDIN_FAULTS_FILE") else None,
         speculative=args.speculative_config,
         acceptance=_number("STANDIN_ACCEPTANCE", 0.6),

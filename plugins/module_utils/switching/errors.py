@@ -94,6 +94,12 @@ class DevModeOff(ServerError):
     remedy = ""  # the text says it
 
 
+class FreedNothing(ServerError):
+    """The server sleeps and has not given its GPU memory back."""
+
+    remedy = "if this happens again, set its sleep_level to stop"
+
+
 class InDoubt(ServerError):
     """The server says that it sleeps, and can't tell whether it is only paused."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import typing
 
-from . import hardware, memory
+from . import hardware, memory, odometer
 from .drain import CUT, FATES, Drain
 from .errors import (
     Divided,
@@ -21,6 +21,7 @@ from .errors import (
     Unreachable,
     Unresponsive,
 )
+from .freed import Freed
 from .host import Host
 from .plan import (
     ACTIVE,
@@ -69,7 +70,7 @@ class Executor:
         self.warming: tuple[str, Warmer] | None = None
         # What the sleep of a model is to do with requests.
         self._modes: dict[str, str] = {}
-        self._free_before: dict[str, memory.Need | None] = {}
+        self.freed = Freed(host)
 
     def run(self, step: Step, act: typing.Callable[[Step], str | None] | None = None, rung: str = "") -> None:
         """Do one step, confirm it and write it down."""
@@ -166,7 +167,7 @@ class Executor:
     def _drain(self, step: Step) -> str:
         server = self.host.servers[step.model]
         # Before the drain: nvidia-smi may take its time, and nothing may come between the drain and the sleep.
-        self._free_before[step.model] = memory.free_before_sleep(self.host.stack_dir, self.host.models[step.model])
+        self.freed.before_drain(step.model)
         seen = self.host.seen.get(step.model)
         usual = seen is not None and seen.state == ACTIVE and not seen.held
         recorded = self.readiness.before_sleep(self.host.models[step.model]) if usual else ""
@@ -194,9 +195,7 @@ class Executor:
 
     def _sleep(self, step: Step) -> None:
         server = self.host.servers[step.model]
-        model = self.host.models[step.model]
-        known = model.id in self._free_before
-        free = self._free_before.pop(model.id) if known else memory.free_before_sleep(self.host.stack_dir, model)
+        self.freed.before_sleep(step.model, step.level or 1)
         self.host.lock.begin(step.model, SLEEP)
         self.host.forget_proof(step.model)
         try:
@@ -215,7 +214,7 @@ class Executor:
         self._confirm_sleep(step, paused)
         if not paused and not server.can_cut():
             self._check_idle(step)
-        memory.remember_freed(self.host.stack_dir, model, free, self.host.lifecycles[model.id].start_id)
+        self.freed.after_sleep(step.model, step.level or 1)
 
     def _confirm_sleep(self, step: Step, paused: bool) -> None:
         """Wait until a server proves that it sleeps."""
@@ -271,11 +270,13 @@ class Executor:
             self.readiness.begun.setdefault(step.model, False)
             self.host.servers[step.model].resume()
             return None
-        need = memory.remembered(self.host.stack_dir).get(step.model)
+        kept = step.model in self.freed.kept
+        need = None if kept else memory.remembered(self.host.stack_dir).get(step.model)
         shared = memory.remembered_shared(self.host.stack_dir)
+        gpus: typing.Mapping[int, hardware.Gpu] | None = None
         # One that is half awake holds a part of that itself.
         if (need or shared) and step.model not in self.host.lock.doubtful:
-            gpus = hardware.read_gpus()
+            gpus = self.freed.take_gpus() or hardware.read_gpus()
             measured = need and self._is_of_this_start(step.model) if shared else True
             if not measured:
                 need = memory.wake_need(self.host.models[step.model], step.level, gpus)
@@ -288,6 +289,8 @@ class Executor:
                 # Somebody else has started it since, and maybe with less: then its next sleep tells.
                 with contextlib.suppress(OSError):
                     memory.remember(self.host.stack_dir, step.model, {})
+        if not shared:
+            odometer.note_wake(self.host.stack_dir, self.host.models[step.model], gpus)
         self.readiness.fresh.discard(step.model)
         if step.level != 1:
             self.readiness.reloaded.add(step.model)
@@ -306,7 +309,7 @@ class Executor:
 
     def _start(self, step: Step) -> None:
         model = self.host.models[step.model]
-        gpus = hardware.read_gpus()
+        gpus = self.freed.take_gpus() or hardware.read_gpus()
         divided = memory.divided_problem(model, gpus)
         if divided:
             raise Divided(divided)
@@ -315,6 +318,7 @@ class Executor:
             # It only makes a later check of memory sharper: no reason to fail a switch.
             with contextlib.suppress(OSError):
                 memory.remember(self.host.stack_dir, step.model, {}, gpus=gpus)
+        odometer.record(self.host.stack_dir, {step.model: None})
         # Not by intent but in the course of this switch: then its answer has to be the one known.
         self.readiness.begun[step.model] = bool(self.rung) or self.stopped(step.model)
         self.host.lock.begin(step.model, START)
@@ -332,6 +336,7 @@ class Executor:
         elif not earlier and seen and seen.uncounted:
             this["requests"] = {**dict.fromkeys(FATES, 0), CUT: None}
         lifecycle = self.host.lifecycles[step.model]
+        self.freed.take_gpus()  # more will be free
 
         def gone() -> bool:
             return self.host.servers[step.model].observe().state == STOPPED

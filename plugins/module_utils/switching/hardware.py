@@ -114,6 +114,25 @@ def read_holders(name: Name, root: str = "/") -> list[Holder]:
     return sorted(holders, key=lambda holder: -holder.used_gb)
 
 
+def read_held(gpus: typing.Mapping[int, Gpu], pids: typing.Collection[int], root: str = "/") -> dict[int, float]:
+    """What these processes together hold of each GPU, by its number; not of one of which nobody tells. Never raises."""
+    told: dict[str, list[float | None]] = {}
+    for row in _processes():
+        if int(row[1]) in pids:
+            told.setdefault(row[0], []).append(_gigabytes(row[-1]))
+    if not told and not devices.read_nvidia(root):
+        numbers = {gpu.kernel_id: gpu.number for gpu in devices.read_amd(root)}
+        for kernel_id, pid, size in devices.read_amd_processes(root):
+            if pid in pids and kernel_id in numbers:
+                told.setdefault(str(numbers[kernel_id]), []).append(size / 1e9)
+    sums = {}
+    for gpu in gpus.values():
+        known = told.get(gpu.uuid) or told.get(str(gpu.index)) or []
+        if known and None not in known:
+            sums[gpu.index] = sum(one for one in known if one is not None)
+    return sums
+
+
 def read_used(root: str = "/") -> dict[int, float | None]:
     """The memory that processes hold, on all GPUs together, by their ids; those that are told of. Never raises.
 

@@ -38,13 +38,14 @@ def remembered(stack_dir: str) -> dict[str, Need]:
     """What each model is known to need on each GPU when it wakes; nothing where no record can be read."""
     with contextlib.suppress(ValueError, TypeError, AttributeError, OverflowError):
         return {
-            model: {_name(name): hardware.finite(gb) for name, gb in need.items()}
+            model: {gpu_name(name): hardware.finite(gb) for name, gb in need.items()}
             for model, need in state_files.models(stack_dir, state_files.MEMORY).items()
         }
     return {}
 
 
-def _name(text: str) -> Name:
+def gpu_name(text: str) -> Name:
+    """The name of a GPU out of a record."""
     return text if text.startswith("GPU-") else int(text)
 
 
@@ -88,26 +89,13 @@ def remember(
 
 
 def free_before_sleep(stack_dir: str, model: Model) -> Need | None:
-    """The free memory of a model's GPUs, if it is worth knowing before a sleep."""
-    if remembered(stack_dir).get(model.id):
-        return None
+    """The free memory of a model's GPUs, for what its sleep frees."""
     gpus = hardware.read_gpus()
     if hardware.shared(gpus):
         with contextlib.suppress(OSError):  # then it is seen again
             remember(stack_dir, model.id, {}, gpus=gpus)
     found = hardware.named(gpus or {}, model.gpus)
     return {called: gpu.free_gb for called, gpu in found.items()} or None
-
-
-def remember_freed(stack_dir: str, model: Model, before: Need | None, start: typing.Callable[[], str]) -> None:
-    """Remember what a sleep has freed: the wake will need as much. C(start) tells which start of the server it was."""
-    gpus = hardware.read_gpus() if before else None
-    if not before or not gpus:
-        return
-    freed = {n: max(0.0, gpu.free_gb - before[n]) for n, gpu in hardware.named(gpus, before).items()}
-    # It only makes a later check of memory sharper: no reason to fail a switch.
-    with contextlib.suppress(OSError):
-        remember(stack_dir, model.id, freed, start(), gpus)
 
 
 def load_need(model: Model, gpus: typing.Mapping[int, hardware.Gpu] | None) -> Need:

@@ -14,6 +14,7 @@ from . import server_log
 from .drain import CUT, FATES, PARKED
 from .errors import (
     DrainTimeout,
+    FreedNothing,
     IdleDrafts,
     LifecycleError,
     NoMemory,
@@ -43,6 +44,7 @@ from .plan import (
     Lane,
     Observation,
     Plan,
+    Stage,
     Step,
 )  # fmt: skip
 from .result import States, describe, say_step
@@ -67,7 +69,47 @@ class Recovery:
     def execute(self, plan: Plan) -> None:
         """Do what the plan says, stage by stage."""
         for stage in plan.stages:
+            self.executor.freed.begin()
             self.host.each(self._lane, stage)
+            if any(lane[-1].action == SLEEP for lane in stage):
+                self._check_freed(stage)
+
+    def _check_freed(self, stage: Stage) -> None:
+        """Stop those whose sleep has freed nothing, as if it had failed, and those that hold more than they may."""
+        found = self.executor.freed.look(stage)
+        for name, why in found.over.items():
+            self._stop_leaking(name, why)
+        for name, problem in found.failed.items():
+            record = next(
+                done for done in reversed(self.executor.steps) if (done["model"], done["action"]) == (name, SLEEP)
+            )
+            error = FreedNothing(problem).masked(self.host.mask)
+            record["failed"] = f"{error}: {error.remedy}"  # an error that is recovered from is told nowhere else
+            if not self._requests_of(name):
+                # What has come since it was drained waits for its wake.
+                record["requests"] = {**dict.fromkeys(FATES, 0), PARKED: self.executor.running(name)}
+            if "stop" not in self.settings.escalation:
+                raise error
+            self._stop_sleepless(Step(SLEEP, name, record["level"]), error)
+
+    def _requests_of(self, name: str) -> list[dict[str, int | None]]:
+        """What is written down of a model's requests."""
+        return [done["requests"] for done in self.executor.steps if done["model"] == name and "requests" in done]
+
+    def _stop_leaking(self, name: str, why: str) -> None:
+        """Stop a sleeping server that holds too much, unless that would cut requests."""
+        parked = [requests[PARKED] for requests in self._requests_of(name)]
+        if any(number != 0 for number in (*parked, self.executor.running(name))):
+            self.executor.warnings.append(f"{name} {why}, and was not stopped, because it may keep requests")
+            return
+        try:
+            self.executor.run(Step(STOP, name))
+        except SwitchingError as error:
+            # It sleeps all the same.
+            self.executor.warnings.append(f"{name} {why}, and could not be stopped: {error}")
+            return
+        self.executor.steps[-1]["note"] = f"it {why}"
+        self.executor.warnings.append(f"{name} {why}, so it was stopped: it starts afresh when it is asked for")
 
     def _lane(self, lane: Lane) -> None:
         sleeps = any(step.action == SLEEP for step in lane)

@@ -235,6 +235,9 @@ class Switching:
     measure_levels: bool = False
     """Whether `sleep_level: auto` tries a level that was never measured on this host, once, see
     [Sleep levels](switch.md#sleep-levels)."""
+    leak_limit_gb: float = 0.0
+    """A server that holds so much more of a GPU while asleep than after its first sleep is stopped and so starts afresh
+    the next time; 0: never, see [What a sleep frees](sizing.md#what-a-sleep-frees)."""
     macros: typing.Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Variables for requests and commands of all models; a model's own take precedence."""
 
@@ -378,5 +381,6 @@ SWITCHING_FIELDS = {
     "ready_completion": Field(checks.boolean),
     "warm": Field(checks.boolean),
     "measure_levels": Field(checks.boolean),
+    "leak_limit_gb": Field(checks.number(minimum=0)),
     "macros": MODEL_FIELDS["macros"],
 }

@@ -31,11 +31,13 @@ PROOF = "proof"
 MEMORY = "memory"
 # What sleeping and waking have taken, by model and level.
 COSTS = "costs"
+# What each sleep of a model has freed, and what its server holds after it.
+ODOMETER = "odometer"
 # What the switches of one named change have done, so that it can be undone.
 CHANGES = "changes"
 # Where on this host the weights of each model are; the role vllm_servers writes it.
 WEIGHTS = "weights"
-ALL = (DESIRED_STATE, LAST_SWITCH, CANARY, DRAFTS, PROOF, MEMORY, COSTS, CHANGES, WEIGHTS)
+ALL = (DESIRED_STATE, LAST_SWITCH, CANARY, DRAFTS, PROOF, MEMORY, ODOMETER, COSTS, CHANGES, WEIGHTS)
 
 # No file takes as much.
 _ROOM_BYTES = 65536

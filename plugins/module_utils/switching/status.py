@@ -9,7 +9,7 @@ import dataclasses
 import os
 import typing
 
-from . import costs, memory, state_files
+from . import costs, memory, odometer, state_files
 from .errors import Blocked, SwitchingError
 from .host import Host
 from .inventory import ESCALATION, Model
@@ -34,6 +34,7 @@ def report(host: Host, mem_available_gb: float | None = None) -> dict[str, typin
     """
     host.lock.peek()
     seen, gpu_memory_gb = host.report()
+    leaks = odometer.reports(host.inventory, host.stack_dir)
     for model in host.inventory.enabled:
         if seen[model.id].state == STOPPED and missing(host, model):
             problem = f"{missing(host, model)} does not exist: run homegpt.vllm.site first"
@@ -52,6 +53,7 @@ def report(host: Host, mem_available_gb: float | None = None) -> dict[str, typin
                 "gpu_memory_gb": gpu_memory_gb.get(m.id),
                 "levels": costs.told(costs.known(content, m)),
                 "next_sleep": None if m.disabled else _next_sleep(host, seen, m, mem_available_gb, content),
+                "leak": leaks.get(m.id) if seen[m.id].state != STOPPED else None,
             }
             for m in host.inventory.models
         },

@@ -30,9 +30,10 @@ def status_lines(reports: typing.Mapping[str, typing.Mapping[str, typing.Any]]) 
         told = [" ".join(model.get(key, "").split()) for key in texts]
         rows.append((host, name, *(_cell(model.get(key)) for key in _KEYS), *told))
     last = [_last(host, report["last_switch"]) for host, report in reports.items() if report.get("last_switch")]
+    leaks = [_leak(host, name, model["leak"]) for host, name, model in models if _leaks(model)]
     measured = [_levels(*each) for each in models if _measured(each[2])]
     more = [lines([header, *table]) for header, table in ((_SWITCHES, last), (_LEVELS, measured)) if table]
-    return [*lines(rows), *(line for table in more for line in ("", *table))]
+    return [*lines(rows), *(line for table in (*([leaks] if leaks else []), *more) for line in ("", *table))]
 
 
 def _measured(model: typing.Mapping[str, typing.Any]) -> dict[int, str]:
@@ -49,6 +50,18 @@ def _measured(model: typing.Mapping[str, typing.Any]) -> dict[int, str]:
 def _levels(host: str, name: str, model: typing.Mapping[str, typing.Any]) -> tuple[str, ...]:
     told = _measured(model)
     return (host, name, told.get(1, "-"), told.get(2, "-"), model.get("next_sleep") or "-")
+
+
+def _leaks(model: typing.Mapping[str, typing.Any]) -> bool:
+    return bool((model.get("leak") or {}).get("switches_left") is not None)
+
+
+def _leak(host: str, name: str, leak: typing.Mapping[str, typing.Any]) -> str:
+    times = "1 more switch" if leak["switches_left"] == 1 else f"{leak['switches_left']} more switches"
+    return (
+        f"{host}: {name} holds {leak['gb_per_sleep']:.2f} GB more of its GPUs after each sleep: fit for about {times}, "
+        "then stop it and make it active again (leak_limit_gb does that)"
+    )
 
 
 def _last(host: str, switch: typing.Mapping[str, typing.Any]) -> tuple[str, ...]:

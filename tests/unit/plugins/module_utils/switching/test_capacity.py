@@ -144,6 +144,10 @@ def test_processes_whose_memory_is_not_told(says: Any) -> None:
         esac"""
     )
     assert hardware.read_holders(0) == [Holder(12, "[Not Found]", 1.048576)]
+    gpus = {0: Gpu(0, 24.0, 3.0, "GPU-1"), 1: Gpu(1, 24.0, 3.0, "GPU-2")}
+    assert hardware.read_held(gpus, [12, 13]) == {0: 1.048576, 1: 1.048576}
+    assert hardware.read_held(gpus, [11, 12, 13]) == {1: 1.048576}  # not of one of which a part is not told
+    assert hardware.read_held(gpus, [14]) == {}
 
 
 def test_what_each_process_holds(says: Any) -> None:

@@ -131,6 +131,9 @@ def test_memory_of_amds_gpus(amd: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert hardware.read_holders("GPU-4b2c1a9f8d3e6f7a", str(amd)) == python
     assert hardware.read_holders(1, str(amd)) == []
     assert hardware.read_used(str(amd)) == {4711: 18.0, 12: 0.005}
+    gpus = hardware.read_gpus(str(amd)) or {}
+    assert hardware.read_held(gpus, [4711, 4712], str(amd)) == {0: 18.0}
+    assert hardware.read_held(gpus, [4712], str(amd)) == {}
 
 
 def test_amds_gpus_are_not_asked_where_nvidias_are(amd: Path, monkeypatch: pytest.MonkeyPatch) -> None:

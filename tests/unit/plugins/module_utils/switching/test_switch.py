@@ -1424,6 +1424,7 @@ def test_slow_servers_are_observed_side_by_side(host: Host) -> None:
         "gpu_memory_gb": None,
         "levels": [],
         "next_sleep": "level 1: RAM allows it, level 1 and level 2 never measured",
+        "leak": None,
     }
 
 

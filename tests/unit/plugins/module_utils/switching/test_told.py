@@ -157,6 +157,22 @@ def test_a_record_that_can_not_be_written_costs_no_switch(pair: Host) -> None:
     assert last(pair) == []
 
 
+def test_a_leak_stands_below_the_table(pair: Host) -> None:
+    with pair.switcher() as switcher:
+        report = switcher.report()
+    assert len(status_lines({"host": report})) == 3
+    told = {"sleeps": 5, "held_gb": 3.5, "gb_per_sleep": 0.5, "switches_left": 1}
+    report["models"]["a"]["leak"] = told
+    report["models"]["b"]["leak"] = {**told, "switches_left": None}
+    assert status_lines({"host": report})[3:] == [
+        "",
+        "host: a holds 0.50 GB more of its GPUs after each sleep: fit for about 1 more switch, then stop it and "
+        "make it active again (leak_limit_gb does that)",
+    ]
+    report["models"]["a"]["leak"] = {**told, "switches_left": 7}
+    assert "fit for about 7 more switches, then" in status_lines({"host": report})[4]
+
+
 def test_what_a_model_is_for_stands_in_the_table(pair: Host) -> None:
     pair.models[1]["description"] = "  Tools and\nlong contexts "
     with pair.switcher() as switcher:
