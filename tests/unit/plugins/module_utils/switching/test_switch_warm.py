@@ -17,6 +17,7 @@ from ansible_collections.homegpt.vllm.plugins.module_utils.switching import cost
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors import SwitchFailed
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.page_cache import Place, Warmer
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.result import Result
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.switch import Switcher
 
 from .conftest import Host
 from .test_page_cache import MB, evicts, put
@@ -235,7 +236,7 @@ def test_what_the_command_cannot_do(
     assert "it is unknown where the weights of a are on this host: run homegpt.vllm.site" in capsys.readouterr().err
     assert program.main(["--stack-dir", stack, "warm", "c"]) == 2
     with monkeypatch.context() as patched:
-        patched.setattr(program, "Switcher", functools.partial(program.Switcher, mem_available_gb=lambda: None))
+        patched.setattr(program, "Switcher", functools.partial(Switcher, mem_available_gb=lambda: None))
         assert program.main(["--stack-dir", stack, "warm", "b"]) == 1
         assert "nothing was read: it is unknown how much RAM is free" in capsys.readouterr().err
     (weights / "model.safetensors").unlink()
