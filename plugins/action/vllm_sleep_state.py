@@ -13,6 +13,9 @@ from ansible_collections.homegpt.vllm.plugins.plugin_utils.plain import plain
 _LOAD_BATCHES = "__vllm_load_batches"
 # Whether a failure is left to the report that comes later, as its result's failure: else it would be told twice.
 _REPORTED = "__vllm_reported_later"
+# Whether the task is one of a rollout, whose held hosts are only inspected. Keywords of the task, such as check_mode,
+# would be evaluated for each host, which costs the controller 12 ms.
+_ROLLOUT, _RECORDED_PLAN = "__vllm_in_rollout", "__vllm_recorded_plan"
 # An open connection to a host that hangs would wait for ever. Of two values ssh takes the first, that of the user.
 _KEEP_ALIVE = "-o ServerAliveInterval=5 -o ServerAliveCountMax=3"
 
@@ -38,8 +41,12 @@ class ActionModule(EngineAction):
             # Not by a variable of the play: each host's process would have to look a filter up.
             given = self._connection.get_option("ssh_extra_args") or ""
             self._connection.set_option("ssh_extra_args", f"{given} {_KEEP_ALIVE}".strip())
+        held = _is_held(task_vars)
+        self._task.check_mode = self._task.check_mode or held
         try:
             result = self.run_module(task_vars)
+            if held:
+                result["changed"] = False  # what it would be
             kind = "failed" if result.pop("failed", False) else ""
         except AnsibleConnectionFailure as error:
             kind, result = "unreachable", {"msg": str(error)}
@@ -66,3 +73,11 @@ class ActionModule(EngineAction):
         models = [models] if isinstance(models, str) else models
         batches = plain(self._templar.template(task_vars[_LOAD_BATCHES]))
         return Progress(task_vars["inventory_hostname"], batches, plain(models), self._task.args.get("state"))
+
+
+def _is_held(task_vars):
+    # Without the setting the plan is not looked up.
+    if _ROLLOUT not in task_vars or not task_vars.get("switch_keep"):
+        return False
+    plan = task_vars["hostvars"]["localhost"].get(_RECORDED_PLAN) or {}
+    return task_vars["inventory_hostname"] in plain(plan.get("held") or [])
