@@ -15,7 +15,8 @@ _LOAD_BATCHES = "__vllm_load_batches"
 _REPORTED = "__vllm_reported_later"
 # Whether the task is one of a rollout, whose held hosts are only inspected. Keywords of the task, such as check_mode,
 # would be evaluated for each host, which costs the controller 12 ms.
-_ROLLOUT, _RECORDED_PLAN = "__vllm_in_rollout", "__vllm_recorded_plan"
+_ROLLOUT = "__vllm_in_rollout"
+_RECORDED_PLAN = "__vllm_recorded_plan"
 # An open connection to a host that hangs would wait for ever. Of two values ssh takes the first, that of the user.
 _KEEP_ALIVE = "-o ServerAliveInterval=5 -o ServerAliveCountMax=3"
 

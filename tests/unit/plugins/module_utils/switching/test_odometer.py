@@ -48,7 +48,7 @@ def test_what_grows_evenly_grows_so_from_any_beginning_and_with_one_figure_out_o
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_trend_is_between_the_least_and_the_greatest_step(seed: int) -> None:
     rand = random.Random(seed)
-    held = [rand.uniform(0, 20) for _ in range(rand.randint(LEAST_POINTS, KEPT))]
+    held = [rand.uniform(0, 20) for _number in range(rand.randint(LEAST_POINTS, KEPT))]
     grown = [b - a for a, b in itertools.pairwise(held)]
     assert min(grown) - 1e-9 <= growth(points(*held))[0] <= max(grown) + 1e-9
     # It does not depend on where it begins, and turns round with time.
