@@ -60,7 +60,7 @@ PLAY = """
 """
 NAMES = re.findall(r"register: (\w+)", PLAY)
 # What is another one each time.
-TIMES = re.compile(r'("(?:seconds|started_seconds|elapsed_seconds|ended|start|end|delta|ansible_job_id|pid)": )[^,}]+')
+TIMES = re.compile(r'("(?:(?:\w+_)?seconds|ended|start|end|delta|ansible_job_id|pid)": )[^,}]+')
 SECONDS = re.compile(r"\d+(\.\d+)? s\b|j\d{5,}\.\d+")
 
 
