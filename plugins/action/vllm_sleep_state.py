@@ -37,7 +37,8 @@ class ActionModule(EngineAction):
 
     def _reported_later(self, task_vars):
         """The module's result, in which a failure of any kind is one among other things that are known."""
-        if self._connection.transport == "ssh":
+        # A connection plugin of somebody else's may be called so and have no such option.
+        if self._connection.transport == "ssh" and self._connection.has_option("ssh_extra_args"):
             # Not by a variable of the play: each host's process would have to look a filter up.
             given = self._connection.get_option("ssh_extra_args") or ""
             self._connection.set_option("ssh_extra_args", f"{given} {_KEEP_ALIVE}".strip())
