@@ -523,9 +523,24 @@ MUTANTS = (
     Mutant(
         "adapter/slow-sleep",
         "adapters.py",
-        "return max(0.01, until - time.monotonic()) if until else None",
-        "return None",
+        "left = until - time.monotonic() if until else None",
+        "left = None",
         "a sleep waits for the answers of adapters as long as they take",
+    ),
+    Mutant(
+        "adapter/wake-without-end",
+        "adapters.py",
+        "            if time.monotonic() >= self.until:",
+        "            if False:",
+        "a wake waits for the answers of all adapters, however many there are",
+    ),
+    Mutant(
+        "adapter/forgotten-unproved",
+        "executor.py",
+        "        usual = usual and step.model not in self.readiness.begun\n",
+        "",
+        "adapters that a wake has lost are forgotten when that is undone before anybody has noticed",
+        ("adapters",),
     ),
     Mutant(
         "adapter/not-loaded-again",

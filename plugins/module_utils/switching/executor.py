@@ -170,6 +170,8 @@ class Executor:
         self.freed.before_drain(step.model)
         seen = self.host.seen.get(step.model)
         usual = seen is not None and seen.state == ACTIVE and not seen.held
+        # What this switch has woken and not proved may have lost its adapters by that.
+        usual = usual and step.model not in self.readiness.begun
         recorded = self.readiness.before_sleep(self.host.models[step.model]) if usual else ""
         by_looking = seen is not None and (seen.unknown or (seen.state == SLEEPING and seen.doubtful))
         drain = Drain(server, self.settings, self.host.wait, step.model in self.ending, self.host.clock, by_looking)
