@@ -359,10 +359,8 @@ class Executor:
     def _first_answer(self, step: Step) -> str:
         """Have a long prompt answered. The switch is done, whatever becomes of that."""
         wanted = self.host.models[step.model].first_answer_tokens
-        # Ordinary ids, which every vocabulary has; not one alone, which would reach only the same few experts.
-        ids = [3 + index % 97 for index in range(wanted)]
         try:
-            length = self.host.servers[step.model].complete(ids, 1, self.settings.request_timeout_seconds)
+            length = self.host.servers[step.model].complete(wanted, 1, self.settings.request_timeout_seconds)
         except ServerError as error:
             self.warnings.append(f"{step.model} is ready, but its first answer (first_answer_tokens) failed: {error}")
             return "no answer"

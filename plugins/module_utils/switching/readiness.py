@@ -119,20 +119,30 @@ class Readiness:
         if fresh and model.sleep_level == "2" and model.draft_weights is None:
             with contextlib.suppress(ServerError):
                 server.count_requests()  # for what its metrics tell beside that
-        if not server.drafts or not (fresh or to_record or model.id in self.reloaded):
+        reloaded = model.id in self.reloaded
+        if not server.drafts or not (to_record or reloaded or (fresh and self._may_sleep_at_level_2(model))):
             return ""
         from . import drafts  # noqa: PLC0415 - few models have any, and every switch would wait for it
 
-        known_good = to_record and model.id not in self.reloaded
-        if known_good or (fresh and not self.begun.get(model.id)):
+        if fresh and not self.begun.get(model.id):
             return drafts.record(server, model, self.host.stack_dir)
-        verdict = drafts.prove(server, model, self.host.stack_dir, fresh)
+        # A server that was awake already may have been woken by a switch before this one.
+        known_good = fresh or (to_record and not reloaded)
+        verdict = drafts.prove(server, model, self.host.stack_dir, known_good)
         may_restart = not fresh and not to_record and "restart" in self.host.settings.escalation
         if verdict.warning and may_restart and model.drafts == "restart":
             raise IdleDrafts(verdict.warning)
         if verdict.warning:
             self.warnings.append(verdict.warning)
         return verdict.note
+
+    def _may_sleep_at_level_2(self, model: Model) -> bool:
+        """Whether its drafts may have to be compared one day: else a start need not wait until they are measured."""
+        if model.sleep_level != "auto":
+            return model.sleep_level == "2"
+        with contextlib.suppress(ServerError):
+            return not self.host.servers[model.id].no_level_2()
+        return False
 
     def before_sleep(self, model: Model) -> str:
         """Record the answers of adapters that came since an awake model was proved; what is worth knowing of that."""

@@ -183,8 +183,11 @@ class Recovery:
             self._end(name, "restart")
             for action in (START, VERIFY):
                 self.executor.run(Step(action, name), rung="restart")
-        except DrainTimeout:
-            raise
+        except DrainTimeout as second:
+            if not isinstance(error, IdleDrafts) or name in self.executor.held:
+                raise
+            # It answers correctly, and whoever uses it must not be cut: no reason to take it away from all others.
+            self.executor.warnings.append(f"{error}; it could not be restarted: {second}")
         except SwitchingError as second:
             kind = type(second) if isinstance(second, (WrongAnswer, NoMemory)) else LifecycleError
             raise kind(f"{error}; and a restart failed: {second}").with_log(second.log) from None

@@ -92,6 +92,14 @@ def write(stack_dir: str, name: str, content: typing.Mapping[str, typing.Any]) -
         raise
 
 
+def write_model(stack_dir: str, name: str, model_id: str, content: typing.Mapping[str, typing.Any]) -> None:
+    """Replace what a state file says of a model, unless it says so. Raises OSError as C(write) does."""
+    with changing:
+        known = models(stack_dir, name)
+        if known.get(model_id) != content:
+            write(stack_dir, name, {"models": {**known, model_id: content}})
+
+
 def remedy(error: OSError) -> str:
     """What to do where a file of the stack can't be written."""
     return _REMEDIES.get(error.errno or 0, _REMEDY)
