@@ -956,11 +956,11 @@ MUTANTS = (
         ("drafts",),
     ),
     Mutant(
-        "drafts/half-is-too-little",
+        "drafts/load-of-others",
         "drafts.py",
+        "now.accepted * before.drafted * _FALL >= before",
         "now.accepted * before.drafted * 2 >= before",
-        "now.accepted * before.drafted * 1 >= before",
-        "any smaller share of accepted drafts is warned of",
+        "what others ask, whose texts are harder to draft for, is taken for drafts that are worth nothing",
         ("drafts",),
     ),
     Mutant(
