@@ -51,6 +51,9 @@ _REMEDIES = {
     errno.EISDIR: "remove it",
 }
 
+# The last one where it is nested too deeply.
+_UNREADABLE = (OSError, ValueError, RecursionError)
+
 # For who changes a part of a file: one process holds the host's lock, but its threads may be at it at once.
 changing = threading.Lock()
 
@@ -62,7 +65,7 @@ def path(stack_dir: str, name: str) -> str:
 
 def read(stack_dir: str, name: str) -> dict[str, typing.Any]:
     """What a state file says; nothing where there is none, or one that can't be read."""
-    with contextlib.suppress(OSError, ValueError), open(path(stack_dir, name), encoding="utf-8") as file:
+    with contextlib.suppress(*_UNREADABLE), open(path(stack_dir, name), encoding="utf-8") as file:
         found = json.load(file)
         if isinstance(found, dict):
             return found
