@@ -234,10 +234,13 @@ def known_of(record: canary.Record) -> dict[str, Adapter]:
     return found
 
 
-def prove(server: Server, model: Model, stack_dir: str, start: str, came: str, awake: bool) -> canary.Verdict:
+def prove(
+    server: Server, model: Model, stack_dir: str, start: str, came: str, before: typing.Mapping[str, str] | None
+) -> canary.Verdict:
     """Compare the answers of a model's adapters with the recorded ones, when its own has been.
 
-    C(awake) says that this switch found the server awake; the rest is as in C(canary.prove). Raises WrongAdapter.
+    C(before) is what the server listed before this switch woke it, None where nobody knows; the rest is as in
+    C(canary.prove). Raises WrongAdapter.
     """
     record = canary.read(model, stack_dir)
     if record is None or record.kind not in KINDS:
@@ -255,14 +258,14 @@ def prove(server: Server, model: Model, stack_dir: str, start: str, came: str, a
                 )
             elif look.load_again(name, known):
                 listed[name] = known.path
-        elif awake:
+        elif before is not None and name not in before:
             look.forget_unlisted(name)
         else:
             look.refuse(name, known, f"{look.name(name)} is missing from /v1/models since the wake", came, certain=True)
     for name, path in look.in_time(listed.items()):
-        before = look.known.get(name)
-        if before is not None and look.is_current(before, path):
-            look.compare(name, before, came)
+        answer = look.known.get(name)
+        if answer is not None and look.is_current(answer, path):
+            look.compare(name, answer, came)
         elif came == canary.WOKEN:
             look.notes.append(f"adapter {printable(name)} is not recorded yet")
         else:

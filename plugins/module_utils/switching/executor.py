@@ -300,6 +300,7 @@ class Executor:
         self.host.forget_proof(step.model)
         self.readiness.begun.setdefault(step.model, False)
         server = self.host.servers[step.model]
+        self.readiness.listed.setdefault(step.model, server.adapters)
         cut = server.cut_held(step.level)
         if cut != 0:
             self._record_of(step)["requests"] = {**dict.fromkeys(FATES, 0), CUT: cut}

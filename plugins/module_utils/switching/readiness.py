@@ -21,7 +21,8 @@ class Readiness:
     C(to_record) is the model whose answer is to be recorded, so that it is not compared; to C(warnings) is added what
     the result has to warn of. C(begun) are the models whose servers were woken or started, and whether that was
     because something had failed; C(fresh) those that this switch has started or seen begin, and not woken since;
-    C(reloaded) those that it has woken from level 2, or maybe from that; C(starts) which start of a server has been
+    C(reloaded) those that it has woken from level 2, or maybe from that; C(listed) the adapters that one had before it
+    was woken; C(starts) which start of a server has been
     proved, since asking may cost a docker command; C(wrong) the models that answer otherwise than recorded.
     """
 
@@ -32,6 +33,7 @@ class Readiness:
         self.begun: dict[str, bool] = {}
         self.fresh: set[str] = set()
         self.reloaded: set[str] = set()
+        self.listed: dict[str, dict[str, str] | None] = {}
         self.starts: dict[str, str] = {}
         self.wrong: set[str] = set()
 
@@ -101,8 +103,8 @@ class Readiness:
             if self._has_adapters(model):
                 from . import adapters  # noqa: PLC0415 - few models have any
 
-                awake = came == canary.WOKEN and model.id not in self.begun
-                verdict = verdict.also(adapters.prove(server, model, self.host.stack_dir, start, came, awake))
+                before = self.listed.get(model.id, server.adapters)
+                verdict = verdict.also(adapters.prove(server, model, self.host.stack_dir, start, came, before))
             self.wrong.discard(model.id)
         except WrongAnswer:
             self.wrong.add(model.id)

@@ -257,6 +257,16 @@ def test_what_was_removed_from_an_active_model_is_no_failure(both: Host) -> None
     assert list(record(both)) == [STATIC]
 
 
+def test_what_was_removed_while_the_model_slept_is_no_failure(both: Host) -> None:
+    unload(both, LOADED)
+    result = both.switch("b")
+    assert rungs(result)[2:] == ["- wake b", "- verify b"]
+    assert notes(result) == [
+        f"answers as recorded; 1 adapter answers as recorded; adapter {LOADED} is not listed any more"
+    ]
+    assert list(record(both)) == [STATIC]
+
+
 def test_what_somebody_elses_restart_has_lost_is_not_removed(both: Host) -> None:
     both.switch("b")
     Command(both.model("b"), str(both.stack_dir), both.inventory.switching).stop()
@@ -508,7 +518,7 @@ class Many:
         return Reply(kind, "bare" if self.lost else route or "bare")
 
     def prove(self, model: Model, stack_dir: Path, came: str) -> canary.Verdict:
-        return adapters.prove(self, model, str(stack_dir), "1", came, awake=False)  # type: ignore[arg-type]
+        return adapters.prove(self, model, str(stack_dir), "1", came, None)  # type: ignore[arg-type]
 
 
 @pytest.fixture(name="model")
