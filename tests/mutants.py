@@ -950,9 +950,9 @@ MUTANTS = (
     Mutant(
         "drafts/restart-that-may-not-cut",
         "recovery.py",
-        "if not isinstance(error, IdleDrafts) or name in self.executor.held:",
-        "if True:",
-        "a switch fails since its model, which answers correctly, may not be restarted for its drafts",
+        "if isinstance(error, IdleDrafts) and isinstance(second",
+        "if False and isinstance(second",
+        "a switch fails since its model, which answers correctly, can't be restarted for its drafts",
         ("drafts",),
     ),
     Mutant(

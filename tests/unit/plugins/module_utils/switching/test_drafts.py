@@ -338,6 +338,25 @@ def test_where_the_restart_may_not_cut_what_runs_it_is_only_warned_of(pair: Host
     assert (pair.switch("a").warnings, pair.switch("b").active_model) == ([], "b")
 
 
+def test_one_that_can_not_be_stopped_is_only_warned_of(pair: Host) -> None:
+    pair.models[0]["drafts"] = "restart"
+    (pair.stack_dir / "run" / "a.pid").unlink()  # as if somebody else had started it
+    result = pair.switch("a")
+    assert rungs(result)[2:] == ["- wake a", "- verify a", "restart stop a"]
+    (warning,) = result.warnings
+    assert "; it could not be restarted: a was not started by its start_command here" in warning
+    assert pair.states() == {"a": "active", "b": "sleeping"}
+    assert pair.switch("a").warnings == []
+
+
+def test_one_whose_restart_fails_fails_the_switch(pair: Host) -> None:
+    pair.models[0]["drafts"] = "restart"
+    pair.models[0]["start_command"] = ["/bin/false"]
+    with pytest.raises(SwitchFailed, match="and a restart failed: its server ended"):
+        pair.switch("a")
+    assert pair.states() == {"a": "stopped", "b": "active"}
+
+
 def test_without_that_rung_it_is_only_warned_of(pair: Host) -> None:
     pair.models[0]["drafts"] = "restart"
     pair.settings["escalation"] = ["stop", "retry", "roll_back"]
