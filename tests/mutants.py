@@ -483,6 +483,14 @@ MUTANTS = (
         "an adapter that was removed from an awake server, or from one that slept, counts as a failed wake",
     ),
     Mutant(
+        "adapter/of-an-unknown-start",
+        "readiness.py",
+        "if model.id in self.begun and not start:",
+        "if False:",
+        "what a start that nobody knows of has lost counts as removed by intent",
+        ("adapters",),
+    ),
+    Mutant(
         "adapter/listed-by-a-second-look",
         "executor.py",
         "        self.readiness.listed.setdefault(step.model, server.adapters)\n",

@@ -200,16 +200,16 @@ class _Look:
                 made = {name: dataclasses.asdict(one) for name, one in self.made.items()}
                 canary.write(self.model, self.stack_dir, dataclasses.replace(self.record, adapters=made))
         if self.wrong:
-            raise WrongAdapter(f"{_listed(self.wrong)} (canary)")
+            raise WrongAdapter(f"{_joined(self.wrong)} (canary)")
         if self.right:
             same = [printable(one) for one in self.right if self.known[one].is_undecidable(self.record.kind)]
             count = f"{len(self.right)} adapters answer" if len(self.right) > 1 else "1 adapter answers"
-            told = f"{count} as recorded" + (f" ({_listed(same, ', ')}: as the bare model does)" if same else "")
+            told = f"{count} as recorded" + (f" ({_joined(same, ', ')}: as the bare model does)" if same else "")
             self.notes.insert(0, told)
-        return canary.Verdict(_listed(self.notes), _listed(self.warnings))
+        return canary.Verdict(_joined(self.notes), _joined(self.warnings))
 
 
-def _listed(texts: typing.Sequence[str], between: str = "; ") -> str:
+def _joined(texts: typing.Sequence[str], between: str = "; ") -> str:
     """The texts as one, of which not all are shown where there are many."""
     more = len(texts) - _MOST_NAMED
     return between.join([*texts[:_MOST_NAMED], *([f"and {more} more"] if more > 0 else [])])

@@ -22,8 +22,8 @@ class Readiness:
     the result has to warn of. C(begun) are the models whose servers were woken or started, and whether that was
     because something had failed; C(fresh) those that this switch has started or seen begin, and not woken since;
     C(reloaded) those that it has woken from level 2, or maybe from that; C(listed) the adapters that one had before it
-    was woken; C(starts) which start of a server has been
-    proved, since asking may cost a docker command; C(wrong) the models that answer otherwise than recorded.
+    was woken; C(starts) which start of a server has been proved, since asking may cost a docker command; C(wrong) the
+    models that answer otherwise than recorded.
     """
 
     def __init__(self, host: Host, to_record: str | None, warnings: list[str]) -> None:
@@ -104,6 +104,8 @@ class Readiness:
                 from . import adapters  # noqa: PLC0415 - few models have any
 
                 before = self.listed.get(model.id, server.adapters)
+                if model.id in self.begun and not start:
+                    before = None  # what is missing may have been lost by a start that nobody knows of
                 verdict = verdict.also(adapters.prove(server, model, self.host.stack_dir, start, came, before))
             self.wrong.discard(model.id)
         except WrongAnswer:

@@ -267,6 +267,14 @@ def test_what_was_removed_while_the_model_slept_is_no_failure(both: Host) -> Non
     assert list(record(both)) == [STATIC]
 
 
+def test_what_is_missing_where_no_start_is_known_was_not_removed(both: Host) -> None:
+    (both.stack_dir / "run" / "b.pid").unlink()  # as if somebody else had started it
+    unload(both, LOADED)
+    text, _result = failed(both)
+    assert f"adapter {LOADED} is missing from /v1/models since the wake" in text
+    assert list(record(both)) == [STATIC, LOADED]
+
+
 def test_what_somebody_elses_restart_has_lost_is_not_removed(both: Host) -> None:
     both.switch("b")
     Command(both.model("b"), str(both.stack_dir), both.inventory.switching).stop()
