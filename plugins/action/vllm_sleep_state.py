@@ -13,8 +13,8 @@ from ansible_collections.homegpt.vllm.plugins.plugin_utils.plain import plain
 _LOAD_BATCHES = "__vllm_load_batches"
 # Whether a failure is left to the report that comes later, as its result's failure: else it would be told twice.
 _REPORTED = "__vllm_reported_later"
-# Whether the task is one of a rollout, whose held hosts are only inspected. Keywords of the task, such as check_mode,
-# would be evaluated for each host, which costs the controller 12 ms.
+# Whether the task is one of a rollout, which gives up hosts that hang, and only inspects held ones. Keywords of the
+# task, such as check_mode, would be evaluated for each host, which costs the controller 12 ms.
 _ROLLOUT = "__vllm_in_rollout"
 _RECORDED_PLAN = "__vllm_recorded_plan"
 # An open connection to a host that hangs would wait for ever. Of two values ssh takes the first, that of the user.
@@ -38,7 +38,9 @@ class ActionModule(EngineAction):
 
     def _reported_later(self, task_vars):
         """The module's result, in which a failure of any kind is one among other things that are known."""
-        if self._connection.transport == "ssh":
+        ssh = _ROLLOUT in task_vars and self._connection.transport == "ssh"
+        # A connection plugin of somebody else's may be called so and have no such option.
+        if ssh and self._connection.has_option("ssh_extra_args"):
             # Not by a variable of the play: each host's process would have to look a filter up.
             given = self._connection.get_option("ssh_extra_args") or ""
             self._connection.set_option("ssh_extra_args", f"{given} {_KEEP_ALIVE}".strip())

@@ -20,6 +20,23 @@ from tests.playbooklib import Ansible, Host, is_sleeping, launched, served
 from tests.serverlib import ROOT, Server, free_port, start_standin
 
 WAVES = ("-e", "switch_waves=1,100%")
+NEARLY_SSH = """
+DOCUMENTATION = '''
+name: nearly_ssh
+author: somebody
+short_description: this machine
+description: As local.
+extends_documentation_fragment: [connection_pipelining]
+options:
+  become_success_timeout: {description: seconds, type: int, default: 10}
+  become_strip_preamble: {description: whether, type: bool, default: true}
+'''
+from ansible.plugins.connection.local import Connection as Local
+
+
+class Connection(Local):
+    transport = "ssh"
+"""
 
 
 @pytest.fixture
@@ -272,6 +289,23 @@ def test_options_of_ssh_are_kept(ansible_playbook: str, tmp_path: Path) -> None:
     for run in (by_environment, by_option):
         assert "Tag=mine" in run.output
         assert "ServerAliveCountMax=3" in run.output
+
+
+def test_a_connection_without_options_of_ssh_is_used_as_it_is(
+    ansible_playbook: str, tmp_path: Path, servers: dict[str, Server]
+) -> None:
+    """Plugins of others call themselves ssh too."""
+    (tmp_path / "connections").mkdir()
+    (tmp_path / "connections" / "nearly_ssh.py").write_text(NEARLY_SSH, encoding="utf-8")
+    one = fleet(ansible_playbook, tmp_path, servers).hosts[0]
+    one.variables = functools.partial(  # type: ignore[method-assign]
+        dict, one.variables(), ansible_connection="nearly_ssh"
+    )
+    run = Ansible(ansible_playbook, tmp_path, [one]).play(
+        "switch", "-e", "model=a", env={"ANSIBLE_CONNECTION_PLUGINS": str(tmp_path / "connections")}
+    )
+    assert run.status == 0, run.output
+    assert run.report[0][4] == "switched"
 
 
 def test_a_roll_back_by_waves_goes_on_where_some_fail(

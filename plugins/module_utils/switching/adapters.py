@@ -17,13 +17,17 @@ import typing
 
 from . import canary
 from .client import printable
-from .errors import Refused, ServerError, WrongAdapter
+from .errors import Refused, ServerError, Unresponsive, WrongAdapter
 from .inventory import Model
 from .kinds import KINDS, Reply
 from .server import Server
 
 # What all answers that are recorded before a sleep may take together: a switch waits for them.
 SECONDS_BEFORE_SLEEP = 5.0
+# So many are named in one message; a server may have thousands.
+_MOST_NAMED = 10
+
+T = typing.TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +69,18 @@ class _Look:
         self.notes: list[str] = []
         self.warnings: list[str] = []
         self.wrong: list[str] = []
+        self.until = time.monotonic() + server.switching.request_timeout_seconds
+
+    def in_time(self, items: typing.Collection[T]) -> typing.Iterator[T]:
+        """The items, as long as a wake may wait for them; the rest of them are warned of."""
+        for done, item in enumerate(items):
+            if time.monotonic() >= self.until:
+                self.warnings.append(
+                    f"{len(items) - done} of {len(items)} adapters of {self.model.id} were not verified within "
+                    f"{self.server.switching.request_timeout_seconds:g} s (request_timeout_seconds)"
+                )
+                return
+            yield item
 
     def name(self, adapter: str) -> str:
         """An adapter, for messages."""
@@ -109,12 +125,13 @@ class _Look:
         try:
             self.server.load_adapter(adapter, known.path)
         except ServerError as error:
-            missing = isinstance(error, Refused) and error.status == 404 and "NotFoundError" not in str(error)
-            why = "VLLM_ALLOW_RUNTIME_LORA_UPDATING is not set" if missing else str(error)
+            # What vLLM says of files that are not there is longer, and cut short.
+            no_call = isinstance(error, Refused) and str(error).endswith('answered 404: {"detail":"Not Found"}')
+            why = "VLLM_ALLOW_RUNTIME_LORA_UPDATING is not set" if no_call else str(error)
             self.forget(adapter)
             self.warnings.append(
                 f"{self.name(adapter)} was lost by a start of the server and could not be loaded again ({why}): load "
-                f"it from {known.path}, or add it to lora_modules in the model's args"
+                f"it from {printable(known.path)}, or add it to lora_modules in the model's args"
             )
             return False
         self.loaded.add(adapter)
@@ -183,18 +200,27 @@ class _Look:
                 made = {name: dataclasses.asdict(one) for name, one in self.made.items()}
                 canary.write(self.model, self.stack_dir, dataclasses.replace(self.record, adapters=made))
         if self.wrong:
-            raise WrongAdapter(f"{'; '.join(self.wrong)} (canary)")
+            raise WrongAdapter(f"{_joined(self.wrong)} (canary)")
         if self.right:
             same = [printable(one) for one in self.right if self.known[one].is_undecidable(self.record.kind)]
             count = f"{len(self.right)} adapters answer" if len(self.right) > 1 else "1 adapter answers"
-            told = f"{count} as recorded" + (f" ({', '.join(same)}: as the bare model does)" if same else "")
+            told = f"{count} as recorded" + (f" ({_joined(same, ', ')}: as the bare model does)" if same else "")
             self.notes.insert(0, told)
-        return canary.Verdict("; ".join(self.notes), "; ".join(self.warnings))
+        return canary.Verdict(_joined(self.notes), _joined(self.warnings))
+
+
+def _joined(texts: typing.Sequence[str], between: str = "; ") -> str:
+    """The texts as one, of which not all are shown where there are many."""
+    more = len(texts) - _MOST_NAMED
+    return between.join([*texts[:_MOST_NAMED], *([f"and {more} more"] if more > 0 else [])])
 
 
 def seconds_until(until: float) -> float | None:
-    """The seconds that are left, None for no end; never none at all, since a call needs some."""
-    return max(0.01, until - time.monotonic()) if until else None
+    """The seconds that are left, None for no end. Raises Unresponsive where there are none."""
+    left = until - time.monotonic() if until else None
+    if left is not None and left <= 0:
+        raise Unresponsive(f"they took longer than {SECONDS_BEFORE_SLEEP:g} s")
+    return left
 
 
 def known_of(record: canary.Record) -> dict[str, Adapter]:
@@ -208,19 +234,21 @@ def known_of(record: canary.Record) -> dict[str, Adapter]:
     return found
 
 
-def prove(server: Server, model: Model, stack_dir: str, start: str, came: str, awake: bool) -> canary.Verdict:
+def prove(
+    server: Server, model: Model, stack_dir: str, start: str, came: str, before: typing.Mapping[str, str] | None
+) -> canary.Verdict:
     """Compare the answers of a model's adapters with the recorded ones, when its own has been.
 
-    C(awake) says that this switch found the server awake; the rest is as in C(canary.prove). Raises WrongAdapter.
+    C(before) is what the server listed before this switch woke it, None where nobody knows; the rest is as in
+    C(canary.prove). Raises WrongAdapter.
     """
     record = canary.read(model, stack_dir)
     if record is None or record.kind not in KINDS:
         return canary.Verdict("")
     look = _Look(server, model, stack_dir, start, record)
     listed = server.list_adapters()
-    for name, known in look.known.items():
-        if name in listed:
-            continue
+    for name in look.in_time([name for name in look.known if name not in listed]):
+        known = look.known[name]
         if came != canary.WOKEN or look.is_of_another_start(known):
             if known.own:
                 look.forget(name)
@@ -230,14 +258,14 @@ def prove(server: Server, model: Model, stack_dir: str, start: str, came: str, a
                 )
             elif look.load_again(name, known):
                 listed[name] = known.path
-        elif awake:
+        elif before is not None and name not in before:
             look.forget_unlisted(name)
         else:
             look.refuse(name, known, f"{look.name(name)} is missing from /v1/models since the wake", came, certain=True)
-    for name, path in listed.items():
-        before = look.known.get(name)
-        if before is not None and look.is_current(before, path):
-            look.compare(name, before, came)
+    for name, path in look.in_time(listed.items()):
+        answer = look.known.get(name)
+        if answer is not None and look.is_current(answer, path):
+            look.compare(name, answer, came)
         elif came == canary.WOKEN:
             look.notes.append(f"adapter {printable(name)} is not recorded yet")
         else:
@@ -281,14 +309,14 @@ def before_sleep(server: Server, model: Model, stack_dir: str, start: typing.Cal
     gone = [name for name in known if name not in listed]
     if not new and not gone:
         return canary.Verdict("")
+    until = time.monotonic() + SECONDS_BEFORE_SLEEP
     look.start = start()
     for name in gone:
         # What a restart has lost was not removed by intent.
         if not look.is_of_another_start(known[name]):
             look.forget_unlisted(name)
-    until = time.monotonic() + SECONDS_BEFORE_SLEEP
     try:
-        if new and not server.route_canary("", made.kind, SECONDS_BEFORE_SLEEP).is_as(made.kind, made.text):
+        if new and not server.route_canary("", made.kind, seconds_until(until)).is_as(made.kind, made.text):
             new = []
         for name in new:
             look.record_anew(name, listed[name], own=False, until=until)

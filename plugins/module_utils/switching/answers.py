@@ -14,6 +14,9 @@ from .errors import BadAnswer, NoSuchAnswer, Refused
 from .inventory import Model, Switching
 from .kinds import HELLO, KINDS, POSSIBLE, TEXT, Reply
 
+# A prompt has no more tokens than this, whatever is asked for and said to have room: it is put together in memory.
+_MOST_TOKENS = 1_000_000
+
 
 class AnsweringClient(Client):
     """A client of the calls that a model's users make, and of those that say what it is called."""
@@ -51,14 +54,19 @@ class AnsweringClient(Client):
         body = {"lora_name": name, "lora_path": path}
         self._call("POST", "/v1/load_lora_adapter", body, self.switching.request_timeout_seconds)
 
-    def complete(self, prompt: str | typing.Sequence[int], tokens: int, seconds: float) -> int:
-        """Have a text, or as many ids of tokens as there is room for, completed by more; how long the prompt was."""
+    def complete(self, prompt: str | int, tokens: int, seconds: float) -> int:
+        """Have a text, or as many tokens as there is room for, completed by more; how long the prompt was."""
         name = self._served_name or self._check_identity()
-        if self._longest is not None and not isinstance(prompt, str):
-            prompt = prompt[: max(1, self._longest - tokens)]
-        body = {"model": name, "prompt": prompt, "max_tokens": tokens, "temperature": 0, "ignore_eos": True}
+        asked: str | list[int]
+        if isinstance(prompt, int):
+            room = max(1, min(self._longest or _MOST_TOKENS, _MOST_TOKENS) - tokens)
+            # Ordinary ids, which every vocabulary has; not one alone, which would reach only the same few experts.
+            asked = [3 + index % 97 for index in range(min(prompt, room))]
+        else:
+            asked = prompt
+        body = {"model": name, "prompt": asked, "max_tokens": tokens, "temperature": 0, "ignore_eos": True}
         self._json("POST", "/v1/completions", self._call("POST", "/v1/completions", body, seconds))
-        return len(prompt)
+        return len(asked)
 
     def _answer(self, before: str, text_body: typing.Callable[[str], tuple[str, bytes]]) -> Reply:
         """The answer to the first call that the server knows: a server of text is asked for nothing else."""

@@ -171,9 +171,7 @@ def _without_secrets(value: typing.Any) -> typing.Any:
 
 def write(model: Model, stack_dir: str, made: Record) -> None:
     """Put down what is known of a model. Raises OSError."""
-    with state_files.changing:
-        known = state_files.models(stack_dir, state_files.CANARY)
-        state_files.write(stack_dir, state_files.CANARY, {"models": {**known, model.id: dataclasses.asdict(made)}})
+    state_files.write_model(stack_dir, state_files.CANARY, model.id, dataclasses.asdict(made))
 
 
 def prompt_of(kind: str) -> str:

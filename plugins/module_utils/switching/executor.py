@@ -170,6 +170,8 @@ class Executor:
         self.freed.before_drain(step.model)
         seen = self.host.seen.get(step.model)
         usual = seen is not None and seen.state == ACTIVE and not seen.held
+        # What this switch has woken and not proved may have lost its adapters by that.
+        usual = usual and step.model not in self.readiness.begun
         recorded = self.readiness.before_sleep(self.host.models[step.model]) if usual else ""
         by_looking = seen is not None and (seen.unknown or (seen.state == SLEEPING and seen.doubtful))
         drain = Drain(server, self.settings, self.host.wait, step.model in self.ending, self.host.clock, by_looking)
@@ -298,6 +300,7 @@ class Executor:
         self.host.forget_proof(step.model)
         self.readiness.begun.setdefault(step.model, False)
         server = self.host.servers[step.model]
+        self.readiness.listed.setdefault(step.model, server.adapters)
         cut = server.cut_held(step.level)
         if cut != 0:
             self._record_of(step)["requests"] = {**dict.fromkeys(FATES, 0), CUT: cut}
@@ -357,10 +360,8 @@ class Executor:
     def _first_answer(self, step: Step) -> str:
         """Have a long prompt answered. The switch is done, whatever becomes of that."""
         wanted = self.host.models[step.model].first_answer_tokens
-        # Ordinary ids, which every vocabulary has; not one alone, which would reach only the same few experts.
-        ids = [3 + index % 97 for index in range(wanted)]
         try:
-            length = self.host.servers[step.model].complete(ids, 1, self.settings.request_timeout_seconds)
+            length = self.host.servers[step.model].complete(wanted, 1, self.settings.request_timeout_seconds)
         except ServerError as error:
             self.warnings.append(f"{step.model} is ready, but its first answer (first_answer_tokens) failed: {error}")
             return "no answer"

@@ -154,11 +154,8 @@ class Host:
 
     def record_proof(self, name: str, start: str, at: float | None) -> None:
         """Record that this start of a model's server is proved; with None that it is to be proved once more."""
-        with state_files.changing, contextlib.suppress(OSError):  # it is proved once more then
-            known = state_files.models(self.stack_dir, state_files.PROOF)
-            state_files.write(
-                self.stack_dir, state_files.PROOF, {"models": {**known, name: {"start": start, "at": at}}}
-            )
+        with contextlib.suppress(OSError):  # it is proved once more then
+            state_files.write_model(self.stack_dir, state_files.PROOF, name, {"start": start, "at": at})
 
     def forget_proof(self, name: str) -> None:
         """Record that what is awake after this has to be proved, whoever wakes it."""

@@ -33,7 +33,7 @@ def parse(answer: typing.Mapping[str, typing.Any], names: typing.Collection[str]
     adapters = {
         entry["id"]: entry["root"] if isinstance(entry.get("root"), str) else ""
         for entry in data
-        if isinstance(entry.get("parent"), str) and entry["parent"] and entry["id"] not in names
+        if isinstance(entry.get("parent"), str) and entry["parent"] and entry["id"] and entry["id"] not in names
     }
     longest = {entry["id"]: entry.get("max_model_len") for entry in data}
     return ModelList({name: most if isinstance(most, int) else None for name, most in longest.items()}, adapters)

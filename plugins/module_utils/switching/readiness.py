@@ -21,8 +21,9 @@ class Readiness:
     C(to_record) is the model whose answer is to be recorded, so that it is not compared; to C(warnings) is added what
     the result has to warn of. C(begun) are the models whose servers were woken or started, and whether that was
     because something had failed; C(fresh) those that this switch has started or seen begin, and not woken since;
-    C(reloaded) those that it has woken from level 2, or maybe from that; C(starts) which start of a server has been
-    proved, since asking may cost a docker command; C(wrong) the models that answer otherwise than recorded.
+    C(reloaded) those that it has woken from level 2, or maybe from that; C(listed) the adapters that one had before it
+    was woken; C(starts) which start of a server has been proved, since asking may cost a docker command; C(wrong) the
+    models that answer otherwise than recorded.
     """
 
     def __init__(self, host: Host, to_record: str | None, warnings: list[str]) -> None:
@@ -32,6 +33,7 @@ class Readiness:
         self.begun: dict[str, bool] = {}
         self.fresh: set[str] = set()
         self.reloaded: set[str] = set()
+        self.listed: dict[str, dict[str, str] | None] = {}
         self.starts: dict[str, str] = {}
         self.wrong: set[str] = set()
 
@@ -101,8 +103,10 @@ class Readiness:
             if self._has_adapters(model):
                 from . import adapters  # noqa: PLC0415 - few models have any
 
-                awake = came == canary.WOKEN and model.id not in self.begun
-                verdict = verdict.also(adapters.prove(server, model, self.host.stack_dir, start, came, awake))
+                before = self.listed.get(model.id, server.adapters)
+                if model.id in self.begun and not start:
+                    before = None  # what is missing may have been lost by a start that nobody knows of
+                verdict = verdict.also(adapters.prove(server, model, self.host.stack_dir, start, came, before))
             self.wrong.discard(model.id)
         except WrongAnswer:
             self.wrong.add(model.id)
@@ -119,20 +123,30 @@ class Readiness:
         if fresh and model.sleep_level == "2" and model.draft_weights is None:
             with contextlib.suppress(ServerError):
                 server.count_requests()  # for what its metrics tell beside that
-        if not server.drafts or not (fresh or to_record or model.id in self.reloaded):
+        reloaded = model.id in self.reloaded
+        if not server.drafts or not (to_record or reloaded or (fresh and self._may_sleep_at_level_2(model))):
             return ""
         from . import drafts  # noqa: PLC0415 - few models have any, and every switch would wait for it
 
-        known_good = to_record and model.id not in self.reloaded
-        if known_good or (fresh and not self.begun.get(model.id)):
+        if fresh and not self.begun.get(model.id):
             return drafts.record(server, model, self.host.stack_dir)
-        verdict = drafts.prove(server, model, self.host.stack_dir, fresh)
+        # A server that was awake already may have been woken by a switch before this one.
+        known_good = fresh or (to_record and not reloaded)
+        verdict = drafts.prove(server, model, self.host.stack_dir, known_good)
         may_restart = not fresh and not to_record and "restart" in self.host.settings.escalation
         if verdict.warning and may_restart and model.drafts == "restart":
             raise IdleDrafts(verdict.warning)
         if verdict.warning:
             self.warnings.append(verdict.warning)
         return verdict.note
+
+    def _may_sleep_at_level_2(self, model: Model) -> bool:
+        """Whether its drafts may have to be compared one day: else a start need not wait until they are measured."""
+        if model.sleep_level != "auto":
+            return model.sleep_level == "2"
+        with contextlib.suppress(ServerError):
+            return not self.host.servers[model.id].no_level_2()
+        return False
 
     def before_sleep(self, model: Model) -> str:
         """Record the answers of adapters that came since an awake model was proved; what is worth knowing of that."""

@@ -183,9 +183,15 @@ class Recovery:
             self._end(name, "restart")
             for action in (START, VERIFY):
                 self.executor.run(Step(action, name), rung="restart")
-        except DrainTimeout:
-            raise
         except SwitchingError as second:
+            goes_on = name not in self.executor.held and not self.executor.stopped(name)
+            if isinstance(error, IdleDrafts) and isinstance(second, (DrainTimeout, LifecycleError)) and goes_on:
+                # It answers correctly: no reason to take it away from whoever uses it.
+                self.host.lock.settle(name)
+                self.executor.warnings.append(f"{error}; it could not be restarted: {second}")
+                return
+            if isinstance(second, DrainTimeout):
+                raise
             kind = type(second) if isinstance(second, (WrongAnswer, NoMemory)) else LifecycleError
             raise kind(f"{error}; and a restart failed: {second}").with_log(second.log) from None
 

@@ -51,6 +51,9 @@ _REMEDIES = {
     errno.EISDIR: "remove it",
 }
 
+# The last one where it is nested too deeply.
+_UNREADABLE = (OSError, ValueError, RecursionError)
+
 # For who changes a part of a file: one process holds the host's lock, but its threads may be at it at once.
 changing = threading.Lock()
 
@@ -62,7 +65,7 @@ def path(stack_dir: str, name: str) -> str:
 
 def read(stack_dir: str, name: str) -> dict[str, typing.Any]:
     """What a state file says; nothing where there is none, or one that can't be read."""
-    with contextlib.suppress(OSError, ValueError), open(path(stack_dir, name), encoding="utf-8") as file:
+    with contextlib.suppress(*_UNREADABLE), open(path(stack_dir, name), encoding="utf-8") as file:
         found = json.load(file)
         if isinstance(found, dict):
             return found
@@ -90,6 +93,14 @@ def write(stack_dir: str, name: str, content: typing.Mapping[str, typing.Any]) -
         with contextlib.suppress(OSError):
             os.unlink(new)
         raise
+
+
+def write_model(stack_dir: str, name: str, model_id: str, content: typing.Mapping[str, typing.Any]) -> None:
+    """Replace what a state file says of a model, unless it says so. Raises OSError as C(write) does."""
+    with changing:
+        known = models(stack_dir, name)
+        if known.get(model_id) != content:
+            write(stack_dir, name, {"models": {**known, model_id: content}})
 
 
 def remedy(error: OSError) -> str:

@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching import model_list
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors import Blocked, SwitchFailed
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching import adapters, canary, model_list
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors import Blocked, SwitchFailed, WrongAdapter
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import Model, Switching, parse
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.kinds import TEXT, Reply
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.lifecycle import Command
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.result import Result
 
@@ -222,8 +225,6 @@ def test_what_came_later_is_not_recorded_while_the_model_answers_wrongly(pair: H
 def test_a_sleep_does_not_wait_long_for_what_came_later(
     pair: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ansible_collections.homegpt.vllm.plugins.module_utils.switching import adapters
-
     monkeypatch.setattr(adapters, "SECONDS_BEFORE_SLEEP", 0.3)
     pair.switch("b")
     load(pair, LOADED, folder(tmp_path, LOADED))
@@ -254,6 +255,24 @@ def test_what_was_removed_from_an_active_model_is_no_failure(both: Host) -> None
         f"answers as recorded; 1 adapter answers as recorded; adapter {LOADED} is not listed any more"
     ]
     assert list(record(both)) == [STATIC]
+
+
+def test_what_was_removed_while_the_model_slept_is_no_failure(both: Host) -> None:
+    unload(both, LOADED)
+    result = both.switch("b")
+    assert rungs(result)[2:] == ["- wake b", "- verify b"]
+    assert notes(result) == [
+        f"answers as recorded; 1 adapter answers as recorded; adapter {LOADED} is not listed any more"
+    ]
+    assert list(record(both)) == [STATIC]
+
+
+def test_what_is_missing_where_no_start_is_known_was_not_removed(both: Host) -> None:
+    (both.stack_dir / "run" / "b.pid").unlink()  # as if somebody else had started it
+    unload(both, LOADED)
+    text, _result = failed(both)
+    assert f"adapter {LOADED} is missing from /v1/models since the wake" in text
+    assert list(record(both)) == [STATIC, LOADED]
 
 
 def test_what_somebody_elses_restart_has_lost_is_not_removed(both: Host) -> None:
@@ -312,6 +331,28 @@ def test_what_can_not_be_loaded_again_is_told(both: Host, tmp_path: Path, why: s
     both.switch("a")
     # Told once.
     assert both.switch("b").warnings == []
+
+
+def test_files_that_are_gone_are_told_however_long_their_path(pair: Host, tmp_path: Path) -> None:
+    path = folder(tmp_path, "two\nlines" + "x" * 150)
+    pair.switch("b")
+    load(pair, LOADED, path)
+    pair.switch("b", "stopped")
+    Path(path).rmdir()
+    (warning,) = pair.switch("b").warnings
+    assert "No adapter found for" in warning
+    assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING" not in warning
+    assert "\n" not in warning
+
+
+def test_what_a_wake_has_lost_is_not_forgotten_where_that_is_undone(both: Host) -> None:
+    known = record(both)
+    both.settings["escalation"] = ["roll_back"]
+    both.fault("b", "/wake_up", "drop_adapters")
+    both.fault("b", ANSWER, "refuse")  # nobody learns what it has lost
+    _text, result = failed(both)
+    assert rungs(result)[4:6] == ["roll_back drain b", "roll_back sleep b"]
+    assert record(both) == known
 
 
 def test_one_that_is_declared_no_more_is_told_and_forgotten(pair: Host) -> None:
@@ -453,10 +494,88 @@ def test_what_a_model_list_tells() -> None:
         {"id": "z", "root": "/z", "parent": ""},
         {"id": "w", "root": "/w", "parent": 7, "max_model_len": "long"},
         {"id": "alias", "root": "/m", "parent": "m"},
+        {"id": "", "root": "/e", "parent": "m"},
     ]
     told = model_list.parse({"data": cards}, ("m", "alias"))
     assert told
-    assert told.served == {"m": 4096, "x": None, "y": None, "z": None, "w": None, "alias": None}
+    assert told.served == {"m": 4096, "x": None, "y": None, "z": None, "w": None, "alias": None, "": None}
     assert told.adapters == {"x": "/x", "y": ""}
     for odd in ({}, {"data": None}, {"data": ["m"]}, {"data": [{"id": 7}]}):
         assert model_list.parse(odd, ("m",)) is None
+
+
+# ---- many of them -------------------------------------------------------------------------------
+
+
+class Many:
+    """A server of so many adapters, each of whose answers takes so long, by a clock of its own."""
+
+    def __init__(self, count: int, seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.switching = Switching(request_timeout_seconds=10)
+        self.adapters = {f"x{number}": f"/x{number}" for number in range(count)}
+        self.seconds = seconds
+        self.now = 1000.0
+        self.lost = False
+        monkeypatch.setattr(time, "monotonic", lambda: self.now)
+
+    def list_adapters(self) -> dict[str, str]:
+        return dict(self.adapters)
+
+    def route_canary(self, route: str, kind: str, seconds: float | None = None) -> Reply:
+        self.now += self.seconds if seconds is None else min(self.seconds, seconds)
+        return Reply(kind, "bare" if self.lost else route or "bare")
+
+    def prove(self, model: Model, stack_dir: Path, came: str) -> canary.Verdict:
+        return adapters.prove(self, model, str(stack_dir), "1", came, None)  # type: ignore[arg-type]
+
+
+@pytest.fixture(name="model")
+def model_fixture(stack_dir: Path) -> Model:
+    """A model whose own answer is recorded."""
+    (model,) = parse([{"id": "m", "model": "m", "host_port": 8000, "weights_gb": 1}]).models
+    canary.write(model, str(stack_dir), canary.Record("bare", True, "1", "", {}, "", kind=TEXT))
+    return model
+
+
+def recorded(model: Model, stack_dir: Path) -> int:
+    known = canary.read(model, str(stack_dir))
+    return len(known.adapters) if known else 0
+
+
+def test_neither_a_start_nor_a_wake_waits_for_all_of_many(
+    model: Model, stack_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = Many(5, 4, monkeypatch)
+    verdict = server.prove(model, stack_dir, canary.STARTED)
+    assert verdict.warning == "3 of 5 adapters of m were not verified within 10 s (request_timeout_seconds)"
+    assert recorded(model, stack_dir) == 2
+    server.seconds = 1
+    for _start in range(2):
+        server.prove(model, stack_dir, canary.STARTED)
+    assert recorded(model, stack_dir) == 5
+    server.seconds = 4
+    verdict = server.prove(model, stack_dir, canary.WOKEN)
+    assert verdict == (
+        "3 adapters answer as recorded",
+        "2 of 5 adapters of m were not verified within 10 s (request_timeout_seconds)",
+    )
+    assert recorded(model, stack_dir) == 5
+
+
+def test_a_sleep_waits_no_longer_for_many_quick_ones(
+    model: Model, stack_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = Many(1000, 0.008, monkeypatch)
+    verdict = adapters.before_sleep(server, model, str(stack_dir), lambda: "1")  # type: ignore[arg-type]
+    assert server.now - 1000 < adapters.SECONDS_BEFORE_SLEEP + 0.1
+    assert verdict.note.endswith(" more")
+    assert 300 < recorded(model, stack_dir) < 320
+
+
+def test_a_message_does_not_name_all_of_many(model: Model, stack_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Many(500, 0, monkeypatch)
+    assert server.prove(model, stack_dir, canary.STARTED).note.endswith("adapter x9 recorded; and 490 more")
+    server.lost = True
+    with pytest.raises(WrongAdapter) as caught:
+        server.prove(model, stack_dir, canary.WOKEN)
+    assert str(caught.value).endswith("; and 490 more (canary)")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import json
 import time
 from pathlib import Path
@@ -21,9 +22,10 @@ from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors impo
     ServerError,
     SwitchFailed,
 )
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import parse
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import Switching, parse
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.metrics import Drafts
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.result import Result
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.server import Server
 
 from tests.serverlib import STANDIN
 
@@ -177,8 +179,9 @@ def load(drafted: int, accepted: int) -> Any:
     ("before", "now", "note", "warned"),
     [
         ((100, 60), (100, 60), "60 % of 100 drafted tokens accepted", False),
-        ((100, 60), (100, 30), "30 % of 100 drafted tokens accepted", False),  # half of it is not yet below
-        ((100, 60), (100, 29), "29 % of 100 drafted tokens accepted", True),
+        ((100, 60), (100, 6), "6 % of 100 drafted tokens accepted", False),  # a tenth of it is not yet below
+        ((100, 60), (100, 5), "5 % of 100 drafted tokens accepted", True),
+        ((128, 120), (128 + 3000, 120 + 600), "23 % of 3128 drafted tokens accepted", False),  # most is of others
         ((100, 60), (372, 0), "0 % of 372 drafted tokens accepted", True),
         ((100, 60), (32, 0), "0 % of 32 drafted tokens accepted", True),
         ((100, 60), (31, 0), "too few drafts to tell what they are worth", False),
@@ -187,7 +190,7 @@ def load(drafted: int, accepted: int) -> Any:
         ((100, 8), (100, 0), "0 % of 100 drafted tokens accepted", True),
     ],
 )
-def test_a_fall_by_more_than_half_is_warned_of(
+def test_a_fall_to_hardly_any_is_warned_of(
     stack_dir: Path, model: Any, before: tuple[int, int], now: tuple[int, int], note: str, warned: bool
 ) -> None:
     drafts.record(load(*before), model, str(stack_dir))
@@ -200,7 +203,8 @@ def test_nothing_recorded_or_nothing_told_is_unknown(stack_dir: Path, model: Any
     verdict = drafts.prove(load(100, 0), model, str(stack_dir))
     assert verdict == ("0 % of 100 drafted tokens accepted; nothing is recorded to compare that with", "")
     (stack_dir / "run").mkdir(parents=True)
-    for content in ({"models": {"m": {"drafted": "x", "accepted": 1, "recorded": ""}}}, {"models": {"m": 5}}):
+    odd = [5, *({"drafted": number, "accepted": 50, "recorded": ""} for number in ("x", float("inf"), None))]
+    for content in ({"models": {"m": one}} for one in odd):
         state_files.write(str(stack_dir), state_files.DRAFTS, content)
         assert drafts.prove(load(100, 0), model, str(stack_dir)).warning == ""
 
@@ -227,6 +231,12 @@ def test_what_was_known_of_another_start_is_forgotten(stack_dir: Path, model: An
     drafts.record(load(100, 60), model, str(stack_dir))
     assert drafts.record(load(0, 0), model, str(stack_dir)) == "no drafted tokens"
     assert drafts.prove(load(100, 0), model, str(stack_dir)).warning == ""
+
+
+def test_what_is_too_little_to_compare_with_gives_way_to_what_is_known_good(stack_dir: Path, model: Any) -> None:
+    drafts.record(load(0, 0), model, str(stack_dir))
+    assert drafts.prove(load(100, 60), model, str(stack_dir), known_good=True).note.startswith("60 % of ")
+    assert drafts.prove(load(100, 0), model, str(stack_dir), known_good=True).warning != ""
 
 
 def test_the_load_ends_in_time(stack_dir: Path, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -282,13 +292,13 @@ def test_by_choice_it_is_restarted(pair: Host) -> None:
 
 def test_what_a_restart_makes_of_them_is_compared_and_restarted_once(pair: Host) -> None:
     pair.models[0]["drafts"] = "restart"
-    pair.models[0]["env"]["STANDIN_ACCEPTANCE"] = "0.1"
+    pair.models[0]["env"]["STANDIN_ACCEPTANCE"] = "0.05"
     known = remembered(pair)
     result = pair.switch("a")
     assert rungs(result)[-3:] == ["restart stop a", "restart start a", "restart verify a"]
     assert result.active_model == "a"
     (warning,) = result.warnings
-    assert warning.startswith("a answers correctly but slowly: 10 % of ")
+    assert warning.startswith("a answers correctly but slowly: 5 % of ")
     assert remembered(pair) == known
 
 
@@ -303,6 +313,48 @@ def test_what_a_restart_makes_of_them_is_recorded_where_nothing_was(pair: Host) 
     result = pair.switch("a")
     assert rungs(result)[-1] == "restart verify a"
     assert remembered(pair) == known
+
+
+@pytest.mark.parametrize("action", ["fail", "keep"])
+def test_where_the_restart_may_not_cut_what_runs_it_is_only_warned_of(pair: Host, action: str) -> None:
+    pair.models[0]["drafts"] = "restart"
+    pair.models[0]["env"]["STANDIN_TOKENS_PER_SECOND"] = "300"
+    pair.switch("a", "stopped")
+    pair.switch("a")
+    pair.switch("b")
+    pair.settings.update(drain_timeout_seconds=0.2, drain_timeout_action=action)
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        running = pool.submit(pair.completion, "a", 1500)  # it waits for the wake
+        pair.wait_until(lambda: pair.running("a"), "a has a request")
+        result = pair.switch("a")
+        assert not running.done()
+        assert rungs(result)[2:] == ["- wake a", "- verify a", "restart drain a"]
+        (warning,) = result.warnings
+        assert warning.startswith("a answers correctly but slowly: 0 % of ")
+        assert "; it could not be restarted: a: 1 requests still ran after 0.2 s" in warning
+        assert running.result()["finish_reason"] == "length"
+    assert pair.states() == {"a": "active", "b": "sleeping"}
+    # Nothing is left in doubt.
+    assert (pair.switch("a").warnings, pair.switch("b").active_model) == ([], "b")
+
+
+def test_one_that_can_not_be_stopped_is_only_warned_of(pair: Host) -> None:
+    pair.models[0]["drafts"] = "restart"
+    (pair.stack_dir / "run" / "a.pid").unlink()  # as if somebody else had started it
+    result = pair.switch("a")
+    assert rungs(result)[2:] == ["- wake a", "- verify a", "restart stop a"]
+    (warning,) = result.warnings
+    assert "; it could not be restarted: a was not started by its start_command here" in warning
+    assert pair.states() == {"a": "active", "b": "sleeping"}
+    assert pair.switch("a").warnings == []
+
+
+def test_one_whose_restart_fails_fails_the_switch(pair: Host) -> None:
+    pair.models[0]["drafts"] = "restart"
+    pair.models[0]["start_command"] = ["/bin/false"]
+    with pytest.raises(SwitchFailed, match="and a restart failed: its server ended"):
+        pair.switch("a")
+    assert pair.states() == {"a": "stopped", "b": "active"}
 
 
 def test_without_that_rung_it_is_only_warned_of(pair: Host) -> None:
@@ -382,6 +434,14 @@ def test_drafts_without_weights_and_none_at_all_cost_nothing(host: Host) -> None
     assert host.call("a", "GET", "/standin/state").json()["drafts_right"]
 
 
+@pytest.mark.parametrize("level", ["auto", "1", "stop"])
+def test_a_model_that_does_not_sleep_at_level_2_is_not_measured_when_it_starts(host: Host, level: str) -> None:
+    declare(host, "a", DRAFT_MODEL, sleep_level=level)
+    assert notes(host.switch("a")) == []
+    assert host.changing_calls("a").count(COMPLETION) == 1
+    assert remembered(host) == {}
+
+
 def test_a_reload_after_a_wrong_answer_is_measured_too(pair: Host) -> None:
     pair.settings["canary"] = "enforce"
     pair.models[0]["drafts"] = "restart"
@@ -416,6 +476,17 @@ def test_what_a_bad_wake_left_is_not_recorded_as_good(pair: Host, choice: str) -
     with pair.switcher() as switcher:
         result = switcher.switch("a", record_canary=True)
     assert rungs(result)[-1] == "- record a"
+    assert "answer recorded; 0 % of " in notes(result)[-1]
+    assert len(result.warnings) == 1
+    assert remembered(pair) == known
+
+
+def test_what_a_bad_wake_of_an_earlier_switch_left_is_not_recorded_as_good(pair: Host) -> None:
+    pair.settings["canary"] = "auto"
+    pair.switch("a")
+    known = remembered(pair)
+    with pair.switcher() as switcher:
+        result = switcher.switch("a", record_canary=True)
     assert "answer recorded; 0 % of " in notes(result)[-1]
     assert len(result.warnings) == 1
     assert remembered(pair) == known
@@ -476,6 +547,15 @@ def test_after_a_start_too_and_not_before_a_sleep(first: Host) -> None:
 def test_no_more_than_the_server_has_room_for(first: Host) -> None:
     first.models[0]["first_answer_tokens"] = 100_000
     assert first.switch("a").steps[-1]["note"] == "a prompt of 4095 tokens"
+
+
+def test_a_prompt_has_an_end_where_the_server_tells_of_none(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    server, asked = Server(model, Switching()), []
+    monkeypatch.setattr(server, "_check_identity", lambda: "m")
+    monkeypatch.setattr(server, "_call", lambda _method, _path, body, _seconds: asked.append(len(body["prompt"])))
+    monkeypatch.setattr(server, "_json", lambda *_answer: {})
+    assert server.complete(10**9, 1, 1.0) == 999_999
+    assert asked == [999_999]
 
 
 @pytest.mark.parametrize("fault", ["status_500", "html", "refuse"])

@@ -59,6 +59,13 @@ def refused(pair: Host) -> str:
     return str(caught.value)
 
 
+@pytest.mark.parametrize("text", ["", "{", "[]", "[" * 100_000, "1e999", "\0"])
+def test_what_can_not_be_read_says_nothing(tmp_path: Path, text: str) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "canary.json").write_text(text, encoding="utf-8")
+    assert state_files.models(str(tmp_path), state_files.CANARY) == {}
+
+
 @pytest.mark.parametrize("name", ["wanted.json", "wanted.json.new"])
 def test_what_cannot_be_recorded_is_not_begun(pair: Host, name: str) -> None:
     pair.up(a="active", b=1)
