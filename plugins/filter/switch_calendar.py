@@ -94,7 +94,7 @@ class _Entry:
         return "%s (warm)" % self.name
 
     def schedules(self, survey):
-        """What the module takes, of the switch and of what is read before it; not to be used when there are mistakes."""
+        """What the module takes for the switch, and for the reading before it; not to be used if there are mistakes."""
         state = self.entry.get("state", "present")
         gone = {"name": self.warm_name, "template": "warm", "state": "absent"}
         if state == "absent":

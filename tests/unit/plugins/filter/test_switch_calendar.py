@@ -129,7 +129,7 @@ def test_when() -> None:
         ({"state": "gone"}, "state must be present or absent, not 'gone'"),
         (
             {"modle": "coder"},
-            "modle is not a valid key; valid keys are name, enabled, state, at, days, timezone, rrule, warm_minutes, model",
+            "modle is not a valid key; valid keys are name, enabled, state, at, days, timezone, rrule, warm_minutes, ",
         ),
         ({"name": ""}, "awx_switch_calendar[0]: name is missing"),
     ],

@@ -19,8 +19,9 @@ from ansible_collections.homegpt.vllm.plugins.module_utils.switching.page_cache 
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.result import Result
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.switch import Switcher
 
+from tests.weights import MB, cached, evicts, put
+
 from .conftest import Host
-from .test_page_cache import MB, evicts, put
 
 SIZE = 60 * MB
 READ = "0.1 GB of weights read ahead in "
@@ -39,10 +40,6 @@ def weights(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
         host.declare(name, sleep_level="2", standin={"sleep_seconds": 0.5})
     state_files.write(str(host.stack_dir), state_files.WEIGHTS, {"models": {"b": {"folders": [str(folder)]}}})
     return folder
-
-
-def cached(folder: Path) -> int | None:
-    return page_cache.look(Place((str(folder),))).cached
 
 
 def notes(result: Result) -> list[tuple[str, str]]:
