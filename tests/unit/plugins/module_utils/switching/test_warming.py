@@ -121,7 +121,7 @@ def test_a_switch_is_not_waited_for(stack: str, inventory: Inventory, monkeypatc
     """The lock is another's, and the reading gives way."""
     idle: list[int] = []
     monkeypatch.setattr(page_cache, "_be_idle", lambda: idle.append(threading.get_ident()))
-    with HostLock(stack).hold("a switch", 1, lambda _done, _seconds: True):
+    with HostLock(stack).hold("a switch", 1, lambda taken, _seconds: taken()):
         (done,) = warming.warm(inventory, stack, ["a"])
     assert done.warmed.read == 40 * MB
     assert idle == [threading.get_ident()]
