@@ -3,7 +3,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import mmap
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching import page_cache
@@ -32,3 +36,13 @@ def evicts(folder: Path) -> bool:
     probe = put(folder / "probe", 1)
     found = [cached(probe), len(probe.read_bytes()), cached(probe)]
     return found == [0, MB, MB]
+
+
+@contextlib.contextmanager
+def pinned(path: Path) -> Iterator[None]:
+    """Keep a file in the page cache, where this user may: a machine may drop what nobody has used for seconds."""
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapped:
+        first = ctypes.c_char.from_buffer(mapped)
+        ctypes.CDLL(None).mlock(ctypes.c_void_p(ctypes.addressof(first)), ctypes.c_size_t(len(mapped)))
+        del first  # a mapping that is used can't be closed
+        yield
