@@ -1318,6 +1318,34 @@ MUTANTS = (
         "a user who may only read a file takes all of it for cached, and reads nothing",
         ("page_cache",),
     ),
+    Mutant(
+        "warming/each-has-all-the-ram",
+        "warming.py",
+        "        left -= warmed.cached + warmed.read\n",
+        "",
+        "of several models the last ones push the first ones out of the page cache",
+    ),
+    Mutant(
+        "warming/check-reads",
+        "warming.py",
+        "if check else Warmer(place, left)",
+        "if False else Warmer(place, left)",
+        "a check reads gigabytes",
+    ),
+    Mutant(
+        "warming/shared-memory",
+        "warming.py",
+        "    if memory.remembered_shared(stack_dir):\n",
+        "    if False:\n",
+        "where CPU and GPU share their memory the page cache takes it from the models",
+    ),
+    Mutant(
+        "warming/one-after-the-other",
+        "warming.py",
+        "    found = [(model.id, *_look(stack_dir, model)) for model in models.values()]\n",
+        "    found = ((model.id, *_look(stack_dir, model)) for model in models.values())\n",
+        "models are read though another one of the task has no weights",
+    ),
 )
 
 

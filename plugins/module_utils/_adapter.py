@@ -14,7 +14,11 @@ from .switching import task
 from .switching.inventory import Inventory
 from .switching.redaction import secrets_of
 
-WORK = {"vllm_sleep_state": task.sleep_state, "vllm_sleep_state_info": task.sleep_state_info}
+WORK = {
+    "vllm_sleep_state": task.sleep_state,
+    "vllm_sleep_state_info": task.sleep_state_info,
+    "vllm_warm": task.warm,
+}
 
 
 class Module(AnsibleModule):

@@ -34,4 +34,5 @@ SPECS: dict[str, dict[str, typing.Any]] = {
         ],
     },
     "vllm_sleep_state_info": {"argument_spec": COMMON_ARGUMENTS},
+    "vllm_warm": {"argument_spec": dict(COMMON_ARGUMENTS, model={"type": "list", "elements": "str", "required": True})},
 }

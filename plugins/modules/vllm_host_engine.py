@@ -11,8 +11,9 @@ module: vllm_host_engine
 short_description: Run a module of this collection with the engine on the host
 version_added: 0.2.0
 description:
-  - Internal. The action plugins of M(homegpt.vllm.vllm_sleep_state) and M(homegpt.vllm.vllm_sleep_state_info) send this
-    module first. It does not contain the engine, which is the largest part of those modules.
+  - Internal. The action plugins of M(homegpt.vllm.vllm_sleep_state), M(homegpt.vllm.vllm_sleep_state_info) and
+    M(homegpt.vllm.vllm_warm) send this module first. It does not contain the engine, which is the largest part of those
+    modules.
   - The copy that M(homegpt.vllm.vllm_engine) has installed is used only if its files are identical to those of the
     controller and only root and the user of the task can have written them. The source that was hashed is executed;
     cached bytecode is ignored. Otherwise, the action plugin sends the whole module.
@@ -44,6 +45,7 @@ attributes:
 seealso:
   - module: homegpt.vllm.vllm_sleep_state
   - module: homegpt.vllm.vllm_sleep_state_info
+  - module: homegpt.vllm.vllm_warm
 author:
   - HomeGPT (@homegpt)
 """

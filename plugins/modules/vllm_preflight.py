@@ -18,7 +18,7 @@ options:
   playbook:
     description: The playbook whose variables are checked.
     type: str
-    choices: [site, bootstrap, prefetch, status, teardown, switch, roll_back, awx, convert]
+    choices: [site, bootstrap, prefetch, status, teardown, switch, warm, roll_back, awx, convert]
     required: true
 attributes:
   check_mode:

@@ -40,6 +40,7 @@ ASKED: dict[str, tuple[str, ...]] = {
     "status": ("target",),
     "teardown": ("target", "teardown_data", "teardown_caches"),
     "switch": ("target", "model", "record_canary", "timeline", *_ROLLOUT),
+    "warm": ("target", "model"),
     "roll_back": ("target", "timeline", "switch_waves", "switch_timeout"),
     "awx": ("target",),
     "convert": (
@@ -106,8 +107,8 @@ def check(playbook: str, hosts: typing.Sequence[Host], unreadable: typing.Sequen
         return mistakes
     if playbook in ROLLOUTS:
         mistakes = _rollout(playbook, hosts) + mistakes
-    if playbook == "switch":
-        mistakes += _model(hosts, inventories)
+    if playbook in ("switch", "warm"):
+        mistakes += _model(playbook, hosts, inventories)
     if playbook == "awx":
         mistakes += _awx(hosts, inventories)
     return mistakes
@@ -331,8 +332,8 @@ def _rollout(playbook: str, hosts: typing.Sequence[Host]) -> list[str]:
     return found
 
 
-def _model(hosts: typing.Sequence[Host], inventories: typing.Mapping[str, Inventory]) -> list[str]:
-    """The model to switch to. It may be missing on some hosts of many, but not on all."""
+def _model(playbook: str, hosts: typing.Sequence[Host], inventories: typing.Mapping[str, Inventory]) -> list[str]:
+    """The model that a switch is to. It may be missing on some hosts of many, but not on all."""
     found: list[tuple[str, str]] = []
     right = False
     for host in hosts:
@@ -350,7 +351,9 @@ def _model(hosts: typing.Sequence[Host], inventories: typing.Mapping[str, Invent
                 raise SwitchingError(
                     "no model given: set -e model=ID or vllm_active_model; the models are: " + inventory.listed()
                 )
-            inventory.check_apart([inventory.find(name) for name in names])
+            models = [inventory.find(name) for name in names]
+            if playbook == "switch":
+                inventory.check_apart(models)
             right = True
         except SwitchingError as error:
             found.append((host.name, str(error)))

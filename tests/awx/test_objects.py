@@ -14,8 +14,31 @@ from tests.playbooklib import Run
 from tests.serverlib import ROOT
 
 CALENDAR: list[dict[str, Any]] = [
-    {"name": "coder by day", "model": "coder", "at": "08:00", "days": ["mon", "fri"], "timezone": "Europe/Berlin"},
-    {"name": "vision by night", "model": "vision", "target": "two", "at": "20:30", "switch_waves": "1,100%"},
+    {
+        "name": "coder by day",
+        "model": "coder",
+        "at": "08:00",
+        "days": ["mon", "fri"],
+        "timezone": "Europe/Berlin",
+        "warm_minutes": 20,
+    },
+    {
+        "name": "vision by night",
+        "model": "vision",
+        "target": "two",
+        "at": "20:30",
+        "switch_waves": "1,100%",
+        "warm_minutes": 30,
+    },
+    {
+        "name": "late",
+        "model": "vision",
+        "target": "two",
+        "at": "00:05",
+        "days": ["mon", "sat"],
+        "switch_keep": 1,
+        "warm_minutes": 10,
+    },
     {"name": "own rule", "model": "coder", "rrule": "DTSTART:20250101T000000Z RRULE:FREQ=MONTHLY;INTERVAL=1"},
 ]
 
@@ -46,7 +69,8 @@ def test_the_life_of_the_objects(fleet: Fleet) -> None:
     new = {"id": "writer", "model": "org/writer", "host_port": 8009}
     fleet.ansible.hosts[1].models.append(new)
     fleet.rewrite()
-    edited = [{**CALENDAR[0], "enabled": False}, {"name": "vision by night", "state": "absent"}, CALENDAR[2]]
+    absent = [{"name": name, "state": "absent"} for name in ("vision by night", "late")]
+    edited = [{**without(CALENDAR[0], "warm_minutes"), "enabled": False}, *absent, CALENDAR[3]]
     variables["awx_switch_calendar"] = edited
 
     run = fleet.declare("--check", "--tags", "templates,calendar", **variables)
@@ -61,12 +85,16 @@ def test_the_life_of_the_objects(fleet: Fleet) -> None:
     survey = awx.survey("homeGPT switch")
     assert survey["model"]["choices"] == ["coder", "vision", "writer"]
     assert survey["target"]["choices"] == ["two"]
-    assert len(awx.named("schedules")) == 3
+    assert len(awx.named("schedules")) == 7
     assert fleet.declare("--tags", "calendar", **variables).changed("localhost") == 1
     assert {name: one["enabled"] for name, one in awx.named("schedules").items()} == {
         "homeGPT coder by day": False,
         "homeGPT own rule": True,
     }
+
+
+def without(entry: dict[str, Any], key: str) -> dict[str, Any]:
+    return {name: value for name, value in entry.items() if name != key}
 
 
 def no_secret_in(run: Run, fleet: Fleet) -> None:
@@ -96,7 +124,7 @@ def are_as_declared(fleet: Fleet) -> None:
 
     templates = awx.named("job_templates")
     assert set(templates) == {f"homeGPT {one['name']}" for one in TEMPLATES}
-    assert {"provision", "bootstrap", "switch", "status", "roll back"} <= {one["name"] for one in TEMPLATES}
+    assert {"provision", "bootstrap", "switch", "warm", "status", "roll back"} <= {one["name"] for one in TEMPLATES}
     for one in TEMPLATES:
         template = templates[f"homeGPT {one['name']}"]
         assert (template["playbook"], template["inventory"]) == (one["playbook"], inventory["id"])
@@ -118,11 +146,14 @@ def are_as_declared(fleet: Fleet) -> None:
     assert (failures["type"], failures["default"], failures["required"]) == ("text", "", False)
     assert (survey["switch_waves"]["default"], survey["switch_on_stop"]["choices"]) == ("100%", ["roll_back", "keep"])
     assert list(awx.survey("homeGPT status")) == ["target"]
+    assert list(awx.survey("homeGPT warm")) == ["model", "target"]
+    assert awx.survey("homeGPT warm")["model"]["choices"] == ["coder", "vision"]
     assert list(awx.survey("homeGPT roll back")) == ["target", "switch_waves", "switch_timeout"]
 
     schedules = awx.named("schedules")
-    switch = templates["homeGPT switch"]["id"]
-    assert {one["unified_job_template"] for one in schedules.values()} == {switch}
+    for name, one in schedules.items():
+        template = templates["homeGPT warm" if name.endswith(" (warm)") else "homeGPT switch"]
+        assert one["unified_job_template"] == template["id"]
     shown = {name: (one["rrule"], one["extra_data"]) for name, one in schedules.items()}
     assert shown == {
         "homeGPT coder by day": (
@@ -133,7 +164,24 @@ def are_as_declared(fleet: Fleet) -> None:
             "DTSTART:20240101T203000Z RRULE:FREQ=DAILY;INTERVAL=1",
             {"model": "vision", "target": "two", "switch_waves": "1,100%"},
         ),
-        "homeGPT own rule": (CALENDAR[2]["rrule"], {"model": "coder"}),
+        "homeGPT late": (
+            "DTSTART:20240101T000500Z RRULE:FREQ=WEEKLY;INTERVAL=1;BYDAY=MO,SA",
+            {"model": "vision", "target": "two", "switch_keep": 1},
+        ),
+        "homeGPT own rule": (CALENDAR[3]["rrule"], {"model": "coder"}),
+        # Of the model and the hosts of the switch, so many minutes before it.
+        "homeGPT coder by day (warm)": (
+            "DTSTART;TZID=Europe/Berlin:20240101T074000 RRULE:FREQ=WEEKLY;INTERVAL=1;BYDAY=MO,FR",
+            {"model": "coder"},
+        ),
+        "homeGPT vision by night (warm)": (
+            "DTSTART:20240101T200000Z RRULE:FREQ=DAILY;INTERVAL=1",
+            {"model": "vision", "target": "two"},
+        ),
+        "homeGPT late (warm)": (
+            "DTSTART:20240101T235500Z RRULE:FREQ=WEEKLY;INTERVAL=1;BYDAY=FR,SU",
+            {"model": "vision", "target": "two"},
+        ),
     }
 
 
@@ -145,6 +193,20 @@ def test_check_mode_on_an_empty_awx_tells_what_it_can_not_look_at(fleet: Fleet) 
         "the job templates, the schedules"
     ) in run.output
     assert fleet.awx.changes == []
+
+
+def test_check_mode_where_awx_has_no_template_for_the_reading(fleet: Fleet) -> None:
+    """As an older version has left it: the schedules of switches are looked at all the same."""
+    awx = fleet.awx
+    fleet.declare("--tags", "organization,project,inventory,templates").changed("localhost")
+    del awx.objects["job_templates"][awx.named("job_templates")["homeGPT warm"]["id"]]
+    before = list(awx.changes)
+    run = fleet.declare("--check", awx_switch_calendar=[CALENDAR[0], without(CALENDAR[2], "warm_minutes")])
+    assert run.changed("localhost") == 3
+    for item in ("warm", "coder by day", "late"):
+        assert f"changed: [localhost] => (item={item})" in run.output
+    assert "A real run would also create: the schedules of the new job templates" in run.output
+    assert awx.changes == before
 
 
 def test_a_wrong_token(fleet: Fleet) -> None:

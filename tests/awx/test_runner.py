@@ -8,6 +8,7 @@ brings; the inventory is what AWX makes of the project's; the answers are writte
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from tests.awx.api import Refused, unsafe
 from tests.awx.conftest import TEMPLATES, Fleet, make_fleet
 from tests.playbooklib import Host, is_sleeping, launched
 from tests.serverlib import ROOT
+from tests.weights import put
 
 
 class Bare(Host):
@@ -125,7 +127,8 @@ def buttons(ansible_playbook: str, tmp_path_factory: pytest.TempPathFactory) -> 
     folder = tmp_path_factory.mktemp("awx")
     hosts: list[Host] = []
     for name in ("one", "two"):
-        host = Bare(folder, [launched("a", startup_mode="active"), launched("b")], name=name)
+        second = launched("b", model=str(put(folder / "weights/model.safetensors", 1).parent))
+        host = Bare(folder, [launched("a", startup_mode="active"), second], name=name)
         hosts.append(host)
     for fleet in make_fleet(ansible_playbook, folder, hosts):
         fleet.declare("--tags", "organization,project,inventory,templates").changed("localhost")
@@ -183,6 +186,15 @@ def switch(buttons: Buttons) -> None:
     assert awake(buttons) == ["one-a", "two-a"]
 
 
+def warm(buttons: Buttons) -> None:
+    job = buttons.press("warm", "--check", model="b").succeeded()
+    lines = [line for line in job.stdout.splitlines() if " GB of weights in 1 files, " in line]
+    assert sorted(line.split(" ")[0] for line in lines) == ["one:", "two:"]
+    job = buttons.press("warm", model="b", target="two").succeeded()
+    assert list(job.stats["processed"]) == ["localhost", "two"]
+    assert re.search(r"^two: b: 0\.0 GB read in ", job.stdout, re.MULTILINE)
+
+
 def status(buttons: Buttons) -> None:
     job = buttons.press("status", target="two").succeeded()
     assert list(job.stats["processed"]) == ["localhost", "two"]
@@ -210,6 +222,7 @@ PRESSED: dict[str, Callable[..., None]] = {
     "site.yml": provision,
     "bootstrap.yml": bootstrap,
     "switch.yml": switch,
+    "warm.yml": warm,
     "status.yml": status,
     "roll_back.yml": roll_back,
 }

@@ -21,7 +21,7 @@ def test_the_action_group_holds_every_module_that_takes_the_models() -> None:
     fragment = "  - homegpt.vllm.switching\n"
     files = (ROOT / "plugins/modules").glob("*.py")
     modules = sorted(path.stem for path in files if fragment in path.read_text(encoding="utf-8"))
-    assert len(modules) == 3
+    assert len(modules) == 4
     assert sorted(load("meta/runtime.yml")["action_groups"]["switching"]) == modules
 
 

@@ -160,6 +160,7 @@ ROOMS: dict[str, Callable[[Cell], bool]] = {
     "server_log.py": lambda cell: False,
     "tables.py": lambda cell: False,
     "texts.py": lambda cell: False,
+    "warming.py": lambda cell: False,
 }
 # What the cells are played with.
 TOOLS = (

@@ -17,8 +17,9 @@ import requests
 from ansible_collections.homegpt.vllm.plugins.modules import vllm_host_engine
 
 from tests.integration_playbooks.conftest import Inventory, Start
-from tests.playbooklib import Ansible, Host, Run, served
+from tests.playbooklib import Ansible, Host, Run, launched, served
 from tests.serverlib import ROOT
+from tests.weights import put
 
 pytestmark = pytest.mark.versions
 
@@ -51,6 +52,11 @@ PLAY = """
       ignore_errors: true
     - {register: later, homegpt.vllm.vllm_sleep_state: {model: a}, async: 60, poll: 1}
     - {register: hidden, homegpt.vllm.vllm_sleep_state_info: {}, no_log: true}
+    - {register: to_warm, homegpt.vllm.vllm_warm: {model: weighty}, check_mode: true}
+    - {register: warmed, homegpt.vllm.vllm_warm: {model: "weighty,weighty"}}
+    - {register: still_warm, homegpt.vllm.vllm_warm: {model: [weighty]}}
+    - {register: not_warmed, homegpt.vllm.vllm_warm: {model: a}, ignore_errors: true}
+    - {register: nothing_warmed, homegpt.vllm.vllm_warm: {}, ignore_errors: true}
     - {register: failed, homegpt.vllm.vllm_sleep_state: {model: broken}, ignore_errors: true}
     - ansible.builtin.copy:
         dest: "{{ results }}"
@@ -66,13 +72,14 @@ SECONDS = re.compile(r"\d+(\.\d+)? s\b|j\d{5,}\.\d+")
 
 @pytest.fixture
 def world(start: Start, inventory: Inventory, tmp_path: Path) -> Ansible:
-    """A host with a model awake, one asleep, and one that fails to wake."""
+    """A host with a model awake, one asleep, one that fails to wake, and one with weights that nobody starts."""
     asleep, broken = start("b", asleep=1), start("broken", asleep=1)
     broken.fault("/wake_up", "status_500", times=0)
     models = [
         served(start("a"), "a", env={"HF_TOKEN": SECRET}),
         served(asleep, "b"),
         served(broken, "broken"),
+        launched("weighty", model=str(tmp_path / "weights"), env={"HF_TOKEN": SECRET}),
     ]
     (tmp_path / "play.yml").write_text(PLAY, encoding="utf-8")
     ansible = inventory(Host(tmp_path, models, {"escalation": ["retry"], "canary": "warn"}))
@@ -89,6 +96,7 @@ def leave_engine(ansible: Ansible) -> Path:
 def play(ansible: Ansible, tmp_path: Path, **env: str) -> tuple[Run, dict[str, Any]]:
     """Run the play; what each task registered, without times."""
     results = tmp_path / "results.json"
+    put(tmp_path / "weights/model.safetensors", 20)
     extra = json.dumps({"results": str(results), "names": NAMES, "secret": SECRET})
     run = ansible.play(tmp_path / "play.yml", "-vvv", "-e", extra, env=env)
     assert run.status == 0, run.output
@@ -119,6 +127,9 @@ def test_both_ways_return_the_same(world: Ansible, tmp_path: Path, pipelining: s
     assert whole["unknown"]["error"] == "UnknownModel" and whole["mistaken"]["mistakes"]
     assert whole["failed"]["error"] == "SwitchFailed" and whole["failed"]["steps"]
     assert "Unsupported parameters" in whole["no_such"]["msg"]
+    assert whole["warmed"]["models"] == {**whole["to_warm"]["models"]}
+    assert whole["still_warm"]["changed"] is False and whole["still_warm"]["models"]["weighty"]["cached_bytes"]
+    assert "it is unknown where the weights of a are" in whole["not_warmed"]["msg"]
 
 
 def shadowed(folder: Path) -> None:
@@ -137,7 +148,7 @@ def status(ansible: Ansible) -> Run:
     """Run what asks for the states, and show whether the engine was sent."""
     run = ansible.play("status", "-vvv")
     assert run.status == 0, run.output
-    assert [row[1] for row in run.table] == ["a", "b", "broken"]
+    assert [row[1] for row in run.table] == ["a", "b", "broken", "weighty"]
     return run
 
 

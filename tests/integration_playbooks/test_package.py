@@ -57,6 +57,7 @@ def test_by_path_in_a_checkout_of_another_name(ansible: Ansible, copy: Path) -> 
     [
         ("module", "vllm_sleep_state", "one of the models"),
         ("module", "vllm_sleep_state_info", "active_models"),
+        ("module", "vllm_warm", "page cache"),
         ("filter", "inventory", "vllm_switching"),
         ("filter", "status_table", "a row for each model"),
     ],

@@ -19,6 +19,8 @@ import pytest
 from tests.playbooklib import Ansible, Host, Run, served
 from tests.serverlib import ROOT, Server, start_standin
 
+# Those that need nothing but hosts.
+TARGETED = ("site", "bootstrap", "prefetch", "status", "teardown", "warm", "roll_back")
 IDS = "the models are: a, b, off (disabled)"
 
 
@@ -76,6 +78,8 @@ TABLE = [
         "switch them one after the other",
         extra(model="a,b"),
     ),
+    Row("none to read", "warm", f"host: no model given: set -e model=ID or vllm_active_model; {IDS}"),
+    Row("unknown to read", "warm", f"host: model c is not declared; {IDS}", extra(model="c")),
     Row("a number", "switch", "host: model must be the name of a model, or a list of several, is 20", extra(model=20)),
     Row(
         "wanted unknown",
@@ -106,7 +110,7 @@ TABLE = [
             "the group vllm_hosts, or name another host or group with -e target=NAME",
             extra(target="vllm_host"),
         )
-        for playbook in ("site", "bootstrap", "prefetch", "status", "teardown", "roll_back")
+        for playbook in TARGETED
     ),
     Row(
         "part of a target",
@@ -420,7 +424,7 @@ def run_with(ansible_playbook: str, folder: Path, files: dict[str, str], playboo
 
 
 @pytest.mark.versions
-@pytest.mark.parametrize("playbook", ["site", "bootstrap", "prefetch", "status", "teardown", "switch", "roll_back"])
+@pytest.mark.parametrize("playbook", [*TARGETED, "switch"])
 @pytest.mark.parametrize("files", [{}, {"hosts.yml": ""}], ids=["missing", "empty"])
 def test_an_inventory_without_hosts(
     ansible_playbook: str, tmp_path: Path, files: dict[str, str], playbook: str

@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     restore.set_defaults(run=_restore)
     warm = commands.add_parser("warm", help="read the weights of a model into the page cache, before a switch to it")
     warm.add_argument("model", metavar="MODEL", help="its id or one of its aliases")
-    warm.add_argument("--check", action="store_true", help="only show how much of them is in the page cache")
+    warm.add_argument("--check", action="store_true", help="only show how much of them is there, and would be read")
     warm.add_argument("--json", action="store_true", help="print JSON")
     warm.set_defaults(run=_warm)
     lint = commands.add_parser("lint", help="check whether this host has enough memory for its models")
@@ -146,51 +146,13 @@ def _restore(switcher: Switcher, options: argparse.Namespace) -> int:
 
 
 def _warm(switcher: Switcher, options: argparse.Namespace) -> int:
-    from . import page_cache  # noqa: PLC0415 - no other command needs it
+    from . import warming  # noqa: PLC0415 - no other command needs it
 
-    model = switcher.inventory.find(options.model)
-    place = page_cache.place_of(options.stack_dir, model)
-    if place is None:
-        raise SwitchingError(
-            f"it is unknown where the weights of {model.id} are on this host: run homegpt.vllm.site, which records it "
-            "for models in containers whose weights are in a directory of the host; a model with a start_command needs "
-            "a full path as its model"
-        )
-    try:
-        seen = page_cache.look(place)
-    except OSError as error:
-        raise SwitchingError(f"the weights of {model.id} can't be read: {error}") from None
-    if not seen.files:
-        raise SwitchingError(f"there are no weights of {model.id} in {' or '.join(place.folders)}: run prefetch first")
-    available = switcher.mem_available_gb()
-    if available is None:
-        raise SwitchingError(
-            "nothing was read: it is unknown how much RAM is free, since /proc/meminfo has no MemAvailable here"
-        )
-    warmed = page_cache.Warmed(seen.size)
-    if not options.check:
-        warmed = page_cache.Warmer(place, available * page_cache.RAM_SHARE * 1e9).run()
-    if warmed.problem:
-        return _fail(f"the weights of {model.id} can't be read: {warmed.problem}", 1)
-    if options.json:
-        _say(
-            json.dumps(
-                {
-                    "model": model.id,
-                    "files": seen.files,
-                    "bytes": seen.size,
-                    "cached_bytes": seen.cached,
-                    "read_bytes": warmed.read,
-                    "seconds": round(warmed.seconds, 3),
-                    "limited": warmed.limited,
-                }
-            )
-        )
-    else:
-        told = "an unknown part of them" if seen.cached is None else f"{seen.cached / 1e9:.1f} GB of them"
-        _say(f"{model.id}: {seen.size / 1e9:.1f} GB of weights in {seen.files} files, {told} in the page cache")
-        if not options.check:
-            _say(f"{model.id}: {warmed.read / 1e9:.1f} GB read {warmed.pace}")
+    done = warming.warm(
+        switcher.inventory, options.stack_dir, [options.model], options.check, switcher.mem_available_gb
+    )
+    for one in done:
+        _say(json.dumps({"model": one.model, **one.as_dict()}) if options.json else "\n".join(one.lines))
     return 0
 
 

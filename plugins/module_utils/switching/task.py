@@ -38,6 +38,22 @@ def sleep_state_info(params: Data, check: bool, learn: Learn) -> Data:
     return _switching(params, lambda switcher: dict(switcher.report(), changed=False), learn)
 
 
+def warm(params: Data, check: bool, learn: Learn) -> Data:
+    """Read weights into the page cache."""
+
+    def work(inventory: Inventory) -> Data:
+        from . import warming  # noqa: PLC0415 - no switch needs it
+
+        done = warming.warm(inventory, params["stack_dir"], params["model"], check)
+        return {
+            "changed": any(one.warmed.read for one in done),
+            "models": {one.model: one.as_dict() for one in done},
+            "lines": [line for one in done for line in one.lines],
+        }
+
+    return attempt(params, work, learn)
+
+
 def attempt(params: Data, work: typing.Callable[[Inventory], Data], learn: Learn) -> Data:
     """What the work returns for the checked inventory, or what is to be said of the engine's error."""
     try:

@@ -40,6 +40,13 @@ def test_a_model_that_one_host_of_many_has_is_no_mistake() -> None:
     ]
 
 
+def test_models_of_one_gpu_are_read_together_but_not_switched() -> None:
+    models = [A, {**A, "id": "b", "model": "org/b", "host_port": 8002}]
+    both = Host("gpu1", {"vllm_models": models, "model": "a,b"}, [])
+    assert preflight.check("warm", [both]) == []
+    assert "can't be switched in parallel" in preflight.check("switch", [both])[0]
+
+
 def test_the_settings_of_a_rollout_are_those_of_all_hosts() -> None:
     own: dict[str, Any] = {"vllm_active_model": "a", "switch_keep": "1"}
     same = [host(f"gpu{n}", **own, switch_timeout=n) for n in (1, 2, 3)]

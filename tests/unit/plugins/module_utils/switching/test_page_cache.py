@@ -19,10 +19,9 @@ from ansible_collections.homegpt.vllm.plugins.module_utils.switching import page
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import parse
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.page_cache import Place, Warmed, Warmer
 
-MB = 1 << 20
+from tests.weights import MB, cached, evicts, put
+
 COMMIT = "0123abcd"
-
-
 BE_IDLE = page_cache._be_idle
 
 
@@ -34,31 +33,9 @@ def _at_once() -> Iterator[None]:
         yield
 
 
-def put(path: Path, megabytes: float = 0) -> Path:
-    """A file of this size on the disk, and out of the page cache."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
-        file.write(os.urandom(int(megabytes * MB)))
-        file.flush()
-        os.fsync(file.fileno())
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    return path
-
-
 def index(folder: Path, *names: str, file: str = "model.safetensors.index.json") -> None:
     """An index that names these files, the last one first."""
     (folder / file).write_text(json.dumps({"weight_map": {f"w{n}": n for n in reversed(names)}}), encoding="utf-8")
-
-
-def cached(path: Path) -> int | None:
-    return page_cache.look(Place((str(path),))).cached
-
-
-def evicts(folder: Path) -> bool:
-    """Whether the file system of the tests gives up what is in the page cache, and tells of it; tmpfs does not."""
-    probe = put(folder / "probe", 1)
-    found = [cached(probe), len(probe.read_bytes()), cached(probe)]
-    return found == [0, MB, MB]
 
 
 @pytest.fixture
