@@ -1172,6 +1172,54 @@ MUTANTS = (
         ("freed",),
     ),
     Mutant(
+        "freed/kept-when-seen",
+        "freed.py",
+        "        self.kept.add(name)\n",
+        "        pass\n",
+        "a switch that is interrupted while it waits for the memory of a sleep leaves no model awake",
+        ("freed",),
+    ),
+    Mutant(
+        "freed/own-memory-is-missing",
+        "executor.py",
+        " and not self.freed.has_kept(step.model, need or {})",
+        "",
+        "a server whose sleep has freed nothing, unseen, can't be woken, for want of the memory that it holds itself",
+        ("freed",),
+    ),
+    Mutant(
+        "freed/others-memory-is-enough",
+        "freed.py",
+        "held.get(gpu.index, 0.0) > need[called] * _LEAST_SHARE",
+        "True",
+        "a server is woken although others hold the memory that it needs",
+        ("freed",),
+    ),
+    Mutant(
+        "freed/looked-between",
+        "freed.py",
+        "            self._read_before(name, self._planned[name])\n",
+        "            pass\n",
+        "a drained server waits for nvidia-smi before it sleeps, and that counts as its sleep",
+        ("freed",),
+    ),
+    Mutant(
+        "freed/asked-in-vain-twice",
+        "freed.py",
+        "self._gpus = {} if looks else None",
+        "self._gpus = None",
+        "a switch waits twice for an nvidia-smi that hangs",
+        ("freed",),
+    ),
+    Mutant(
+        "freed/limit-not-kept-to",
+        "transition.py",
+        'if step["action"] == STOP and "failed" not in step:',
+        'if step["action"] == STOP:',
+        "a model that was put to sleep as asked counts as stopped because it could not be stopped at its limit",
+        ("freed",),
+    ),
+    Mutant(
         "freed/levels-alike",
         "freed.py",
         "return self.series.freed.get(str(self.level), {})",
@@ -1188,7 +1236,7 @@ MUTANTS = (
     Mutant(
         "freed/two-looks",
         "executor.py",
-        """            gpus = self.freed.take_gpus() or hardware.read_gpus()
+        """            gpus = self.freed.read_gpus()
             measured""",
         """            gpus = hardware.read_gpus()
             measured""",

@@ -69,7 +69,7 @@ class Recovery:
     def execute(self, plan: Plan) -> None:
         """Do what the plan says, stage by stage."""
         for stage in plan.stages:
-            self.executor.freed.begin()
+            self.executor.freed.begin(stage)
             self.host.each(self._lane, stage)
             if any(lane[-1].action == SLEEP for lane in stage):
                 self._check_freed(stage)
