@@ -359,7 +359,7 @@ def _after(before: States, plan: Plan, steps: Steps) -> dict[str, Observation]:
     """What is left after a plan: every step confirmed its outcome, but one that failed may have been recovered."""
     after = predict(before, plan)
     for step in steps:
-        if step["action"] == STOP:
+        if step["action"] == STOP and "failed" not in step:
             after[step["model"]] = Observation(STOPPED)
         elif step["action"] == VERIFY:
             after[step["model"]] = Observation(ACTIVE)

@@ -496,6 +496,23 @@ def test_a_model_that_was_to_sleep_may_come_to_its_limit(leaking: Host) -> None:
     assert len(result.warnings) == 1
 
 
+def test_a_model_that_was_to_sleep_and_can_not_be_stopped_at_its_limit_sleeps(
+    leaking: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cycle(leaking, 1)
+    leaking.settings["leak_limit_gb"] = 0.4
+    leaking.switch("a")
+
+    def fail(_self: Command) -> None:
+        raise LifecycleError("no docker")
+
+    monkeypatch.setattr(Command, "stop", fail)
+    result = leaking.switch("a", "sleeping")
+    assert steps(result)[-1] == ("stop", "a", True)
+    assert [warning for warning in result.warnings if warning.endswith("could not be stopped: no docker")]
+    assert leaking.states() == {"a": "sleeping", "b": "sleeping"}
+
+
 def test_check_mode_predicts_no_limit(leaking: Host) -> None:
     cycle(leaking, 1)
     leaking.settings["leak_limit_gb"] = 0.4
