@@ -1172,6 +1172,14 @@ MUTANTS = (
         ("freed",),
     ),
     Mutant(
+        "freed/recovered-is-at-fault",
+        "recovery.py",
+        'causes = [step for step in failures if step["failed"] in str(error)] or failures[:1]',
+        "causes = failures[:1]",
+        "after a sleep that freed nothing, the log of that server is shown for what fails after it",
+        ("freed",),
+    ),
+    Mutant(
         "freed/kept-when-seen",
         "freed.py",
         "        self.kept.add(name)\n",

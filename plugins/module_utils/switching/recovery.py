@@ -225,7 +225,9 @@ class Recovery:
         The cause is its first line; what the host is left with and what to do follow, and last the server's log.
         """
         failures = [step for step in self.executor.steps if "failed" in step]
-        at_fault = failures[0]["model"] if failures else model.id
+        # What was recovered from before is not the cause.
+        causes = [step for step in failures if step["failed"] in str(error)] or failures[:1]
+        at_fault = causes[-1]["model"] if causes else model.id
         log: typing.Sequence[str] = ()
         if isinstance(error, SwitchingError):
             log = error.log

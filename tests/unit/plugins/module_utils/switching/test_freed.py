@@ -222,6 +222,17 @@ def test_without_the_rung_stop_the_former_model_is_awake_again(pair: Host) -> No
     assert pair.states() == {"a": "active", "b": "sleeping"}
 
 
+def test_the_log_to_read_is_that_of_the_failure_that_was_not_recovered_from(pair: Host) -> None:
+    pair.settings["escalation"] = ["stop", "roll_back"]
+    pair.fault("a", "/sleep", "frees_nothing", match="level=1")
+    pair.fault("b", "/wake_up", "status_500", times=0)
+    with pytest.raises(SwitchFailed, match=r"b could not be made active: .*answered 500") as caught:
+        pair.switch("b")
+    assert "b.log)" in str(caught.value)
+    assert "a.log)" not in str(caught.value)
+    assert pair.states()["a"] == "active"
+
+
 def test_who_interrupts_the_look_finds_the_former_model_awake(pair: Host) -> None:
     pair.fault("a", "/sleep", "frees_nothing", match="level=1")
     with pair.switcher() as switcher:
