@@ -77,8 +77,8 @@ def _slow_level(inventory: Inventory, model: Model, known: typing.Mapping[int, c
     remedy = ""
     if model.sleep_level not in ("auto", "stop", str(level)):
         remedy = f"set its sleep_level to auto instead of {model.sleep_level}"
-    if model.sleep_level != "stop" and level == 1 and budget < least:
-        more = f"vllm_switching.available_ram_gb to at least {least:.0f}, if the host has that much RAM to spare"
+    if model.sleep_level in ("auto", "2") and level == 1 and budget < least:
+        more = f"vllm_switching.available_ram_gb to at least {math.ceil(least)}, if the host has that much RAM to spare"
         remedy = f"{remedy}, and {more}" if remedy else f"set {more}"
     why = costs.choose(known, "", "", False).why
     return f"{model.id} would switch faster at another level ({why}): {remedy}" if remedy else ""

@@ -20,6 +20,10 @@ from .texts import in_words
 LEVEL_1_MINIMUM_RAM_GB = 64.0
 # How many of the last sleeps, and wakes, of a level are kept.
 KEPT = 9
+# So many sleeps or wakes have to fail in a row that a level counts as failing; one may fail for any reason.
+FAILING = 2
+# How many sleeps a level that is to be measured has until one of its wakes is.
+TRIES = 3
 # Sums that differ by no more than this share of the larger one count as equal.
 EQUAL_SHARE = 0.05
 LEVELS = (1, 2)
@@ -48,13 +52,18 @@ class Measure(typing.NamedTuple):
 class Cost(typing.NamedTuple):
     """What a level has taken: the last sleeps and wakes, and C(warm) for each wake.
 
-    C(failed) says that the last sleep or wake at this level failed.
+    C(failed) is how many sleeps and wakes at this level have failed in a row by now.
     """
 
     sleep: tuple[float, ...] = ()
     wake: tuple[float, ...] = ()
     warm: tuple[float | None, ...] = ()
-    failed: bool = False
+    failed: int = 0
+
+    @property
+    def failing(self) -> bool:
+        """Whether something is wrong with this level."""
+        return self.failed >= FAILING
 
     @property
     def seconds(self) -> float | None:
@@ -70,11 +79,11 @@ class Cost(typing.NamedTuple):
     def after(self, measure: Measure) -> Cost:
         """It with one more sleep or wake."""
         if measure.seconds is None:
-            return self._replace(failed=True)
+            return self._replace(failed=min(self.failed + 1, KEPT))
         if measure.action == "sleep":
-            return self._replace(sleep=(*self.sleep, measure.seconds)[-KEPT:], failed=False)
+            return self._replace(sleep=(*self.sleep, measure.seconds)[-KEPT:], failed=0)
         wake, warm = (*self.wake, measure.seconds)[-KEPT:], (*self.warm, measure.warm)[-KEPT:]
-        return self._replace(wake=wake, warm=warm, failed=False)
+        return self._replace(wake=wake, warm=warm, failed=0)
 
 
 class Choice(typing.NamedTuple):
@@ -97,7 +106,8 @@ def choose(known: typing.Mapping[int, Cost], no_level_1: str, no_level_2: str, m
     """The level at which a model with C(sleep_level) auto sleeps, None where it is to be stopped.
 
     C(no_level_1) and C(no_level_2) say why it can't be that one; level 1 is the one to take if nothing is said and
-    nothing known. With C(measure) a level that was never measured is tried, unless it has failed.
+    nothing known. With C(measure) a level that was never measured is tried, unless it has failed, or its wakes never
+    come to be measured.
     """
     if no_level_1:
         return Choice(None, f"stop: {no_level_2}") if no_level_2 else Choice(2, f"level 2: {no_level_1}")
@@ -108,25 +118,38 @@ def choose(known: typing.Mapping[int, Cost], no_level_1: str, no_level_2: str, m
     if not unmeasured:
         quick = quicker(known)
         level = quick or 1
-        took = [f"{costs[n].seconds:.1f} s{' measured' if n == level else ''} ({costs[n].times})" for n in LEVELS]
+        took = [
+            f"{costs[n].seconds:.1f} s{' measured' if n == level else ''} ({costs[n].times})"
+            + (f", failed the last {costs[n].failed} times" if costs[n].failing else "")
+            for n in LEVELS
+        ]
         equal = "" if quick else " (equal, RAM allows it)"
         return Choice(level, f"level {level}: {took[level - 1]}, level {3 - level}: {took[2 - level]}{equal}", True)
-    untried = [level for level in unmeasured if not costs[level].failed]
+    untried = [level for level in unmeasured if not costs[level].failed and len(costs[level].sleep) < TRIES]
     if measure and untried:
         return Choice(untried[0], f"level {untried[0]}: never measured, so it is tried (measure_levels)", True)
     return Choice(1, f"level 1: RAM allows it, {in_words([f'level {n}' for n in unmeasured])} never measured")
 
 
 def quicker(known: typing.Mapping[int, Cost]) -> int | None:
-    """The level that takes less time; None where they count as equal, or one of them was never measured."""
-    one, two = (known.get(level, Cost()).seconds for level in LEVELS)
-    if one is None or two is None or abs(one - two) <= EQUAL_SHARE * max(one, two):
+    """The level that takes less time, or the one that does not fail.
+
+    None where they count as equal, or one of them was never measured.
+    """
+    costs = [known.get(level, Cost()) for level in LEVELS]
+    one, two = (cost.seconds for cost in costs)
+    if one is None or two is None:
+        return None
+    if costs[0].failing != costs[1].failing:
+        return 2 if costs[0].failing else 1
+    if abs(one - two) <= EQUAL_SHARE * max(one, two):
         return None
     return 1 if one < two else 2
 
 
 def median(values: typing.Sequence[float]) -> float | None:
     """The median; None of nothing."""
+    # The standard library's is in a module that takes as long to import as a switch.
     ordered, half = sorted(values), len(values) // 2
     if not ordered:
         return None
@@ -145,13 +168,13 @@ def known(content: typing.Mapping[str, typing.Any], model: Model) -> dict[int, C
 def _cost(found: typing.Any) -> Cost:
     if not isinstance(found, dict):
         return Cost()
-    sleeps, wakes = found.get("sleep"), found.get("wake")
+    sleeps, wakes, failed = found.get("sleep"), found.get("wake"), found.get("failed")
     pairs = [pair for pair in _listed(wakes) if isinstance(pair, list) and len(pair) == 2 and _is_time(pair[0])]
     return Cost(
         tuple(filter(_is_time, _listed(sleeps))),
         tuple(pair[0] for pair in pairs),
         tuple(pair[1] if _is_time(pair[1]) and pair[1] <= 1 else None for pair in pairs),
-        found.get("failed") is True,
+        min(int(failed), KEPT) if isinstance(failed, int) and failed > 0 else 0,
     )
 
 

@@ -272,13 +272,13 @@ class Executor:
             self.readiness.begun.setdefault(step.model, False)
             self.host.servers[step.model].resume()
             return None
-        kept = step.model in self.freed.kept
-        need = None if kept else memory.remembered(self.host.stack_dir).get(step.model)
         shared = memory.remembered_shared(self.host.stack_dir)
+        kept = step.model in self.freed.kept and not shared
+        need = None if kept else memory.remembered(self.host.stack_dir).get(step.model)
         gpus: typing.Mapping[int, hardware.Gpu] | None = None
         # One that is half awake holds a part of that itself.
         if (need or shared) and step.model not in self.host.lock.doubtful:
-            gpus = self.freed.take_gpus() or hardware.read_gpus()
+            gpus = self.freed.read_gpus()
             measured = need and self._is_of_this_start(step.model) if shared else True
             if not measured:
                 need = memory.wake_need(self.host.models[step.model], step.level, gpus)
@@ -286,9 +286,9 @@ class Executor:
                 self._check_memory(step.model, need or {}, gpus)
             except NoMemory:
                 # Where it is the RAM, the whole host would suffer.
-                if shared or self._is_of_this_start(step.model):
+                if shared or (self._is_of_this_start(step.model) and not self.freed.has_kept(step.model, need or {})):
                     raise
-                # Somebody else has started it since, and maybe with less: then its next sleep tells.
+                # It has what it needs, or somebody else has started it since, maybe with less: its next sleep tells.
                 with contextlib.suppress(OSError):
                     memory.remember(self.host.stack_dir, step.model, {})
         if not shared:
@@ -312,7 +312,7 @@ class Executor:
 
     def _start(self, step: Step) -> None:
         model = self.host.models[step.model]
-        gpus = self.freed.take_gpus() or hardware.read_gpus()
+        gpus = self.freed.read_gpus()
         divided = memory.divided_problem(model, gpus)
         if divided:
             raise Divided(divided)
@@ -339,7 +339,7 @@ class Executor:
         elif not earlier and seen and seen.uncounted:
             this["requests"] = {**dict.fromkeys(FATES, 0), CUT: None}
         lifecycle = self.host.lifecycles[step.model]
-        self.freed.take_gpus()  # more will be free
+        self.freed.forget_gpus()  # more will be free
 
         def gone() -> bool:
             return self.host.servers[step.model].observe().state == STOPPED

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import typing
 
-from . import hardware, memory, odometer, state_files
+from . import hardware, memory, odometer
 from .gpus import Gpu as Name
 from .gpus import gpu_text
 from .host import Host
@@ -41,34 +41,42 @@ class Found(typing.NamedTuple):
 class Freed:
     """What the sleeps of one switch free.
 
-    C(kept) are those that have kept their memory, or may have: they need none when they are woken again.
+    C(kept) are those that have kept their memory, or may have: they need none when they are woken again. Who has slept
+    is one of them until it is seen to have freed its memory: a stage that is broken off before that is rolled back.
     """
 
     def __init__(self, host: Host) -> None:
         self.host = host
         self.kept: set[str] = set()
+        self._planned: dict[str, int] = {}
         self._before: dict[str, Need | None] = {}
         self._slept: dict[str, int] = {}
         self._gpus: Gpus | None = None
 
-    def begin(self) -> None:
+    def begin(self, stage: Stage) -> None:
         """Begin a stage: what a failed one has left is of no use."""
+        self._planned = {step.model: step.level or 1 for lane in stage for step in lane if step.action == SLEEP}
         self._before, self._slept = {}, {}
 
     def before_drain(self, name: str) -> None:
-        """Read what is free, where no sleep of this start is known to free anything."""
-        if not self._levels(name):
-            self._before[name] = memory.free_before_sleep(self.host.stack_dir, self.host.models[name])
+        """Read what is free, where a sleep is planned of which it is not known what it frees."""
+        if name in self._planned:
+            self._read_before(name, self._planned[name])
 
     def before_sleep(self, name: str, level: int) -> None:
-        """Read what is free, unless it was read before the drain, or it is known what a sleep at this level frees."""
+        """Read what is free, where it was not read before a drain: there was none, or this is not the level planned."""
         self.kept.discard(name)
-        if name not in self._before and str(level) not in self._levels(name):
+        if name not in self._before:
+            self._read_before(name, level)
+
+    def _read_before(self, name: str, level: int) -> None:
+        if str(level) not in self._levels(name):
             self._before[name] = memory.free_before_sleep(self.host.stack_dir, self.host.models[name])
 
     def after_sleep(self, name: str, level: int) -> None:
         """Note that a sleep is confirmed."""
         self._slept[name] = level
+        self.kept.add(name)
 
     def _levels(self, name: str) -> typing.Collection[str]:
         """The levels at which it is known what a sleep frees, or is of no use to know."""
@@ -77,12 +85,28 @@ class Freed:
             return ()
         if memory.remembered_shared(stack_dir):
             return ("1", "2")
-        return odometer.levels(stack_dir, name, proved_start(stack_dir, name))
+        return odometer.levels(stack_dir, name, self.host.proved_start(name))
 
-    def take_gpus(self) -> Gpus | None:
-        """The GPUs as they were looked at after the last stage, once: the next who asks reads them anew."""
+    def read_gpus(self) -> Gpus | None:
+        """The GPUs as they were looked at after the last stage, also in vain, and only once; else as they are now."""
         gpus, self._gpus = self._gpus, None
-        return gpus
+        return hardware.read_gpus() if gpus is None else gpus
+
+    def forget_gpus(self) -> None:
+        """Have the GPUs read anew: something is about to change on them."""
+        self._gpus = None
+
+    def has_kept(self, name: str, need: Need) -> bool:
+        """Whether a sleeping server itself holds what is missing for its wake.
+
+        Then its sleep has freed nothing, and was no switch's, or that of one that was cut off before it could see that.
+        """
+        gpus = hardware.read_gpus()
+        if not gpus:
+            return False
+        held = hardware.read_held(gpus, self.host.lifecycles[name].pids())
+        short = {called: gpu for called, gpu in hardware.named(gpus, need).items() if gpu.free_gb < need[called]}
+        return all(held.get(gpu.index, 0.0) > need[called] * _LEAST_SHARE for called, gpu in short.items())
 
     def look(self, stage: Stage) -> Found:
         """Look at what the sleeps of a stage have freed, and record it. Never raises for what can't be known."""
@@ -98,8 +122,10 @@ class Freed:
             alone = not any(model.conflicts_with(other) for other in others)
             looks.append(_Look(self.host, model, slept[name], before.get(name), alone))
         looks = [one for one in looks if one.before or one.usual]
+        self.kept -= slept.keys() - {one.model.id for one in looks}
         gpus = hardware.read_gpus() if looks else None
         if not gpus:
+            self._gpus = {} if looks else None
             return Found()
         for one in looks:
             one.read(gpus)
@@ -118,20 +144,14 @@ class Freed:
         failed, over = {}, {}
         for one in looks:
             problem = one.settle()
-            if problem or one.unsettled():
-                self.kept.add(one.model.id)
+            if not problem and not one.unsettled():
+                self.kept.discard(one.model.id)
             if problem:
                 failed[one.model.id] = problem
             elif odometer.over(one.series, self.host.settings.leak_limit_gb):
                 over[one.model.id] = odometer.over(one.series, self.host.settings.leak_limit_gb)
         self._gpus = None if failed or over else gpus
         return Found(failed, over)
-
-
-def proved_start(stack_dir: str, model_id: str) -> str:
-    """The start of a model's server that was proved last, which costs no command; empty where none is known."""
-    proof = state_files.models(stack_dir, state_files.PROOF).get(model_id)
-    return str(proof.get("start") or "") if isinstance(proof, dict) else ""
 
 
 class _Look:
@@ -144,7 +164,7 @@ class _Look:
     def __init__(self, host: Host, model: Model, level: int, before: Need | None, alone: bool) -> None:
         self.host = host
         self.model, self.level, self.before, self.alone = model, level, before, alone
-        self.start = proved_start(host.stack_dir, self.model.id)
+        self.start = host.proved_start(self.model.id)
         saved = odometer.read(host.stack_dir).get(self.model.id, Series())
         self.series = saved if saved.is_of(self.start) else Series()
         self.free: Need = {}

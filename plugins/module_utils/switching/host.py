@@ -146,10 +146,14 @@ class Host:
         # Before 0.17 a pause is not seen.
         return dataclasses.replace(seen, held=True) if seen.state == ACTIVE and action == DRAIN else seen
 
+    def proved_start(self, name: str) -> str:
+        """The start of a model's server that was proved last, which costs no command; empty where none is known."""
+        proof = state_files.models(self.stack_dir, state_files.PROOF).get(name)
+        return str(proof.get("start") or "") if isinstance(proof, dict) else ""
+
     def was_proved(self, model: Model) -> bool:
         """Whether the start of its server that runs now was proved before; not where nobody knows which start it is."""
-        proved = state_files.models(self.stack_dir, state_files.PROOF).get(model.id)
-        start = proved.get("start") if isinstance(proved, dict) else None
+        start = self.proved_start(model.id)
         return bool(start) and start == self.lifecycles[model.id].start_id()
 
     def record_proof(self, name: str, start: str, at: float | None) -> None:

@@ -14,6 +14,7 @@ import math
 import typing
 
 from . import hardware, state_files
+from .costs import median
 from .inventory import Inventory, Model
 from .memory import TOLERANCE_GB, Need, gpu_name, remembered
 
@@ -22,6 +23,8 @@ KEPT = 32
 LEAST_POINTS = 4
 # What is measured of less says nothing: allocators give memory back in blocks of 2 MiB, and contexts differ a bit.
 NOISE_GB = 0.02
+# No GPU has as much: it is garbage.
+_MOST_GB = 1e6
 
 
 class Series(typing.NamedTuple):
@@ -71,7 +74,7 @@ def read(stack_dir: str) -> dict[str, Series]:
                 str(saved["start"]),
                 {str(level): _need(freed) for level, freed in saved["freed"].items()},
                 _need(saved["first"]),
-                tuple(map(_need, saved["held"])),
+                tuple(map(_need, saved["held"][-KEPT:])),
                 None if saved["fixed"] is None else _need(saved["fixed"]),
                 _need(saved["woken"]),
                 _need(saved["after"]),
@@ -81,7 +84,10 @@ def read(stack_dir: str) -> dict[str, Series]:
 
 
 def _need(saved: typing.Mapping[str, typing.Any]) -> Need:
-    return {gpu_name(name): hardware.finite(gb) for name, gb in saved.items()}
+    need = {gpu_name(name): hardware.finite(gb) for name, gb in saved.items()}
+    if any(abs(gb) > _MOST_GB for gb in need.values()):
+        raise ValueError(saved)
+    return need
 
 
 def record(stack_dir: str, changed: typing.Mapping[str, Series | None]) -> None:
@@ -165,15 +171,9 @@ def growth(held: typing.Sequence[Need]) -> Need:
     for name in held[-1]:
         points = [(i, each[name]) for i, each in enumerate(held) if name in each]
         if len(points) >= LEAST_POINTS:
-            found[name] = _median([(b - a) / (j - i) for n, (i, a) in enumerate(points) for j, b in points[n + 1 :]])
+            slopes = [(b - a) / (j - i) for n, (i, a) in enumerate(points) for j, b in points[n + 1 :]]
+            found[name] = median(slopes) or 0.0
     return found
-
-
-def _median(values: typing.Iterable[float]) -> float:
-    # The standard library's is in a module that takes as long to import as a switch.
-    ordered = sorted(values)
-    middle = len(ordered) // 2
-    return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
 
 
 def cycles_left(room_gb: float, gb_per_cycle: float) -> int | None:

@@ -69,7 +69,7 @@ class Recovery:
     def execute(self, plan: Plan) -> None:
         """Do what the plan says, stage by stage."""
         for stage in plan.stages:
-            self.executor.freed.begin()
+            self.executor.freed.begin(stage)
             self.host.each(self._lane, stage)
             if any(lane[-1].action == SLEEP for lane in stage):
                 self._check_freed(stage)
@@ -231,7 +231,9 @@ class Recovery:
         The cause is its first line; what the host is left with and what to do follow, and last the server's log.
         """
         failures = [step for step in self.executor.steps if "failed" in step]
-        at_fault = failures[0]["model"] if failures else model.id
+        # What was recovered from before is not the cause.
+        causes = [step for step in failures if step["failed"] in str(error)] or failures[:1]
+        at_fault = causes[-1]["model"] if causes else model.id
         log: typing.Sequence[str] = ()
         if isinstance(error, SwitchingError):
             log = error.log

@@ -33,18 +33,18 @@ def status_lines(reports: typing.Mapping[str, typing.Mapping[str, typing.Any]]) 
     leaks = [_leak(host, name, model["leak"]) for host, name, model in models if _leaks(model)]
     measured = [_levels(*each) for each in models if _measured(each[2])]
     more = [lines([header, *table]) for header, table in ((_SWITCHES, last), (_LEVELS, measured)) if table]
-    return [*lines(rows), *(line for table in (*([leaks] if leaks else []), *more) for line in ("", *table))]
+    more = [leaks, *more] if leaks else more
+    return [*lines(rows), *(line for table in more for line in ("", *table))]
 
 
 def _measured(model: typing.Mapping[str, typing.Any]) -> dict[int, str]:
     """What levels have taken to sleep and to wake, where both were measured, and how often."""
-    return {
-        cost[
-            "level"
-        ]: f"{cost['sleep_seconds']:.1f} + {cost['wake_seconds']:.1f} s ({min(cost['sleeps'], cost['wakes'])})"
-        for cost in model.get("levels") or ()
-        if cost["sleeps"] and cost["wakes"]
-    }
+    found = {}
+    for cost in model.get("levels") or ():
+        if cost["sleeps"] and cost["wakes"]:
+            times = min(cost["sleeps"], cost["wakes"])
+            found[cost["level"]] = f"{cost['sleep_seconds']:.1f} + {cost['wake_seconds']:.1f} s ({times})"
+    return found
 
 
 def _levels(host: str, name: str, model: typing.Mapping[str, typing.Any]) -> tuple[str, ...]:

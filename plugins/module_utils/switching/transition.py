@@ -11,7 +11,7 @@ import functools
 import typing
 
 from . import costs, memory, state_files
-from .errors import LifecycleError, SwitchFailed, SwitchingError
+from .errors import LifecycleError, NoMemory, SwitchFailed, SwitchingError
 from .executor import Executor
 from .host import Host
 from .inventory import Model, Switching
@@ -133,12 +133,12 @@ class Transition:
                 self._check_end(model, desired, after, executor)
         except SwitchingError as error:
             after, message = recovery.roll_back(model, desired, before, error)
-            self._record_end(after, executor.steps, failed=True)
+            self._record_end(after, executor.steps, error)
             raise SwitchFailed(message, result(after)) from error
         except (Exception, KeyboardInterrupt) as error:
             recovery.roll_back(model, desired, before, error)
             raise
-        self._record_end(after, executor.steps, failed=False)
+        self._record_end(after, executor.steps)
         return result(after)
 
     def _plan_and_prove(self, seen: States, model: Model, desired: str) -> Plan:
@@ -306,14 +306,15 @@ class Transition:
 
         executor.run(Step(VERIFY, model.id), act)
 
-    def _record_end(self, after: States, steps: Steps, failed: bool) -> None:
+    def _record_end(self, after: States, steps: Steps, error: SwitchingError | None = None) -> None:
         touched = {step["model"] for step in steps if step["action"] != WAIT}
         since: dict[str, float | None] = {}
         for m in self.inventory.models:
             known = self.lock.active_since.get(m.id) if m.id not in touched else None
             since[m.id] = (known or self.now()) if after[m.id].state == ACTIVE else None
-        self.lock.record_end(since, self.now() if failed else 0.0)
-        measured = measures(steps)
+        self.lock.record_end(since, self.now() if error else 0.0)
+        # That others hold the memory for a wake is no failure of its level.
+        measured = [one for one in measures(steps) if one.seconds is not None or not isinstance(error, NoMemory)]
         if not measured:
             return
         # A later choice is the better for it, and this switch is done: no reason to fail it.

@@ -595,6 +595,8 @@ def test_lint_and_advice_of_shared_memory() -> None:
         ({"sleep_level": "1"}, 128, 1, "set its sleep_level to auto instead of 1"),
         ({"sleep_level": "2"}, 128, 2, "set its sleep_level to auto instead of 2"),
         ({"sleep_level": "1"}, 128, 2, ""),
+        # It sleeps at level 1 whatever the budget is.
+        ({"sleep_level": "1"}, 60, 2, ""),
         ({"sleep_level": "2"}, 128, 1, ""),
         ({"sleep_level": "stop"}, 10, 2, ""),
         ({}, 128, 1, ""),
@@ -613,6 +615,12 @@ def test_lint_and_advice_of_shared_memory() -> None:
             2,
             "set its sleep_level to auto instead of 2, and vllm_switching.available_ram_gb to at least 100, if the "
             "host has that much RAM to spare",
+        ),
+        (
+            {"weights_gb": 100.4},
+            100.2,
+            2,
+            "set vllm_switching.available_ram_gb to at least 101, if the host has that much RAM to spare",
         ),
     ],
 )

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching import hardware, memory, odometer
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors import SwitchFailed
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.drain import Drain
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors import LifecycleError, SwitchFailed
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.freed import _Look
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.lifecycle import Command
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.result import Result
@@ -117,7 +118,7 @@ def look(
     """The look at one model of GPU 0, which has 24 GB."""
     model = SimpleNamespace(id="a", gpus=(0,), weights_gb=weights_gb)
     lifecycle = SimpleNamespace(start_id=lambda: "1", pids=lambda: [7])
-    host = SimpleNamespace(stack_dir=str(stack_dir), lifecycles={"a": lifecycle})
+    host = SimpleNamespace(stack_dir=str(stack_dir), lifecycles={"a": lifecycle}, proved_start=lambda _name: "")
     odometer.record(str(stack_dir), {"a": series})
     monkeypatch.setattr(hardware, "read_held", lambda _gpus, _pids: {} if holds is None else {0: holds})
     one: Any = _Look(host, model, level, None if before is None else {0: before}, alone)  # type: ignore[arg-type]
@@ -219,6 +220,96 @@ def test_without_the_rung_stop_the_former_model_is_awake_again(pair: Host) -> No
     with pytest.raises(SwitchFailed, match=r"a sleeps at level 1, but that has freed 0\.0 GB of GPU 0"):
         pair.switch("b")
     assert pair.states() == {"a": "active", "b": "sleeping"}
+
+
+def test_the_log_to_read_is_that_of_the_failure_that_was_not_recovered_from(pair: Host) -> None:
+    pair.settings["escalation"] = ["stop", "roll_back"]
+    pair.fault("a", "/sleep", "frees_nothing", match="level=1")
+    pair.fault("b", "/wake_up", "status_500", times=0)
+    with pytest.raises(SwitchFailed, match=r"b could not be made active: .*answered 500") as caught:
+        pair.switch("b")
+    assert "b.log)" in str(caught.value)
+    assert "a.log)" not in str(caught.value)
+    assert pair.states()["a"] == "active"
+
+
+def test_who_interrupts_the_look_finds_the_former_model_awake(pair: Host) -> None:
+    pair.fault("a", "/sleep", "frees_nothing", match="level=1")
+    with pair.switcher() as switcher:
+        wait = switcher.host.wait
+
+        def interrupted(done: Any, *more: Any) -> bool:
+            if done.__name__ == "freed":
+                raise KeyboardInterrupt
+            return wait(done, *more)
+
+        switcher.host.wait = interrupted  # type: ignore[method-assign]
+        with pytest.raises(KeyboardInterrupt):
+            switcher.switch("b")
+    assert pair.states() == {"a": "active", "b": "sleeping"}
+
+
+def test_where_another_sleep_of_the_stage_fails_who_has_freed_nothing_is_awake_again(tells: Host) -> None:
+    declare(tells, "a", gpus=[0])
+    declare(tells, "c", gpus=[1])
+    declare(tells, "b", gpus=[0, 1])
+    for name in "bacbac":
+        tells.switch(name)
+    tells.settings["escalation"] = ["roll_back"]
+    tells.fault("c", "/sleep", "frees_nothing", match="level=1")
+    tells.fault("a", "/sleep", "status_500", match="level=1")
+    with pytest.raises(SwitchFailed, match="c is active again"):
+        tells.switch("b")
+    assert tells.states() == {"a": "active", "b": "sleeping", "c": "active"}
+
+
+def test_who_was_put_to_sleep_unseen_and_freed_nothing_can_be_woken_again(pair: Host) -> None:
+    """As a switch does that is killed before it has looked."""
+    pair.fault("a", "/sleep", "frees_nothing", match="level=1")
+    pair.call("a", "POST", "/sleep?level=1").raise_for_status()
+    with pytest.raises(SwitchFailed, match=r"GPU 0 has 3\.0 GB free and b needs 19\.0 GB"):
+        pair.switch("b")
+    assert pair.states() == {"a": "sleeping", "b": "sleeping"}
+    assert pair.switch("a").active_model == "a"
+    # Where others have it, it is missing.
+    pair.switch("b")
+    thief = GpuHost(pair.gpu_dir, ("0",), TIGHT_GB, "python3")
+    pair.switch("b", "sleeping")
+    thief.hold(10)
+    with pytest.raises(SwitchFailed, match=r"and a needs 19\.0 GB"):
+        pair.switch("a")
+    thief.life.close()
+
+
+@pytest.mark.parametrize(("level", "done"), [("1", ["drain"]), ("2", ["look", "drain"]), ("stop", ["drain"])])
+def test_nothing_is_looked_at_between_a_drain_and_its_sleep(
+    pair: Host, monkeypatch: pytest.MonkeyPatch, level: str, done: list[str]
+) -> None:
+    noted: list[str] = []
+    look_before, drain = memory.free_before_sleep, Drain.run
+
+    def note_look(*arguments: Any) -> Any:
+        noted.append("look")
+        return look_before(*arguments)
+
+    def note_drain(self: Drain) -> Any:
+        noted.append("drain")
+        return drain(self)
+
+    monkeypatch.setattr(memory, "free_before_sleep", note_look)
+    monkeypatch.setattr(Drain, "run", note_drain)
+    pair.models[0]["sleep_level"] = level
+    pair.switch("b")
+    assert noted == done
+
+
+def test_nvidia_smi_that_does_not_answer_is_waited_for_once(
+    pair: Host, asked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("STANDIN_GPU_DIR")
+    asked.clear()
+    assert steps(pair.switch("b"))[-1] == ("wake", "b", False)
+    assert asked == ["--query-gpu"]
 
 
 def test_a_model_that_was_to_sleep_and_frees_nothing_is_stopped_and_told(pair: Host) -> None:
@@ -414,6 +505,23 @@ def test_a_model_that_was_to_sleep_may_come_to_its_limit(leaking: Host) -> None:
     assert steps(result) == [("drain", "a", False), ("sleep", "a", False), ("stop", "a", False)]
     assert leaking.states() == {"a": "stopped", "b": "sleeping"}
     assert len(result.warnings) == 1
+
+
+def test_a_model_that_was_to_sleep_and_can_not_be_stopped_at_its_limit_sleeps(
+    leaking: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cycle(leaking, 1)
+    leaking.settings["leak_limit_gb"] = 0.4
+    leaking.switch("a")
+
+    def fail(_self: Command) -> None:
+        raise LifecycleError("no docker")
+
+    monkeypatch.setattr(Command, "stop", fail)
+    result = leaking.switch("a", "sleeping")
+    assert steps(result)[-1] == ("stop", "a", True)
+    assert [warning for warning in result.warnings if warning.endswith("could not be stopped: no docker")]
+    assert leaking.states() == {"a": "sleeping", "b": "sleeping"}
 
 
 def test_check_mode_predicts_no_limit(leaking: Host) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching import inventory, odometer
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching import inventory, odometer, state_files
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.memory import Need
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.odometer import (
     KEPT,
@@ -175,6 +175,35 @@ def test_records_are_read_as_they_were_written(tmp_path: Path) -> None:
     assert odometer.levels(str(tmp_path), "c", "") == set()
     odometer.record(str(tmp_path), {"a": None})
     assert odometer.read(str(tmp_path)) == {"b": Series()}
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"held": "much"},
+        {"held": {"0": 1}},
+        {"held": [{"0": 1e308}]},
+        {"held": [{"0": float("nan")}]},
+        {"after": {"0": -1e308}},
+        {"after": []},
+        {"first": {"none": 1}},
+        {"freed": {"1": 3}},
+        {"sleeps": float("inf")},
+        {"sleeps": None},
+    ],
+)
+def test_a_record_that_makes_no_sense_is_none(tmp_path: Path, changed: dict[str, Any]) -> None:
+    odometer.record(str(tmp_path), {"a": leaking(0.5), "b": Series()})
+    saved = state_files.models(str(tmp_path), state_files.ODOMETER)
+    saved["a"].update(changed)
+    state_files.write(str(tmp_path), state_files.ODOMETER, {"models": saved})
+    assert odometer.read(str(tmp_path)) == {"b": Series()}
+    assert odometer.reports(host(), str(tmp_path)) == {}
+
+
+def test_no_more_sleeps_are_read_than_are_kept(tmp_path: Path) -> None:
+    odometer.record(str(tmp_path), {"a": leaking(0.5)._replace(held=tuple(points(*range(1000))))})
+    assert odometer.read(str(tmp_path))["a"].held == tuple(points(*range(1000 - KEPT, 1000)))
 
 
 def test_nothing_is_written_where_nothing_is_known(tmp_path: Path) -> None:
