@@ -34,9 +34,10 @@ _SECONDS = 10.0
 # Of fewer nobody can tell. With one draft for each token, all of them accepted, the load makes 64.
 LEAST_DRAFTED = 32
 LEAST_ACCEPTED = 8
-# Of drafts without weights hardly any is accepted. A share that is only smaller may be that of others: their texts are
-# harder to go on with than the fixed ones, and those that were held are answered right after a wake.
-_FALL = 10
+# A share that has fallen by more than this is too small. That of others may be: their texts are harder to go on with
+# than the fixed ones, and held ones are answered right after a wake. Without weights hardly any draft is accepted.
+_FALL = 2
+_FALL_AMONG_OTHERS = 10
 
 
 def record(server: Server, model: Model, stack_dir: str) -> str:
@@ -61,7 +62,9 @@ def prove(server: Server, model: Model, stack_dir: str, known_good: bool = False
         return Verdict("too few drafts to tell what they are worth")
     if before is None:
         return Verdict(f"{_told(now)}; nothing is recorded to compare that with")
-    if now.accepted * before.drafted * _FALL >= before.accepted * now.drafted:
+    alone = now.answered is not None and now.answered <= len(_PROMPTS) * _TOKENS
+    fall = _FALL if alone else _FALL_AMONG_OTHERS
+    if now.accepted * before.drafted * fall >= before.accepted * now.drafted:
         return Verdict(_told(now))
     return Verdict(
         _told(now),
@@ -85,7 +88,12 @@ def _measure(server: Server) -> Drafts | None:
         return None
     if before is None or after is None:
         return None
-    made = Drafts(after.drafted - before.drafted, after.accepted - before.accepted)
+    told = before.answered is not None and after.answered is not None
+    made = Drafts(
+        after.drafted - before.drafted,
+        after.accepted - before.accepted,
+        (after.answered or 0) - (before.answered or 0) if told else None,
+    )
     return made if 0 <= made.accepted <= made.drafted else None
 
 

@@ -20,16 +20,23 @@ _ABORTED = re.compile(
 )
 # Counters of C(SpecDecodingProm) in v1/spec_decode/metrics.py (0.11.0 to 0.33.0), there where it speculates; the client
 # library adds the ending.
-_DRAFTS = re.compile(r"^vllm:spec_decode_num_(draft|accepted)_tokens(?:_total)?(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
+_DRAFTS = re.compile(
+    r"^vllm:(spec_decode_num_draft|spec_decode_num_accepted|generation)_tokens(?:_total)?(?:\{[^}]*\})? (\S+)$",
+    re.MULTILINE,
+)
 # Whatever serves Prometheus metrics says of each what it is.
 _COMMENT = re.compile(r"^# (?:HELP|TYPE) ", re.MULTILINE)
 
 
 class Drafts(typing.NamedTuple):
-    """How many tokens were drafted, and how many of those the model itself would have given."""
+    """How many tokens were drafted, and how many of those the model itself would have given.
+
+    C(answered) is how many tokens all answers had together; None where that is not told.
+    """
 
     drafted: int
     accepted: int
+    answered: int | None = None
 
 
 class Metrics(typing.NamedTuple):
@@ -94,8 +101,8 @@ def drafts(text: str) -> Drafts | None:
     found: dict[str, list[float | None]] = {}
     for name, value in _DRAFTS.findall(text):
         found.setdefault(name, []).append(_number(value))
-    drafted, accepted = _sum(found.get("draft")), _sum(found.get("accepted"))
-    return None if drafted is None or accepted is None else Drafts(drafted, accepted)
+    drafted, accepted = _sum(found.get("spec_decode_num_draft")), _sum(found.get("spec_decode_num_accepted"))
+    return None if drafted is None or accepted is None else Drafts(drafted, accepted, _sum(found.get("generation")))
 
 
 def _sum(values: typing.Sequence[float | None] | None) -> int | None:

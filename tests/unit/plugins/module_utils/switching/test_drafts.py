@@ -134,6 +134,13 @@ def test_the_choices_are_checked() -> None:
             'vllm:spec_decode_num_accepted_tokens_per_pos_total{engine="0",position="0"} 7.0\n',
             Drafts(104, 3),
         ),
+        (
+            'vllm:spec_decode_num_draft_tokens_total{engine="0"} 4.0\n'
+            'vllm:spec_decode_num_accepted_tokens_total{engine="0"} 3.0\n'
+            'vllm:generation_tokens_total{engine="0"} 128.0\n'
+            'vllm:request_generation_tokens_sum{engine="0"} 5.0\n',
+            Drafts(4, 3, 128),
+        ),
         ("vllm:spec_decode_num_draft_tokens 4.0\nvllm:spec_decode_num_accepted_tokens 0.0", Drafts(4, 0)),
         ("vllm:spec_decode_num_draft_tokens 4.0\nvllm:spec_decode_num_accepted_tokens NaN", None),
     ],
@@ -148,13 +155,14 @@ def test_what_the_counters_tell(text: str, told: Drafts | None) -> None:
 class Told:
     """A server whose counters go on with each completion, as told."""
 
-    def __init__(self, *made: tuple[int, int]) -> None:
+    def __init__(self, *made: tuple[int, int], answered: int | None = None) -> None:
         self.made = list(made)
         self.total = (1000, 500)
+        self.answered = answered
         self.asked = 0
 
     def drafted(self) -> Drafts | None:
-        return Drafts(*self.total)
+        return Drafts(*self.total, self.answered and (7 + self.answered if self.asked else 7))
 
     def complete(self, prompt: str, tokens: int, seconds: float) -> int:
         assert 0 < seconds <= 10
@@ -170,18 +178,22 @@ def model_fixture() -> Any:
     return parse([{"id": "m", "model": "m", "host_port": 8000, "weights_gb": 1}]).models[0]
 
 
-def load(drafted: int, accepted: int) -> Any:
-    """What answers the four texts with so many drafts in all."""
-    return Told((drafted, accepted), (0, 0), (0, 0), (0, 0))
+def load(drafted: int, accepted: int, answered: int | None = 128) -> Any:
+    """What answers the four texts with so many drafts in all, and so many tokens, those of others included."""
+    return Told((drafted, accepted), (0, 0), (0, 0), (0, 0), answered=answered)
 
 
 @pytest.mark.parametrize(
     ("before", "now", "note", "warned"),
     [
         ((100, 60), (100, 60), "60 % of 100 drafted tokens accepted", False),
-        ((100, 60), (100, 6), "6 % of 100 drafted tokens accepted", False),  # a tenth of it is not yet below
-        ((100, 60), (100, 5), "5 % of 100 drafted tokens accepted", True),
-        ((128, 120), (128 + 3000, 120 + 600), "23 % of 3128 drafted tokens accepted", False),  # most is of others
+        ((100, 60), (100, 30), "30 % of 100 drafted tokens accepted", False),  # half of it is not yet below
+        ((100, 60), (100, 29), "29 % of 100 drafted tokens accepted", True),
+        # Where others had answers too, or nobody knows, a tenth.
+        ((100, 60), (100, 6, 129), "6 % of 100 drafted tokens accepted", False),
+        ((100, 60), (100, 6, None), "6 % of 100 drafted tokens accepted", False),
+        ((100, 60), (100, 5, 129), "5 % of 100 drafted tokens accepted", True),
+        ((128, 120), (128 + 3000, 120 + 600, 1000), "23 % of 3128 drafted tokens accepted", False),
         ((100, 60), (372, 0), "0 % of 372 drafted tokens accepted", True),
         ((100, 60), (32, 0), "0 % of 32 drafted tokens accepted", True),
         ((100, 60), (31, 0), "too few drafts to tell what they are worth", False),
@@ -190,8 +202,8 @@ def load(drafted: int, accepted: int) -> Any:
         ((100, 8), (100, 0), "0 % of 100 drafted tokens accepted", True),
     ],
 )
-def test_a_fall_to_hardly_any_is_warned_of(
-    stack_dir: Path, model: Any, before: tuple[int, int], now: tuple[int, int], note: str, warned: bool
+def test_a_fall_by_more_than_half_is_warned_of(
+    stack_dir: Path, model: Any, before: tuple[int, int], now: tuple[int, ...], note: str, warned: bool
 ) -> None:
     drafts.record(load(*before), model, str(stack_dir))
     verdict = drafts.prove(load(*now), model, str(stack_dir))

@@ -243,7 +243,7 @@ def test_who_interrupts_the_look_finds_the_former_model_awake(pair: Host) -> Non
                 raise KeyboardInterrupt
             return wait(done, *more)
 
-        switcher.host.wait = interrupted  # type: ignore[method-assign]
+        switcher.host.wait = interrupted  # type: ignore[method-assign,assignment]
         with pytest.raises(KeyboardInterrupt):
             switcher.switch("b")
     assert pair.states() == {"a": "active", "b": "sleeping"}
