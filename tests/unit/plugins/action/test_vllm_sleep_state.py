@@ -42,7 +42,7 @@ def run(
         modes.append(action._task.check_mode)
         return {"changed": True}
 
-    action.run_module = run_module
+    action.run_module = run_module  # type: ignore[method-assign, assignment]
     result = action._reported_later(task_vars)
     return modes[0], result
 
