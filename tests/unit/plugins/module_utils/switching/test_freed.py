@@ -11,7 +11,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching import hardware, memory, odometer
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching import (
+    costs,
+    hardware,
+    memory,
+    odometer,
+    state_files,
+)
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.drain import Drain
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors import LifecycleError, SwitchFailed
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.freed import _Look
@@ -247,6 +253,27 @@ def test_who_interrupts_the_look_finds_the_former_model_awake(pair: Host) -> Non
         with pytest.raises(KeyboardInterrupt):
             switcher.switch("b")
     assert pair.states() == {"a": "active", "b": "sleeping"}
+
+
+def test_a_level_that_frees_nothing_is_tried_once(tells: Host) -> None:
+    tells.settings["measure_levels"] = True
+    for name in "ab":
+        declare(tells, name)
+        tells.models[-1]["sleep_level"] = "auto"
+    for name in "aba":
+        tells.switch(name)
+    tells.fault("a", "/sleep", "frees_nothing", match="level=2", times=0)
+    result = tells.switch("b")
+    assert steps(result)[1:3] == [("sleep", "a", True), ("stop", "a", False)]
+    assert (result.steps[1]["level"], result.rung) == (2, "stop")
+    content = state_files.models(str(tells.stack_dir), state_files.COSTS)
+    one, two = (costs.known(content, tells.model("a"))[level] for level in (1, 2))
+    assert (len(one.sleep), len(one.wake), one.failed) == (1, 1, 0)
+    assert (two.sleep, two.wake, two.failed) == ((), (), 1)
+    tells.switch("a")
+    assert [(step["level"], step.get("note")) for step in tells.switch("b").steps if step["action"] == "sleep"] == [
+        (1, None)
+    ]
 
 
 def test_where_another_sleep_of_the_stage_fails_who_has_freed_nothing_is_awake_again(tells: Host) -> None:
