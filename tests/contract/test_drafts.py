@@ -45,7 +45,7 @@ def drafted(server: Client) -> metrics.Drafts:
 
 
 def test_it_counts_what_is_drafted_and_accepted_through_a_sleep(server: Client) -> None:
-    assert drafted(server) == (0, 0)
+    assert drafted(server)[:2] == (0, 0)
     server.complete("a b a b a b a b", 32)
     server.until(lambda: drafted(server).drafted > 0)
     first = drafted(server)
