@@ -87,7 +87,8 @@ class Pair:
         with ThreadPoolExecutor(1) as pool:  # whose thread keeps the low priority
             pool.submit(Warmer(self.place, 1e12).run).result()
         seen = page_cache.look(self.place)
-        assert seen.cached == seen.size
+        # A machine may drop a part at once of what nobody has used for seconds.
+        assert seen.cached is not None and seen.cached > 0.9 * seen.size, seen
 
     def reload(self) -> float:
         """Return the seconds that the large model takes to load its weights again."""
