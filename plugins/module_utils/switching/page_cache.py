@@ -99,14 +99,14 @@ class Warmed(typing.NamedTuple):
     problem: str = ""
 
     @property
-    def pace(self) -> str:
-        """How long that took, and whether RAM was short."""
-        return f"in {self.seconds:.1f} s" + (", not enough free RAM for the rest" if self.limited else "")
+    def rest(self) -> str:
+        """What is said of what there was no RAM for."""
+        return ", not enough free RAM for the rest" if self.limited else ""
 
     @property
     def note(self) -> str:
         """What is said of it where it was of use."""
-        told = f"{self.read / 1e9:.1f} GB of weights read ahead {self.pace}"
+        told = f"{self.read / 1e9:.1f} GB of weights read ahead in {self.seconds:.1f} s{self.rest}"
         return told if self.read >= _WORTH_TELLING_BYTES else ""
 
 

@@ -40,11 +40,10 @@ class Warming(typing.NamedTuple):
         """The figures for a reader."""
         seen = self.seen
         told = "an unknown part of them" if seen.cached is None else f"{seen.cached / 1e9:.1f} GB of them"
-        short = ", not enough free RAM for the rest" if self.warmed.limited else ""
-        read = f"would be read{short}" if self.check else f"read {self.warmed.pace}"
+        read = "would be read" if self.check else f"read in {self.warmed.seconds:.1f} s"
         return [
             f"{self.model}: {seen.size / 1e9:.1f} GB of weights in {seen.files} files, {told} in the page cache",
-            f"{self.model}: {self.warmed.read / 1e9:.1f} GB {read}",
+            f"{self.model}: {self.warmed.read / 1e9:.1f} GB {read}{self.warmed.rest}",
         ]
 
 
