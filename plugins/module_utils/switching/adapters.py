@@ -125,12 +125,9 @@ class _Look:
         try:
             self.server.load_adapter(adapter, known.path)
         except ServerError as error:
-            # What vLLM says of files that are not there is longer, and cut short.
-            no_call = isinstance(error, Refused) and str(error).endswith('answered 404: {"detail":"Not Found"}')
-            why = "VLLM_ALLOW_RUNTIME_LORA_UPDATING is not set" if no_call else str(error)
             self.forget(adapter)
             self.warnings.append(
-                f"{self.name(adapter)} was lost by a start of the server and could not be loaded again ({why}): load "
+                f"{self.name(adapter)} was lost by a start of the server and could not be loaded again ({error}): load "
                 f"it from {printable(known.path)}, or add it to lora_modules in the model's args"
             )
             return False

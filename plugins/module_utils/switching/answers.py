@@ -52,7 +52,13 @@ class AnsweringClient(Client):
         There is such a call only with C(VLLM_ALLOW_RUNTIME_LORA_UPDATING).
         """
         body = {"lora_name": name, "lora_path": path}
-        self._call("POST", "/v1/load_lora_adapter", body, self.switching.request_timeout_seconds)
+        try:
+            self._call("POST", "/v1/load_lora_adapter", body, self.switching.request_timeout_seconds)
+        except Refused as error:
+            # By 404 it is said too that there are no such files; that is longer.
+            if str(error).endswith('answered 404: {"detail":"Not Found"}'):
+                raise Refused("VLLM_ALLOW_RUNTIME_LORA_UPDATING is not set", error.status) from None
+            raise
 
     def complete(self, prompt: str | int, tokens: int, seconds: float) -> int:
         """Have a text, or as many tokens as there is room for, completed by more; how long the prompt was."""
