@@ -9,7 +9,9 @@ import mmap
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import pytest
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching import page_cache
 
 MB = 1 << 20
@@ -36,6 +38,11 @@ def evicts(folder: Path) -> bool:
     probe = put(folder / "probe", 1)
     found = [cached(probe), len(probe.read_bytes()), cached(probe)]
     return found == [0, MB, MB]
+
+
+def about(size: float) -> Any:
+    """This many bytes in the page cache, of which a machine may drop a part at any time."""
+    return pytest.approx(size, rel=0.05, abs=0.3 * MB)
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from ansible_collections.homegpt.vllm.plugins.modules import vllm_host_engine
 from tests.integration_playbooks.conftest import Inventory, Start
 from tests.playbooklib import Ansible, Host, Run, launched, served
 from tests.serverlib import ROOT
-from tests.weights import put
+from tests.weights import MB, about, put
 
 pytestmark = pytest.mark.versions
 
@@ -119,7 +119,12 @@ def test_both_ways_return_the_same(world: Ansible, tmp_path: Path, pipelining: s
     thin_run, thin = play(world, tmp_path, **env)
     assert "the engine is sent" not in thin_run.output
     for name in NAMES:
-        assert thin[name] == whole[name], name
+        if name != "still_warm":
+            assert thin[name] == whole[name], name
+    for still in (thin["still_warm"], whole["still_warm"]):
+        # A machine may have dropped a part of it meanwhile, which is read again.
+        there, read = (still["models"]["weighty"][key] for key in ("cached_bytes", "read_bytes"))
+        assert (there, there + read, still["changed"]) == (about(20 * MB), 20 * MB, read > 0)
     assert SECRET not in run.output + thin_run.output
     assert sorted(os.listdir(folder)) == before  # nothing is written beside it
     # The play has shown what there is to compare.
@@ -128,7 +133,6 @@ def test_both_ways_return_the_same(world: Ansible, tmp_path: Path, pipelining: s
     assert whole["failed"]["error"] == "SwitchFailed" and whole["failed"]["steps"]
     assert "Unsupported parameters" in whole["no_such"]["msg"]
     assert whole["warmed"]["models"] == {**whole["to_warm"]["models"]}
-    assert whole["still_warm"]["changed"] is False and whole["still_warm"]["models"]["weighty"]["cached_bytes"]
     assert "it is unknown where the weights of a are" in whole["not_warmed"]["msg"]
 
 
