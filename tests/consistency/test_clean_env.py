@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -46,6 +47,17 @@ def cleaned(seen: dict[str, str]) -> bool:
 
 def test_only_what_is_named_is_let_through() -> None:
     assert cleaned(environment(["bash", "tools/clean_env.sh", "env", "-0"]))
+
+
+def test_what_the_whole_run_tells_its_steps_is_let_through() -> None:
+    text = (ROOT / ".ci/run").read_text(encoding="utf-8")
+    told = dict.fromkeys(re.findall(r"(?<![\w$])([A-Z_]{2,})=", text), "1")
+    assert {"QUICK", "SECOND_PYTHON", "TEST_COUNTS"} <= told.keys()
+    command = ["bash", "tools/clean_env.sh", "env", "-0"]
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, **told}, capture_output=True, text=True, timeout=300, check=True
+    )
+    assert told.keys() <= {entry.split("=", 1)[0] for entry in done.stdout.split("\0")}
 
 
 def test_a_recipe_begins_so_and_sees_the_variables_of_its_command_and_the_tools_of_this_checkout(
