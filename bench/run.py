@@ -365,7 +365,7 @@ def measure_bootstrap(folder: Path, rounds: int) -> list[Figure]:
 def measure_warm(folder: Path, rounds: int) -> list[Figure]:
     """Time a reload and a switch on real vLLM with weights read ahead against those without."""
     figures = [
-        Figure("a reload, weights read ahead / from a disk of 0.5 GB a second", 0.5),
+        Figure("a reload, weights read ahead / from a disk of 0.34 GB a second", 0.5),
         Figure("a switch with weights read ahead / without, on that disk", 0.7),
         Figure("a switch with weights read ahead / without, in RAM", 1.02),
         Figure("a copy within RAM while weights are read / alone", 1.1),
