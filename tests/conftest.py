@@ -22,7 +22,7 @@ settings.load_profile("any machine")
 # A skip whose reason begins like this may happen in CI too; say after it why.
 ALLOWED_SKIP = "allowed: "
 # The folders whose tests play playbooks, which takes most of the time.
-PLAYED = ("integration_playbooks", "awx")
+PLAYED = ("integration_playbooks", "awx", "docs")
 # Whether tests were left out that only `make all` runs.
 LEFT_OUT = pytest.StashKey[bool]()
 

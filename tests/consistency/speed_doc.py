@@ -52,8 +52,8 @@ ROWS = (
         ("bootstrap.yml against the servers' own loading",),
     ),
     (
-        "on real vLLM, a reload of 2.3 GB of weights that were read ahead, against one from a disk of 0.5 GB a second",
-        ("a reload, weights read ahead / from a disk of 0.5 GB a second",),
+        "on real vLLM, a reload of 2.3 GB of weights that were read ahead, against one from a disk of 0.34 GB a second",
+        ("a reload, weights read ahead / from a disk of 0.34 GB a second",),
     ),
     (
         "the whole switch that reads them ahead, against one that does not",
