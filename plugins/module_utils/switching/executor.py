@@ -357,7 +357,12 @@ class Executor:
             )
 
     def _verify(self, step: Step) -> str | None:
-        return self.readiness.prove(self.host.models[step.model])
+        try:
+            return self.readiness.prove(self.host.models[step.model])
+        finally:
+            seconds = self.readiness.answer_seconds.pop(step.model, None)
+            if seconds is not None:
+                self._record_of(step)["answer_seconds"] = round(seconds, 3)
 
     def _first_answer(self, step: Step) -> str:
         """Have a long prompt answered. The switch is done, whatever becomes of that."""
