@@ -73,7 +73,7 @@ def test_a_switch_is_made_and_told_as_it_goes(host: Host, manage: Manage) -> Non
     kinds = [e.kind for e in events]
     assert kinds.index("switch_queued") < kinds.index("switch_begun") < kinds.index("step_begun")
     assert kinds.index("step_ended") < kinds.index("switch_ended")
-    until(lambda: manager.history.switches(), "it is in the history")
+    until(manager.history.switches, "it is in the history")
     row = manager.history.switches()[0]
     assert (row["model"], row["requested_by"], row["previous"], row["active"]) == ("b", "test", ["a"], ["b"])
 
@@ -191,7 +191,7 @@ def test_a_switch_that_fails_is_told_without_secrets(host: Host, manage: Manage)
     assert "a is active again" in ticket.error["message"]
     assert ticket.result is not None
     assert active(manager) == ["a"]
-    until(lambda: manager.history.switches(), "it is in the history")
+    until(manager.history.switches, "it is in the history")
     told = json.dumps([ticket.as_dict(), [event.as_dict() for event in reader.take()], manager.history.switches()])
     assert "secret" not in told
     assert ended(manager.request("a")).status == "done"  # the next one is none the worse

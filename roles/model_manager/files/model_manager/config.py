@@ -115,7 +115,7 @@ def _address(value: Any) -> str:
 
 def _names(value: Any) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(one, str) and one for one in value):
-        raise _Wrong(f"must be a list of names, is {json.dumps(value)}: write it as [\"name\"]")
+        raise _Wrong(f'must be a list of names, is {json.dumps(value)}: write it as ["name"]')
     return tuple(value)
 
 

@@ -87,7 +87,7 @@ class ModelView:
     breaker: dict[str, Any] | None
     """The circuit breaker: `state`, `failures`, `retry_at`; None where it has never failed."""
     note: str
-    """Why the service does not bring it back to what it is meant to be now, in words; empty where it does, or need not."""
+    """Why the service does not bring it back to what it is meant to be, in words; empty where it does, or need not."""
     eviction: dict[str, str]
     """What is done to it when it has to make room: `weights` and `process`."""
     gpu_memory_held_gb: float | None
