@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching import plan
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import Model
 
-from . import policy, view
+from . import policy
 from .config import Config
 from .host_state import HostState
 from .tickets import RECONCILER, Ticket
