@@ -41,7 +41,8 @@ from ansible_collections.homegpt.vllm.plugins.module_utils.switching.plan import
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.redaction import Mask, secrets_of
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.switch import Switcher
 
-from . import eta, policy, view
+from . import eta, policy, reconcile, view
+from .breaker import CLOSED
 from .config import Config
 from .events import Bus
 from .history import History, HistoryError, Switch
@@ -55,7 +56,7 @@ _LOG = logging.getLogger(__name__)
 
 AUTO = "auto"
 MANUAL = "manual"
-RECONCILER = "reconciler"
+RECONCILER = reconcile.BY
 _STATES = (plan.ACTIVE, plan.SLEEPING, plan.STOPPED)
 # How often is looked whether somebody else has switched, and the inventory has changed.
 _POLL_SECONDS = 0.25
@@ -144,6 +145,8 @@ class Manager:
         self._observer = threading.Thread(target=self._observe_always, name="observer", daemon=True)
         self._models_stamp = _stamp(self._models_path)
         self._stamps: tuple[Any, ...] = ()
+        self._reconciler = reconcile.Reconciler(config)
+        self._told_breakers: dict[str, tuple[str, int, float]] = {}
         self._next_observation = self._next_report = 0.0
 
     # What the service does with it.
@@ -199,13 +202,14 @@ class Manager:
         by: str = "",
         for_now: bool = False,
         manual: bool = False,
+        action: reconcile.Action | None = None,
     ) -> Ticket:
         """Ask for a model to be brought to a state: active, sleeping (at this level, if one is given) or stopped.
 
         Whoever asks for what is asked for already gets the same ticket. C(by) says who asks, for people. With
         `for_now` the desired state that a boot restores does not change. `manual` says that a person asks on the
-        control API: in manual mode nobody else may, and the pin moves along. Raises UnknownModel, Conflict,
-        Unsupported or Busy.
+        control API: in manual mode nobody else may, and the pin moves along. With `action`, which the manager itself
+        has decided, nothing is done if somebody has switched since. Raises UnknownModel, Conflict, Unsupported or Busy.
         """
         with self._changed:
             found = self._find(model)
@@ -221,7 +225,7 @@ class Manager:
                     ticket.waiters += 1
                     ticket.manual = ticket.manual or manual
                     if ticket.by == RECONCILER and by != RECONCILER:
-                        ticket.by = by
+                        ticket.by, ticket.action = by, None
                     self._move_pin(ticket, manual)
                     return ticket
             if len(self._queue) >= self.config.max_queue:
@@ -230,6 +234,7 @@ class Manager:
                     f"{len(self._queue)} switches wait already (max_queue)", "try again later", max(1.0, last)
                 )
             ticket = Ticket(found.id, desired, level, by, for_now, manual, self._now(), self._withdraw, self._place)
+            ticket.action = action
             self._queue.append(ticket)
             self._move_pin(ticket, manual)
             self.bus.publish("switch_queued", ticket.as_dict())
@@ -516,6 +521,7 @@ class Manager:
                 sleep=self._sleep,
                 tell=lambda text: _LOG.info("%s", text),
                 observer=self._step,
+                **self._guard(ticket, inventory),
             ) as switcher:
                 result = switcher.switch(ticket.model, ticket.desired, for_now=ticket.for_now)
         except SwitchingError as failure:
@@ -537,11 +543,26 @@ class Manager:
                 self._timings.add(result.steps)
             self._last_switch = status.read_last_switch(self.config.stack_dir) or self._last_switch
             self._running = None
+            plain = result and result.as_dict()
+            self._reconciler.ended(self._clock(), ticket.model, ticket.desired, ticket.by, plain, error)
+            self._publish_breakers()
             self._publish_states()
-            self._end(ticket, result=result and result.as_dict(), error=error)
+            self._end(ticket, result=plain, error=error)
             self._publish_queue()
             self._changed.notify_all()
         self._record(ticket)
+
+    def _guard(self, ticket: Ticket, inventory: Inventory) -> dict[str, Any]:
+        """For what nobody has asked for: a lock that sees that it is still to be done."""
+        if ticket.action is None:
+            return {}
+        stack_dir = self.config.stack_dir
+
+        def still() -> bool:
+            action = ticket.action
+            return action is None or reconcile.still_holds(action, inventory, stack_dir)
+
+        return {"lock": reconcile.GuardedLock(stack_dir, still)}
 
     def _take_over(self, seen: Mapping[str, Observation]) -> None:
         """What the engine has observed at the end of a switch is what the models are."""
@@ -568,7 +589,8 @@ class Manager:
 
     def _record(self, ticket: Ticket) -> None:
         result = ticket.result or {}
-        if ticket.begun_at is None or ticket.ended_at is None or not (result.get("steps") or ticket.error):
+        error = ticket.error if (ticket.error or {}).get("kind") != reconcile.Superseded.__name__ else None
+        if ticket.begun_at is None or ticket.ended_at is None or not (result.get("steps") or error):
             return  # nothing was done
         self.history.record_switch(
             Switch(
@@ -666,6 +688,7 @@ class Manager:
         generation, inventory = self._generation, self.inventory
         switcher = self._engine()
         host, stack_dir = switcher.host, self.config.stack_dir
+        stamps, holder = self._read_stamps(), switcher.lock.held_by()
         switcher.lock.peek()
         held: dict[str, float | None] | None = None
         if self._clock() >= self._next_report and not self._running:
@@ -695,7 +718,44 @@ class Manager:
                 self._last_switch = last
                 self._note_others_switch(last)
             self._check_pin()
+            locked = bool(holder or switcher.lock.held_by()) or stamps != self._read_stamps()
+            self._reconcile(inventory, seen, desired, last, stamps[0], locked)
+            self._publish_breakers()
             self._publish_states()
+
+    def _reconcile(
+        self,
+        inventory: Inventory,
+        seen: Mapping[str, Observation],
+        desired: Mapping[str, str],
+        last: Mapping[str, Any] | None,
+        lock_stamp: object,
+        locked: bool,
+    ) -> None:
+        """Have the reconciler decide what is to be done by itself, and ask for it."""
+        if not self.config.reconcile or self._ending:
+            return
+        retained = [name for name, pair in self._evictions.items() if pair == ("retain", view.KEEP_RUNNING)]
+        situation = reconcile.Situation(
+            self._clock(),
+            inventory,
+            seen,
+            desired,
+            last_switch=last,
+            lock_stamp=lock_stamp,
+            locked=locked,
+            tickets=bool(self._running or self._queue),
+            manual=self._mode == MANUAL,
+            kept_awake=[*retained, *([self._pinned] if self._pinned else [])],
+            idle_seconds={m.id: self._idle_seconds(m.id) for m in inventory.enabled},
+        )
+        for action in self._reconciler.round(situation):
+            try:
+                self.request(action.model, action.desired, by=RECONCILER, action=action)
+            except ManagerError as error:
+                _LOG.warning("%s is not brought to the state %s: %s", action.model, action.desired, error)
+            else:
+                _LOG.info("%s is brought to the state %s: %s", action.model, action.desired, action.reason)
 
     def _engine(self) -> Switcher:
         if self._observing is None:
@@ -793,6 +853,10 @@ class Manager:
             return view.ERROR, None, "it was not looked at yet"
         if seen.paused:
             return view.SLEEP_PENDING, seen.level, seen.problem
+        breaker = self._reconciler.breakers.get(name)
+        if breaker and breaker.opened and seen.state in (plan.STOPPED, plan.ERROR):
+            often = f"{breaker.limit} x within {breaker.window_seconds / 60:g} min"
+            return view.ERROR, None, f"it has failed {often}, and is tried again only now and then: {breaker.reason}"
         return view.OF_ENGINE[seen.state], seen.level, seen.problem
 
     def _in_flight(self, name: str) -> int | None:
@@ -831,11 +895,29 @@ class Manager:
             idle_seconds=self._idle_seconds(model.id),
             queue_depth=sum(one.waiters for one in asked),
             eta_seconds=None if model.disabled else self._eta_of(model, asked),
-            breaker=None,
+            breaker=self._breaker(model.id),
             eviction=self._eviction(model),
             gpu_memory_held_gb=self._held_gb.get(model.id),
             leak=self._leaks.get(model.id),
         )
+
+    def _breaker(self, name: str) -> dict[str, Any] | None:
+        """The circuit breaker of a model; `retry_at` is in seconds since 1970, None where nothing keeps it waiting."""
+        breaker = self._reconciler.breakers.get(name)
+        if breaker is None:
+            return None
+        now = self._clock()
+        wait = breaker.retry_at - now
+        retry_at = None if breaker.allows(now) else round(self._now() + wait, 3)
+        return {"state": breaker.state(now), "failures": breaker.recent(now), "retry_at": retry_at}
+
+    def _publish_breakers(self) -> None:
+        now = self._clock()
+        for name, breaker in self._reconciler.breakers.items():
+            told = (breaker.state(now), breaker.recent(now), breaker.retry_at)
+            if told != self._told_breakers.get(name, (CLOSED, 0, breaker.retry_at)):
+                self._told_breakers[name] = told
+                self.bus.publish("breaker", {"model": name, **(self._breaker(name) or {})})
 
     def _eta_of(self, model: Model, asked: Iterable[Ticket]) -> float | None:
         """How long until a model is active, or could be if somebody asked now."""

@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
+from .reconcile import Action
 from .view import TicketView
 
 QUEUED = "queued"
@@ -91,6 +92,8 @@ class Ticket:
         self.result: dict[str, Any] | None = None
         self.error: dict[str, Any] | None = None
         self.waiters = 1
+        # What the manager has decided by itself; None once somebody else waits for it too.
+        self.action: Action | None = None
         self.future: concurrent.futures.Future[Ticket] = concurrent.futures.Future()
         self.future.set_running_or_notify_cancel()
         self.when_ended: list[Callable[[Ticket], None]] = []
