@@ -39,7 +39,22 @@ CHANGES = "changes"
 WEIGHTS = "weights"
 # What the model manager was told at run time: mode, pin, evictions. It writes this itself.
 MANAGER = "manager"
-ALL = (DESIRED_STATE, LAST_SWITCH, CANARY, DRAFTS, PROOF, MEMORY, ODOMETER, COSTS, CHANGES, WEIGHTS, MANAGER)
+# Which models the model manager is about to load by itself. It writes this before it does.
+RECONCILER = "reconciler"
+ALL = (
+    DESIRED_STATE,
+    LAST_SWITCH,
+    CANARY,
+    DRAFTS,
+    PROOF,
+    MEMORY,
+    ODOMETER,
+    COSTS,
+    CHANGES,
+    WEIGHTS,
+    MANAGER,
+    RECONCILER,
+)  # fmt: skip
 
 # No file takes as much.
 _ROOM_BYTES = 65536

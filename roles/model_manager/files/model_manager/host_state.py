@@ -122,7 +122,8 @@ class HostState:
             return view.SLEEP_PENDING, seen.level, seen.problem
         breaker = self._breakers.get(name)
         if breaker and breaker.opened and seen.state not in (plan.ACTIVE, plan.SLEEPING, plan.DISABLED):
-            return view.ERROR, None, f"it failed {len(breaker.failures)} times: {breaker.reason}"
+            often = f"{breaker.limit} times within {breaker.window_seconds / 60:g} min"
+            return view.ERROR, None, f"it has failed {often}, and is tried again now and then: {breaker.reason}"
         return view.OF_ENGINE[seen.state], seen.level, seen.problem
 
     def awake(self) -> set[str]:

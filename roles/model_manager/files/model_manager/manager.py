@@ -60,7 +60,7 @@ from .tickets import (
 from .view import ModelView, View
 
 # What others need of the manager, so that they know one module.
-__all__ = ("Busy", "Conflict", "Manager", "ManagerError", "Ticket", "UnknownModel", "Unsupported")
+__all__ = ("Busy", "Conflict", "Manager", "ManagerError", "Observed", "Ticket", "UnknownModel", "Unsupported")
 
 _LOG = logging.getLogger(__name__)
 
@@ -82,6 +82,15 @@ class Switching(Protocol):
 
     def __call__(self, inventory: Inventory, stack_dir: str, **parameters: Any) -> Switcher:
         """A switcher."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Observed:
+    """What one look at the servers has found. `at` is in seconds since 1970; `counters` are those of active models."""
+
+    at: float
+    seen: Mapping[str, Observation]
+    counters: Mapping[str, Counters]
 
 
 class _Ending(SwitchingError):
@@ -134,6 +143,7 @@ class Manager:
         self._observed_at = clock()
         # Counts what makes an observation that is under way an old one.
         self._generation = 0
+        self._hooks: list[Callable[[Observed], None]] = []
         self._observing: Switcher | None = None
         self._stop_observing = threading.Event()
         self._worker = threading.Thread(target=self._work, name="worker", daemon=True)
@@ -188,6 +198,10 @@ class Manager:
             self._observing.__exit__()
             self._observing = None
         return not self._worker.is_alive()
+
+    def on_observed(self, hook: Callable[[Observed], None]) -> None:
+        """Have this called after each look at the servers, from the thread that looks."""
+        self._hooks.append(hook)
 
     # What callers may ask.
 
@@ -298,6 +312,8 @@ class Manager:
             self._save_state()
             self.bus.publish("eviction", {"model": found.id, "weights": weights, "process": process})
             return self._host.eviction(found)
+
+    eviction_level = staticmethod(eviction_level)
 
     def view(self) -> View:
         """The host as it was observed last."""
@@ -584,11 +600,14 @@ class Manager:
                 self._note_others_switch(last)
             if undisturbed:
                 self._check_pin()
-            self._reconcile(inventory, counters, lock_stamp, not undisturbed)
+            self._reconcile(inventory, last, lock_stamp, not undisturbed)
             self._publish_states()
+        observed = Observed(self._now(), seen, counters)
+        for hook in self._hooks:
+            hook(observed)
 
     def _reconcile(
-        self, inventory: Inventory, counters: Mapping[str, Counters], lock_stamp: tuple[int, ...] | None, locked: bool
+        self, inventory: Inventory, last_switch: Mapping[str, Any] | None, lock_stamp: object, locked: bool
     ) -> None:
         """Ask for what the service does by itself. The caller has the lock."""
         if not self.config.reconcile or self._ending:
@@ -598,20 +617,23 @@ class Manager:
             inventory=inventory,
             observed=self._host.seen,
             desired=self._host.desired,
-            last_switch=self._last_switch,
-            lock_stamp=lock_stamp[0] if lock_stamp else 0,
+            last_switch=last_switch,
+            lock_stamp=lock_stamp,
             locked=locked and not self._schedule.running,
             tickets=bool(self._schedule.asked()),
             waiting={one.model for one in self._schedule.asked() if one.desired == plan.ACTIVE},
             manual=self._mode == MANUAL,
             kept_awake=self._host.kept_awake() | ({self._pinned} if self._pinned else set()),
-            served={name: one.requests for name, one in counters.items()},
+            idle_seconds={m.id: self._host.idle_seconds(m.id) for m in inventory.enabled},
         )
         for action in self._reconciler.round(situation):
-            _LOG.info("%s is to be %s: %s", action.model, action.desired, action.reason)
-            with contextlib.suppress(ManagerError):
-                guard = functools.partial(still_holds, action, inventory, self.config.stack_dir)
+            guard = functools.partial(still_holds, action, inventory, self.config.stack_dir)
+            try:
                 self.request(action.model, action.desired, by=RECONCILER, guard=guard)
+            except ManagerError as error:
+                _LOG.warning("%s is not brought to the state %s: %s", action.model, action.desired, error)
+            else:
+                _LOG.info("%s is brought to the state %s: %s", action.model, action.desired, action.reason)
 
     def _engine(self) -> Switcher:
         if self._observing is None:
@@ -683,12 +705,13 @@ class Manager:
 
     def _breaker(self, name: str) -> dict[str, Any] | None:
         breaker = self._reconciler.breakers.get(name)
-        if breaker is None or not breaker.failures:
+        if breaker is None:
             return None
-        left = breaker.retry_at - self._clock()
+        now = self._clock()
+        left = breaker.retry_at - now
         return {
-            "state": breaker.state(self._clock()),
-            "failures": len(breaker.failures),
+            "state": breaker.state(now),
+            "failures": breaker.recent(now),
             "reason": breaker.reason,
             "retry_at": round(self._now() + left, 1) if left > 0 else None,
         }
