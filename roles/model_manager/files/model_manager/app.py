@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import time
 from collections.abc import AsyncIterator, Iterable
 from typing import Annotated, Any
 
@@ -13,7 +14,6 @@ from fastapi import APIRouter, FastAPI, Header, Path, Query, Request, Response, 
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse, StreamingResponse
-from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
@@ -21,7 +21,7 @@ from . import answers
 from .config import Config
 from .events import Subscription
 from .history import HistoryError
-from .manager import Conflict, Manager, ManagerError, Ticket, UnknownModel, Unsupported
+from .manager import Manager, ManagerError, Ticket, UnknownModel, Unsupported
 from .security import Guard, Rates, Tokens
 from .tickets import FAILED
 
@@ -61,9 +61,7 @@ _CONTROLLING = (404, 409, 422, 500, 503, 504)
 Wait = Annotated[
     bool, Query(description="Whether to answer when it is done; false: at once (202), with a URL that tells of it.")
 ]
-ModelPath = Annotated[
-    str, Path(min_length=1, max_length=200, description="A model's id, or another of its names.")
-]
+ModelPath = Annotated[str, Path(min_length=1, max_length=200, description="A model's id, or another of its names.")]
 After = Annotated[int | None, Query(ge=0, description="The id of the last event that the reader has had.")]
 
 
@@ -204,7 +202,6 @@ class Api:
 
     async def events(
         self,
-        request: Request,
         after: After = None,
         last_event_id: Annotated[int | None, Header(ge=0, description="As `after`; takes precedence.")] = None,
     ) -> StreamingResponse:
@@ -214,17 +211,17 @@ class Api:
         first one of the kind `snapshot`, whose data is what `/models` answers. The same URL is a WebSocket, whose
         messages are the same objects.
         """
-        self._enter()
-        after = after if last_event_id is None else last_event_id
-        return StreamingResponse(self._sent(request, after), media_type="text/event-stream")
+        self._check_readers()
+        return _EventStream(self._sent(after if last_event_id is None else last_event_id))
 
     async def socket(self, socket: WebSocket, after: After = None) -> None:
         """The same as a WebSocket."""
         try:
-            self._enter()
+            self._check_readers()
         except _Refused as refused:
             await socket.close(1013, str(refused))
             return
+        self._readers += 1
         first, subscription = self._subscribe(after)
         try:
             await socket.accept()
@@ -238,12 +235,13 @@ class Api:
             subscription.close()
             self._readers -= 1
 
-    async def _sent(self, request: Request, after: int | None) -> AsyncIterator[str]:
+    async def _sent(self, after: int | None) -> AsyncIterator[str]:
+        self._readers += 1
         first, subscription = self._subscribe(after)
         try:
             for event in first:
                 yield _frame(event)
-            while not await request.is_disconnected():
+            while True:
                 try:
                     found = await subscription.next(_ALIVE_SECONDS)
                 except (asyncio.TimeoutError, TimeoutError):
@@ -256,10 +254,9 @@ class Api:
             subscription.close()
             self._readers -= 1
 
-    def _enter(self) -> None:
+    def _check_readers(self) -> None:
         if self._readers >= self._config.max_readers:
             raise _Refused(503, f"{self._readers} others read the events already (max_readers)", "try again later")
-        self._readers += 1
 
     def _subscribe(self, after: int | None) -> tuple[list[dict[str, Any]], Subscription]:
         """What to send first, and the subscription to what comes then. No event between them is lost."""
@@ -268,7 +265,7 @@ class Api:
         last = self._manager.bus.last_id
         subscription = self._manager.bus.subscribe(last)
         found = answers.ModelsAnswer.of(self._manager.view()).model_dump(mode="json", by_alias=True)
-        return [{"id": last, "kind": "snapshot", "at": self._manager.bus.now(), "data": found}], subscription
+        return [{"id": last, "kind": "snapshot", "at": time.time(), "data": found}], subscription
 
     # What they have in common.
 
@@ -299,13 +296,12 @@ class Api:
         ended = asyncio.wrap_future(ticket.future)
         gone = asyncio.ensure_future(_left(request))
         try:
-            await asyncio.wait(
-                {ended, gone}, timeout=self._config.answer_seconds, return_when=asyncio.FIRST_COMPLETED
-            )
+            await asyncio.wait({ended, gone}, timeout=self._config.answer_seconds, return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
             ticket.cancel()
             raise
         finally:
+            ended.cancel()  # this caller's wait; the switch goes on
             gone.cancel()
         if not ticket.ended:
             if gone.done() and not gone.cancelled():
@@ -319,13 +315,11 @@ class Api:
         if ticket.status == FAILED:
             error = ticket.error or {}
             status = _STATUS_OF_KIND.get(error.get("kind", ""), failed)
-            raise _Refused(
-                status, error.get("message", ""), error.get("remedy", ""), url=answers.ticket_url(ticket.id)
-            )
+            raise _Refused(status, error.get("message", ""), error.get("remedy", ""), url=answers.ticket_url(ticket.id))
 
 
 def create_app(manager: Manager, config: Config, routers: Iterable[APIRouter] = ()) -> FastAPI:
-    """The application. `routers` are those of other parts, such as the metrics. Raises TokensError."""
+    """The application. `routers` are those of other parts, such as the metrics. Raises ConfigError."""
     tokens = Tokens.read(config.tokens_file)
     app = FastAPI(
         title="Model manager",
@@ -411,9 +405,7 @@ def _describe(app: FastAPI, with_tokens: bool) -> None:
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            schema = get_openapi(
-                title=app.title, version=app.version, summary=app.summary, routes=app.routes
-            )
+            schema = get_openapi(title=app.title, version=app.version, summary=app.summary, routes=app.routes)
             schema["paths"]["/control/mode"]["post"]["responses"].pop("422", None)
             if with_tokens:
                 bearer = {"type": "http", "scheme": "bearer"}
