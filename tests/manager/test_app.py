@@ -22,6 +22,7 @@ from typing import Any
 
 import httpx
 import pytest
+import schemathesis
 import uvicorn
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.switch import Switcher
 from fastapi import FastAPI
@@ -34,7 +35,6 @@ from model_manager.manager import Manager
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
-import schemathesis
 from tests.manager.conftest import PATIENCE_SECONDS, until, write_inventory
 from tests.serverlib import two_awake
 from tests.unit.plugins.module_utils.switching.conftest import MARK, Host, Processes
@@ -627,19 +627,19 @@ def test_a_page_of_another_site_reads_no_events(api: Api) -> None:
 def test_readers_of_events_are_bounded_and_forgotten(api: Api) -> None:
     with serve(api.app(max_readers=1)) as url:
         for _again in range(3):
-            with httpx.stream("GET", f"{url}/events", timeout=PATIENCE_SECONDS) as answer:
-                next(_frames(answer))
+            with contextlib.ExitStack() as open_streams:
+
+                def reads() -> bool:
+                    stream = httpx.stream("GET", f"{url}/events", timeout=PATIENCE_SECONDS)
+                    answer = open_streams.enter_context(stream)
+                    return answer.status_code == 200 and bool(next(_frames(answer)))
+
+                # The one before has gone, which the server notices a moment later.
+                until(reads, "there is room for a reader")
                 refused = httpx.get(f"{url}/events", timeout=PATIENCE_SECONDS)
                 assert refused.status_code == 503 and "Retry-After" in refused.headers
                 with pytest.raises(InvalidStatus):
                     connect(url.replace("http", "ws") + "/events")
-            # The server notices that a reader has gone when it has something to say, or at once.
-            until(lambda: _reads(url), "there is room for a reader again")
-
-
-def _reads(url: str) -> bool:
-    with httpx.stream("GET", f"{url}/events", timeout=PATIENCE_SECONDS) as answer:
-        return answer.status_code == 200
 
 
 # Tokens, and the description of it all.

@@ -374,7 +374,7 @@ def _router(api: Api) -> APIRouter:
         path = f"/api/models/{verb}/{{model:path}}"
         post(path, getattr(api, f"{verb}_model"), answers.ActionAnswer, *_SWITCHING)
     get("/control/status", api.control_status)
-    post("/control/mode", api.control_mode, answers.MessageAnswer, 400, switches=False)
+    post("/control/mode", api.control_mode, answers.MessageAnswer, 400, 422, switches=False)
     post("/control/pin", api.control_pin, answers.MessageAnswer, *_CONTROLLING)
     post("/control/unpin", api.control_unpin, answers.MessageAnswer, switches=False)
     post("/control/switch", api.control_switch, answers.MessageAnswer, *_CONTROLLING)
