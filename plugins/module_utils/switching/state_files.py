@@ -39,7 +39,9 @@ CHANGES = "changes"
 WEIGHTS = "weights"
 # What the model manager was told at run time: mode, pin, evictions. It writes this itself.
 MANAGER = "manager"
-ALL = (DESIRED_STATE, LAST_SWITCH, CANARY, DRAFTS, PROOF, MEMORY, ODOMETER, COSTS, CHANGES, WEIGHTS, MANAGER)
+# What the models' servers had counted when the model manager asked them last. It writes this itself.
+USAGE = "usage"
+ALL = (DESIRED_STATE, LAST_SWITCH, CANARY, DRAFTS, PROOF, MEMORY, ODOMETER, COSTS, CHANGES, WEIGHTS, MANAGER, USAGE)
 
 # No file takes as much.
 _ROOM_BYTES = 65536
