@@ -131,6 +131,10 @@ molecule: engine ## every role's molecule scenarios
 bench: images ## the ratios that the README states
 	.venv/bin/python bench/run.py $(if $(QUICK),--quick)
 
+.PHONY: simulate
+simulate: setup ## replay traces of requests against the policies of the model manager
+	@PYTHONPATH=roles/model_manager/files .venv/bin/python -m tools.simulate
+
 .PHONY: lock
 lock: ## update the pinned requirements for every supported Python (needs uv)
 	uv pip compile --quiet --universal --python-version 3.10 --fork-strategy requires-python --no-annotate \

@@ -6,6 +6,8 @@ The kinds of events, with the keys of their data:
 - `switch_queued`, `switch_begun`, `switch_ended`: those of `manager.Ticket.as_dict`; `switch_begun` has in `from_model`
   what was active in the model's place, else an empty text
 - `step_begun`, `step_ended`: `ticket` (its id) and those of a step of the engine's Result
+- `switch_seen`: one that the module or the command line has made, as the engine has recorded it: `models`, `state`,
+  `ended`, `seconds`, `result`, `rung`, `reason`
 - `state`: `model`, `state`, `level`, `problem`, `before` (the former state)
 - `queue`: `queue`, a list of what waits, each with `id`, `model`, `desired`, `position`, `eta_seconds`
 - `lock`: `holder`, who else switches on this host now, in words; empty when it is over
