@@ -43,8 +43,8 @@ _READY, _CANARY = "ready", "canary"
 class Metrics:
     """The metrics of one manager, in a registry of their own.
 
-    C(view) is the manager's, C(totals) what each model has done since the service was started. C(feed) is called with
-    each event, from whatever thread.
+    `view` is the manager's, `totals` what each model has done since the service was started. `feed` is to be called with
+    each event of the bus, from whatever thread.
     """
 
     def __init__(
@@ -61,6 +61,12 @@ class Metrics:
             "homegpt_switches",
             "Switches that the manager has made, by the model that was active before in the place of the one switched.",
             ["from", "to", "state", "result", "rung"],
+            registry=self.registry,
+        )
+        self._seen_switches = Counter(
+            "homegpt_foreign_switches",
+            "Switches that the module or the command line has made, as far as the manager has seen them.",
+            ["to", "state", "result", "rung"],
             registry=self.registry,
         )
         self._failures = Counter(
@@ -98,6 +104,10 @@ class Metrics:
             self._step(event.data)
         elif event.kind == "switch_ended" and event.data["begun_at"] is not None:
             self._switch(event.data)
+        elif event.kind == "switch_seen":
+            for model in event.data["models"]:
+                labels = (model, event.data["state"], event.data["result"], event.data["rung"] or "")
+                self._seen_switches.labels(*labels).inc()
 
     def _step(self, step: Mapping[str, Any]) -> None:
         if "failed" in step or step["seconds"] is None:
@@ -128,7 +138,7 @@ class Metrics:
             self._seconds.labels(model, desired).observe(max(0.0, ticket["ended_at"] - ticket["begun_at"]))
 
     def text(self, accept: str = "") -> tuple[bytes, str]:
-        """All metrics in the format that C(accept) asks for, and its content type."""
+        """All metrics in the format that `accept` asks for, and its content type."""
         for name in self._view().models:
             self._failures.labels(name)  # a counter that begins at 1 has never increased
         encode, content_type = choose_encoder(accept)

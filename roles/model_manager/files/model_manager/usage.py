@@ -1,35 +1,34 @@
 # SPDX-License-Identifier: MIT
 """How much the host's models are used: requests and tokens by the servers' own counters, and seconds active.
 
-Servers begin to count anew when they are restarted; what is added up here is what has come since the look before.
+Servers begin to count anew when they are restarted; what is added up here is what has come since the look before. So
+what a server has done after the last look at it is lost if it is stopped then.
 """
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching import plan, state_files
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors import ServerError
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import Inventory, Model, Switching
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.metrics import Counters
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching.server import Server
 from fastapi import APIRouter, HTTPException, Query
 from pydantic import BaseModel
 
+from .events import Event
 from .history import History, HistoryError
-from .view import READY, View
+from .view import READY
 
-_LOG = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from .manager import Observed
 
-# How far apart servers are asked. A server that is stopped takes along what it has counted since it was asked last.
-POLL_SECONDS = 15.0
-# How far apart is looked who is active, which asks nobody: so exact are the seconds.
-LOOK_SECONDS = 1.0
+# How far apart the history takes what was counted. A service that is killed loses so much of the seconds active.
+KEEP_SECONDS = 15.0
+# More between two looks at the servers means that the clock was set, or that the machine has slept.
+_LONGEST_SECONDS = 60.0
 # Between these two starts of a server there is only how it was rounded.
 _SAME_START_SECONDS = 1.0
 
@@ -50,8 +49,8 @@ class Use(NamedTuple):
 def since(before: Counters | None, now: Counters, watched_since: float) -> Use:
     """What a server has done between two looks at its counters.
 
-    All that it has counted, where it was restarted between them. At the first look, without C(before): all if the
-    server was started since C(watched_since), in seconds since 1970, else nothing: nobody knows when that was done.
+    All that it has counted, where it was restarted between them. At the first look, without `before`: all if the
+    server was started since `watched_since`, in seconds since 1970, else nothing: nobody knows when that was done.
     """
     counts = now[:3]
     if before is None:
@@ -62,145 +61,95 @@ def since(before: Counters | None, now: Counters, watched_since: float) -> Use:
         if before.started is not None and now.started is not None:
             restarted = restarted or abs(now.started - before.started) > _SAME_START_SECONDS
     old_counts = (0, 0, 0) if restarted else before[:3] if before else (None, None, None)
-    done = [
-        0 if old is None or new is None else new - old for old, new in zip(old_counts, counts, strict=True)
-    ]
+    done = [0 if old is None or new is None else new - old for old, new in zip(old_counts, counts, strict=True)]
     return Use(*done)
 
 
 class Usage:
-    """Adds up the use of the models in the background and keeps it in the history.
+    """Adds up the use of the models and keeps it in the history.
 
-    C(view) and C(inventory) are the manager's. `start` begins, `stop` ends and keeps what is not kept yet.
+    `feed` is to be called with each event of the bus, `observed` after each look at the servers, `stop` at the end.
     """
 
-    def __init__(
-        self,
-        view: Callable[[], View],
-        inventory: Callable[[], Inventory],
-        stack_dir: str,
-        history: History,
-        *,
-        poll_seconds: float = POLL_SECONDS,
-        look_seconds: float = LOOK_SECONDS,
-        clock: Callable[[], float] = time.monotonic,
-        now: Callable[[], float] = time.time,
-        server: Callable[[Model, Switching], Server] = Server,
-    ) -> None:
-        self._view = view
-        self._inventory = inventory
+    def __init__(self, stack_dir: str, history: History, now: Callable[[], float] = time.time) -> None:
         self._stack_dir = stack_dir
         self._history = history
-        self._poll_seconds = poll_seconds
-        self._look_seconds = look_seconds
-        self._clock = clock
-        self._make_server = server
-        self._watched_since = now()
-        self._servers: dict[str, tuple[Model, Switching, Server]] = {}
+        self._now = now
+        self._watched_since = self._kept_at = now()
+        # Of all that follows. Nobody waits for the history with it: who publishes events is the switch.
+        self._lock = threading.Lock()
         self._counters = _read_counters(stack_dir)
-        # What the history has not taken yet, and all since the service was started; replaced as wholes.
+        self._active_since: dict[str, float] = {}
+        # What the history has not taken yet, and all since the service was started.
         self._pending: dict[str, Use] = {}
         self._totals: dict[str, Use] = {}
-        self._active: list[str] = []
-        self._looked_at: float | None = None
-        self._polled_at: float | None = None
-        self._end = threading.Event()
-        self._thread: threading.Thread | None = None
 
-    def start(self) -> None:
-        """Begin to look, in a thread of its own."""
-        self._thread = threading.Thread(target=self._run, name="usage", daemon=True)
-        self._thread.start()
+    def feed(self, event: Event) -> None:
+        """Count for how long models are active, by the changes of their states."""
+        if event.kind == "state":
+            with self._lock:
+                self._roll(event.data["model"], event.at, event.data["state"] == READY)
+
+    def observed(self, observed: Observed) -> None:
+        """Count what has come since the look before, and from time to time have the history take it."""
+        with self._lock:
+            for name in list(self._active_since):
+                seen = observed.seen.get(name)
+                self._roll(name, observed.at, seen is not None and seen.state == plan.ACTIVE)
+            for name, found in observed.counters.items():
+                if found == Counters():
+                    continue  # it has not answered, or has no metrics
+                before = self._counters.get(name)
+                self._add(name, since(before, found, self._watched_since))
+                # What it does not tell now, it may tell again.
+                known = (old if new is None else new for old, new in zip(before or Counters(), found, strict=True))
+                self._counters[name] = Counters(*known)
+        if self._now() - self._kept_at >= KEEP_SECONDS:
+            self.keep()
 
     def stop(self) -> None:
-        """Look once more, keep what was found, and end."""
-        self._end.set()
-        if self._thread:
-            self._thread.join()
-            self._thread = None
-        self.poll()
-        for _model, _settings, server in self._servers.values():
-            server.close()
-        self._servers.clear()
+        """Count until now, and keep it."""
+        with self._lock:
+            for name in list(self._active_since):
+                self._roll(name, self._now(), False)
+        self.keep()
 
     def totals(self) -> Mapping[str, Use]:
         """What each model has done since the service was started."""
-        return self._totals
+        with self._lock:
+            return dict(self._totals)
 
-    def _run(self) -> None:
-        while not self._end.wait(self._look_seconds):
-            try:
-                self.look()
-            except Exception:  # whatever it is, the next look may be better
-                _LOG.exception("the use of the models could not be added up")
+    def keep(self) -> None:
+        """Have the history take what it has not taken yet."""
+        self._kept_at = self._now()
+        with self._lock:
+            pending, self._pending = self._pending, {}
+            counters = {name: list(found) for name, found in self._counters.items()}
+        left = {name: use for name, use in pending.items() if not self._history.add_usage(name, **use._asdict())}
+        if left:
+            with self._lock:
+                self._pending = {
+                    name: left.get(name, Use()).plus(self._pending.get(name, Use()))
+                    for name in {**left, **self._pending}
+                }
+            return
+        # Only now: what the history has not taken is found again by the next service.
+        content = {"models": counters}
+        if content != state_files.read(self._stack_dir, state_files.USAGE):
+            with contextlib.suppress(OSError):  # then the next service counts some of it twice
+                state_files.write(self._stack_dir, state_files.USAGE, content)
 
-    def look(self) -> None:
-        """Count the time for which models have been active, and from time to time what their servers have done."""
-        now = self._clock()
-        view = self._view()
-        if self._looked_at is not None:
-            for name in self._active:
-                self._add(name, Use(seconds_active=now - self._looked_at))
-        self._looked_at = now
-        self._active = [name for name, model in view.models.items() if model.state == READY]
-        due = self._polled_at is None or now - self._polled_at >= self._poll_seconds
-        if due and view.switching is None:  # a switch shall not wait for it
-            self._ask(view)
-            self._polled_at = self._clock()
-            self.keep()
-
-    def poll(self) -> None:
-        """Ask the servers now, and keep what has come."""
-        self._polled_at = None
-        self.look()
-        self.keep()
-
-    def _ask(self, view: View) -> None:
-        inventory = self._inventory()
-        for model in inventory.enabled:
-            seen = view.models.get(model.id)
-            if seen is None or seen.engine_state not in (plan.ACTIVE, plan.SLEEPING):
-                continue
-            try:
-                found = self._server(model, inventory.switching).counters()
-            except ServerError:
-                continue  # what it has done is not known now, and is not nothing
-            if found[:3] == (None, None, None):
-                continue
-            self._add(model.id, since(self._counters.get(model.id), found, self._watched_since))
-            # What it does not tell now, it may tell again.
-            before = self._counters.get(model.id, Counters())
-            self._counters[model.id] = Counters(
-                *(old if new is None else new for old, new in zip(before, found, strict=True))
-            )
-
-    def _server(self, model: Model, settings: Switching) -> Server:
-        """The server of a model, over a connection that is kept as long as the inventory says the same of it."""
-        known = self._servers.get(model.id)
-        if known and (known[0], known[1]) == (model, settings):
-            return known[2]
-        if known:
-            known[2].close()
-        server = self._make_server(model, settings)
-        self._servers[model.id] = (model, settings, server)
-        return server
+    def _roll(self, name: str, at: float, active: bool) -> None:
+        """Count until now a model that was active, and go on if it still is."""
+        began = self._active_since.pop(name, None)
+        if began is not None:
+            self._add(name, Use(seconds_active=min(max(0.0, at - began), _LONGEST_SECONDS)))
+        if active:
+            self._active_since[name] = at
 
     def _add(self, name: str, use: Use) -> None:
         for uses in (self._pending, self._totals):
             uses[name] = uses.get(name, Use()).plus(use)
-
-    def keep(self) -> None:
-        """Have the history take what it has not taken yet."""
-        for name, use in list(self._pending.items()):
-            if use == Use() or self._history.add_usage(name, **use._asdict()):
-                del self._pending[name]
-        if self._pending:
-            return
-        # Only now: what the history did not take is found again by the next service.
-        content = {"models": {name: list(counters) for name, counters in self._counters.items()}}
-        if content != state_files.read(self._stack_dir, state_files.USAGE):
-            with contextlib.suppress(OSError):  # then a restart of the service counts some of it twice
-                state_files.write(self._stack_dir, state_files.USAGE, content)
 
     def router(self) -> APIRouter:
         """GET /usage."""
