@@ -50,7 +50,7 @@ format: setup ## format the Python files with ruff
 
 .PHONY: types
 types: setup ## mypy, strict for the core
-	mypy -p ansible_collections.homegpt.vllm.plugins -p tests -p tools -p bench
+	mypy -p ansible_collections.homegpt.vllm.plugins -p model_manager -p tests -p tools -p bench
 
 .PHONY: sanity
 sanity: setup ## ansible-test sanity on a clean copy, nothing ignored

@@ -49,7 +49,7 @@ from .tickets import DONE, FAILED, RUNNING, Busy, Conflict, ManagerError, Ticket
 from .view import ModelView, View
 
 # What others need of the manager, so that they know one module.
-__all__ = ("Busy", "Conflict", "Manager", "ManagerError", "Observed", "Ticket", "UnknownModel", "Unsupported")
+__all__ = ("Busy", "Conflict", "Manager", "ManagerError", "Ticket", "UnknownModel", "Unsupported")
 
 _LOG = logging.getLogger(__name__)
 
@@ -71,15 +71,6 @@ _LEVEL_OF_WEIGHTS = {"offload": "1", "discard": "2"}
 _WEIGHTS = ("retain", "offload", "discard")
 _PROCESSES = (view.KEEP_RUNNING, "cuda_suspend", "checkpoint", "stop")
 _NO_WAY = "vLLM has no way to {}: use keep_running, with weights offload or discard, or stop"
-
-
-@dataclasses.dataclass(frozen=True)
-class Observed:
-    """What one look at the servers has found. `at` is in seconds since 1970; `counters` are those of active models."""
-
-    at: float
-    seen: Mapping[str, Observation]
-    counters: Mapping[str, Counters]
 
 
 class Switching(Protocol):
@@ -147,7 +138,6 @@ class Manager:
         self._problem = ""
         self._last_switch: dict[str, Any] | None = None
         self._timings = eta.Timings()
-        self._hooks: list[Callable[[Observed], None]] = []
         self._observing: Switcher | None = None
         self._stop_observing = threading.Event()
         self._worker = threading.Thread(target=self._work, name="worker", daemon=True)
@@ -197,10 +187,6 @@ class Manager:
             self._observing.__exit__()
             self._observing = None
         return not self._worker.is_alive()
-
-    def on_observed(self, hook: Callable[[Observed], None]) -> None:
-        """Have this called after each look at the servers, from the thread that looks."""
-        self._hooks.append(hook)
 
     # What callers may ask.
 
@@ -710,9 +696,6 @@ class Manager:
                 self._note_others_switch(last)
             self._check_pin()
             self._publish_states()
-        observed = Observed(self._now(), seen, counters)
-        for hook in self._hooks:
-            hook(observed)
 
     def _engine(self) -> Switcher:
         if self._observing is None:
