@@ -73,6 +73,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     manager = Manager(config, inventory, history=history, bus=Bus())
     try:
         return _serve(config, manager)
+    except ConfigError as error:
+        _LOG.error("%s", error)
+        return 2
     finally:
         manager.stop()
         manager.bus.close()

@@ -19,6 +19,8 @@ from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from .config import ConfigError
+
 OPERATOR = "operator"
 READER = "reader"
 _ROLES = (OPERATOR, READER)
@@ -32,10 +34,6 @@ _BURST_SECONDS = 5.0
 _HEADERS = [(b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff")]
 
 
-class TokensError(Exception):
-    """The file of tokens can't be used. The text names the file and the remedy, and no token."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Tokens:
     """The tokens that are accepted, as their SHA-256 digests with the role of each; none: there is no file."""
@@ -44,7 +42,7 @@ class Tokens:
 
     @classmethod
     def read(cls, path: str) -> Tokens:
-        """The tokens of a file with lines C(operator TOKEN) and C(reader TOKEN); no path: none. Raises TokensError."""
+        """The tokens of a file with lines `operator TOKEN` and `reader TOKEN`; no path: none. Raises ConfigError."""
         if not path:
             return cls()
         try:
@@ -53,24 +51,25 @@ class Tokens:
                 lines = file.read().splitlines()
         except (OSError, UnicodeDecodeError) as error:
             why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-            raise TokensError(f"tokens_file: {path} can't be read ({why}): correct the path or the file") from None
-        if mode & 0o077:
-            raise TokensError(f"tokens_file: others may read {path} (mode {mode:04o}): set its mode to 0600")
+            raise ConfigError(path, [f"it can't be read ({why}): correct it, or tokens_file"]) from None
+        mistakes = [f"others may read it (mode {mode:04o}): set its mode to 0600"] if mode & 0o077 else []
         digests = []
         for number, line in enumerate(lines, 1):
             words = line.split()
             if not words or words[0].startswith("#"):
                 continue
+            # No mistake shows what may be a token.
             if len(words) != 2 or words[0] not in _ROLES:
-                raise TokensError(f"tokens_file: line {number} of {path} must be `operator TOKEN` or `reader TOKEN`")
-            if len(words[1]) < _SHORTEST_TOKEN:
-                raise TokensError(
-                    f"tokens_file: the token in line {number} of {path} has fewer than {_SHORTEST_TOKEN} characters: "
-                    "make one with `openssl rand -hex 32`"
-                )
-            digests.append((words[0], _digest(words[1].encode())))
-        if not digests:
-            raise TokensError(f"tokens_file: {path} has no token: add a line `operator TOKEN`, or unset tokens_file")
+                mistakes.append(f"line {number} must be `operator TOKEN` or `reader TOKEN`")
+            elif len(words[1]) < _SHORTEST_TOKEN:
+                short = f"the token in line {number} has fewer than {_SHORTEST_TOKEN} characters"
+                mistakes.append(f"{short}: make one with `openssl rand -hex 32`")
+            else:
+                digests.append((words[0], _digest(words[1].encode())))
+        if not digests and not mistakes:
+            mistakes.append("it has no token: add a line `operator TOKEN`, or remove tokens_file from the settings")
+        if mistakes:
+            raise ConfigError(path, mistakes)
         return cls(tuple(digests))
 
     def role(self, token: bytes) -> str:
@@ -84,7 +83,7 @@ class Tokens:
 
 
 class Rates:
-    """How often each client may ask: C(per_second) on average, five seconds' worth at once."""
+    """How often each client may ask: `per_second` on average, five seconds' worth at once."""
 
     def __init__(self, per_second: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._per_second = per_second
@@ -114,7 +113,7 @@ class _Refused(Exception):
 class Guard:
     """ASGI middleware that lets a request pass, or refuses it: 401, 403, 413 or 429, as JSON.
 
-    C(hosts) are names by which clients may call the manager; addresses, localhost and this machine's own name always
+    `hosts` are names by which clients may call the manager; addresses, localhost and this machine's own name always
     may be used: a page of the web can only pretend to be here under a name of its own (DNS rebinding).
     """
 
@@ -123,7 +122,8 @@ class Guard:
     ) -> None:
         self._app = app
         self._tokens = tokens
-        self._hosts = {"localhost", socket.gethostname().lower(), *(name.lower() for name in hosts)}
+        names = ("localhost", socket.gethostname(), *hosts)
+        self._hosts = {name.lower() for name in names if name}
         self._max_body_bytes = max_body_bytes
         self._rates = rates
 
@@ -171,7 +171,9 @@ class Guard:
         role = self._tokens.role(token.strip()) if scheme.lower() == b"bearer" else ""
         if not role:
             raise _Refused(
-                401, "a valid token is needed: send it as `Authorization: Bearer TOKEN`", (b"www-authenticate", b"Bearer")
+                401,
+                "a valid token is needed: send it as `Authorization: Bearer TOKEN`",
+                (b"www-authenticate", b"Bearer"),
             )
         if writes and role != OPERATOR:
             raise _Refused(403, "the token of a reader may not change anything: use an operator's")
