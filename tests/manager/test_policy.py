@@ -99,6 +99,13 @@ def test_batched_switches_when_the_active_model_was_idle_for_as_long_as_a_switch
     assert chosen(BATCHED, active("a", idle=5, since=5), waiting("b", wait=1), min_active_seconds=6) == (None, 1)
 
 
+def test_batched_need_not_look_again_while_the_active_model_has_to_stay() -> None:
+    # A switch could begin after 30 s, and has to after 30.5.
+    busy, one = active("a", since=0, in_flight=1), waiting("b", wait=54)
+    assert chosen(BATCHED, busy, one, min_active_seconds=30, max_wait_seconds=89.5) == (None, 30.5)
+    assert chosen(BATCHED, busy, one, min_active_seconds=30, max_wait_seconds=88) == (None, 30)
+
+
 def test_batched_takes_unknown_for_busy() -> None:
     assert chosen(BATCHED, active("a", in_flight=None, idle=50), waiting("b", wait=1)) == (None, 54)
 
