@@ -50,7 +50,7 @@ format: setup ## format the Python files with ruff
 
 .PHONY: types
 types: setup ## mypy, strict for the core
-	mypy -p ansible_collections.homegpt.vllm.plugins -p tests -p tools -p bench
+	mypy -p ansible_collections.homegpt.vllm.plugins -p model_manager -p tests -p tools -p bench
 
 .PHONY: sanity
 sanity: setup ## ansible-test sanity on a clean copy, nothing ignored
@@ -130,6 +130,10 @@ molecule: engine ## every role's molecule scenarios
 .PHONY: bench
 bench: images ## the ratios that the README states
 	.venv/bin/python bench/run.py $(if $(QUICK),--quick)
+
+.PHONY: simulate
+simulate: setup ## replay traces of requests against the policies of the model manager
+	@PYTHONPATH=roles/model_manager/files .venv/bin/python -m tools.simulate
 
 .PHONY: lock
 lock: ## update the pinned requirements for every supported Python (needs uv)

@@ -37,7 +37,9 @@ ODOMETER = "odometer"
 CHANGES = "changes"
 # Where on this host the weights of each model are; the role vllm_servers writes it.
 WEIGHTS = "weights"
-ALL = (DESIRED_STATE, LAST_SWITCH, CANARY, DRAFTS, PROOF, MEMORY, ODOMETER, COSTS, CHANGES, WEIGHTS)
+# What the model manager was told at run time: mode, pin, evictions. It writes this itself.
+MANAGER = "manager"
+ALL = (DESIRED_STATE, LAST_SWITCH, CANARY, DRAFTS, PROOF, MEMORY, ODOMETER, COSTS, CHANGES, WEIGHTS, MANAGER)
 
 # No file takes as much.
 _ROOM_BYTES = 65536
