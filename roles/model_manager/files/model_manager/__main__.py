@@ -55,11 +55,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Serve until a signal comes; the exit status."""
     parser = argparse.ArgumentParser(prog="python3 -m model_manager", description="Serve the models of this host.")
     parser.add_argument("config", help="the JSON file of the settings")
+    parser.add_argument("--check", action="store_true", help="only check the settings")
     options = parser.parse_args(argv)
     # The journal has the time of each line.
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s", stream=sys.stderr)
     try:
         config = read(options.config)
+        if options.check:
+            return 0
         inventory = read_inventory(config.stack_dir)
     except (ConfigError, InventoryError) as error:
         _LOG.error("%s", error)
