@@ -3,19 +3,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import parse
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.metrics import Counters
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.plan import ACTIVE, SLEEPING, Observation
-from fastapi import FastAPI
-from fastapi.testclient import TestClient
-from model_manager.events import Event
+from model_manager.app import create_app
+from model_manager.config import Config
+from model_manager.events import Bus, Event
 from model_manager.history import History
-from model_manager.manager import Observed
+from model_manager.manager import Manager, Observed
 from model_manager.usage import KEEP_SECONDS, Usage, Use, since
 
 BEGAN = 1_800_000_000.0  # the service, in seconds since 1970
@@ -155,10 +158,24 @@ def test_what_the_history_could_not_take_it_takes_later(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "usage.json").exists()
 
 
+def ask(service: Service, path: str, stack_dir: Path) -> httpx.Response:
+    """The answer of the application to a GET from this host."""
+    inventory = parse([{"id": "a", "model": "org/a", "host_port": 8001}], {})
+    config = Config(stack_dir=str(stack_dir))
+    app = create_app(
+        Manager(config, inventory, history=service.history, bus=Bus()), config, [service.usage.router()]
+    )
+
+    async def get() -> httpx.Response:
+        transport = httpx.ASGITransport(app, client=("127.0.0.1", 1234))
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:9000") as client:
+            return await client.get(path)
+
+    return asyncio.run(get())
+
+
 def test_the_api_tells_days_and_hours(tmp_path: Path) -> None:
     service = Service(tmp_path)
-    app = FastAPI()
-    app.include_router(service.usage.router())
     service.look({"a": Counters(3, 30, 300, LATER)})
     service.usage.keep()
     service.at += 86400
@@ -167,22 +184,22 @@ def test_the_api_tells_days_and_hours(tmp_path: Path) -> None:
     done = {"model": "a", "seconds_active": 0.0}
     today = {**done, "day": "2027-01-16", "requests": 1, "prompt_tokens": 10, "generation_tokens": 100}
     yesterday = {**done, "day": "2027-01-15", "requests": 3, "prompt_tokens": 30, "generation_tokens": 300}
-    hour = int((BEGAN + 86400) // 3600 * 3600)
-    with TestClient(app) as client:
-        assert client.get("/usage").json() == {
-            "days": [today, yesterday],
-            "hours": [{**{key: value for key, value in today.items() if key != "day"}, "hour": hour}],
-        }
-        assert client.get("/usage?days=1&hours=0").json() == {"days": [today], "hours": []}
-        assert client.get("/usage?days=-1").status_code == 422
-        assert client.get(f"/usage?hours={10**30}").status_code == 422
+    this_hour = {key: value for key, value in today.items() if key != "day"}
+    assert ask(service, "/usage", tmp_path).json() == {
+        "days": [today, yesterday],
+        "hours": [{**this_hour, "hour": int(service.at // 3600 * 3600)}],
+    }
+    assert ask(service, "/usage?days=1&hours=0", tmp_path).json() == {"days": [today], "hours": []}
+
+
+@pytest.mark.parametrize("query", ["days=-1", "days=401", f"hours={10**30}", "hours=x"])
+def test_a_wrong_span_is_refused(tmp_path: Path, query: str) -> None:
+    answer = ask(Service(tmp_path), f"/usage?{query}", tmp_path)
+    assert answer.status_code == 422
+    assert query.partition("=")[0] in answer.json()["error"]
 
 
 def test_a_history_that_can_not_be_read_is_said(tmp_path: Path) -> None:
-    service = Service(tmp_path, History(str(tmp_path), now=lambda: BEGAN))
-    app = FastAPI()
-    app.include_router(service.usage.router())
-    with TestClient(app) as client:
-        answer = client.get("/usage")
+    answer = ask(Service(tmp_path, History(str(tmp_path), now=lambda: BEGAN)), "/usage", tmp_path)
     assert answer.status_code == 503
-    assert "check the disk's space" in answer.text
+    assert "check the disk's space" in answer.json()["error"]

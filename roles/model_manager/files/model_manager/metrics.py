@@ -150,8 +150,6 @@ class Metrics:
 
         @router.get(
             "/metrics",
-            summary="Metrics for Prometheus",
-            tags=["metrics"],
             response_class=Response,
             responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
         )

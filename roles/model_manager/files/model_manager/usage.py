@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching import plan, state_files
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.metrics import Counters
-from fastapi import APIRouter, HTTPException, Query
+from fastapi import APIRouter, Query
 from pydantic import BaseModel
 
+from .answers import ErrorAnswer
 from .events import Event
-from .history import History, HistoryError
+from .history import History
 from .view import READY
 
 if TYPE_CHECKING:
@@ -152,29 +153,24 @@ class Usage:
             uses[name] = uses.get(name, Use()).plus(use)
 
     def router(self) -> APIRouter:
-        """GET /usage."""
+        """GET /usage. Raises HistoryError, for the application to tell."""
         router = APIRouter()
 
         @router.get(
             "/usage",
-            summary="How much each model was used",
-            tags=["usage"],
-            responses={503: {"description": "The history can't be read", "model": UsageError}},
+            responses={
+                422: {"model": ErrorAnswer, "description": "The request is wrong."},
+                503: {"model": ErrorAnswer, "description": "The history can't be read."},
+            },
         )
         def usage(
             days: Annotated[int, Query(ge=0, le=400, description="How many days, today included")] = 30,
             hours: Annotated[int, Query(ge=0, le=744, description="How many hours, this one included")] = 24,
         ) -> UsageReport:
-            """Requests, tokens and seconds active by model and day (of UTC), and by hour.
-
-            The requests are those that ended, by the servers' own counters.
-            """
-            try:
-                return UsageReport.model_validate(
-                    {"days": self._history.usage(days), "hours": self._history.usage_by_hour(hours)}
-                )
-            except HistoryError as error:
-                raise HTTPException(503, str(error)) from None
+            """Requests that ended, their tokens, and seconds active, by model and day (of UTC), and by hour."""
+            return UsageReport.model_validate(
+                {"days": self._history.usage(days), "hours": self._history.usage_by_hour(hours)}
+            )
 
         return router
 
@@ -200,16 +196,10 @@ class HourOfUse(_Row):
 
 
 class UsageReport(BaseModel):
-    """The answer to GET /usage: days, the newest first, and hours, the oldest first; none in which nothing was done."""
+    """Days, the newest first, and hours, the oldest first; those in which nothing was done are left out."""
 
     days: list[DayOfUse]
     hours: list[HourOfUse]
-
-
-class UsageError(BaseModel):
-    """Why there is no answer."""
-
-    error: str
 
 
 def _read_counters(stack_dir: str) -> dict[str, Counters]:
