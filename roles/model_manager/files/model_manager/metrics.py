@@ -25,16 +25,7 @@ from .view import ModelView, View
 
 # From a wake out of RAM to a model of hundreds of GB that is loaded from a disk.
 BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600, 1200)
-STATES = (
-    states.READY,
-    states.SLEEP_PENDING,
-    states.ASLEEP,
-    states.WAKING,
-    states.STOPPED,
-    states.STARTING,
-    states.ERROR,
-    states.DISABLED,
-)
+STATES = tuple(dict.fromkeys((*states.OF_ENGINE.values(), *states.DURING_STEP.values())))
 _BYTES_PER_GB = 1e9
 # What a verify is made of: the wait until the server is ready, and the proof by an answer.
 _READY, _CANARY = "ready", "canary"
@@ -43,8 +34,8 @@ _READY, _CANARY = "ready", "canary"
 class Metrics:
     """The metrics of one manager, in a registry of their own.
 
-    `view` is the manager's, `totals` what each model has done since the service was started. `feed` is to be called with
-    each event of the bus, from whatever thread.
+    `view` is the manager's, `totals` what each model has done since the service was started. `feed` is to be called
+    with each event of the bus, from whatever thread.
     """
 
     def __init__(
