@@ -137,8 +137,11 @@ simulate: setup ## replay traces of requests against the policies of the model m
 
 .PHONY: lock
 lock: ## update the pinned requirements for every supported Python (needs uv)
-	uv pip compile --quiet --universal --python-version 3.10 --fork-strategy requires-python --no-annotate \
-		--custom-compile-command "make lock" --upgrade --output-file requirements.txt requirements.in
+	$(LOCK) --fork-strategy fewest --generate-hashes --output-file $(SERVICE)/requirements.txt $(SERVICE)/requirements.in
+	$(LOCK) --fork-strategy requires-python --output-file requirements.txt requirements.in
+
+LOCK := uv pip compile --quiet --universal --python-version 3.10 --no-annotate --custom-compile-command "make lock" --upgrade
+SERVICE := roles/model_manager/files
 
 .PHONY: clean
 clean: ## remove what the other targets created in this directory (not the images, not the caches)

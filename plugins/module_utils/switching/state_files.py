@@ -41,20 +41,10 @@ WEIGHTS = "weights"
 MANAGER = "manager"
 # Which models the model manager is about to load by itself. It writes this before it does.
 RECONCILER = "reconciler"
-ALL = (
-    DESIRED_STATE,
-    LAST_SWITCH,
-    CANARY,
-    DRAFTS,
-    PROOF,
-    MEMORY,
-    ODOMETER,
-    COSTS,
-    CHANGES,
-    WEIGHTS,
-    MANAGER,
-    RECONCILER,
-)  # fmt: skip
+# What the models' servers had counted when the model manager asked them last. It writes this itself.
+USAGE = "usage"
+_ENGINE = (DESIRED_STATE, LAST_SWITCH, CANARY, DRAFTS, PROOF, MEMORY, ODOMETER, COSTS, CHANGES, WEIGHTS)
+ALL = (*_ENGINE, MANAGER, RECONCILER, USAGE)
 
 # No file takes as much.
 _ROOM_BYTES = 65536

@@ -25,6 +25,8 @@ from .config import Config, ConfigError, read
 from .events import Bus
 from .history import History
 from .manager import Manager
+from .metrics import Metrics
+from .usage import Usage
 
 _LOG = logging.getLogger("model_manager")
 # Beyond the switch itself: for the last answers to be read.
@@ -55,11 +57,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Serve until a signal comes; the exit status."""
     parser = argparse.ArgumentParser(prog="python3 -m model_manager", description="Serve the models of this host.")
     parser.add_argument("config", help="the JSON file of the settings")
+    parser.add_argument("--check", action="store_true", help="only check the settings")
     options = parser.parse_args(argv)
     # The journal has the time of each line.
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s", stream=sys.stderr)
     try:
         config = read(options.config)
+        if options.check:
+            return 0
         inventory = read_inventory(config.stack_dir)
     except (ConfigError, InventoryError) as error:
         _LOG.error("%s", error)
@@ -69,19 +74,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     history = History(os.path.join(config.stack_dir, "run", "manager.sqlite"), keep_switches=config.history_switches)
     manager = Manager(config, inventory, history=history, bus=Bus())
+    usage = Usage(config.stack_dir, history)
     try:
-        return _serve(config, manager)
+        return _serve(config, manager, usage)
     except ConfigError as error:
         _LOG.error("%s", error)
         return 2
     finally:
         manager.stop()
         manager.bus.close()
+        usage.stop()
         history.close()
 
 
-def _serve(config: Config, manager: Manager) -> int:
-    app = create_app(manager, config)
+def _serve(config: Config, manager: Manager, usage: Usage) -> int:
+    metrics = Metrics(manager.view, usage.totals)
+    for listener in (usage.feed, metrics.feed):
+        manager.bus.listen(listener)
+    manager.on_observed(usage.observed)
+    app = create_app(manager, config, [metrics.router(), usage.router()])
     manager.start()
     service = Service(
         uvicorn.Config(

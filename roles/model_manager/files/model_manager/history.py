@@ -15,7 +15,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 _LOG = logging.getLogger(__name__)
@@ -74,7 +74,6 @@ class Switch:
     rung: str = ""
     seconds: float = 0.0
     steps: Sequence[Mapping[str, Any]] = ()
-    id: int = field(default=0, compare=False)
 
 
 class History:
@@ -249,17 +248,18 @@ class History:
             os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
         connection = sqlite3.connect(self.path, timeout=_PATIENCE_SECONDS, check_same_thread=False)
         try:
-            # A commit costs no wait for the disk, and a loss of power at most the last ones.
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = NORMAL")
-            connection.execute("PRAGMA cache_size = -512")  # KiB; the manager's memory is small
             found = connection.execute("PRAGMA user_version").fetchone()[0]
             if found not in (0, _LAYOUT):
                 raise sqlite3.DatabaseError(f"its layout is {found}, not {_LAYOUT}")
             state = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
             if state != "ok":
                 raise sqlite3.DatabaseError(state)
-            connection.executescript(f"{_SCHEMA}PRAGMA user_version = {_LAYOUT};")
+            # A commit costs no wait for the disk, and a loss of power at most the last ones.
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = NORMAL")
+            connection.execute("PRAGMA cache_size = -512")  # KiB; the manager's memory is small
+            if not found:
+                connection.executescript(f"{_SCHEMA}PRAGMA user_version = {_LAYOUT};")
         except BaseException:
             connection.close()
             raise

@@ -177,17 +177,29 @@ def _idle_in(situation: Situation, target: Waiting) -> float:
 
 
 def _slack(situation: Situation, order: Sequence[Waiting]) -> float:
-    """For how long the switches in this order can be put off so that no first request waits longer than is allowed."""
+    """For how long the switches in this order can be put off so that no first request waits longer than is allowed.
+
+    Negative where one will.
+    """
     bound = situation.settings.max_wait_seconds
-    served = _served_after(situation, order)
-    return min(bound - one.oldest_wait_seconds - after for one, after in zip(order, served, strict=True))
+
+    def left(held: bool) -> float:
+        served = _served_after(situation, order, held)
+        return min(bound - one.oldest_wait_seconds - after for one, after in zip(order, served, strict=True))
+
+    # While a model has to stay active, to put off a switch costs nothing.
+    now = left(held=True)
+    return now if now < 0 else left(held=False)
 
 
-def _served_after(situation: Situation, order: Iterable[Waiting]) -> list[float]:
-    """After which times the models of this order are active, if the switches are made one after the other from now."""
+def _served_after(situation: Situation, order: Iterable[Waiting], held: bool) -> list[float]:
+    """After which times the models of this order are active, if the switches are made one after the other from now.
+
+    Without `held`, those that are active now may leave at once.
+    """
     least, drain = situation.settings.min_active_seconds, situation.settings.drain_seconds
     # For each active model, since when it is (before now: negative), and what it takes to leave.
-    awake = {one.model: (-one.active_seconds, one.leave_seconds) for one in situation.active}
+    awake = {one.model: (-one.active_seconds if held else -math.inf, one.leave_seconds) for one in situation.active}
     clock, times = 0.0, []
     for one in order:
         gone = _take(awake, one.conflicts)
