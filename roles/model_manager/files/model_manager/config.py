@@ -69,6 +69,9 @@ class Config:
     """See `breaker_failures`."""
     retry_seconds: float = 300.0
     """How far apart a model is tried again that failed too often."""
+    reload_idle_seconds: float = 300.0
+    """A sleeping model whose server was lost is loaded again once whoever has to make room for that had no request for
+    so long; 0: not before somebody asks for it."""
     stop_timeout_seconds: float = 60.0
     """When the service ends: how long a running switch may go on. Then it is taken back, for which it has as long."""
 
@@ -164,6 +167,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "breaker_failures": _whole(1),
     "breaker_minutes": _number(0, above=True),
     "retry_seconds": _number(0, above=True),
+    "reload_idle_seconds": _number(0),
     "stop_timeout_seconds": _number(0),
 }
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import functools
 import itertools
 import logging
 import os
@@ -45,6 +46,7 @@ from . import eta, policy, view
 from .config import Config
 from .events import Bus
 from .history import History, HistoryError, Switch
+from .reconcile import GuardedLock, Reconciler, Situation, Superseded, still_holds
 from .tickets import DONE, FAILED, RUNNING, Busy, Conflict, ManagerError, Ticket, UnknownModel, Unsupported
 from .view import ModelView, View
 
@@ -138,6 +140,8 @@ class Manager:
         self._problem = ""
         self._last_switch: dict[str, Any] | None = None
         self._timings = eta.Timings()
+        self._reconciler = Reconciler(config)
+        self._told_breakers: dict[str, dict[str, Any]] = {}
         self._observing: Switcher | None = None
         self._stop_observing = threading.Event()
         self._worker = threading.Thread(target=self._work, name="worker", daemon=True)
@@ -199,13 +203,14 @@ class Manager:
         by: str = "",
         for_now: bool = False,
         manual: bool = False,
+        guard: Callable[[], bool] | None = None,
     ) -> Ticket:
         """Ask for a model to be brought to a state: active, sleeping (at this level, if one is given) or stopped.
 
         Whoever asks for what is asked for already gets the same ticket. C(by) says who asks, for people. With
         `for_now` the desired state that a boot restores does not change. `manual` says that a person asks on the
-        control API: in manual mode nobody else may, and the pin moves along. Raises UnknownModel, Conflict,
-        Unsupported or Busy.
+        control API: in manual mode nobody else may, and the pin moves along. `guard` is asked under the host's lock
+        whether it is still to be done. Raises UnknownModel, Conflict, Unsupported or Busy.
         """
         with self._changed:
             found = self._find(model)
@@ -216,20 +221,23 @@ class Manager:
             if self._ending:
                 raise self._ending_error()
             self._check_allowed(found, desired, level, by, manual)
-            for ticket in (*([self._running] if self._running else []), *self._queue):
-                if (ticket.model, ticket.desired, ticket.level, ticket.for_now) == (found.id, desired, level, for_now):
-                    ticket.waiters += 1
-                    ticket.manual = ticket.manual or manual
-                    if ticket.by == RECONCILER and by != RECONCILER:
-                        ticket.by = by
-                    self._move_pin(ticket, manual)
-                    return ticket
+            for ticket in self._asked():
+                same = (ticket.model, ticket.desired, ticket.level, ticket.for_now) == (found.id, desired, level, for_now)
+                if not same or (ticket is self._running and ticket.guard and not guard):
+                    continue  # what may yet turn out not to be done is no answer to who wants it done
+                ticket.waiters += 1
+                ticket.manual = ticket.manual or manual
+                if not guard:
+                    ticket.guard, ticket.by = None, by if ticket.by == RECONCILER else ticket.by
+                self._move_pin(ticket, manual)
+                return ticket
             if len(self._queue) >= self.config.max_queue:
                 last = max((self._place(ticket)[1] or 0.0 for ticket in self._queue), default=0.0)
                 raise Busy(
                     f"{len(self._queue)} switches wait already (max_queue)", "try again later", max(1.0, last)
                 )
             ticket = Ticket(found.id, desired, level, by, for_now, manual, self._now(), self._withdraw, self._place)
+            ticket.guard = guard
             self._queue.append(ticket)
             self._move_pin(ticket, manual)
             self.bus.publish("switch_queued", ticket.as_dict())
@@ -309,8 +317,6 @@ class Manager:
         """The host as it was observed last."""
         with self._changed:
             running = self._running
-            order = self._order()
-            shown = [*([running] if running else []), *order]
             switching = running and running.desired == plan.ACTIVE and (running.from_model, running.model)
             models = {model.id: self._model_view(model) for model in self.inventory.models}
             return View(
@@ -319,7 +325,7 @@ class Manager:
                 switching=switching or None,
                 mode=self._mode,
                 pinned=self._pinned,
-                queue=[ticket.view() for ticket in shown],
+                queue=[ticket.view() for ticket in self._asked()],
                 age_seconds=max(0.0, self._clock() - self._observed_at),
                 lock_holder=self._lock_holder,
                 problem=self._problem,
@@ -380,6 +386,10 @@ class Manager:
     def _order(self) -> list[Ticket]:
         """What waits, in the order in which it is done: what people wait for before what the manager does by itself."""
         return sorted(self._queue, key=lambda ticket: ticket.by == RECONCILER)
+
+    def _asked(self) -> list[Ticket]:
+        """What is done now, and what waits, in order."""
+        return [*([self._running] if self._running else []), *self._order()]
 
     def _next(self) -> tuple[Ticket | None, float | None]:
         """The ticket that is to be done now, or after how many seconds to look again."""
@@ -506,16 +516,17 @@ class Manager:
         self._publish_queue()
 
     def _switch(self, ticket: Ticket) -> None:
-        inventory = self.inventory
+        inventory, stack_dir = self.inventory, self.config.stack_dir
         error: dict[str, Any] | None = None
         result = None
         try:
             with self._make_switcher(
                 self._with_evictions(inventory, ticket),
-                self.config.stack_dir,
+                stack_dir,
                 sleep=self._sleep,
                 tell=lambda text: _LOG.info("%s", text),
                 observer=self._step,
+                lock=GuardedLock(stack_dir, ticket.guard) if ticket.guard else None,
             ) as switcher:
                 result = switcher.switch(ticket.model, ticket.desired, for_now=ticket.for_now)
         except SwitchingError as failure:
@@ -535,10 +546,12 @@ class Manager:
             if result is not None:
                 self._take_over(result.models)
                 self._timings.add(result.steps)
-            self._last_switch = status.read_last_switch(self.config.stack_dir) or self._last_switch
+            self._last_switch = status.read_last_switch(stack_dir) or self._last_switch
             self._running = None
+            told = result and result.as_dict()
+            self._reconciler.ended(self._clock(), ticket.model, ticket.desired, ticket.by, told, error)
             self._publish_states()
-            self._end(ticket, result=result and result.as_dict(), error=error)
+            self._end(ticket, result=told, error=error)
             self._publish_queue()
             self._changed.notify_all()
         self._record(ticket)
@@ -568,8 +581,11 @@ class Manager:
 
     def _record(self, ticket: Ticket) -> None:
         result = ticket.result or {}
-        if ticket.begun_at is None or ticket.ended_at is None or not (result.get("steps") or ticket.error):
+        error = ticket.error or {}
+        if ticket.begun_at is None or ticket.ended_at is None or not (result.get("steps") or error):
             return  # nothing was done
+        if error.get("kind") == Superseded.__name__:
+            return
         self.history.record_switch(
             Switch(
                 model=ticket.model,
@@ -579,7 +595,7 @@ class Manager:
                 ended_at=ticket.ended_at,
                 result=ticket.status,
                 requested_by=ticket.by,
-                error=(ticket.error or {}).get("message", ""),
+                error=error.get("message", ""),
                 previous=result.get("previous_models", ()),
                 active=result.get("active_models", ()),
                 rung=result.get("rung", ""),
@@ -665,8 +681,9 @@ class Manager:
         """Observe all servers, and take over what they are unless a switch has begun or ended meanwhile."""
         generation, inventory = self._generation, self.inventory
         switcher = self._engine()
-        host, stack_dir = switcher.host, self.config.stack_dir
-        switcher.lock.peek()
+        host, lock, stack_dir = switcher.host, switcher.lock, self.config.stack_dir
+        locked, lock_stamp = lock.held_by(), _stamp(lock.path)
+        lock.peek()
         held: dict[str, float | None] | None = None
         if self._clock() >= self._next_report and not self._running:
             self._next_report = self._clock() + self.config.report_seconds
@@ -684,18 +701,49 @@ class Manager:
         desired = desired_state.read(inventory, stack_dir)
         known, last = state_files.models(stack_dir, state_files.COSTS), status.read_last_switch(stack_dir)
         leaks = odometer.reports(inventory, stack_dir)
+        # What was read while somebody switched does not go together.
+        undisturbed = not locked and not lock.held_by() and lock_stamp == _stamp(lock.path)
         with self._changed:
             if generation != self._generation:
                 return
             self._seen, self._observed_at = dict(seen), self._clock()
             self._desired, self._costs, self._leaks = desired, known, leaks
             self._held_gb = self._held_gb if held is None else held
-            self._note_activity(seen, counters, switcher.lock.active_since)
+            self._note_activity(seen, counters, lock.active_since)
             if last and last != self._last_switch and not self._running:
                 self._last_switch = last
                 self._note_others_switch(last)
-            self._check_pin()
+            if undisturbed:
+                self._check_pin()
+            self._reconcile(inventory, counters, lock_stamp, not undisturbed)
             self._publish_states()
+
+    def _reconcile(
+        self, inventory: Inventory, counters: Mapping[str, Counters], lock_stamp: tuple[int, ...] | None, locked: bool
+    ) -> None:
+        """Ask for what the service does by itself. The caller has the lock."""
+        if not self.config.reconcile or self._ending:
+            return
+        kept = {name for name, pair in self._evictions.items() if not self.eviction_level(*pair)}
+        situation = Situation(
+            now=self._clock(),
+            inventory=inventory,
+            observed=self._seen,
+            desired=self._desired,
+            last_switch=self._last_switch,
+            lock_stamp=lock_stamp[0] if lock_stamp else 0,
+            locked=locked and not self._running,
+            tickets=bool(self._asked()),
+            waiting={one.model for one in self._asked() if one.desired == plan.ACTIVE},
+            manual=self._mode == MANUAL,
+            kept_awake=kept | ({self._pinned} if self._pinned else set()),
+            served={name: one.requests for name, one in counters.items()},
+        )
+        for action in self._reconciler.round(situation):
+            _LOG.info("%s is to be %s: %s", action.model, action.desired, action.reason)
+            with contextlib.suppress(ManagerError):
+                guard = functools.partial(still_holds, action, inventory, self.config.stack_dir)
+                self.request(action.model, action.desired, by=RECONCILER, guard=guard)
 
     def _engine(self) -> Switcher:
         if self._observing is None:
@@ -744,7 +792,7 @@ class Manager:
 
     def _check_pin(self) -> None:
         """Whoever has switched past a pin, by the module or the command line, has ended it."""
-        asked = [one.model for one in (self._running, *self._queue) if one]
+        asked = [one.model for one in self._asked()]
         if self._pinned and self._pinned not in asked and self._desired.get(self._pinned) != plan.ACTIVE:
             _LOG.warning("%s is pinned no more: another model was made active without this service", self._pinned)
             self._set_mode(AUTO, None)
@@ -793,7 +841,22 @@ class Manager:
             return view.ERROR, None, "it was not looked at yet"
         if seen.paused:
             return view.SLEEP_PENDING, seen.level, seen.problem
+        breaker = self._reconciler.breakers.get(name)
+        if breaker and breaker.opened and seen.state not in (plan.ACTIVE, plan.SLEEPING, plan.DISABLED):
+            return view.ERROR, None, f"it failed {len(breaker.failures)} times: {breaker.reason}"
         return view.OF_ENGINE[seen.state], seen.level, seen.problem
+
+    def _breaker(self, name: str) -> dict[str, Any] | None:
+        breaker = self._reconciler.breakers.get(name)
+        if breaker is None or not breaker.failures:
+            return None
+        left = breaker.retry_at - self._clock()
+        return {
+            "state": breaker.state(self._clock()),
+            "failures": len(breaker.failures),
+            "reason": breaker.reason,
+            "retry_at": round(self._now() + left, 1) if left > 0 else None,
+        }
 
     def _in_flight(self, name: str) -> int | None:
         seen = self._seen.get(name)
@@ -809,7 +872,7 @@ class Manager:
     def _model_view(self, model: Model) -> ModelView:
         state, level, problem = self._state_of(model.id)
         seen = self._seen.get(model.id, Observation(plan.ERROR))
-        asked = [one for one in (self._running, *self._queue) if one and one.model == model.id]
+        asked = [one for one in self._asked() if one.model == model.id]
         since = self._active_since.get(model.id)
         return ModelView(
             id=model.id,
@@ -831,7 +894,8 @@ class Manager:
             idle_seconds=self._idle_seconds(model.id),
             queue_depth=sum(one.waiters for one in asked),
             eta_seconds=None if model.disabled else self._eta_of(model, asked),
-            breaker=None,
+            breaker=self._breaker(model.id),
+            note=self._reconciler.notes.get(model.id, ""),
             eviction=self._eviction(model),
             gpu_memory_held_gb=self._held_gb.get(model.id),
             leak=self._leaks.get(model.id),
@@ -844,7 +908,7 @@ class Manager:
                 return ticket.eta_seconds
         awake = {m.id for m in self.inventory.enabled if self._state_of(m.id)[0] == view.READY}
         seconds = 0.0
-        for ticket in (*([self._running] if self._running else []), *self._order()):
+        for ticket in self._asked():
             seconds += self._left(ticket) if ticket is self._running else self._takes(ticket, awake)
             awake = self._after(ticket, awake)
         if model.id in awake:
@@ -885,9 +949,15 @@ class Manager:
                 state, level, problem = now
                 data = {"model": model.id, "state": state, "level": level, "problem": problem}
                 self.bus.publish("state", {**data, "before": before[0] if before else None})
+            breaker = self._breaker(model.id)
+            told = self._told_breakers.get(model.id)
+            keys = ("state", "failures")
+            if breaker and (not told or any(breaker[key] != told[key] for key in keys)):
+                self._told_breakers[model.id] = breaker
+                self.bus.publish("breaker", {"model": model.id, **breaker})
 
     def _publish_queue(self) -> None:
-        shown = [ticket.view() for ticket in (*([self._running] if self._running else []), *self._order())]
+        shown = [ticket.view() for ticket in self._asked()]
         keys = ("id", "model", "desired", "position", "eta_seconds")
         self.bus.publish("queue", {"queue": [{key: getattr(one, key) for key in keys} for one in shown]})
 

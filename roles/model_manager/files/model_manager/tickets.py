@@ -91,6 +91,8 @@ class Ticket:
         self.result: dict[str, Any] | None = None
         self.error: dict[str, Any] | None = None
         self.waiters = 1
+        # Asked under the host's lock whether it is still to be done.
+        self.guard: Callable[[], bool] | None = None
         self.future: concurrent.futures.Future[Ticket] = concurrent.futures.Future()
         self.future.set_running_or_notify_cancel()
         self.when_ended: list[Callable[[Ticket], None]] = []
