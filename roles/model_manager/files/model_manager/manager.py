@@ -795,7 +795,8 @@ class Manager:
             "last_active": self._host.last_active,
         }
         try:
-            state_files.write(self.config.stack_dir, state_files.MANAGER, content)
+            with self._changed:
+                state_files.write(self.config.stack_dir, state_files.MANAGER, content)
         except OSError as error:
             path = state_files.path(self.config.stack_dir, state_files.MANAGER)
             _LOG.warning("%s can't be written (%s): %s", path, error.strerror, state_files.remedy(error))
