@@ -160,8 +160,8 @@ def test_what_is_set_up_wrongly_ends_it_at_once_with_what_to_do(host: Host, serv
 
 def test_a_port_that_is_taken_is_said(host: Host, services: list[Service]) -> None:
     two(host)
-    first = Service(host)
-    second = Service(host, port=first.port)
+    first = Service(host, reconcile=False)
+    second = Service(host, reconcile=False, port=first.port)
     services.extend([first, second])
     until(lambda: second.process.poll() is not None, "it ends")
     assert second.process.returncode != 0

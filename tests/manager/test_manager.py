@@ -181,7 +181,7 @@ def test_a_switch_that_fails_is_told_without_secrets(host: Host, manage: Manage)
     host.declare("b", env={"HF_TOKEN": "hf_very-secret-0123456789"})
     host.settings["escalation"] = ["roll_back"]
     host.up(a="active", b=1)
-    manager = manage()
+    manager = manage(reconcile=False)
     host.fault("b", "/wake_up", "status_500", times=0)
     reader = manager.bus.subscribe()
     ticket = ended(manager.request("b"))
@@ -228,7 +228,7 @@ def test_a_switch_of_its_own_is_not_taken_for_somebody_elses(host: Host, manage:
 
 def test_a_server_that_dies_is_seen(host: Host, manage: Manage, signalled: Callable[[str], None]) -> None:
     two(host)
-    manager = manage()
+    manager = manage(reconcile=False)
     signalled("a")
     until(lambda: state(manager, "a") in (view.STOPPED, view.ERROR), "it is seen")
     assert active(manager) == []
@@ -291,7 +291,7 @@ def test_manual_mode_and_the_pin(host: Host, manage: Manage) -> None:
 def test_a_pin_whose_switch_fails_leaves_the_mode_as_it_was(host: Host, manage: Manage) -> None:
     host.settings["escalation"] = ["roll_back"]
     two(host)
-    manager = manage()
+    manager = manage(reconcile=False)
     host.fault("b", "/wake_up", "status_500", times=0)
     assert ended(manager.pin("b")).status == "failed"
     assert (manager.view().mode, manager.view().pinned) == ("auto", None)
@@ -405,7 +405,7 @@ def test_requests_are_seen_and_the_time_without(host: Host, manage: Manage) -> N
 def test_what_is_shown_never_waits_for_a_server(host: Host, manage: Manage) -> None:
     two(host)
     host.settings["probe_timeout_seconds"] = 3
-    manager = manage(observe_seconds=0.1)
+    manager = manage(reconcile=False, observe_seconds=0.1)
     host.fault("b", "/health", "hang", times=0)
     until(lambda: manager.view().age_seconds > 0.5, "the look hangs")
     began = time.monotonic()
