@@ -45,6 +45,14 @@ class Config:
     """The file of the bearer tokens. Without one, only this host itself may change anything."""
     allowed_hosts: tuple[str, ...] = ()
     """The names by which clients may call the service (the header Host), beside the host's own addresses."""
+    answer_seconds: float = 900.0
+    """How long a caller waits for its switch. Then it is told where the switch, which goes on, tells how it goes."""
+    max_body_bytes: int = 65536
+    """The longest body of a request."""
+    requests_per_second: float = 200.0
+    """How often one client may ask on average; five seconds' worth may come at once."""
+    max_readers: int = 100
+    """How many may read the events at once."""
     policy: str = "fifo"
     """Who is switched to next: `fifo`, in the order of the requests; `batched`, requests for the active model first."""
     max_wait_seconds: float = 60.0
@@ -117,7 +125,7 @@ def _address(value: Any) -> str:
 
 def _names(value: Any) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(one, str) and one for one in value):
-        raise _Wrong(f"must be a list of names, is {json.dumps(value)}: write it as [\"name\"]")
+        raise _Wrong(f'must be a list of names, is {json.dumps(value)}: write it as ["name"]')
     return tuple(value)
 
 
@@ -165,6 +173,10 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "port": _whole(1, 65535),
     "tokens_file": _file,
     "allowed_hosts": _names,
+    "answer_seconds": _number(0, above=True),
+    "max_body_bytes": _whole(1),
+    "requests_per_second": _number(1),
+    "max_readers": _whole(1),
     "policy": _policy,
     "max_wait_seconds": _number(0),
     "observe_seconds": _number(0, above=True),
