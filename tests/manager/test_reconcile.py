@@ -8,19 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import os
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching import desired_state, state_files
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import Inventory, Model, parse
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching.lock import HostLock
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching import desired_state, status
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import Inventory, parse
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.plan import (
     ACTIVE,
     ERROR,
@@ -31,13 +28,11 @@ from ansible_collections.homegpt.vllm.plugins.module_utils.switching.plan import
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from tests.manager.conftest import Manage, ended, until
-from tests.unit.plugins.module_utils.switching.conftest import Host
-
-from model_manager.breaker import CLOSED, HALF_OPEN, OPEN, Breaker  # isort: skip
-from model_manager.config import Config, ModelConfig  # isort: skip
-from model_manager.reconcile import (  # isort: skip
+from model_manager import view
+from model_manager.breaker import CLOSED, HALF_OPEN, OPEN, Breaker
+from model_manager.config import Config, ModelConfig
+from model_manager.manager import Manager
+from model_manager.reconcile import (
     BY,
     Action,
     GuardedLock,
@@ -50,6 +45,9 @@ from model_manager.reconcile import (  # isort: skip
     serves,
     still_holds,
 )
+
+from tests.manager.conftest import Manage, ended, until
+from tests.unit.plugins.module_utils.switching.conftest import Host
 
 AWAKE = Observation(ACTIVE, running=0, waiting=0)
 BUSY = Observation(ACTIVE, running=1, waiting=0)
@@ -632,3 +630,152 @@ def test_whatever_happens_the_host_comes_back_to_what_is_desired(
     assert all(
         not HOST.find(one).conflicts_with(HOST.find(other)) for one in played.awake() for other in played.awake()
     )
+
+
+# A real manager, on stand-ins.
+
+
+def pids(host: Host, name: str) -> list[int]:
+    """The processes of a model's server."""
+    with host.switcher() as switcher:
+        return switcher.host.lifecycles[name].pids()
+
+
+def kill(host: Host, name: str, number: signal.Signals = signal.SIGKILL) -> None:
+    for pid in pids(host, name):
+        os.kill(pid, number)
+
+
+def own(manager: Manager) -> list[tuple[str, str, str]]:
+    """What the manager has done by itself, the oldest first."""
+    rows = [one for one in reversed(manager.history.switches()) if one["requested_by"] == BY]
+    return [(one["model"], one["desired"], one["result"]) for one in rows]
+
+
+def rounds(manager: Manager, number: int = 4) -> None:
+    """Let the manager look at the host a few times."""
+    for _each in range(number):
+        age = manager.view().age_seconds
+        until(lambda age=age: manager.view().age_seconds < age, "it has looked again")  # type: ignore[misc]
+        time.sleep(0.05)
+
+
+def two(host: Host, **fields: Any) -> None:
+    """Two models on one GPU, of which a is awake and meant to be."""
+    for name in ("a", "b"):
+        host.declare(name, startup_mode="active" if name == "a" else "sleep", **fields)
+    host.up(a="active", b=1)
+
+
+def test_a_crashed_server_is_brought_back_and_the_others_are_left_alone(host: Host, manage: Manage) -> None:
+    two(host)
+    manager = manage()
+    rounds(manager, 2)
+    assert own(manager) == [], "it adopts what is awake"
+    before = host.changing_calls("b")
+    reader = manager.bus.subscribe()
+    kill(host, "a")
+    until(lambda: own(manager) == [("a", ACTIVE, "done")], "a is back")
+    assert host.states() == {"a": "active", "b": "sleeping"}
+    assert host.changing_calls("b") == before
+    told = [event.data for event in reader.take() if event.kind == "breaker"]
+    assert (told[0]["model"], told[0]["state"], told[0]["failures"]) == ("a", CLOSED, 1)
+    rounds(manager)
+    assert len(own(manager)) == 1
+
+
+def test_a_server_that_does_not_answer_is_not_taken_for_dead(host: Host, manage: Manage) -> None:
+    host.settings["probe_timeout_seconds"] = 0.2
+    two(host)
+    manager = manage()
+    kill(host, "a", signal.SIGSTOP)
+    try:
+        until(lambda: manager.view().models["a"].unknown, "it does not answer")
+        rounds(manager)
+        assert own(manager) == []
+    finally:
+        kill(host, "a", signal.SIGCONT)
+    until(lambda: manager.view().active == ["a"], "it answers again")
+    rounds(manager)
+    assert own(manager) == []
+
+
+def test_of_a_booted_host_one_model_loads_after_the_other_and_the_active_one_comes_last(
+    host: Host, manage: Manage
+) -> None:
+    for name in ("a", "b", "c"):
+        host.declare(name, startup_mode="active" if name == "a" else "sleep", standin={"load_seconds": 0.2})
+    manager = manage()
+    until(lambda: len(own(manager)) == 3, "all are back")
+    assert own(manager) == [("b", SLEEPING, "done"), ("c", SLEEPING, "done"), ("a", ACTIVE, "done")]
+    assert host.states() == {"a": "active", "b": "sleeping", "c": "sleeping"}
+    loads = [(event["model"], event["event"]) for event in host.events() if event["event"] in ("loading", "awake")]
+    assert loads == [(f"org/{name}", event) for name in ("b", "c", "a") for event in ("loading", "awake")]
+
+
+def test_of_a_model_that_cannot_load_the_breaker_opens_and_others_are_served(host: Host, manage: Manage) -> None:
+    host.declare("a", startup_mode="active", standin={"faults": '[{"path": "load", "fault": "die", "times": 0}]'})
+    host.declare("b")
+    manager = manage(breaker_failures=2, retry_seconds=600)
+    until(lambda: (manager.view().models["a"].breaker or {}).get("state") == OPEN, "the breaker of a is open")
+    assert own(manager) == [("b", SLEEPING, "done"), ("a", ACTIVE, "failed"), ("a", ACTIVE, "failed")]
+    shown = manager.view().models["a"]
+    assert (shown.status, shown.process_state.partition(":")[0]) == ("error", "failed")
+    assert "2 times within 10 min" in shown.problem
+    assert ended(manager.request("b")).error is None
+    rounds(manager)
+    assert host.states() == {"a": "stopped", "b": "active"}
+    assert len(own(manager)) == 3, "nothing more is tried"
+
+
+def test_what_the_command_line_switches_is_left_so(host: Host, manage: Manage) -> None:
+    two(host)
+    manager = manage()
+    host.switch("b")
+    until(lambda: manager.view().active == ["b"], "it is seen")
+    rounds(manager)
+    with host.switcher() as switcher:
+        switcher.switch("a", for_now=True)
+    assert desired_state.recorded(str(host.stack_dir))["b"] == ACTIVE
+    rounds(manager)
+    with host.switcher() as switcher:
+        switcher.switch("a", STOPPED, for_now=True)
+    until(lambda: manager.view().models["a"].state == view.STOPPED, "that is seen too")
+    rounds(manager)
+    assert own(manager) == []
+    assert host.states() == {"a": "stopped", "b": "sleeping"}
+
+
+def test_nothing_is_done_if_somebody_switches_while_it_waits_for_the_lock(host: Host) -> None:
+    two(host)
+    stack_dir = str(host.stack_dir)
+    action = Action("a", ACTIVE, "it crashed", desired_state.read(host.inventory, stack_dir), None)
+    lock = GuardedLock(stack_dir, lambda: still_holds(action, host.inventory, stack_dir))
+    with host.switcher(lock=lock) as switcher:
+        host.while_it_waits(switcher, lambda: host.switch("b"))
+        calls = {}
+        with pytest.raises(Superseded):
+            switcher.switch(action.model, action.desired)
+        calls = host.all_changing_calls()
+    assert host.states() == {"a": "sleeping", "b": "active"}
+    assert host.all_changing_calls() == calls
+    last = status.read_last_switch(stack_dir)
+    assert last is not None and (last["models"], last["result"]) == (["b"], "done"), "it counts as no switch"
+
+
+def test_an_idle_model_sleeps_and_then_ends_and_one_in_use_does_not(host: Host, manage: Manage) -> None:
+    host.declare("a", startup_mode="active", gpus=[0])
+    host.declare("b", startup_mode="active", gpus=[1])
+    host.up(a="active", b="active")
+    manager = manage(idle_sleep_seconds=0.8, idle_stop_seconds=1.6)
+
+    def use() -> bool:
+        host.completion("b", tokens=1)
+        time.sleep(0.05)
+        return manager.view().models["a"].state == view.STOPPED
+
+    until(use, "a has ended")
+    assert own(manager) == [("a", SLEEPING, "done"), ("a", STOPPED, "done")]
+    assert manager.view().models["b"].state == view.READY
+    assert desired_state.recorded(str(host.stack_dir)) == {"a": STOPPED, "b": ACTIVE}
+    until(lambda: manager.view().models["b"].state == view.STOPPED, "b has ended once nobody uses it")
