@@ -322,7 +322,7 @@ def test_what_is_done_is_safe_whatever_is_known(seen: Situation) -> None:
         now, rivals = seen.observed[model.id], HOST.conflicting(model)
         assert not is_unknown(model, now)
         assert not (now.state == ERROR and not now.dead), "the engine would refuse it"
-        lets_go = serves(now) and action.desired != ACTIVE or (now.asleep and action.desired == STOPPED)
+        lets_go = (serves(now) and action.desired != ACTIVE) or (now.asleep and action.desired == STOPPED)
         if lets_go and not (model.id == seen.half_way and model.id in seen.lost):
             idle = seen.idle_seconds[model.id]
             assert idle is not None and idle >= 60.0 and not now.running and model.id not in seen.waiting
@@ -368,7 +368,7 @@ class Played:
 
     def look(self) -> Situation:
         observed = {name: HUNG if name in self.hidden else one for name, one in self.seen.items()}
-        idle = {name: 1e6 for name in GPUS}
+        idle = dict.fromkeys(GPUS, 1000000.0)
         return Situation(self.now, HOST, observed, dict(self.desired), self.last, self.lock, idle_seconds=idle)
 
     def tick(self, seconds: float = 2.0) -> list[Action]:
@@ -536,10 +536,12 @@ def test_a_switch_that_failed_or_was_cut_off_is_mended(played: Played) -> None:
     assert played.last
     played.last["result"] = "failed"
     assert named(played.tick()) == [("a", ACTIVE)]
+    assert played.tick() == []
     # It was killed when a slept, before it woke b: nothing tells of it but the lock.
     played.seen["a"] = ASLEEP
     played.lock += 1
     assert named(played.tick()) == [("a", ACTIVE)]
+    assert played.tick() == []
     # And while it woke b.
     played.seen["a"], played.seen["b"] = ASLEEP, HALF_AWAKE
     played.lock += 1
@@ -752,13 +754,17 @@ def test_nothing_is_done_if_somebody_switches_while_it_waits_for_the_lock(host: 
     action = Action("a", ACTIVE, "it crashed", desired_state.read(host.inventory, stack_dir), None)
     lock = GuardedLock(stack_dir, lambda: still_holds(action, host.inventory, stack_dir))
     with host.switcher(lock=lock) as switcher:
-        host.while_it_waits(switcher, lambda: host.switch("b"))
-        calls = {}
+        calls = []
+
+        def somebody() -> None:
+            host.switch("b")
+            calls.append(host.all_changing_calls())
+
+        host.while_it_waits(switcher, somebody)
         with pytest.raises(Superseded):
             switcher.switch(action.model, action.desired)
-        calls = host.all_changing_calls()
     assert host.states() == {"a": "sleeping", "b": "active"}
-    assert host.all_changing_calls() == calls
+    assert [host.all_changing_calls()] == calls
     last = status.read_last_switch(stack_dir)
     assert last is not None and (last["models"], last["result"]) == (["b"], "done"), "it counts as no switch"
 
