@@ -72,9 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SwitchingError as error:
         _LOG.error("%s", error)
         return 1
-    history = History(
-        os.path.join(config.stack_dir, "run", "manager.sqlite"), keep_switches=config.history_switches
-    )
+    history = History(os.path.join(config.stack_dir, "run", "manager.sqlite"), keep_switches=config.history_switches)
     manager = Manager(config, inventory, history=history, bus=Bus())
     usage = Usage(config.stack_dir, history)
     try:
