@@ -70,7 +70,9 @@ def manage(host: Host) -> Iterator[Manage]:
 
     def start(**settings: Any) -> Manager:
         write_inventory(host)
-        config = Config(stack_dir=str(host.stack_dir), **{"observe_seconds": 0.2, "stop_timeout_seconds": 5, **settings})
+        config = Config(
+            stack_dir=str(host.stack_dir), **{"observe_seconds": 0.2, "stop_timeout_seconds": 5, **settings}
+        )
         # There is RAM enough for every sleep, whatever machine this is.
         switcher = functools.partial(Switcher, mem_available_gb=lambda: 1000.0)
         manager = Manager(config, host.inventory, history=History(":memory:"), bus=Bus(), switcher=switcher)

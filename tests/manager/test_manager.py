@@ -73,7 +73,7 @@ def test_a_switch_is_made_and_told_as_it_goes(host: Host, manage: Manage) -> Non
     kinds = [e.kind for e in events]
     assert kinds.index("switch_queued") < kinds.index("switch_begun") < kinds.index("step_begun")
     assert kinds.index("step_ended") < kinds.index("switch_ended")
-    until(lambda: manager.history.switches(), "it is in the history")
+    until(manager.history.switches, "it is in the history")
     row = manager.history.switches()[0]
     assert (row["model"], row["requested_by"], row["previous"], row["active"]) == ("b", "test", ["a"], ["b"])
 
@@ -181,7 +181,7 @@ def test_a_switch_that_fails_is_told_without_secrets(host: Host, manage: Manage)
     host.declare("b", env={"HF_TOKEN": "hf_very-secret-0123456789"})
     host.settings["escalation"] = ["roll_back"]
     host.up(a="active", b=1)
-    manager = manage()
+    manager = manage(reconcile=False)
     host.fault("b", "/wake_up", "status_500", times=0)
     reader = manager.bus.subscribe()
     ticket = ended(manager.request("b"))
@@ -191,7 +191,7 @@ def test_a_switch_that_fails_is_told_without_secrets(host: Host, manage: Manage)
     assert "a is active again" in ticket.error["message"]
     assert ticket.result is not None
     assert active(manager) == ["a"]
-    until(lambda: manager.history.switches(), "it is in the history")
+    until(manager.history.switches, "it is in the history")
     told = json.dumps([ticket.as_dict(), [event.as_dict() for event in reader.take()], manager.history.switches()])
     assert "secret" not in told
     assert ended(manager.request("a")).status == "done"  # the next one is none the worse
@@ -228,7 +228,7 @@ def test_a_switch_of_its_own_is_not_taken_for_somebody_elses(host: Host, manage:
 
 def test_a_server_that_dies_is_seen(host: Host, manage: Manage, signalled: Callable[[str], None]) -> None:
     two(host)
-    manager = manage()
+    manager = manage(reconcile=False)
     signalled("a")
     until(lambda: state(manager, "a") in (view.STOPPED, view.ERROR), "it is seen")
     assert active(manager) == []
@@ -291,7 +291,7 @@ def test_manual_mode_and_the_pin(host: Host, manage: Manage) -> None:
 def test_a_pin_whose_switch_fails_leaves_the_mode_as_it_was(host: Host, manage: Manage) -> None:
     host.settings["escalation"] = ["roll_back"]
     two(host)
-    manager = manage()
+    manager = manage(reconcile=False)
     host.fault("b", "/wake_up", "status_500", times=0)
     assert ended(manager.pin("b")).status == "failed"
     assert (manager.view().mode, manager.view().pinned) == ("auto", None)
@@ -405,7 +405,7 @@ def test_requests_are_seen_and_the_time_without(host: Host, manage: Manage) -> N
 def test_what_is_shown_never_waits_for_a_server(host: Host, manage: Manage) -> None:
     two(host)
     host.settings["probe_timeout_seconds"] = 3
-    manager = manage(observe_seconds=0.1)
+    manager = manage(reconcile=False, observe_seconds=0.1)
     host.fault("b", "/health", "hang", times=0)
     until(lambda: manager.view().age_seconds > 0.5, "the look hangs")
     began = time.monotonic()

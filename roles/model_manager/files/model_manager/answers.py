@@ -294,7 +294,7 @@ class ActionAnswer(BaseModel):
 
     message: str
     model: str
-    status: Literal["active", "sleeping", "stopped", "error"]
+    status: Literal["active", "sleeping", "loading", "stopped", "error", "disabled"]
     level: int | None
 
 

@@ -178,6 +178,7 @@ class Api:
     async def control_sleep(self, request: Request, body: answers.SleepBody, wait: Wait = True) -> Any:
         """Put a model to sleep, by its eviction or by the one that is given."""
         desired, level = "sleeping", None
+        self._manager.eviction(body.model)  # 404 before 422
         if body.eviction:
             found = self._manager.eviction_level(body.eviction.weights, body.eviction.process)
             if not found:
@@ -195,6 +196,7 @@ class Api:
     async def set_eviction(self, body: answers.EvictionBody) -> answers.MessageAnswer:
         """Set what is done to a model that has to make room, until it is set anew."""
         pair = body.eviction
+        self._manager.eviction(body.model)  # 404 before 422
         await run_in_threadpool(self._manager.set_eviction, body.model, pair.weights, pair.process)
         return answers.MessageAnswer(message=f"{body.model}: weights {pair.weights}, process {pair.process}")
 
@@ -327,6 +329,7 @@ def create_app(manager: Manager, config: Config, routers: Iterable[APIRouter] = 
         version="1",
         docs_url=None,  # their pages load code from elsewhere
         redoc_url=None,
+        redirect_slashes=False,
         generate_unique_id_function=lambda route: route.name,
     )
     app.include_router(_router(Api(manager, config)), responses=_errors(*_EVERY))
@@ -371,7 +374,7 @@ def _router(api: Api) -> APIRouter:
         path = f"/api/models/{verb}/{{model:path}}"
         post(path, getattr(api, f"{verb}_model"), answers.ActionAnswer, *_SWITCHING)
     get("/control/status", api.control_status)
-    post("/control/mode", api.control_mode, answers.MessageAnswer, 400, switches=False)
+    post("/control/mode", api.control_mode, answers.MessageAnswer, 400, 422, switches=False)
     post("/control/pin", api.control_pin, answers.MessageAnswer, *_CONTROLLING)
     post("/control/unpin", api.control_unpin, answers.MessageAnswer, switches=False)
     post("/control/switch", api.control_switch, answers.MessageAnswer, *_CONTROLLING)

@@ -77,6 +77,8 @@ class Config:
     """See `breaker_failures`."""
     retry_seconds: float = 300.0
     """How far apart a model is tried again that failed too often."""
+    reconcile: bool = True
+    """Whether the service brings lost models back and lets idle ones go, without being asked."""
     reload_idle_seconds: float = 300.0
     """A sleeping model whose server was lost is loaded again once whoever has to make room for that had no request for
     so long; 0: not before somebody asks for it."""
@@ -123,8 +125,14 @@ def _address(value: Any) -> str:
 
 def _names(value: Any) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(one, str) and one for one in value):
-        raise _Wrong(f"must be a list of names, is {json.dumps(value)}: write it as [\"name\"]")
+        raise _Wrong(f'must be a list of names, is {json.dumps(value)}: write it as ["name"]')
     return tuple(value)
+
+
+def _boolean(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise _Wrong(f"must be true or false, is {json.dumps(value)}: correct or remove it")
+    return value
 
 
 def _policy(value: Any) -> str:
@@ -179,6 +187,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "breaker_failures": _whole(1),
     "breaker_minutes": _number(0, above=True),
     "retry_seconds": _number(0, above=True),
+    "reconcile": _boolean,
     "reload_idle_seconds": _number(0),
     "stop_timeout_seconds": _number(0),
 }

@@ -14,7 +14,7 @@ The kinds of events, with the keys of their data:
 - `inventory`: `models` (their ids), or `problem` where a new one can't be used and the old one is kept
 - `mode`: `mode` and `pinned`
 - `eviction`: `model`, `weights`, `process`
-- `breaker`: `model`, `state`, `failures`, `retry_at`
+- `breaker`: `model`, `state` (closed, open, half_open), `failures`, `reason`, `retry_at` (seconds since 1970, or null)
 - `lost`: `events`, how many a reader has missed; -1 where nobody knows
 """
 

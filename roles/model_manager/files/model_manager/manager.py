@@ -11,18 +11,16 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
-import itertools
+import functools
 import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching import (
-    costs,
     desired_state,
-    hardware,
     odometer,
     plan,
     state_files,
@@ -30,7 +28,6 @@ from ansible_collections.homegpt.vllm.plugins.module_utils.switching import (
 )
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.__main__ import read_inventory
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors import (
-    Blocked,
     ServerError,
     SwitchFailed,
     SwitchingError,
@@ -41,21 +38,34 @@ from ansible_collections.homegpt.vllm.plugins.module_utils.switching.plan import
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.redaction import Mask, secrets_of
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.switch import Switcher
 
-from . import eta, policy, view
+from . import eta, view
 from .config import Config
 from .events import Bus
 from .history import History, HistoryError, Switch
-from .tickets import DONE, FAILED, RUNNING, Busy, Conflict, ManagerError, Ticket, UnknownModel, Unsupported
+from .host_state import HostState, eviction_level
+from .reconcile import GuardedLock, Reconciler, Situation, Superseded, still_holds
+from .schedule import Schedule
+from .tickets import (
+    DONE,
+    FAILED,
+    RECONCILER,
+    RUNNING,
+    Busy,
+    Conflict,
+    ManagerError,
+    Ticket,
+    UnknownModel,
+    Unsupported,
+)
 from .view import ModelView, View
 
 # What others need of the manager, so that they know one module.
-__all__ = ("Busy", "Conflict", "Manager", "ManagerError", "Ticket", "UnknownModel", "Unsupported")
+__all__ = ("Busy", "Conflict", "Manager", "ManagerError", "Observed", "Ticket", "UnknownModel", "Unsupported")
 
 _LOG = logging.getLogger(__name__)
 
 AUTO = "auto"
 MANUAL = "manual"
-RECONCILER = "reconciler"
 _STATES = (plan.ACTIVE, plan.SLEEPING, plan.STOPPED)
 # How often is looked whether somebody else has switched, and the inventory has changed.
 _POLL_SECONDS = 0.25
@@ -66,18 +76,21 @@ _KEPT_TICKETS = 100
 # From how many past switches the times of the next ones are learnt.
 _LEARNT_SWITCHES = 200
 
-_PROCESS_OF_LEVEL = {"1": ("offload", view.KEEP_RUNNING), "2": ("discard", view.KEEP_RUNNING), "stop": ("discard", "stop")}
-_LEVEL_OF_WEIGHTS = {"offload": "1", "discard": "2"}
-_WEIGHTS = ("retain", "offload", "discard")
-_PROCESSES = (view.KEEP_RUNNING, "cuda_suspend", "checkpoint", "stop")
-_NO_WAY = "vLLM has no way to {}: use keep_running, with weights offload or discard, or stop"
-
 
 class Switching(Protocol):
     """What makes a switcher: the engine's class, or what a test puts in its place."""
 
     def __call__(self, inventory: Inventory, stack_dir: str, **parameters: Any) -> Switcher:
         """A switcher."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Observed:
+    """What one look at the servers has found. `at` is in seconds since 1970; `counters` are those of active models."""
+
+    at: float
+    seen: Mapping[str, Observation]
+    counters: Mapping[str, Counters]
 
 
 class _Ending(SwitchingError):
@@ -103,7 +116,6 @@ class Manager:
         switcher: Switching = Switcher,
     ) -> None:
         self.config = config
-        self.inventory = inventory
         self.history = history
         self.bus = bus
         self._clock = clock
@@ -111,40 +123,39 @@ class Manager:
         self._make_switcher = switcher
         # Of all that follows; told where something in the queue has changed.
         self._changed = threading.Condition(threading.RLock())
-        self._queue: list[Ticket] = []
-        self._running: Ticket | None = None
+        self._reconciler = Reconciler(config)
+        self._host = HostState(inventory, self._reconciler.breakers, now)
+        self._schedule = Schedule(config, self._host, now)
         self._ended: collections.OrderedDict[str, Ticket] = collections.OrderedDict()
-        self._ending = False
-        self._take_back = threading.Event()
-        self._taken_back = threading.Lock()
         self._mode = AUTO
         self._pinned: str | None = None
-        self._evictions: dict[str, tuple[str, str]] = {}
-        self._last_active: dict[str, float] = {}
-        self._last_request: dict[str, float] = {}
-        self._counters: dict[str, Counters] = {}
-        self._active_since: dict[str, float] = {}
-        self._seen: dict[str, Observation] = {}
-        self._observed_at = clock()
-        # Counts what makes an observation that is under way an old one.
-        self._generation = 0
-        self._moving: dict[str, tuple[str, int | None]] = {}
-        self._told: dict[str, tuple[str, int | None, str]] = {}
-        self._desired: dict[str, str] = {}
-        self._held_gb: dict[str, float | None] = {}
-        self._leaks: Mapping[str, Any] = {}
-        self._costs: dict[str, Any] = {}
         self._lock_holder = ""
         self._problem = ""
         self._last_switch: dict[str, Any] | None = None
-        self._timings = eta.Timings()
+        self._held_gb: dict[str, float | None] = {}
+        self._leaks: Mapping[str, Any] = {}
+        # What has been published of each model.
+        self._told: dict[str, tuple[str, int | None, str]] = {}
+        self._told_breakers: dict[str, dict[str, Any]] = {}
+        self._ending = False
+        self._take_back = threading.Event()
+        self._taken_back = threading.Lock()
+        self._observed_at = clock()
+        # Counts what makes an observation that is under way an old one.
+        self._generation = 0
+        self._hooks: list[Callable[[Observed], None]] = []
         self._observing: Switcher | None = None
         self._stop_observing = threading.Event()
         self._worker = threading.Thread(target=self._work, name="worker", daemon=True)
         self._observer = threading.Thread(target=self._observe_always, name="observer", daemon=True)
         self._models_stamp = _stamp(self._models_path)
         self._stamps: tuple[Any, ...] = ()
-        self._next_observation = self._next_report = 0.0
+        self._next_report = 0.0
+
+    @property
+    def inventory(self) -> Inventory:
+        """The models of the host, as `models.json` has them now."""
+        return self._host.inventory
 
     # What the service does with it.
 
@@ -153,7 +164,7 @@ class Manager:
         self._restore_state()
         with contextlib.suppress(HistoryError):
             switches = self.history.switches(_LEARNT_SWITCHES)
-            self._timings = eta.Timings(one["steps"] for one in reversed(switches))
+            self._host.timings = eta.Timings(one["steps"] for one in reversed(switches))
         self._last_switch = status.read_last_switch(self.config.stack_dir)
         self._stamps = self._read_stamps()
         self._look()
@@ -169,9 +180,9 @@ class Manager:
         timeout = self.config.stop_timeout_seconds if timeout is None else timeout
         with self._changed:
             self._ending = True
-            for ticket in self._queue:
-                self._end(ticket, error=self._ending_error().as_dict())
-            self._queue.clear()
+            waiting, self._schedule.waiting = self._schedule.waiting, []
+            for ticket in waiting:
+                self._end(ticket, error=_ending_error().as_dict())
             self._changed.notify_all()
         self._stop_observing.set()
         for thread in (self._worker, self._observer):
@@ -188,6 +199,10 @@ class Manager:
             self._observing = None
         return not self._worker.is_alive()
 
+    def on_observed(self, hook: Callable[[Observed], None]) -> None:
+        """Have this called after each look at the servers, from the thread that looks."""
+        self._hooks.append(hook)
+
     # What callers may ask.
 
     def request(
@@ -199,13 +214,14 @@ class Manager:
         by: str = "",
         for_now: bool = False,
         manual: bool = False,
+        guard: Callable[[], bool] | None = None,
     ) -> Ticket:
         """Ask for a model to be brought to a state: active, sleeping (at this level, if one is given) or stopped.
 
         Whoever asks for what is asked for already gets the same ticket. C(by) says who asks, for people. With
         `for_now` the desired state that a boot restores does not change. `manual` says that a person asks on the
-        control API: in manual mode nobody else may, and the pin moves along. Raises UnknownModel, Conflict,
-        Unsupported or Busy.
+        control API: in manual mode nobody else may, and the pin moves along. `guard` is asked under the host's lock
+        whether it is still to be done. Raises UnknownModel, Conflict, Unsupported or Busy.
         """
         with self._changed:
             found = self._find(model)
@@ -214,23 +230,29 @@ class Manager:
             if level is not None and (desired != plan.SLEEPING or level not in (1, 2)):
                 raise Unsupported(f"level must be 1 or 2, and goes with sleeping, is {level} with {desired}")
             if self._ending:
-                raise self._ending_error()
+                raise _ending_error()
             self._check_allowed(found, desired, level, by, manual)
-            for ticket in (*([self._running] if self._running else []), *self._queue):
-                if (ticket.model, ticket.desired, ticket.level, ticket.for_now) == (found.id, desired, level, for_now):
-                    ticket.waiters += 1
-                    ticket.manual = ticket.manual or manual
-                    if ticket.by == RECONCILER and by != RECONCILER:
-                        ticket.by = by
-                    self._move_pin(ticket, manual)
-                    return ticket
-            if len(self._queue) >= self.config.max_queue:
-                last = max((self._place(ticket)[1] or 0.0 for ticket in self._queue), default=0.0)
+            for ticket in self._schedule.asked():
+                if ticket.asks_for != (found.id, desired, level, for_now) or (
+                    ticket is self._schedule.running and ticket.guard and not guard
+                ):
+                    continue  # what may yet turn out not to be done is no answer to who wants it done
+                ticket.waiters += 1
+                ticket.manual = ticket.manual or manual
+                if not guard:
+                    ticket.guard, ticket.by = None, by if ticket.by == RECONCILER else ticket.by
+                self._move_pin(ticket, manual)
+                return ticket
+            if len(self._schedule.waiting) >= self.config.max_queue:
+                last = max(ticket.eta_seconds or 0.0 for ticket in self._schedule.waiting)
                 raise Busy(
-                    f"{len(self._queue)} switches wait already (max_queue)", "try again later", max(1.0, last)
+                    f"{len(self._schedule.waiting)} switches wait already (max_queue)",
+                    "try again later",
+                    max(1.0, last),
                 )
             ticket = Ticket(found.id, desired, level, by, for_now, manual, self._now(), self._withdraw, self._place)
-            self._queue.append(ticket)
+            ticket.guard = guard
+            self._schedule.waiting.append(ticket)
             self._move_pin(ticket, manual)
             self.bus.publish("switch_queued", ticket.as_dict())
             self._changed.notify_all()
@@ -239,7 +261,7 @@ class Manager:
     def ticket(self, number: str) -> Ticket | None:
         """The ticket of this id, if it has not ended long ago."""
         with self._changed:
-            here = [one for one in (self._running, *self._queue) if one and one.id == number]
+            here = [one for one in (self._schedule.running, *self._schedule.waiting) if one and one.id == number]
             return here[0] if here else self._ended.get(number)
 
     def set_mode(self, mode: str) -> None:
@@ -275,7 +297,7 @@ class Manager:
     def eviction(self, model: str) -> dict[str, str]:
         """What is done to a model that has to make room: `weights` and `process`. Raises UnknownModel."""
         with self._changed:
-            return self._eviction(self._find(model, disabled=True))
+            return self._host.eviction(self._find(model, disabled=True))
 
     def set_eviction(self, model: str, weights: str, process: str) -> dict[str, str]:
         """Set that for the switches that this service makes, over a restart of it too; returns what holds now.
@@ -283,34 +305,20 @@ class Manager:
         `offload` is level 1, `discard` level 2, `stop` ends the process; `retain` with `keep_running` means that the
         model never makes room. Raises UnknownModel, Conflict, or Unsupported with the reason.
         """
-        self.eviction_level(weights, process)
+        eviction_level(weights, process)
         with self._changed:
             found = self._find(model)
-            self._evictions[found.id] = (weights, process)
+            self._host.evictions[found.id] = (weights, process)
             self._save_state()
             self.bus.publish("eviction", {"model": found.id, "weights": weights, "process": process})
-            return self._eviction(found)
+            return self._host.eviction(found)
 
-    @staticmethod
-    def eviction_level(weights: str, process: str) -> str:
-        """Which `sleep_level` an eviction is: 1, 2, stop, or empty for never. Raises Unsupported with the reason."""
-        for name, value, known in (("weights", weights, _WEIGHTS), ("process", process, _PROCESSES)):
-            if value not in known:
-                raise Unsupported(f"{name} must be one of {', '.join(known)}, is {value}")
-        if process == "stop":
-            return "stop"
-        if process == "cuda_suspend":
-            raise Unsupported(_NO_WAY.format("have its process suspended by CUDA (cuda_suspend)"))
-        if process == "checkpoint":
-            raise Unsupported(_NO_WAY.format("have its process checkpointed (checkpoint)"))
-        return _LEVEL_OF_WEIGHTS.get(weights, "")
+    eviction_level = staticmethod(eviction_level)
 
     def view(self) -> View:
         """The host as it was observed last."""
         with self._changed:
-            running = self._running
-            order = self._order()
-            shown = [*([running] if running else []), *order]
+            running = self._schedule.running
             switching = running and running.desired == plan.ACTIVE and (running.from_model, running.model)
             models = {model.id: self._model_view(model) for model in self.inventory.models}
             return View(
@@ -319,7 +327,7 @@ class Manager:
                 switching=switching or None,
                 mode=self._mode,
                 pinned=self._pinned,
-                queue=[ticket.view() for ticket in shown],
+                queue=[ticket.view() for ticket in self._schedule.asked()],
                 age_seconds=max(0.0, self._clock() - self._observed_at),
                 lock_holder=self._lock_holder,
                 problem=self._problem,
@@ -340,7 +348,7 @@ class Manager:
 
     def _check_allowed(self, model: Model, desired: str, level: int | None, by: str, manual: bool) -> None:
         """Raise Conflict where the mode, the pin or an eviction is against it."""
-        rivals = {m.id for m in self.inventory.conflicting(model)}
+        rivals = self._host.rivals(model.id)
         if self._pinned == model.id and desired != plan.ACTIVE:
             raise Conflict(f"{model.id} is pinned", "unpin it first")
         if self._mode == MANUAL and not manual and self._pinned != model.id:
@@ -349,11 +357,10 @@ class Manager:
                 raise Conflict(f"{what}, so nothing is switched but by hand", "set the mode to auto, or unpin")
             if desired == plan.ACTIVE and self._pinned in rivals:
                 raise Conflict(f"{self._pinned} is pinned", "unpin it first")
-        kept = [model.id] if desired != plan.ACTIVE and level is None else []
-        kept += [name for name in rivals if self._state_of(name)[0] == view.READY] if desired == plan.ACTIVE else []
-        for name in kept:
-            if self._evictions.get(name) == ("retain", view.KEEP_RUNNING) and not (manual and name == model.id):
-                raise Conflict(f"{name} never makes room (its eviction is retain, keep_running)", "set another one")
+        # Who says at which level means it, whatever is set for other times.
+        leaving = rivals & self._host.awake() if desired == plan.ACTIVE else {model.id} if level is None else set()
+        for name in sorted(leaving & self._host.kept_awake()):
+            raise Conflict(f"{name} never makes room (its eviction is retain, keep_running)", "set another one")
 
     def _move_pin(self, ticket: Ticket, manual: bool) -> None:
         if manual and self._mode == MANUAL and ticket.desired == plan.ACTIVE and self._pinned != ticket.model:
@@ -371,156 +378,59 @@ class Manager:
     def _withdraw(self, ticket: Ticket) -> bool:
         with self._changed:
             ticket.waiters = max(0, ticket.waiters - 1)
-            if ticket.waiters or ticket not in self._queue:
+            if ticket.waiters or ticket not in self._schedule.waiting:
                 return False
-            self._queue.remove(ticket)
+            self._schedule.waiting.remove(ticket)
             self._end(ticket, error={"message": "nobody waits for it any more", "kind": "Withdrawn", "remedy": ""})
             return True
 
-    def _order(self) -> list[Ticket]:
-        """What waits, in the order in which it is done: what people wait for before what the manager does by itself."""
-        return sorted(self._queue, key=lambda ticket: ticket.by == RECONCILER)
-
-    def _next(self) -> tuple[Ticket | None, float | None]:
-        """The ticket that is to be done now, or after how many seconds to look again."""
-        order = self._order()
-        waiting = list(itertools.takewhile(_by_policy, order))
-        if not waiting:
-            return (order[0], None) if order else (None, None)
-        decision = policy.decide(self.config.policy, self._situation(waiting))
-        chosen = [one for one in waiting if one.model == decision.model]
-        awake = [one for one in waiting if self._state_of(one.model)[0] == view.READY]
-        if chosen or awake:
-            return (awake or chosen)[0], None
-        # Nobody who is not subject to the policy waits for its sake.
-        return (waiting[0], None) if len(waiting) < len(order) else (None, decision.again_seconds)
-
-    def _situation(self, tickets: Iterable[Ticket]) -> policy.Situation:
-        now = self._now()
-        active = tuple(
-            policy.Active(
-                m.id,
-                active_seconds=max(0.0, now - self._active_since.get(m.id, 0.0)),
-                in_flight=self._in_flight(m.id),
-                idle_seconds=self._idle_seconds(m.id) or 0.0,
-                leave_seconds=self._estimate([m.id], None),
-            )
-            for m in self.inventory.enabled
-            if self._state_of(m.id)[0] == view.READY
-        )
-        waiting = tuple(
-            policy.Waiting(
-                ticket.model,
-                depth=max(1, ticket.waiters),
-                oldest_wait_seconds=max(0.0, now - ticket.asked_at),
-                arrive_seconds=self._estimate([], ticket.model),
-                leave_seconds=self._estimate([ticket.model], None),
-                conflicts=frozenset(m.id for m in self.inventory.conflicting(self.inventory.find(ticket.model))),
-            )
-            for ticket in tickets
-            if any(m.id == ticket.model for m in self.inventory.enabled)
-        )
-        settings = policy.Settings(
-            max_wait_seconds=self.config.max_wait_seconds,
-            min_active_seconds=self.inventory.switching.min_active_seconds,
-            drain_seconds=self.inventory.switching.drain_timeout_seconds,
-        )
-        return policy.Situation(active, waiting, settings)
-
     def _place(self, ticket: Ticket) -> tuple[int | None, float | None]:
-        """The position of a ticket and the seconds until it is done."""
         with self._changed:
-            if ticket.ended:
-                return None, None
-            awake = {m.id for m in self.inventory.enabled if self._state_of(m.id)[0] == view.READY}
-            seconds = 0.0
-            if self._running:
-                seconds = self._left(self._running)
-                awake = self._after(self._running, awake)
-            if ticket is self._running:
-                return 0, seconds
-            for position, one in enumerate(self._order(), 1):
-                seconds += self._takes(one, awake)
-                awake = self._after(one, awake)
-                if one is ticket:
-                    return position, seconds
-            return None, None
-
-    def _left(self, running: Ticket) -> float:
-        """How long the switch that runs still takes."""
-        whole = self._takes(running, set(running.active_before))
-        return max(0.0, whole - (self._now() - (running.begun_at or self._now())))
-
-    def _takes(self, ticket: Ticket, awake: Collection[str]) -> float:
-        """How long a switch takes when these models are awake."""
-        if ticket.desired != plan.ACTIVE:
-            level = ticket.level or (None if ticket.desired == plan.STOPPED else self._next_level(ticket.model))
-            return self._estimate([ticket.model], None, level) if ticket.model in awake else 0.0
-        if ticket.model in awake:
-            return 0.0
-        return self._estimate(self._rivals(ticket.model) & set(awake), ticket.model)
-
-    def _after(self, ticket: Ticket, awake: set[str]) -> set[str]:
-        if ticket.desired != plan.ACTIVE:
-            return awake - {ticket.model}
-        return (awake - self._rivals(ticket.model)) | {ticket.model}
-
-    def _rivals(self, name: str) -> set[str]:
-        return {m.id for one in self.inventory.models if one.id == name for m in self.inventory.conflicting(one)}
-
-    def _estimate(self, leaving: Collection[str], coming: str | None, level: int | None = None) -> float:
-        """The seconds that a switch takes; `level` is the one at which the single model that leaves will sleep."""
-        plans = {name: level if level else self._next_level(name) for name in leaving}
-        seen = self._seen.get(coming or "", Observation(plan.STOPPED))
-        at = (2 if seen.level is None else seen.level) if seen.state == plan.SLEEPING else None
-        known = {m.id: costs.known(self._costs, m) for m in self.inventory.models}
-        sizes = {m.id: m.weights_gb for m in self.inventory.models}
-        return eta.estimate(leaving, coming, at, known, self._timings, weights_gb=sizes, leave_at=plans)
-
-    def _ending_error(self) -> Busy:
-        return Busy("the manager ends", "try again when it runs again", 10.0)
+            return self._schedule.place(ticket)
 
     # The worker.
 
     def _work(self) -> None:
         while True:
             with self._changed:
-                ticket, again = self._next()
+                ticket, again = self._schedule.next()
                 while ticket is None and not self._ending:
                     self._changed.wait(again)
-                    ticket, again = self._next()
+                    ticket, again = self._schedule.next()
                 if ticket is None or self._ending:
                     return
                 self._begin(ticket)
             self._switch(ticket)
 
     def _begin(self, ticket: Ticket) -> None:
-        self._queue.remove(ticket)
-        self._running = ticket
+        self._schedule.waiting.remove(ticket)
+        self._schedule.running = ticket
         ticket.status, ticket.begun_at = RUNNING, self._now()
-        ticket.active_before = [m.id for m in self.inventory.enabled if self._state_of(m.id)[0] == view.READY]
-        leaving = self._rivals(ticket.model) & set(ticket.active_before)
+        ticket.active_before = self._host.awake()
+        leaving = self._host.rivals(ticket.model) & ticket.active_before
         ticket.from_model = min(leaving, default="") if ticket.desired == plan.ACTIVE else ""
         self._generation += 1
         self.bus.publish("switch_begun", ticket.as_dict())
         self._publish_queue()
 
     def _switch(self, ticket: Ticket) -> None:
-        inventory = self.inventory
+        inventory, stack_dir = self.inventory, self.config.stack_dir
         error: dict[str, Any] | None = None
         result = None
         try:
             with self._make_switcher(
                 self._with_evictions(inventory, ticket),
-                self.config.stack_dir,
+                stack_dir,
                 sleep=self._sleep,
                 tell=lambda text: _LOG.info("%s", text),
                 observer=self._step,
+                lock=GuardedLock(stack_dir, ticket.guard) if ticket.guard else None,
             ) as switcher:
                 result = switcher.switch(ticket.model, ticket.desired, for_now=ticket.for_now)
         except SwitchingError as failure:
             result = failure.result if isinstance(failure, SwitchFailed) else None
-            error = {"message": str(failure), "kind": type(failure).__name__, "remedy": failure.remedy}
+            remedy = failure.remedy.replace(" ({log})", "")  # a command for people on the host
+            error = {"message": str(failure), "kind": type(failure).__name__, "remedy": remedy}
         except Exception as failure:  # a mistake of ours: this switch has failed, the next one may not
             mask = Mask(secrets_of(inventory.as_dict()))
             _LOG.error("%s %s: %s", ticket.model, ticket.desired, mask(repr(failure)), exc_info=_LOG.isEnabledFor(10))
@@ -531,27 +441,20 @@ class Manager:
             }
         with self._changed:
             self._generation += 1
-            self._moving.clear()
+            self._host.moving.clear()
             if result is not None:
-                self._take_over(result.models)
-                self._timings.add(result.steps)
-            self._last_switch = status.read_last_switch(self.config.stack_dir) or self._last_switch
-            self._running = None
+                self._host.take_over(result.models)
+                self._host.timings.add(result.steps)
+                self._observed_at = self._clock()
+            self._last_switch = status.read_last_switch(stack_dir) or self._last_switch
+            self._schedule.running = None
+            told = result and result.as_dict()
+            self._reconciler.ended(self._clock(), ticket.model, ticket.desired, ticket.by, told, error)
             self._publish_states()
-            self._end(ticket, result=result and result.as_dict(), error=error)
+            self._end(ticket, result=told, error=error)
             self._publish_queue()
             self._changed.notify_all()
         self._record(ticket)
-
-    def _take_over(self, seen: Mapping[str, Observation]) -> None:
-        """What the engine has observed at the end of a switch is what the models are."""
-        now = self._now()
-        for name, new in seen.items():
-            old = self._seen.get(name)
-            self._seen[name] = dataclasses.replace(new, running=old.running if old else None) if old else new
-            if new.state == plan.ACTIVE and (old is None or old.state != plan.ACTIVE):
-                self._active_since[name] = self._last_request[name] = now
-        self._observed_at = self._clock()
 
     def _end(self, ticket: Ticket, result: dict[str, Any] | None = None, error: dict[str, Any] | None = None) -> None:
         """The ticket is over: tell it. The caller has the lock."""
@@ -568,8 +471,11 @@ class Manager:
 
     def _record(self, ticket: Ticket) -> None:
         result = ticket.result or {}
-        if ticket.begun_at is None or ticket.ended_at is None or not (result.get("steps") or ticket.error):
+        error = ticket.error or {}
+        if ticket.begun_at is None or ticket.ended_at is None or not (result.get("steps") or error):
             return  # nothing was done
+        if error.get("kind") == Superseded.__name__:
+            return
         self.history.record_switch(
             Switch(
                 model=ticket.model,
@@ -579,7 +485,7 @@ class Manager:
                 ended_at=ticket.ended_at,
                 result=ticket.status,
                 requested_by=ticket.by,
-                error=(ticket.error or {}).get("message", ""),
+                error=error.get("message", ""),
                 previous=result.get("previous_models", ()),
                 active=result.get("active_models", ()),
                 rung=result.get("rung", ""),
@@ -590,7 +496,8 @@ class Manager:
 
     def _with_evictions(self, inventory: Inventory, ticket: Ticket) -> Inventory:
         """The inventory with the sleep levels that were set at run time."""
-        levels = {name: self.eviction_level(*pair) for name, pair in self._evictions.items()}
+        with self._changed:
+            levels = self._host.levels()
         if ticket.level is not None:
             levels[ticket.model] = str(ticket.level)
         models = tuple(
@@ -599,7 +506,7 @@ class Manager:
         return Inventory(models, inventory.switching)
 
     def _sleep(self, seconds: float) -> None:
-        """How the engine waits. When the service ends, the switch fails here, once, so that the engine takes it back."""
+        """How the engine waits. When the service ends, the switch fails here, once, and the engine takes it back."""
         if self._take_back.wait(seconds):
             if self._taken_back.acquire(blocking=False):
                 raise _Ending("the manager ends")
@@ -608,15 +515,9 @@ class Manager:
     def _step(self, step: dict[str, Any]) -> None:
         """The engine tells of a step."""
         data = {key: value for key, value in step.items() if key != "event"}
-        name, action, level = step["model"], step["action"], step["level"]
         with self._changed:
-            ticket = self._running
-            if step["event"] == "step_begun" and action in view.DURING_STEP:
-                self._moving[name] = (view.DURING_STEP[action], level)
-            elif step["event"] == "step_ended" and "failed" not in step:
-                ends = {plan.SLEEP: view.ASLEEP, plan.STOP: view.STOPPED, plan.VERIFY: view.READY}
-                if action in ends:
-                    self._moving[name] = (ends[action], level if action == plan.SLEEP else None)
+            ticket = self._schedule.running
+            self._host.step(step)
             self.bus.publish(step["event"], {"ticket": ticket.id if ticket else "", **data})
             self._publish_states()
 
@@ -635,7 +536,7 @@ class Manager:
         stamps = self._read_stamps()
         changed, self._stamps = stamps != self._stamps, stamps
         age = self._clock() - self._observed_at
-        if self._running:
+        if self._schedule.running:
             if age >= _OBSERVE_DURING_SWITCH_SECONDS:
                 self._look()
             return
@@ -648,14 +549,14 @@ class Manager:
     def _wake_worker(self) -> None:
         """What the servers do may change what the policy decides."""
         with self._changed:
-            if self._queue:
+            if self._schedule.waiting:
                 self._changed.notify_all()
 
     def _look_for_others(self) -> bool:
         """See whether somebody else switches; whether that has changed."""
         holder = self._engine().lock.held_by()
         with self._changed:
-            if self._running or holder == self._lock_holder:
+            if self._schedule.running or holder == self._lock_holder:
                 return False  # a lock that is held may be our own
             self._lock_holder = holder
             self.bus.publish("lock", {"holder": holder})
@@ -665,10 +566,11 @@ class Manager:
         """Observe all servers, and take over what they are unless a switch has begun or ended meanwhile."""
         generation, inventory = self._generation, self.inventory
         switcher = self._engine()
-        host, stack_dir = switcher.host, self.config.stack_dir
-        switcher.lock.peek()
+        host, lock, stack_dir = switcher.host, switcher.lock, self.config.stack_dir
+        locked, lock_stamp = lock.held_by(), _stamp(lock.path)
+        lock.peek()
         held: dict[str, float | None] | None = None
-        if self._clock() >= self._next_report and not self._running:
+        if self._clock() >= self._next_report and not self._schedule.running:
             self._next_report = self._clock() + self.config.report_seconds
             seen, held = host.report()
         else:
@@ -684,44 +586,59 @@ class Manager:
         desired = desired_state.read(inventory, stack_dir)
         known, last = state_files.models(stack_dir, state_files.COSTS), status.read_last_switch(stack_dir)
         leaks = odometer.reports(inventory, stack_dir)
+        # What was read while somebody switched does not go together.
+        undisturbed = not locked and not lock.held_by() and lock_stamp == _stamp(lock.path)
         with self._changed:
             if generation != self._generation:
                 return
-            self._seen, self._observed_at = dict(seen), self._clock()
-            self._desired, self._costs, self._leaks = desired, known, leaks
+            self._observed_at = self._clock()
+            self._host.desired, self._host.costs, self._leaks = desired, known, leaks
             self._held_gb = self._held_gb if held is None else held
-            self._note_activity(seen, counters, switcher.lock.active_since)
-            if last and last != self._last_switch and not self._running:
+            self._host.observe(seen, counters, lock.active_since)
+            if last and last != self._last_switch and not self._schedule.running:
                 self._last_switch = last
                 self._note_others_switch(last)
-            self._check_pin()
+            if undisturbed:
+                self._check_pin()
+            self._reconcile(inventory, last, lock_stamp, not undisturbed)
             self._publish_states()
+        observed = Observed(self._now(), seen, counters)
+        for hook in self._hooks:
+            hook(observed)
+
+    def _reconcile(
+        self, inventory: Inventory, last_switch: Mapping[str, Any] | None, lock_stamp: object, locked: bool
+    ) -> None:
+        """Ask for what the service does by itself. The caller has the lock."""
+        if not self.config.reconcile or self._ending:
+            return
+        situation = Situation(
+            now=self._clock(),
+            inventory=inventory,
+            observed=self._host.seen,
+            desired=self._host.desired,
+            last_switch=last_switch,
+            lock_stamp=lock_stamp,
+            locked=locked and not self._schedule.running,
+            tickets=bool(self._schedule.asked()),
+            waiting={one.model for one in self._schedule.asked() if one.desired == plan.ACTIVE},
+            manual=self._mode == MANUAL,
+            kept_awake=self._host.kept_awake() | ({self._pinned} if self._pinned else set()),
+            idle_seconds={m.id: self._host.idle_seconds(m.id) for m in inventory.enabled},
+        )
+        for action in self._reconciler.round(situation):
+            guard = functools.partial(still_holds, action, inventory, self.config.stack_dir)
+            try:
+                self.request(action.model, action.desired, by=RECONCILER, guard=guard)
+            except ManagerError as error:
+                _LOG.warning("%s is not brought to the state %s: %s", action.model, action.desired, error)
+            else:
+                _LOG.info("%s is brought to the state %s: %s", action.model, action.desired, action.reason)
 
     def _engine(self) -> Switcher:
         if self._observing is None:
             self._observing = self._make_switcher(self.inventory, self.config.stack_dir)
         return self._observing
-
-    def _note_activity(
-        self, seen: Mapping[str, Observation], counters: Mapping[str, Counters], since: Mapping[str, float]
-    ) -> None:
-        """Since when models are active, and when each had its last request."""
-        now = self._now()
-        for name, one in seen.items():
-            if one.state == plan.ACTIVE:
-                self._last_active[name] = now
-                self._active_since[name] = since.get(name, self._active_since.get(name, now))
-                done = counters.get(name, Counters())
-                moved = name in self._counters and self._counters[name].requests != done.requests
-                self._counters[name] = done
-                if one.running is None and done.requests is None:
-                    self._last_request.pop(name, None)  # it does not tell, so that it may have some
-                elif moved or one.running or one.waiting:
-                    self._last_request[name] = now
-            else:
-                self._active_since.pop(name, None)
-            if one.running is not None or one.state != plan.ACTIVE:
-                self._last_request.setdefault(name, now)
 
     def _note_others_switch(self, last: Mapping[str, Any]) -> None:
         """A switch that the module or the command line has made."""
@@ -744,8 +661,8 @@ class Manager:
 
     def _check_pin(self) -> None:
         """Whoever has switched past a pin, by the module or the command line, has ended it."""
-        asked = [one.model for one in (self._running, *self._queue) if one]
-        if self._pinned and self._pinned not in asked and self._desired.get(self._pinned) != plan.ACTIVE:
+        asked = [one.model for one in self._schedule.asked()]
+        if self._pinned and self._pinned not in asked and self._host.desired.get(self._pinned) != plan.ACTIVE:
             _LOG.warning("%s is pinned no more: another model was made active without this service", self._pinned)
             self._set_mode(AUTO, None)
 
@@ -765,7 +682,7 @@ class Manager:
         with self._changed:
             self._problem = ""
             self._generation += 1
-            self.inventory = inventory
+            self._host.inventory = inventory
             self.bus.publish("inventory", {"models": [m.id for m in inventory.models]})
         if self._observing:
             self._observing.__exit__()
@@ -779,38 +696,30 @@ class Manager:
     def _read_stamps(self) -> tuple[Any, ...]:
         """What changes when anybody switches: the lock's file, and what is recorded for a boot."""
         names = [os.path.join(self.config.stack_dir, "run", "switch.lock")]
-        names += [state_files.path(self.config.stack_dir, one) for one in (state_files.DESIRED_STATE, state_files.LAST_SWITCH)]
+        names += [
+            state_files.path(self.config.stack_dir, one) for one in (state_files.DESIRED_STATE, state_files.LAST_SWITCH)
+        ]
         return tuple(map(_stamp, names))
 
     # What is shown. Who calls these has the lock.
 
-    def _state_of(self, name: str) -> tuple[str, int | None, str]:
-        """State, level and problem of a model."""
-        if name in self._moving:
-            return (*self._moving[name], "")
-        seen = self._seen.get(name)
-        if seen is None:
-            return view.ERROR, None, "it was not looked at yet"
-        if seen.paused:
-            return view.SLEEP_PENDING, seen.level, seen.problem
-        return view.OF_ENGINE[seen.state], seen.level, seen.problem
-
-    def _in_flight(self, name: str) -> int | None:
-        seen = self._seen.get(name)
-        if seen is None or seen.state == plan.STOPPED:
-            return 0 if seen else None
-        return None if seen.running is None else seen.running + (seen.waiting or 0)
-
-    def _idle_seconds(self, name: str) -> float | None:
-        if name not in self._last_request:
+    def _breaker(self, name: str) -> dict[str, Any] | None:
+        breaker = self._reconciler.breakers.get(name)
+        if breaker is None:
             return None
-        return 0.0 if self._in_flight(name) else max(0.0, self._now() - self._last_request[name])
+        now = self._clock()
+        left = breaker.retry_at - now
+        return {
+            "state": breaker.state(now),
+            "failures": breaker.recent(now),
+            "reason": breaker.reason,
+            "retry_at": round(self._now() + left, 1) if left > 0 else None,
+        }
 
     def _model_view(self, model: Model) -> ModelView:
-        state, level, problem = self._state_of(model.id)
-        seen = self._seen.get(model.id, Observation(plan.ERROR))
-        asked = [one for one in (self._running, *self._queue) if one and one.model == model.id]
-        since = self._active_since.get(model.id)
+        host = self._host
+        state, level, problem = host.state_of(model.id)
+        seen = host.seen.get(model.id, Observation(plan.ERROR))
         return ModelView(
             id=model.id,
             name=model.name,
@@ -824,70 +733,38 @@ class Manager:
             problem=problem,
             engine_state=seen.state,
             unknown=seen.unknown,
-            desired=self._desired.get(model.id, ""),
-            last_active=self._last_active.get(model.id),
-            active_seconds=max(0.0, self._now() - since) if since is not None and state == view.READY else None,
-            in_flight=self._in_flight(model.id),
-            idle_seconds=self._idle_seconds(model.id),
-            queue_depth=sum(one.waiters for one in asked),
-            eta_seconds=None if model.disabled else self._eta_of(model, asked),
-            breaker=None,
-            eviction=self._eviction(model),
+            desired=host.desired.get(model.id, ""),
+            last_active=host.last_active.get(model.id),
+            active_seconds=host.active_seconds(model.id),
+            in_flight=host.in_flight(model.id),
+            idle_seconds=host.idle_seconds(model.id),
+            queue_depth=sum(one.waiters for one in self._schedule.asked() if one.model == model.id),
+            eta_seconds=None if model.disabled else self._schedule.eta(model),
+            breaker=self._breaker(model.id),
+            note=self._reconciler.notes.get(model.id, ""),
+            eviction=host.eviction(model),
             gpu_memory_held_gb=self._held_gb.get(model.id),
             leak=self._leaks.get(model.id),
         )
 
-    def _eta_of(self, model: Model, asked: Iterable[Ticket]) -> float | None:
-        """How long until a model is active, or could be if somebody asked now."""
-        for ticket in asked:
-            if ticket.desired == plan.ACTIVE:
-                return ticket.eta_seconds
-        awake = {m.id for m in self.inventory.enabled if self._state_of(m.id)[0] == view.READY}
-        seconds = 0.0
-        for ticket in (*([self._running] if self._running else []), *self._order()):
-            seconds += self._left(ticket) if ticket is self._running else self._takes(ticket, awake)
-            awake = self._after(ticket, awake)
-        if model.id in awake:
-            return seconds if seconds and self._state_of(model.id)[0] != view.READY else 0.0
-        return seconds + self._estimate(self._rivals(model.id) & awake, model.id)
-
-    def _eviction(self, model: Model) -> dict[str, str]:
-        pair = self._evictions.get(model.id)
-        if pair is None:
-            level = model.sleep_level if model.sleep_level != "auto" else str(self._next_level(model.id) or "stop")
-            pair = _PROCESS_OF_LEVEL[level]
-        return {"weights": pair[0], "process": pair[1]}
-
-    def _next_level(self, name: str) -> int | None:
-        """At which level a model would sleep if it was put to sleep now; None if it would be stopped."""
-        model = next((m for m in self.inventory.models if m.id == name), None)
-        own = self._evictions.get(name)
-        level = (own and self.eviction_level(*own)) or (model.sleep_level if model else "stop")
-        if level != "auto" or model is None or model.disabled:
-            return int(level) if level in ("1", "2") else (1 if level == "auto" else None)
-        others = {m.id: self._seen.get(m.id, Observation(plan.STOPPED)) for m in self.inventory.models}
-        seen = {**others, name: Observation(plan.ACTIVE, no_level_2=others[name].no_level_2)}
-        try:
-            made = plan.make_plan(
-                self.inventory, seen, model, plan.SLEEPING, hardware.read_mem_available_gb(), 0.0, False, self._costs
-            )
-        except Blocked:
-            return None
-        steps = [step for step in made.steps if step.model == name and step.action == plan.SLEEP]
-        return steps[-1].level if steps else None
-
     def _publish_states(self) -> None:
         for model in self.inventory.models:
-            now = self._state_of(model.id)
+            now = self._host.state_of(model.id)
             before = self._told.get(model.id)
             if now != before:
                 self._told[model.id] = now
                 state, level, problem = now
                 data = {"model": model.id, "state": state, "level": level, "problem": problem}
                 self.bus.publish("state", {**data, "before": before[0] if before else None})
+            breaker = self._breaker(model.id)
+            told = self._told_breakers.get(model.id)
+            keys = ("state", "failures")
+            if breaker and (not told or any(breaker[key] != told[key] for key in keys)):
+                self._told_breakers[model.id] = breaker
+                self.bus.publish("breaker", {"model": model.id, **breaker})
 
     def _publish_queue(self) -> None:
-        shown = [ticket.view() for ticket in (*([self._running] if self._running else []), *self._order())]
+        shown = [ticket.view() for ticket in self._schedule.asked()]
         keys = ("id", "model", "desired", "position", "eta_seconds")
         self.bus.publish("queue", {"queue": [{key: getattr(one, key) for key in keys} for one in shown]})
 
@@ -900,33 +777,33 @@ class Manager:
             self._mode = saved["mode"]
             self._pinned = saved.get("pinned") if saved.get("pinned") in ids else None
         evictions = saved.get("evictions")
-        for name, pair in (evictions.items() if isinstance(evictions, dict) else ()):
+        for name, pair in evictions.items() if isinstance(evictions, dict) else ():
             with contextlib.suppress(Unsupported, TypeError, ValueError):
                 weights, process = pair
-                self.eviction_level(weights, process)
-                self._evictions[str(name)] = (weights, process)
+                eviction_level(weights, process)
+                self._host.evictions[str(name)] = (weights, process)
         last = saved.get("last_active")
-        for name, at in (last.items() if isinstance(last, dict) else ()):
+        for name, at in last.items() if isinstance(last, dict) else ():
             if isinstance(at, (int, float)):
-                self._last_active[str(name)] = float(at)
+                self._host.last_active[str(name)] = float(at)
 
     def _save_state(self) -> None:
         content = {
             "mode": self._mode,
             "pinned": self._pinned,
-            "evictions": self._evictions,
-            "last_active": self._last_active,
+            "evictions": self._host.evictions,
+            "last_active": self._host.last_active,
         }
         try:
-            state_files.write(self.config.stack_dir, state_files.MANAGER, content)
+            with self._changed:
+                state_files.write(self.config.stack_dir, state_files.MANAGER, content)
         except OSError as error:
             path = state_files.path(self.config.stack_dir, state_files.MANAGER)
             _LOG.warning("%s can't be written (%s): %s", path, error.strerror, state_files.remedy(error))
 
 
-def _by_policy(ticket: Ticket) -> bool:
-    """Whether the policy says when a switch is made: not what a person does by hand, nor what the manager does."""
-    return ticket.desired == plan.ACTIVE and not ticket.manual and ticket.by != RECONCILER
+def _ending_error() -> Busy:
+    return Busy("the manager ends", "try again when it runs again", 10.0)
 
 
 def _stamp(path: str) -> tuple[int, int, int] | None:

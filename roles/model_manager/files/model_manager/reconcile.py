@@ -36,9 +36,6 @@ from .config import Config
 
 BY = "reconciler"
 
-# The state file of what was about to be loaded, and is still to be.
-INTENT = "reconciler"
-
 # Errors of a switch that say nothing about its model.
 _NOT_ITS_FAULT = ("Superseded", "LockTimeout", "LockLost", "UnknownModel")
 
@@ -68,11 +65,12 @@ class Situation:
     `observed` and `desired` are the engine's, of the enabled models. `last_switch` is its record of the last one, and
     `lock_stamp` changes whenever somebody takes the host's lock. `locked`: somebody else has it, or had it while the
     servers were observed. `tickets`: a switch of the service runs or waits. `waiting`: the models that requests wait
-    for. `kept_awake`: the models that the service must not put to sleep. `served`: how many requests each server says
-    that it has served since it started, where it does.
+    for. `manual`: nobody but a person lets a model go. `kept_awake`: the models that the service must not put to sleep.
+    `idle_seconds`: for how long each model has had no request, None where that is unknown.
 
-    The rest is what the Reconciler remembers: `lost` models; those of them to be loaded `first`, before an active one;
-    since when each model is in its state and has had no request; the breakers.
+    The rest is what the Reconciler adds: the settings; which models are `lost`; those of them to be loaded `first`,
+    before an active one; the one that the service itself has left `half_way` to its sleep; since when each model is in
+    its state; the breakers.
     """
 
     now: float
@@ -80,20 +78,19 @@ class Situation:
     observed: Mapping[str, Observation]
     desired: Mapping[str, str]
     last_switch: Mapping[str, Any] | None = None
-    lock_stamp: int = 0
+    lock_stamp: object = None
     locked: bool = False
     tickets: bool = False
     waiting: Collection[str] = ()
     manual: bool = False
     kept_awake: Collection[str] = ()
-    served: Mapping[str, float | None] = dataclasses.field(default_factory=dict)
+    idle_seconds: Mapping[str, float | None] = dataclasses.field(default_factory=dict)
     idle: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
     reload_idle_seconds: float = 0.0
     lost: Collection[str] = ()
     first: Collection[str] = ()
     half_way: str = ""
     state_since: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    idle_since: Mapping[str, float] = dataclasses.field(default_factory=dict)
     breakers: Mapping[str, Breaker] = dataclasses.field(default_factory=dict)
 
     def action(self, model: Model, desired: str, reason: str) -> Action:
@@ -104,9 +101,11 @@ class Situation:
         """The enabled models that can't be awake together with this one."""
         return [m for m in self.inventory.conflicting(model) if not m.disabled]
 
-    def idle_seconds(self, model: Model) -> float:
-        """For how long a model has had no request, as far as is known."""
-        return self.now - self.idle_since.get(model.id, self.now)
+    def is_idle(self, model: Model, seconds: float) -> bool:
+        """Whether a model is known to have had no request for so long."""
+        seen, idle = self.observed[model.id], self.idle_seconds.get(model.id)
+        used = seen.running or seen.waiting or model.id in self.waiting
+        return not used and idle is not None and idle >= seconds
 
     def state_seconds(self, model: Model) -> float:
         """For how long a model is in its state, as far as is known."""
@@ -180,17 +179,15 @@ def _let_go(situation: Situation) -> Iterator[Action]:
         return
     for model in situation.inventory.enabled:
         seen = situation.observed[model.id]
-        up = serves(seen) or seen.asleep
-        if not up or model.id in (*situation.kept_awake, *situation.waiting) or seen.running or seen.waiting:
+        if not (serves(seen) or seen.asleep) or model.id in situation.kept_awake:
             continue
-        idle = situation.idle_seconds(model)
-        sleep, stop = situation.idle.get(model.id, (0.0, 0.0))
         if serves(seen) and situation.state_seconds(model) < situation.inventory.switching.min_active_seconds:
             continue
-        if stop and idle >= stop:
-            yield situation.action(model, STOPPED, f"no request for {idle:.0f} s (idle_stop_seconds {stop:g})")
-        elif sleep and idle >= sleep and serves(seen):
-            yield situation.action(model, SLEEPING, f"no request for {idle:.0f} s (idle_sleep_seconds {sleep:g})")
+        sleep, stop = situation.idle.get(model.id, (0.0, 0.0))
+        if stop and situation.is_idle(model, stop):
+            yield situation.action(model, STOPPED, f"it had no request for {stop:g} s (idle_stop_seconds)")
+        elif sleep and serves(seen) and situation.is_idle(model, sleep):
+            yield situation.action(model, SLEEPING, f"it had no request for {sleep:g} s (idle_sleep_seconds)")
 
 
 def _obstacle(situation: Situation, model: Model, desired: str) -> str:
@@ -200,6 +197,8 @@ def _obstacle(situation: Situation, model: Model, desired: str) -> str:
         left = breaker.retry_at - situation.now
         return f"it has failed ({breaker.reason}) and is tried again in {left:.0f} s"
     seen = situation.observed[model.id]
+    if desired == SLEEPING and model.id in situation.kept_awake:
+        return "it is never put to sleep"
     if seen.unknown:
         return "it does not answer in time, so it may have requests"
     if seen.state == ERROR and (not seen.dead or seen.process is False):
@@ -236,6 +235,8 @@ def _keeps_room(situation: Situation, model: Model, rival: Model, desired: str) 
     there, seen = situation.observed[rival.id], situation.observed[model.id]
     if not serves(there) or rival.id == situation.half_way:
         return ""  # a switch that was cut off has left it so, and it is not what is desired
+    if rival.id in situation.kept_awake:
+        return f"{rival.id} never makes room"
     if desired == ACTIVE:
         # Both are awake: one has to go. Else whoever has woken the other one has had a reason.
         return "" if seen.state == ACTIVE else f"{rival.id} is awake on its GPU, and nobody has switched to {model.id}"
@@ -245,15 +246,14 @@ def _keeps_room(situation: Situation, model: Model, rival: Model, desired: str) 
     least = situation.reload_idle_seconds
     if not least:
         return f"{rival.id} would have to make room while it loads (reload_idle_seconds 0)"
-    if situation.waiting or situation.manual or rival.id in situation.kept_awake:
+    if situation.waiting or situation.manual:
         return f"{rival.id} would have to make room while it loads"
     breaker = situation.breakers.get(model.id)
     if breaker and breaker.opened:
         return f"{rival.id} would have to make room for it, although it has failed: {breaker.reason}"
-    active = situation.state_seconds(rival)
-    if there.running or there.waiting or situation.idle_seconds(rival) < least:
+    if not situation.is_idle(rival, least):
         return f"{rival.id} would have to make room while it loads, and was used less than {least:g} s ago"
-    if active < situation.inventory.switching.min_active_seconds:
+    if situation.state_seconds(rival) < situation.inventory.switching.min_active_seconds:
         return f"{rival.id} is active for less than min_active_seconds"
     return ""
 
@@ -314,9 +314,8 @@ class Reconciler:
         self._reload: set[str] = set()
         self._states: dict[str, str] = {}
         self._state_since: dict[str, float] = {}
-        self._idle_since: dict[str, float] = {}
-        self._served: dict[str, float] = {}
-        saved = state_files.read(config.stack_dir, INTENT)
+        self._kept_until: dict[str, float] = {}  # those that could not be let go
+        saved = state_files.read(config.stack_dir, state_files.RECONCILER)
         first = saved.get("first")
         self._first = {str(name) for name in first} if isinstance(first, list) else set()
         self._half_way = str(saved.get("loading") or "")
@@ -330,20 +329,23 @@ class Reconciler:
 
     def round(self, seen: Situation) -> list[Action]:
         """What to do now; at most one thing."""
-        self._note_activity(seen)
+        for model in seen.inventory.enabled:
+            state = seen.observed[model.id].state
+            if self._states.get(model.id) != state:
+                self._states[model.id], self._state_since[model.id] = state, seen.now
         if seen.locked or seen.tickets:
             return []
         self._note_states(seen)
         self._before = seen
         situation = dataclasses.replace(
             seen,
+            kept_awake={*seen.kept_awake, *(name for name, until in self._kept_until.items() if seen.now < until)},
             idle={m.id: self.config.idle(m.id) for m in seen.inventory.enabled},
             reload_idle_seconds=self.config.reload_idle_seconds,
             lost=frozenset(self._lost),
             first=frozenset(self._first),
             half_way=self._half_way,
             state_since=dict(self._state_since),
-            idle_since=dict(self._idle_since),
             breakers=dict(self.breakers),
         )
         self.notes = obstacles(situation)
@@ -374,7 +376,7 @@ class Reconciler:
                 reason = str(error.get("message") or "").split("\n", 1)[0]
                 self.breakers[model] = self.breaker(model).failed(now, reason)
             elif by == BY:
-                self._idle_since[model] = now  # it could not be let go: later again
+                self._kept_until[model] = now + self.config.retry_seconds
         # The engine's text names the setting.
         over_limit = (s["model"] for s in steps if s["action"] == STOP and "leak_limit_gb" in str(s.get("note")))
         self._reload.update(over_limit)
@@ -388,22 +390,6 @@ class Reconciler:
     def _succeeded(self, now: float, model: str) -> None:
         if model in self.breakers:
             self.breakers[model] = self.breakers[model].succeeded(now)
-
-    def _note_activity(self, seen: Situation) -> None:
-        for model in seen.inventory.enabled:
-            name, observed = model.id, seen.observed[model.id]
-            if self._states.get(name) != observed.state:
-                if observed.state == ACTIVE or name not in self._states:
-                    self._idle_since[name] = seen.now
-                self._states[name], self._state_since[name] = observed.state, seen.now
-            served = seen.served.get(name)
-            more = served is not None and self._served.get(name, served) != served
-            if served is not None:
-                self._served[name] = served
-            # An awake server that does not tell how many requests it has may have some.
-            unsure = observed.unknown or (observed.state == ACTIVE and observed.running is None)
-            if observed.running or observed.waiting or more or unsure or name in seen.waiting:
-                self._idle_since[name] = seen.now
 
     def _note_states(self, seen: Situation) -> None:
         """Find out who is lost. Nobody switches now."""
@@ -493,7 +479,7 @@ class Reconciler:
             return
         # Where the disk is full a switch is refused anyway.
         with contextlib.suppress(OSError):
-            state_files.write(self.config.stack_dir, INTENT, self._intent)
+            state_files.write(self.config.stack_dir, state_files.RECONCILER, self._intent)
             self._saved = self._intent
 
 

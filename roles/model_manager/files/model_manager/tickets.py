@@ -11,6 +11,8 @@ from typing import Any
 
 from .view import TicketView
 
+# Who asks, where the manager itself does.
+RECONCILER = "reconciler"
 QUEUED = "queued"
 RUNNING = "running"
 DONE = "done"
@@ -87,15 +89,22 @@ class Ticket:
         self.begun_at: float | None = None
         self.ended_at: float | None = None
         self.from_model = ""
-        self.active_before: list[str] = []
+        self.active_before: set[str] = set()
         self.result: dict[str, Any] | None = None
         self.error: dict[str, Any] | None = None
         self.waiters = 1
+        # Asked under the host's lock whether it is still to be done.
+        self.guard: Callable[[], bool] | None = None
         self.future: concurrent.futures.Future[Ticket] = concurrent.futures.Future()
         self.future.set_running_or_notify_cancel()
         self.when_ended: list[Callable[[Ticket], None]] = []
         self._withdraw = withdraw
         self._eta = eta
+
+    @property
+    def asks_for(self) -> tuple[str, str, int | None, bool]:
+        """What is asked for; two who ask for the same can share a ticket."""
+        return self.model, self.desired, self.level, self.for_now
 
     @property
     def ended(self) -> bool:

@@ -86,6 +86,8 @@ class ModelView:
     """How long until it could be active, its place in the queue included; 0 where it is."""
     breaker: dict[str, Any] | None
     """The circuit breaker: `state`, `failures`, `retry_at`; None where it has never failed."""
+    note: str
+    """Why the service does not bring it back to what it is meant to be, in words; empty where it does, or need not."""
     eviction: dict[str, str]
     """What is done to it when it has to make room: `weights` and `process`."""
     gpu_memory_held_gb: float | None
