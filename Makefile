@@ -50,7 +50,7 @@ format: setup ## format the Python files with ruff
 
 .PHONY: types
 types: setup ## mypy, strict for the core
-	mypy -p ansible_collections.homegpt.vllm.plugins -p tests -p tools -p bench
+	mypy -p ansible_collections.homegpt.vllm.plugins -p model_manager -p tests -p tools -p bench
 
 .PHONY: sanity
 sanity: setup ## ansible-test sanity on a clean copy, nothing ignored
@@ -131,10 +131,17 @@ molecule: engine ## every role's molecule scenarios
 bench: images ## the ratios that the README states
 	.venv/bin/python bench/run.py $(if $(QUICK),--quick)
 
+.PHONY: simulate
+simulate: setup ## replay traces of requests against the policies of the model manager
+	@PYTHONPATH=roles/model_manager/files .venv/bin/python -m tools.simulate
+
 .PHONY: lock
 lock: ## update the pinned requirements for every supported Python (needs uv)
-	uv pip compile --quiet --universal --python-version 3.10 --fork-strategy requires-python --no-annotate \
-		--custom-compile-command "make lock" --upgrade --output-file requirements.txt requirements.in
+	$(LOCK) --fork-strategy fewest --generate-hashes --output-file $(SERVICE)/requirements.txt $(SERVICE)/requirements.in
+	$(LOCK) --fork-strategy requires-python --output-file requirements.txt requirements.in
+
+LOCK := uv pip compile --quiet --universal --python-version 3.10 --no-annotate --custom-compile-command "make lock" --upgrade
+SERVICE := roles/model_manager/files
 
 .PHONY: clean
 clean: ## remove what the other targets created in this directory (not the images, not the caches)

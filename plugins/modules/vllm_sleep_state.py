@@ -204,6 +204,12 @@ steps:
       type: float
       returned: always
       sample: 0.412
+    answer_seconds:
+      description: The part of a verify that it took to see that the server answers as it should.
+      type: float
+      returned: for a verify that came to that
+      sample: 0.087
+      version_added: 0.2.0
     escalation:
       description:
         - The rung of C(escalation) to which it belongs, V(stop), V(retry), V(restart) or V(roll_back).

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import re
 import typing
 
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching import redaction
@@ -58,17 +59,25 @@ ASKED: dict[str, tuple[str, ...]] = {
 ROLLOUTS = ("switch", "roll_back")
 # The roles that a playbook plays.
 ROLES: dict[str, tuple[str, ...]] = {
-    "site": ("docker_host", "vllm_servers", "open_webui", "compose_stack"),
-    "bootstrap": ("vllm_servers", "open_webui"),
+    "site": ("docker_host", "vllm_servers", "open_webui", "compose_stack", "model_manager"),
+    "bootstrap": ("vllm_servers", "open_webui", "model_manager"),
     "prefetch": ("vllm_servers",),
     "teardown": ("compose_stack", "vllm_servers", "open_webui", "docker_host"),
     "awx": ("awx",),
 }
-ALL_ROLES = ("awx", "compose_stack", "docker_host", "open_webui", "vllm_servers")
-PREFIXES = ("vllm_", "docker_host_", "open_webui_", "compose_stack_", "switch_", "teardown_", "awx_")
+ALL_ROLES = ("awx", "compose_stack", "docker_host", "model_manager", "open_webui", "vllm_servers")
+PREFIXES = (*(f"{role}_" for role in ALL_ROLES), "vllm_", "switch_", "teardown_")
 BOOLEAN = ("record_canary", "teardown_data", "teardown_caches", "vllm_docker_host")
-# Ports of the host that are spoken for, and by what.
-RESERVED_PORTS = {9000: "the manager's"}
+# The manager's port unless the inventory has another. It is spoken for even where none is enabled: one may be later.
+MANAGER_PORT = 9000
+# Settings of the manager that have a variable of their own.
+MANAGER_SETTINGS = {
+    "allowed_hosts": "model_manager_allowed_hosts",
+    "listen": "model_manager_listen",
+    "port": "model_manager_port",
+    "stack_dir": "vllm_stack_dir",
+    "tokens_file": "model_manager_operator_tokens and model_manager_reader_tokens",
+}
 # Where a container has what the role mounts into every one.
 MOUNTS = (*weights.CACHES.values(), "/logs")
 Values = typing.Mapping[str, typing.Any]
@@ -177,10 +186,12 @@ def _own(playbook: str, host: Host, inventory: Inventory) -> typing.Iterator[str
             yield str(error)
     if any(not model.start_command for model in inventory.enabled):
         yield from _volumes(host.values)
+    yield from _manager(host.values)
     webui = _webui(host.values, inventory)
+    manager_port = _port(host.values.get("model_manager_port", MANAGER_PORT))
     for model in inventory.models:
-        if model.host_port in RESERVED_PORTS:
-            yield f"{model.id}: host_port {model.host_port} is {RESERVED_PORTS[model.host_port]}: choose another"
+        if model.host_port == manager_port:
+            yield f"{model.id}: host_port {model.host_port} is the manager's: choose another"
         if webui and model.host_port == webui[0]:
             yield f"{model.id}: host_port {model.host_port} is Open WebUI's: choose another, or another open_webui_port"
         if webui and not model.start_command and model.container_name == webui[1]:
@@ -196,8 +207,8 @@ def _own(playbook: str, host: Host, inventory: Inventory) -> typing.Iterator[str
             )
         if playbook in ("site", "bootstrap", "prefetch") and not model.disabled:
             yield from _unseen(model, host.values)
-    if webui and webui[0] in RESERVED_PORTS:
-        yield f"open_webui_port {webui[0]} is {RESERVED_PORTS[webui[0]]}: choose another"
+    if webui and webui[0] == manager_port:
+        yield f"open_webui_port {webui[0]} is the manager's: choose another"
     env = host.values.get("open_webui_env")
     if webui and playbook in ("site", "bootstrap") and isinstance(env, (dict, type(None))):
         yield from open_webui.mistakes(inventory.as_dict()["vllm_models"], env)
@@ -208,8 +219,32 @@ def _webui(values: Values, inventory: Inventory) -> tuple[int, str] | None:
     enabled = str(values.get("open_webui_enabled", True)).lower() not in ("false", "no", "off", "0", "n", "f")
     if not enabled or all(model.start_command for model in inventory.models):
         return None
-    port = str(values.get("open_webui_port", 3000))
-    return int(port) if port.isdecimal() else 0, str(values.get("open_webui_container_name", "open-webui"))
+    port = _port(values.get("open_webui_port", 3000))
+    return port, str(values.get("open_webui_container_name", "open-webui"))
+
+
+def _port(value: typing.Any) -> int:
+    """The port that a variable says; 0 where it says none."""
+    return int(str(value)) if str(value).isdecimal() else 0
+
+
+def _manager(values: Values) -> typing.Iterator[str]:
+    """What is wrong with the manager's variables. What its other settings may be is checked by the service itself."""
+    for name in ("model_manager_operator_tokens", "model_manager_reader_tokens"):
+        tokens = values.get(name) or []
+        if isinstance(tokens, str):
+            yield f"{name} must be a list: write it as [TOKEN]"
+            continue
+        for number, token in enumerate(tokens if isinstance(tokens, list) else []):
+            if not re.fullmatch(r"[!-~]{16,}", str(token)):
+                yield (
+                    f"{name}[{number}] must have at least 16 characters, no space, and only ASCII: make one with "
+                    "`openssl rand -hex 32`"
+                )
+    settings = values.get("model_manager_settings")
+    for key in settings if isinstance(settings, dict) else {}:
+        if key in MANAGER_SETTINGS:
+            yield f"model_manager_settings.{key} has a variable of its own: set {MANAGER_SETTINGS[key]} instead"
 
 
 def _foreign(model: Model, values: Values) -> typing.Iterator[str]:

@@ -20,7 +20,7 @@ def read(role: str, file: str) -> dict[str, Any]:
 
 
 def test_every_role_is_looked_at() -> None:
-    assert ROLES == ["awx", "compose_stack", "docker_host", "open_webui", "vllm_servers"]
+    assert ROLES == ["awx", "compose_stack", "docker_host", "model_manager", "open_webui", "vllm_servers"]
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -50,6 +50,22 @@ def test_the_open_webui_that_is_tested_is_the_one_that_is_deployed() -> None:
     script = (ROOT / "tools" / "open_webui.sh").read_text(encoding="utf-8")
     (version,) = re.findall(r"^version=(\S+)$", script, re.MULTILINE)
     assert read("open_webui", "defaults/main.yml")["open_webui_image"].endswith(f":v{version}")
+
+
+def test_the_service_that_is_tested_is_the_one_that_is_deployed() -> None:
+    """Each package of the model manager, in the version that the tests run with."""
+    deployed, tested = (
+        dict(re.findall(r"^([a-z0-9-]+)==([^\s;]+)", (ROOT / file).read_text(encoding="utf-8"), re.MULTILINE))
+        for file in ("roles/model_manager/files/requirements.txt", "requirements.txt")
+    )
+    assert {"fastapi", "prometheus-client", "uvicorn", "websockets"} <= deployed.keys()
+    assert {name: tested.get(name) for name in deployed} == deployed
+
+
+def test_the_packages_of_the_service_are_pinned_by_hashes() -> None:
+    text = (ROOT / "roles/model_manager/files/requirements.txt").read_text(encoding="utf-8")
+    for package in re.split(r"\n(?=[a-z])", text)[1:]:
+        assert re.search(r"--hash=sha256:[0-9a-f]{64}$", package, re.MULTILINE), package
 
 
 def test_a_host_may_have_whole_gpus_by_number_and_parts_of_others() -> None:

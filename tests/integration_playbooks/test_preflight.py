@@ -260,6 +260,32 @@ TABLE = [
         variables={"open_webui_port": 9000},
     ),
     Row(
+        "the manager's other port",
+        "status",
+        "host: b: host_port 9100 is the manager's: choose another",
+        model={"host_port": 9100},
+        variables={"model_manager_port": 9100},
+    ),
+    Row(
+        "a short token",
+        "site",
+        "host: model_manager_reader_tokens[1] must have at least 16 characters, no space, and only ASCII: make one with "
+        "`openssl rand -hex 32`",
+        variables={"model_manager_reader_tokens": ["0123456789abcdef", "0123456789 abcdef"]},
+    ),
+    Row(
+        "a token that is no list",
+        "site",
+        "host: model_manager_operator_tokens must be a list: write it as [TOKEN]",
+        variables={"model_manager_operator_tokens": "0123456789abcdef"},
+    ),
+    Row(
+        "a setting with a variable of its own",
+        "bootstrap",
+        "host: model_manager_settings.port has a variable of its own: set model_manager_port instead",
+        variables={"model_manager_settings": {"port": 9001, "policy": "batched"}},
+    ),
+    Row(
         "the web interface's name",
         "site",
         "host: b: container_name open-webui is Open WebUI's: choose another, or another open_webui_container_name",

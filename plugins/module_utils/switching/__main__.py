@@ -30,7 +30,7 @@ def main(argv: typing.Sequence[str] | None = None) -> int:
     """Do what the command line says and return the exit status."""
     options = _parser().parse_args(argv)
     try:
-        inventory = _read_inventory(options.stack_dir)
+        inventory = read_inventory(options.stack_dir)
         if not options.run:  # nothing that asks servers
             return _lint(inventory, options.stack_dir)
         with Switcher(inventory, options.stack_dir, tell=lambda text: _say(text, sys.stderr)) as switcher:
@@ -78,7 +78,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _read_inventory(stack_dir: str) -> Inventory:
+def read_inventory(stack_dir: str) -> Inventory:
+    """The models of a stack. Raises SwitchingError where they can't be read, InventoryError with all mistakes."""
     path = os.path.join(stack_dir, "models.json")
     try:
         with open(path, encoding="utf-8") as file:

@@ -91,6 +91,7 @@ class Executor:
         if rung or self.rung:
             record["escalation"] = rung or self.rung
         self.steps.append(record)
+        self.host.tell_step("step_begun", record)
         try:
             if step.action not in (VERIFY, WAIT):
                 self.host.lock.check()
@@ -104,6 +105,7 @@ class Executor:
             raise
         finally:
             record["seconds"] = round(self.host.clock() - started, 3)
+            self.host.tell_step("step_ended", record)
         if step.action in (STOP, SLEEP, VERIFY):
             self.held.discard(step.model)
             self.host.lock.settle(step.model)
@@ -355,7 +357,12 @@ class Executor:
             )
 
     def _verify(self, step: Step) -> str | None:
-        return self.readiness.prove(self.host.models[step.model])
+        try:
+            return self.readiness.prove(self.host.models[step.model])
+        finally:
+            seconds = self.readiness.answer_seconds.pop(step.model, None)
+            if seconds is not None:
+                self._record_of(step)["answer_seconds"] = round(seconds, 3)
 
     def _first_answer(self, step: Step) -> str:
         """Have a long prompt answered. The switch is done, whatever becomes of that."""

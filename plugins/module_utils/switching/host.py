@@ -34,6 +34,9 @@ from .server import Server
 T = typing.TypeVar("T")
 R = typing.TypeVar("R")
 
+# Told of each step of a switch: C(event) is step_begun or step_ended, the other keys are those of Result's C(steps).
+Observer = typing.Callable[[typing.Dict[str, typing.Any]], None]
+
 # Waiting polls at once, and then never adds more than this share to the time already waited: a server that wakes within
 # a second is noticed after 10 ms at most, one that loads for a minute after 0.6 s at most.
 _POLL_FIRST_SECONDS = 0.01
@@ -56,6 +59,7 @@ class Host:
         sleep: typing.Callable[[float], None],
         server: typing.Callable[[Model, Switching], Server],
         lifecycle: typing.Callable[[Model, str, Switching], Lifecycle],
+        observer: Observer | None = None,
     ) -> None:
         self.inventory = inventory
         self.settings = inventory.switching
@@ -63,6 +67,7 @@ class Host:
         self.lock = lock
         self.clock = clock
         self.sleep = sleep
+        self.observer = observer
         self.models = {m.id: m for m in inventory.models}
         self.servers = {m.id: server(m, self.settings) for m in inventory.models}
         self.lifecycles = {m.id: lifecycle(m, stack_dir, self.settings) for m in inventory.models}
@@ -80,6 +85,15 @@ class Host:
         self._pool.shutdown()
         for server in self.servers.values():
             server.close()
+
+    def tell_step(self, event: str, record: typing.Mapping[str, typing.Any]) -> None:
+        """Tell the observer, if there is one, that a step begins or has ended; from the thread that does it.
+
+        What the observer makes of it never harms a switch.
+        """
+        if self.observer:
+            with contextlib.suppress(Exception):
+                self.observer({"event": event, **record})
 
     def observe(self, models: typing.Iterable[Model], count_requests: bool = False) -> dict[str, Observation]:
         """What the given models are, asked all at once; the others count as disabled."""

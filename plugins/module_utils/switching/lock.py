@@ -254,6 +254,19 @@ class HostLock:
         finally:
             os.close(descriptor)
 
+    def held_by(self) -> str:
+        """Who holds the lock of the stack now, in words; empty where nobody does, or this user can't tell."""
+        try:
+            descriptor = os.open(self.path, os.O_RDONLY)
+        except OSError:
+            return ""
+        try:
+            if _try(descriptor, fcntl.LOCK_SH):
+                return ""
+            return HostLock(self.stack_dir, self.place)._read(descriptor)
+        finally:
+            os.close(descriptor)
+
     def begin(self, name: str, action: str) -> None:
         """Write down that this model's server is about to be paused (drain), put to sleep, woken or started."""
         with self._writing:

@@ -24,6 +24,12 @@ _DRAFTS = re.compile(
     r"^vllm:(spec_decode_num_draft|spec_decode_num_accepted|generation)_tokens(?:_total)?(?:\{[^}]*\})? (\S+)$",
     re.MULTILINE,
 )
+# Counters of C(PrometheusStatLogger) in v1/metrics/loggers.py (0.11.0 to 0.33.0), and the client library's own.
+_COUNTERS = re.compile(
+    r"^(vllm:request_success|vllm:prompt_tokens|vllm:generation_tokens|process_start_time_seconds)"
+    r"(?:_total)?(?:\{[^}]*\})? (\S+)$",
+    re.MULTILINE,
+)
 # Whatever serves Prometheus metrics says of each what it is.
 _COMMENT = re.compile(r"^# (?:HELP|TYPE) ", re.MULTILINE)
 
@@ -37,6 +43,18 @@ class Drafts(typing.NamedTuple):
     drafted: int
     accepted: int
     answered: int | None = None
+
+
+class Counters(typing.NamedTuple):
+    """What all engines of a server have done since it began: requests that ended, and the tokens of them.
+
+    C(started) is when that was, in seconds since 1970. Each is None where the server does not tell.
+    """
+
+    requests: int | None = None
+    prompt_tokens: int | None = None
+    generation_tokens: int | None = None
+    started: float | None = None
 
 
 class Metrics(typing.NamedTuple):
@@ -103,6 +121,19 @@ def drafts(text: str) -> Drafts | None:
         found.setdefault(name, []).append(_number(value))
     drafted, accepted = _sum(found.get("spec_decode_num_draft")), _sum(found.get("spec_decode_num_accepted"))
     return None if drafted is None or accepted is None else Drafts(drafted, accepted, _sum(found.get("generation")))
+
+
+def counters(text: str) -> Counters:
+    """What the server has done since it began, as far as it tells."""
+    found: dict[str, list[float | None]] = {}
+    for name, value in _COUNTERS.findall(text):
+        found.setdefault(name, []).append(_number(value))
+    return Counters(
+        _sum(found.get("vllm:request_success")),
+        _sum(found.get("vllm:prompt_tokens")),
+        _sum(found.get("vllm:generation_tokens")),
+        next(iter(found.get("process_start_time_seconds", ())), None),
+    )
 
 
 def _sum(values: typing.Sequence[float | None] | None) -> int | None:

@@ -23,7 +23,7 @@ class Readiness:
     because something had failed; C(fresh) those that this switch has started or seen begin, and not woken since;
     C(reloaded) those that it has woken from level 2, or maybe from that; C(listed) the adapters that one had before it
     was woken; C(starts) which start of a server has been proved, since asking may cost a docker command; C(wrong) the
-    models that answer otherwise than recorded.
+    models that answer otherwise than recorded; C(answer_seconds) how long it took last to see that each answers so.
     """
 
     def __init__(self, host: Host, to_record: str | None, warnings: list[str]) -> None:
@@ -36,6 +36,7 @@ class Readiness:
         self.listed: dict[str, dict[str, str] | None] = {}
         self.starts: dict[str, str] = {}
         self.wrong: set[str] = set()
+        self.answer_seconds: dict[str, float] = {}
 
     def prove(self, model: Model) -> str | None:
         """Wait until the server is healthy and awake and, unless turned off, answers as it should; return a note."""
@@ -74,7 +75,11 @@ class Readiness:
             ).with_log(self.host.last_lines(model))
         if model.id == self.to_record or not model.ready_completion:
             return None
-        notes = [self._prove_answer(model), self._prove_drafts(model)]
+        began = self.host.clock()
+        try:
+            notes = [self._prove_answer(model), self._prove_drafts(model)]
+        finally:
+            self.answer_seconds[model.id] = self.host.clock() - began
         # The answer may have been its last. Who only takes long now has just given one.
         with contextlib.suppress(Unresponsive):
             self._check_engine(model)

@@ -25,7 +25,8 @@ class Result:
     """What a switch found, did and left.
 
     C(steps) are dicts with action, model, level, started_seconds (since the start of the switch), seconds and, if they
-    apply, note, failed, escalation (the rung of the step) and requests (how many were drained, parked and cut).
+    apply, note, failed, escalation (the rung of the step), requests (how many were drained, parked and cut) and, of a
+    verify, answer_seconds (how long the proof by an answer took).
     C(places) contains for each requested model its id and those of the models that share a GPU with it.
     """
 

@@ -265,6 +265,10 @@ class Server(AnsweringClient):
         """What has been drafted since the server began; None where it does not tell."""
         return self._counted(metrics.drafts)
 
+    def counters(self) -> metrics.Counters:
+        """What the server has done since it began; nothing of that is known where it has no metrics."""
+        return self._counted(metrics.counters) or metrics.Counters()
+
     @property
     def can_reload(self) -> bool:
         """Whether the weights of the awake server can be loaded once more."""

@@ -37,7 +37,14 @@ ODOMETER = "odometer"
 CHANGES = "changes"
 # Where on this host the weights of each model are; the role vllm_servers writes it.
 WEIGHTS = "weights"
-ALL = (DESIRED_STATE, LAST_SWITCH, CANARY, DRAFTS, PROOF, MEMORY, ODOMETER, COSTS, CHANGES, WEIGHTS)
+# What the model manager was told at run time: mode, pin, evictions. It writes this itself.
+MANAGER = "manager"
+# Which models the model manager is about to load by itself. It writes this before it does.
+RECONCILER = "reconciler"
+# What the models' servers had counted when the model manager asked them last. It writes this itself.
+USAGE = "usage"
+_ENGINE = (DESIRED_STATE, LAST_SWITCH, CANARY, DRAFTS, PROOF, MEMORY, ODOMETER, COSTS, CHANGES, WEIGHTS)
+ALL = (*_ENGINE, MANAGER, RECONCILER, USAGE)
 
 # No file takes as much.
 _ROOM_BYTES = 65536

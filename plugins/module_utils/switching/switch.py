@@ -12,7 +12,7 @@ import typing
 
 from . import canary, changes, desired_state, hardware, state_files, status
 from .errors import ChangedSince, NotProvisioned, SwitchFailed, SwitchingError
-from .host import Host
+from .host import Host, Observer
 from .inventory import Inventory, Model, Switching
 from .lifecycle import Lifecycle, for_model
 from .lock import HostLock
@@ -38,7 +38,9 @@ class Switcher:
         server: typing.Callable[[Model, Switching], Server] = Server,
         lifecycle: typing.Callable[[Model, str, Switching], Lifecycle] = for_model,
         lock: HostLock | None = None,
+        observer: Observer | None = None,
     ) -> None:
+        """C(observer) is told of each step as it begins and as it ends, see C(Host.tell_step)."""
         self.inventory = inventory
         self.settings = inventory.switching
         self.stack_dir = stack_dir
@@ -49,6 +51,7 @@ class Switcher:
         self.mem_available_gb = mem_available_gb
         self.make_server, self.make_lifecycle = server, lifecycle
         self.lock = lock or HostLock(stack_dir)
+        self.observer = observer
         self.host = self._host(inventory)
         # What a check takes models to be whatever is observed: what the steps predicted so far make of them.
         self.predicted: dict[str, Observation] = {}
@@ -60,7 +63,8 @@ class Switcher:
         self.host.close()
 
     def _host(self, inventory: Inventory) -> Host:
-        return Host(inventory, self.stack_dir, self.lock, self.clock, self.sleep, self.make_server, self.make_lifecycle)
+        makers = (self.make_server, self.make_lifecycle)
+        return Host(inventory, self.stack_dir, self.lock, self.clock, self.sleep, *makers, observer=self.observer)
 
     def report(self) -> dict[str, typing.Any]:
         """The state and the number of requests of every model, as plain data. Changes nothing and never fails."""

@@ -75,7 +75,11 @@ def test_the_answer_is_recorded_when_a_server_has_been_started(pair: Host) -> No
     assert not known["suspect"]
     # Twice, and once after the wake.
     assert pair.changing_calls("b").count("POST " + ANSWER) == 2
-    assert notes(pair.switch("b")) == ["answers as recorded"]
+    switched = pair.switch("b")
+    assert notes(switched) == ["answers as recorded"]
+    *others, verify = switched.steps
+    assert 0 < verify["answer_seconds"] <= verify["seconds"]
+    assert not any("answer_seconds" in step for step in others)
     assert pair.changing_calls("b").count("POST " + ANSWER) == 3
     assert record(pair, "b") == known
 

@@ -30,6 +30,7 @@ from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors impo
     Unresponsive,
 )
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import parse
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.metrics import Counters, counters
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.plan import (
     ACTIVE,
     ERROR,
@@ -562,6 +563,49 @@ def test_a_server_without_usable_metrics(not_vllm: NotVllm, metrics: str) -> Non
     with server_for(not_vllm.port) as server:
         assert server.observe(count_requests=True) == Observation(SLEEPING)
         assert server.count_requests() is None
+
+
+def test_what_a_server_has_done_is_told_by_its_counters(standin: serverlib.Server) -> None:
+    with server_for(standin.port) as server:
+        before = server.counters()
+        body = {"model": "m", "prompt": "one two three", "max_tokens": 5}
+        usage = standin.call("POST", "/v1/completions", json=body).json()["usage"]
+        after = server.counters()
+    numbers = [before.requests, before.prompt_tokens, before.generation_tokens]
+    added = [1, usage["prompt_tokens"], usage["completion_tokens"]]
+    told = [after.requests, after.prompt_tokens, after.generation_tokens]
+    assert told == [(number or 0) + more for number, more in zip(numbers, added, strict=True)]
+    assert before.started == after.started
+    assert abs((after.started or 0) - time.time()) < 3600
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", Counters()),
+        ("vllm:prompt_tokens_total NaN\nprocess_start_time_seconds x\n", Counters()),
+        (
+            # The client library's series of when each began count nothing, nor do those with longer names.
+            'vllm:prompt_tokens_total{engine="0",model_name="m"} 2.0\n'
+            'vllm:prompt_tokens_total{engine="1",model_name="m"} 1.5e+06\n'
+            'vllm:prompt_tokens_created{engine="0",model_name="m"} 1.7e+09\n'
+            'vllm:prompt_tokens_cached_total{engine="0",model_name="m"} 7.0\n'
+            'vllm:generation_tokens_total{engine="0",model_name="m"} 4.0\n'
+            'vllm:request_success_total{engine="0",finished_reason="stop",model_name="m"} 3.0\n'
+            'vllm:request_success_total{engine="0",finished_reason="length",model_name="m"} 1.0\n'
+            "process_start_time_seconds 1.7e+09\n",
+            Counters(4, 1_500_002, 4, 1.7e9),
+        ),
+    ],
+)
+def test_what_counters_tell(text: str, told: Counters) -> None:
+    assert counters(text) == told
+
+
+def test_who_has_no_metrics_has_no_counters(not_vllm: NotVllm) -> None:
+    not_vllm.answers["/metrics"] = (404, "")
+    with server_for(not_vllm.port) as server:
+        assert server.counters() == Counters()
 
 
 def test_requests_of_all_engines_are_added_up(not_vllm: NotVllm) -> None:

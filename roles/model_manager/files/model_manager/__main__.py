@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: MIT
+"""The service: `python3 -m model_manager CONFIG`.
+
+It ends on SIGTERM: nothing new is taken, the switch that runs ends or is taken back within a bound, and who waits for
+an answer gets one. Exit status: 0 ended as asked, 1 failed, 2 set up wrongly.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from types import FrameType
+
+import uvicorn
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.__main__ import read_inventory
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors import InventoryError, SwitchingError
+
+from .app import create_app
+from .config import Config, ConfigError, read
+from .events import Bus
+from .history import History
+from .manager import Manager
+from .metrics import Metrics
+from .usage import Usage
+
+_LOG = logging.getLogger("model_manager")
+# Beyond the switch itself: for the last answers to be read.
+_ANSWER_SECONDS = 5
+
+
+class Service(uvicorn.Server):
+    """The HTTP server, which ends the manager first: those who wait for a switch are answered before it closes."""
+
+    def __init__(self, config: uvicorn.Config, manager: Manager) -> None:
+        super().__init__(config)
+        self._manager = manager
+        self._ending: threading.Thread | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A signal asks to end."""
+        super().handle_exit(sig, frame)
+        if self._ending is None:
+            self._ending = threading.Thread(target=self._end, name="ending", daemon=True)
+            self._ending.start()
+
+    def _end(self) -> None:
+        self._manager.stop()
+        self._manager.bus.close()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serve until a signal comes; the exit status."""
+    parser = argparse.ArgumentParser(prog="python3 -m model_manager", description="Serve the models of this host.")
+    parser.add_argument("config", help="the JSON file of the settings")
+    parser.add_argument("--check", action="store_true", help="only check the settings")
+    options = parser.parse_args(argv)
+    # The journal has the time of each line.
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s", stream=sys.stderr)
+    try:
+        config = read(options.config)
+        if options.check:
+            return 0
+        inventory = read_inventory(config.stack_dir)
+    except (ConfigError, InventoryError) as error:
+        _LOG.error("%s", error)
+        return 2
+    except SwitchingError as error:
+        _LOG.error("%s", error)
+        return 1
+    history = History(os.path.join(config.stack_dir, "run", "manager.sqlite"), keep_switches=config.history_switches)
+    manager = Manager(config, inventory, history=history, bus=Bus())
+    usage = Usage(config.stack_dir, history)
+    try:
+        return _serve(config, manager, usage)
+    except ConfigError as error:
+        _LOG.error("%s", error)
+        return 2
+    finally:
+        manager.stop()
+        manager.bus.close()
+        usage.stop()
+        history.close()
+
+
+def _serve(config: Config, manager: Manager, usage: Usage) -> int:
+    metrics = Metrics(manager.view, usage.totals)
+    for listener in (usage.feed, metrics.feed):
+        manager.bus.listen(listener)
+    manager.on_observed(usage.observed)
+    app = create_app(manager, config, [metrics.router(), usage.router()])
+    manager.start()
+    service = Service(
+        uvicorn.Config(
+            app,
+            host=config.listen,
+            port=config.port,
+            log_config=None,  # as set up above
+            access_log=False,
+            server_header=False,
+            # Twice: a switch may go on for so long, and be taken back for as long.
+            timeout_graceful_shutdown=int(2 * config.stop_timeout_seconds) + _ANSWER_SECONDS,
+        ),
+        manager,
+    )
+    # uvicorn raises the signal once more when it has ended; it was handled.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_given: None)
+    service.run()
+    return 0 if service.started else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

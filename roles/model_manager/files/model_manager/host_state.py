@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: MIT
+"""What the manager knows of the host's models: what they were observed to be, and what follows from that.
+
+Nothing here asks a server or has a lock: whoever calls has the manager's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any
+
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching import costs, hardware, plan
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors import Blocked
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import Inventory, Model
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.metrics import Counters
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.plan import Observation
+
+from . import eta, view
+from .breaker import Breaker
+from .tickets import Unsupported
+
+_EVICTION_OF_LEVEL = {
+    "1": ("offload", view.KEEP_RUNNING),
+    "2": ("discard", view.KEEP_RUNNING),
+    "stop": ("discard", "stop"),
+}
+_LEVEL_OF_WEIGHTS = {"offload": "1", "discard": "2"}
+_WEIGHTS = ("retain", "offload", "discard")
+_PROCESSES = (view.KEEP_RUNNING, "cuda_suspend", "checkpoint", "stop")
+_NO_WAY = "vLLM has no way to {}: use keep_running, with weights offload or discard, or stop"
+
+
+def eviction_level(weights: str, process: str) -> str:
+    """Which `sleep_level` an eviction is: 1, 2, stop, or empty for never. Raises Unsupported with the reason."""
+    for name, value, known in (("weights", weights, _WEIGHTS), ("process", process, _PROCESSES)):
+        if value not in known:
+            raise Unsupported(f"{name} must be one of {', '.join(known)}, is {value}")
+    if process == "stop":
+        return "stop"
+    if process == "cuda_suspend":
+        raise Unsupported(_NO_WAY.format("have its process suspended by CUDA (cuda_suspend)"))
+    if process == "checkpoint":
+        raise Unsupported(_NO_WAY.format("have its process checkpointed (checkpoint)"))
+    return _LEVEL_OF_WEIGHTS.get(weights, "")
+
+
+class HostState:
+    """What is known of the models of an inventory. Times are in seconds; `now` tells them since 1970."""
+
+    def __init__(self, inventory: Inventory, breakers: Mapping[str, Breaker], now: Callable[[], float]) -> None:
+        self.inventory = inventory
+        self.seen: dict[str, Observation] = {}
+        # What models are while a step is done to them, and after it until the switch ends.
+        self.moving: dict[str, tuple[str, int | None]] = {}
+        self.desired: dict[str, str] = {}
+        self.costs: Mapping[str, Any] = {}
+        self.timings = eta.Timings()
+        # Set at run time: what is done to a model that has to make room, weights and process.
+        self.evictions: dict[str, tuple[str, str]] = {}
+        self.last_active: dict[str, float] = {}
+        self.active_since: dict[str, float] = {}
+        self._breakers = breakers
+        self._now = now
+        self._last_request: dict[str, float] = {}
+        self._counters: dict[str, Counters] = {}
+
+    # What is learnt.
+
+    def take_over(self, models: Mapping[str, Observation]) -> None:
+        """What the engine has observed at the end of a switch is what the models are; it has counted no requests."""
+        now = self._now()
+        for name, new in models.items():
+            old = self.seen.get(name, Observation(plan.STOPPED))
+            self.seen[name] = dataclasses.replace(new, running=old.running, waiting=old.waiting)
+            if new.state == plan.ACTIVE and old.state != plan.ACTIVE:
+                self.active_since[name] = self._last_request[name] = now
+
+    def observe(
+        self, seen: Mapping[str, Observation], counters: Mapping[str, Counters], since: Mapping[str, float]
+    ) -> None:
+        """What the servers were just seen to be; with the counters of active ones, and since when they are active."""
+        now = self._now()
+        self.seen = dict(seen)
+        for name, one in seen.items():
+            if one.state == plan.ACTIVE:
+                self.last_active[name] = now
+                self.active_since[name] = since.get(name, self.active_since.get(name, now))
+                done = counters.get(name, Counters())
+                moved = name in self._counters and self._counters[name].requests != done.requests
+                self._counters[name] = done
+                if one.running is None and done.requests is None:
+                    self._last_request.pop(name, None)  # it does not tell, so that it may have some
+                    continue
+                if moved or one.running or one.waiting:
+                    self._last_request[name] = now
+            else:
+                self.active_since.pop(name, None)
+            self._last_request.setdefault(name, now)
+
+    def step(self, step: Mapping[str, Any]) -> None:
+        """The engine tells that a step begins, or has ended."""
+        name, action, level = step["model"], step["action"], step["level"]
+        if step["event"] == "step_begun" and action in view.DURING_STEP:
+            self.moving[name] = (view.DURING_STEP[action], None)
+        elif step["event"] == "step_ended" and "failed" not in step:
+            ends = {plan.SLEEP: view.ASLEEP, plan.STOP: view.STOPPED, plan.VERIFY: view.READY}
+            if action in ends:
+                self.moving[name] = (ends[action], level if action == plan.SLEEP else None)
+
+    # What models are.
+
+    def state_of(self, name: str) -> tuple[str, int | None, str]:
+        """State, level and problem of a model."""
+        if name in self.moving:
+            return (*self.moving[name], "")
+        seen = self.seen.get(name)
+        if seen is None:
+            return view.ERROR, None, "it was not looked at yet"
+        if seen.paused:
+            return view.SLEEP_PENDING, seen.level, seen.problem
+        breaker = self._breakers.get(name)
+        if breaker and breaker.opened and seen.state not in (plan.ACTIVE, plan.SLEEPING, plan.DISABLED):
+            often = f"{breaker.limit} times within {breaker.window_seconds / 60:g} min"
+            return view.ERROR, None, f"it has failed {often}, and is tried again now and then: {breaker.reason}"
+        return view.OF_ENGINE[seen.state], seen.level, seen.problem
+
+    def awake(self) -> set[str]:
+        """The models that are active."""
+        return {m.id for m in self.inventory.enabled if self.state_of(m.id)[0] == view.READY}
+
+    def rivals(self, name: str) -> set[str]:
+        """The models that can't be active together with this one."""
+        return {m.id for one in self.inventory.models if one.id == name for m in self.inventory.conflicting(one)}
+
+    def in_flight(self, name: str) -> int | None:
+        """The requests that a model has; None where that is unknown."""
+        seen = self.seen.get(name)
+        if seen is None or seen.state == plan.STOPPED:
+            return 0 if seen else None
+        return None if seen.running is None else seen.running + (seen.waiting or 0)
+
+    def idle_seconds(self, name: str) -> float | None:
+        """For how long a model has had no request; None where that is unknown."""
+        if name not in self._last_request:
+            return None
+        return 0.0 if self.in_flight(name) else max(0.0, self._now() - self._last_request[name])
+
+    def active_seconds(self, name: str) -> float | None:
+        """For how long a model has been active; None where it is not."""
+        since = self.active_since.get(name)
+        return max(0.0, self._now() - since) if since is not None and self.state_of(name)[0] == view.READY else None
+
+    # What would be done to them.
+
+    def levels(self) -> dict[str, str]:
+        """The sleep levels that were set at run time; empty for a model that never makes room."""
+        return {name: eviction_level(*pair) for name, pair in self.evictions.items()}
+
+    def kept_awake(self) -> set[str]:
+        """The models that never make room."""
+        return {name for name, level in self.levels().items() if not level}
+
+    def eviction(self, model: Model) -> dict[str, str]:
+        """What is done to a model that has to make room."""
+        pair = self.evictions.get(model.id)
+        if pair is None:
+            level = model.sleep_level if model.sleep_level != "auto" else str(self.next_level(model.id) or "stop")
+            pair = _EVICTION_OF_LEVEL[level]
+        return {"weights": pair[0], "process": pair[1]}
+
+    def next_level(self, name: str) -> int | None:
+        """At which level a model would sleep if it was put to sleep now; None if it would be stopped."""
+        model = next((m for m in self.inventory.enabled if m.id == name), None)
+        if model is None:
+            return None
+        level = self.levels().get(name) or model.sleep_level
+        if level != "auto":
+            return int(level) if level in ("1", "2") else None
+        others = {m.id: self.seen.get(m.id, Observation(plan.STOPPED)) for m in self.inventory.models}
+        awake = {**others, name: Observation(plan.ACTIVE, no_level_2=others[name].no_level_2)}
+        free = hardware.read_mem_available_gb()
+        try:
+            made = plan.make_plan(self.inventory, awake, model, plan.SLEEPING, free, 0.0, False, self.costs)
+        except Blocked:
+            return None
+        return next((step.level for step in made.steps if (step.model, step.action) == (name, plan.SLEEP)), None)
+
+    def estimate(self, leaving: Collection[str], coming: str | None, level: int | None = None) -> float:
+        """The seconds that a switch takes; `level` is the one at which those that leave will sleep, if it was given."""
+        plans = {name: level if level else self.next_level(name) for name in leaving}
+        seen = self.seen.get(coming or "", Observation(plan.STOPPED))
+        at = (2 if seen.level is None else seen.level) if seen.state == plan.SLEEPING else None
+        known = {m.id: costs.known(self.costs, m) for m in self._of((*leaving, coming))}
+        sizes = {m.id: m.weights_gb for m in self.inventory.models}
+        return eta.estimate(leaving, coming, at, known, self.timings, weights_gb=sizes, leave_at=plans)
+
+    def _of(self, names: Iterable[str | None]) -> list[Model]:
+        return [m for m in self.inventory.models if m.id in names]

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: MIT
+"""docs/manager.md: the settings of the model manager, as its own module has them."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+from ansible_collections.homegpt.vllm.plugins.plugin_utils.preflight import MANAGER_SETTINGS
+
+from tests.consistency import blocks
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs/manager.md"
+MODULE = ROOT / "roles/model_manager/files/model_manager/config.py"
+
+
+def settings() -> dict[str, tuple[str, str]]:
+    """Return the default and the meaning of each setting, in order."""
+    tree = ast.parse(MODULE.read_text(encoding="utf-8"))
+    (config,) = (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Config")
+    found = {}
+    for field, below in zip(config.body, config.body[1:], strict=False):
+        if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
+            assert isinstance(field.target, ast.Name)
+            found[field.target.id] = (default(field.value), " ".join(str(below.value.value).split()))
+    return found
+
+
+def default(value: ast.expr | None) -> str:
+    """Return a default as the page words it."""
+    if isinstance(value, ast.Constant):
+        number = value.value
+        return f"`{number:g}`" if isinstance(number, float) else f"`{number}`" if number != "" else ""
+    return "" if value is None else "`{}`" if "dict" in ast.unparse(value) else f"`{ast.unparse(value)}`"
+
+
+def rendered() -> dict[str, str]:
+    """Return the blocks of the page."""
+    rows = [[f"`{name}`", *told] for name, told in settings().items() if name not in MANAGER_SETTINGS]
+    return {"manager-settings": blocks.table(["key", "default", "meaning"], rows)}

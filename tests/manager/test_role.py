@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: MIT
+"""The role: what it writes on a host, that it says the truth of it, and that the service runs by the command it shows.
+
+Without systemd, under which tests/e2e/test_manager_unit.py runs it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from tests.playbooklib import Ansible, Host, Run, launched
+from tests.serverlib import free_port
+
+PLAYBOOK = """
+- hosts: host
+  gather_facts: false
+  tasks:
+    - ansible.builtin.file:
+        path: "{{ vllm_stack_dir }}/run"
+        state: directory
+        mode: "0755"
+    - homegpt.vllm.vllm_engine:
+        dest: "{{ vllm_stack_dir }}/switching"
+    - ansible.builtin.copy:
+        content: "{{ {'vllm_models': vllm_models, 'vllm_switching': vllm_switching} | to_json }}"
+        dest: "{{ vllm_stack_dir }}/models.json"
+        mode: "0600"
+    - ansible.builtin.include_role:
+        name: homegpt.vllm.model_manager
+"""
+OPERATOR, READER = "operator-0123456789", "reader-0123456789"
+
+
+class Managed(Host):
+    """This machine, whose own systemd is left alone."""
+
+    settings: dict[str, Any]
+
+    def variables(self) -> dict[str, Any]:
+        return {
+            **super().variables(),
+            "model_manager_enabled": True,
+            "model_manager_systemd": False,
+            "model_manager_port": self.settings["port"],
+            "model_manager_operator_tokens": [OPERATOR],
+            "model_manager_reader_tokens": [READER],
+            "model_manager_settings": {"observe_seconds": 0.5},
+        }
+
+
+Play = Callable[..., Run]
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Managed]:
+    """A host with one model, which is not started."""
+    made = Managed(tmp_path_factory.mktemp("role"), [launched("a", startup_mode="active")])
+    made.settings = {"port": free_port()}
+    yield made
+    made.kill()
+
+
+@pytest.fixture(scope="module")
+def play(ansible_playbook: str, host: Managed) -> Play:
+    """Run the role on the host."""
+    folder = host.stack.parent
+    (folder / "play.yml").write_text(PLAYBOOK, encoding="utf-8")
+    ansible = Ansible(ansible_playbook, folder, [host])
+    return lambda *arguments: ansible.play(folder / "play.yml", *arguments)
+
+
+def files(folder: Path) -> dict[str, int]:
+    """When each file was changed last, by its path."""
+    return {str(path.relative_to(folder)): path.lstat().st_ctime_ns for path in sorted(folder.rglob("*"))}
+
+
+def test_it_is_installed_once(host: Managed, play: Play) -> None:
+    assert play("--check").changed() > 0
+    assert not host.stack.exists()
+    run = play("-vvv", "--diff")
+    assert run.changed() > 0
+    assert not re.search(f"{OPERATOR}|{READER}", run.output)
+    manager = host.stack / "manager"
+    assert (manager / "tokens").read_text(encoding="utf-8") == f"operator {OPERATOR}\nreader {READER}\n"
+    assert (manager / "tokens").stat().st_mode & 0o777 == 0o600
+    assert json.loads((manager / "config.json").read_text(encoding="utf-8")) == {
+        "allowed_hosts": [],
+        "listen": "127.0.0.1",
+        "observe_seconds": 0.5,
+        "port": host.settings["port"],
+        "stack_dir": str(host.stack),
+        "tokens_file": str(manager / "tokens"),
+    }
+    before = files(host.stack)
+    assert play().changed() == 0
+    assert files(host.stack) == before
+
+
+def test_a_file_that_is_not_its_own_is_noticed(host: Managed, play: Play) -> None:
+    program = host.stack / "manager/lib/model_manager"
+    text = (program / "config.py").read_text(encoding="utf-8")
+    (program / "config.py").write_text("raise SystemExit\n", encoding="utf-8")
+    (program / "gone.py").write_text("", encoding="utf-8")
+    assert play("--check").changed() == 1
+    assert (program / "gone.py").exists()
+    assert play().changed() == 1
+    assert (program / "config.py").read_text(encoding="utf-8") == text
+    assert not (program / "gone.py").exists()
+
+
+def test_wrong_settings_replace_nothing(host: Managed, play: Play) -> None:
+    before = (host.stack / "manager/config.json").read_bytes()
+    run = play("-e", json.dumps({"model_manager_settings": {"polcy": "fifo", "max_queue": 0}}))
+    assert run.status == 2
+    assert "polcy is unknown; did you mean policy?" in run.output
+    assert "max_queue must be a whole number of at least 1" in run.output
+    assert (host.stack / "manager/config.json").read_bytes() == before
+
+
+def test_the_command_that_it_shows_starts_the_service(host: Managed, play: Play) -> None:
+    shown = re.search(r"run\s+`(.+?)`", play().output.replace("\\n", " "), re.DOTALL)
+    assert shown
+    url = f"http://127.0.0.1:{host.settings['port']}"
+    log = (host.stack.parent / "manager.log").open("w+", encoding="utf-8")
+    service = subprocess.Popen(shlex.split(shown[1]), stdout=log, stderr=log)
+    try:
+        assert get(f"{url}/health", OPERATOR) == (200, {"status": "healthy"}), log.read()
+        assert get(f"{url}/models", "")[0] == 401
+        status, answer = get(f"{url}/models", READER)
+        assert status == 200
+        assert [model["id"] for model in answer["models"]] == ["a"]
+        asked = requests.post(
+            f"{url}/switch", json={"model_id": "a"}, headers={"Authorization": f"Bearer {READER}"}, timeout=30
+        )
+        assert asked.status_code == 403
+        asked = requests.post(
+            f"{url}/switch", json={"model_id": "a"}, headers={"Authorization": f"Bearer {OPERATOR}"}, timeout=60
+        )
+        assert (asked.status_code, asked.json()) == (200, {"status": "success", "active_model": "a"})
+        service.send_signal(signal.SIGTERM)
+        assert service.wait(timeout=30) == 0
+    finally:
+        service.kill()
+        service.wait()
+        log.close()
+    # The server lives on.
+    assert requests.get(f"http://127.0.0.1:{host.port('a')}/health", timeout=10).status_code == 200
+
+
+def get(url: str, token: str) -> tuple[int, Any]:
+    """The status and the body of an answer, for which is waited until there is one."""
+    end = time.monotonic() + 30
+    while True:
+        try:
+            answer = requests.get(url, headers={"Authorization": f"Bearer {token}"} if token else {}, timeout=10)
+        except requests.ConnectionError:
+            assert time.monotonic() < end
+            time.sleep(0.1)
+        else:
+            return answer.status_code, answer.json()
+
+
+def test_it_is_removed_where_it_is_disabled(host: Managed, play: Play) -> None:
+    assert play("-e", "model_manager_enabled=false", "--check").changed() == 1
+    assert (host.stack / "manager").exists()
+    assert play("-e", "model_manager_enabled=false").changed() == 1
+    assert not (host.stack / "manager").exists()
+    assert play("-e", "model_manager_enabled=false").changed() == 0
