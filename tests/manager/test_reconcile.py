@@ -159,7 +159,7 @@ def test_a_model_that_always_fails_is_tried_seldom_but_never_given_up(
 
 
 def test_nothing_is_done_while_somebody_switches() -> None:
-    lost = {"observed": {"a": GONE}, "desired": {"a": ACTIVE}, "lost": {"a"}}
+    lost: dict[str, Any] = {"observed": {"a": GONE}, "desired": {"a": ACTIVE}, "lost": {"a"}}
     assert named(decide(situation(**lost))) == [("a", ACTIVE)]
     assert decide(situation(**lost, locked=True)) == []
     assert decide(situation(**lost, tickets=True)) == []
