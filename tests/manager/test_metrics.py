@@ -37,6 +37,7 @@ IDLE = ModelView(
     state=states.ASLEEP,
     level=1,
     problem="",
+    note="",
     engine_state="sleeping",
     unknown=False,
     desired="sleeping",
