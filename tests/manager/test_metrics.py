@@ -186,8 +186,8 @@ def test_the_time_of_a_switch_is_split_into_its_parts() -> None:
 def test_each_model_is_in_one_state() -> None:
     found = named(samples(filled()), "homegpt_model_state")
     assert {key for key, value in found.items() if value} == {("a", states.ASLEEP), ("b", states.ERROR)}
-    words = (states.READY, states.SLEEP_PENDING, states.ASLEEP, states.WAKING)
-    words += (states.STOPPED, states.STARTING, states.ERROR, states.DISABLED)
+    words = [states.READY, states.SLEEP_PENDING, states.ASLEEP, states.WAKING]
+    words += [states.STOPPED, states.STARTING, states.ERROR, states.DISABLED]
     assert found.keys() == {(model, word) for model in "ab" for word in words}
 
 

@@ -46,7 +46,7 @@ class Metrics:
         now: Callable[[], float] = time.time,
     ) -> None:
         # The time at which each series began, as one more series: of no use here, and promtool finds fault with it.
-        prometheus_client.disable_created_metrics()
+        prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         self._view = view
         self._switches = Counter(
@@ -135,7 +135,8 @@ class Metrics:
             self._failures.labels(name)  # a counter that begins at 1 has never increased
         # Not the library's choose_encoder: it fails at a version that is no number.
         if "application/openmetrics-text" in accept:
-            return openmetrics.generate_latest(self.registry), openmetrics.CONTENT_TYPE_LATEST
+            text: bytes = openmetrics.generate_latest(self.registry)  # type: ignore[no-untyped-call]
+            return text, openmetrics.CONTENT_TYPE_LATEST
         return prometheus_client.generate_latest(self.registry), CONTENT_TYPE_PLAIN_0_0_4
 
     def router(self) -> APIRouter:
@@ -207,7 +208,9 @@ class _Host(Collector):
         waited = 0.0 if oldest is None else max(0.0, self._now() - oldest)
         yield GaugeMetricFamily("homegpt_switch_queue_length", "Switches that wait to begin.", len(waiting))
         yield GaugeMetricFamily(
-            "homegpt_switch_queue_oldest_wait_seconds", "How long the oldest of them has waited; 0 without any.", waited
+            "homegpt_switch_queue_oldest_wait_seconds",
+            "How long the oldest switch in the queue has waited; 0 without any.",
+            waited,
         )
         yield GaugeMetricFamily(
             "homegpt_switching", "1 while the manager switches models.", float(view.switching is not None)
