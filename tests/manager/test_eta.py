@@ -13,9 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from model_manager.eta import KEPT, Timings, estimate
 
-from tests.unit.plugins.module_utils.switching.conftest import Host, host, processes, stack_dir
-
-__all__ = ("host", "processes", "stack_dir")  # fixtures
+from tests.unit.plugins.module_utils.switching.conftest import Host
 
 Step = dict[str, Any]
 
