@@ -489,11 +489,13 @@ async def _no_history(_request: Request, error: Exception) -> Response:
 
 async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    said = [
-        f"{'.'.join(_text(part) for part in one['loc'][1:]) or one['loc'][0]}: {one['msg']}" for one in error.errors()
-    ]
+    said = []
+    for one in error.errors():
+        place = () if one["type"] == "json_invalid" else one["loc"][1:]  # there it is a number of characters
+        said.append(f"{'.'.join(map(_text, place)) or one['loc'][0]}: {one['msg']}")
     is_json = request.headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json"
-    remedy = "" if is_json else "send JSON, with the header Content-Type: application/json"
+    in_body = any(one["loc"][0] == "body" for one in error.errors())
+    remedy = "send JSON, with the header Content-Type: application/json" if in_body and not is_json else ""
     return _refusal(_status_of_wrong(request), "; ".join(said[:10]), remedy)
 
 
