@@ -238,6 +238,13 @@ def test_both_formats_can_be_read() -> None:
     assert {family.name for family in parse_openmetrics(text.decode())} >= {"homegpt_switches", "homegpt_model_state"}
 
 
+@pytest.mark.parametrize("accept", ["text/plain;version=x", "application/openmetrics-text;version=x.y", "*/*", ";;,"])
+def test_odd_formats_are_no_trouble(accept: str) -> None:
+    content, content_type = filled().text(accept)
+    assert content_type.split(";")[0] in ("text/plain", "application/openmetrics-text")
+    assert b"homegpt_switches" in content
+
+
 def test_names_follow_the_conventions() -> None:
     """What promtool checks, and what it does not: every metric has a sample here, and says what it is."""
     for family in text_string_to_metric_families(filled().text()[0].decode()):

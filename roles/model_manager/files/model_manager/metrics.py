@@ -15,7 +15,8 @@ from ansible_collections.homegpt.vllm.plugins.module_utils.switching import plan
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.exposition import choose_encoder
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
 
 from . import view as states
@@ -132,8 +133,10 @@ class Metrics:
         """All metrics in the format that `accept` asks for, and its content type."""
         for name in self._view().models:
             self._failures.labels(name)  # a counter that begins at 1 has never increased
-        encode, content_type = choose_encoder(accept)
-        return encode(self.registry), content_type
+        # Not the library's choose_encoder: it fails at a version that is no number.
+        if "application/openmetrics-text" in accept:
+            return openmetrics.generate_latest(self.registry), openmetrics.CONTENT_TYPE_LATEST
+        return prometheus_client.generate_latest(self.registry), CONTENT_TYPE_PLAIN_0_0_4
 
     def router(self) -> APIRouter:
         """GET /metrics."""
