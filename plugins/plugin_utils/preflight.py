@@ -238,7 +238,7 @@ def _manager(values: Values) -> typing.Iterator[str]:
         for number, token in enumerate(tokens if isinstance(tokens, list) else []):
             if not re.fullmatch(r"[!-~]{16,}", str(token)):
                 yield (
-                    f"{name}[{number}] must have at least 16 characters, and none that is a space or not ASCII: make one with "
+                    f"{name}[{number}] must have at least 16 characters, no space, and only ASCII: make one with "
                     "`openssl rand -hex 32`"
                 )
     settings = values.get("model_manager_settings")

@@ -21,7 +21,9 @@ def test_every_setting_has_a_meaning() -> None:
         for node in ast.parse(manager_doc.MODULE.read_text(encoding="utf-8")).body
         if isinstance(node, ast.ClassDef) and node.name == "Config"
     )
-    fields = [node.target.id for node in config.body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)]
+    fields = [
+        node.target.id for node in config.body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+    ]
     assert list(manager_doc.settings()) == fields
 
 

@@ -55,8 +55,8 @@ def test_the_open_webui_that_is_tested_is_the_one_that_is_deployed() -> None:
 def test_the_service_that_is_tested_is_the_one_that_is_deployed() -> None:
     """Each package of the model manager, in the version that the tests run with."""
     deployed, tested = (
-        dict(re.findall(r"^([a-z0-9-]+)==([^\s;]+)", (ROOT / folder / "requirements.txt").read_text("utf-8"), re.MULTILINE))
-        for folder in ("roles/model_manager/files", ".")
+        dict(re.findall(r"^([a-z0-9-]+)==([^\s;]+)", (ROOT / file).read_text(encoding="utf-8"), re.MULTILINE))
+        for file in ("roles/model_manager/files/requirements.txt", "requirements.txt")
     )
     assert {"fastapi", "prometheus-client", "uvicorn", "websockets"} <= deployed.keys()
     assert {name: tested.get(name) for name in deployed} == deployed

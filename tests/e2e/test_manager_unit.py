@@ -62,16 +62,18 @@ Play = Callable[..., int]
 
 
 @pytest.fixture(scope="module")
-def play(
-    machine: Machine, wheels: Path, ansible_playbook: str, tmp_path_factory: pytest.TempPathFactory
-) -> Play:
+def play(machine: Machine, wheels: Path, ansible_playbook: str, tmp_path_factory: pytest.TempPathFactory) -> Play:
     """Run the role on the machine, with these variables; return how many of its tasks changed something."""
     folder = tmp_path_factory.mktemp("ansible")
     (folder / "play.yml").write_text(PLAYBOOK, encoding="utf-8")
     ansible = Ansible(ansible_playbook, folder, [machine])
 
     def run(*arguments: str, **variables: Any) -> int:
-        given = {"model_manager_enabled": True, "model_manager_wheels_dir": str(wheels), "model_manager_models": [MODEL]}
+        given = {
+            "model_manager_enabled": True,
+            "model_manager_wheels_dir": str(wheels),
+            "model_manager_models": [MODEL],
+        }
         return ansible.play(folder / "play.yml", *arguments, "-e", json.dumps({**given, **variables})).changed()
 
     return run

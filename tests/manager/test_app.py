@@ -137,7 +137,13 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
         try:
             host.up(a="active", b=1)
             write_inventory(host)
-            config = Config(stack_dir=str(host.stack_dir), observe_seconds=0.1, max_queue=2, stop_timeout_seconds=5)
+            chosen: dict[str, Any] = {
+                "observe_seconds": 0.1,
+                "max_queue": 2,
+                "reconcile": False,
+                "breaker_failures": 1000,
+            }
+            config = Config(stack_dir=str(host.stack_dir), stop_timeout_seconds=5, **chosen)
             switcher = functools.partial(Switcher, mem_available_gb=lambda: 1000.0)
             manager = Manager(config, host.inventory, history=History(":memory:"), bus=Bus(), switcher=switcher)
             manager.start()

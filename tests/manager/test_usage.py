@@ -162,9 +162,7 @@ def ask(service: Service, path: str, stack_dir: Path) -> httpx.Response:
     """The answer of the application to a GET from this host."""
     inventory = parse([{"id": "a", "model": "org/a", "host_port": 8001}], {})
     config = Config(stack_dir=str(stack_dir))
-    app = create_app(
-        Manager(config, inventory, history=service.history, bus=Bus()), config, [service.usage.router()]
-    )
+    app = create_app(Manager(config, inventory, history=service.history, bus=Bus()), config, [service.usage.router()])
 
     async def get() -> httpx.Response:
         transport = httpx.ASGITransport(app, client=("127.0.0.1", 1234))

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: MIT
 """Makes a folder contain the files that standard input names with their texts, as JSON, and nothing else.
 
-    python3 write.py FOLDER look|write        prints the names of what differs, a line each
+`python3 write.py FOLDER look|write` prints the names of what differs, a line each; `look` changes nothing.
 """
+
+from __future__ import annotations
 
 import json
 import os

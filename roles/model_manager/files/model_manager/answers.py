@@ -192,6 +192,7 @@ class ModelAnswer(BaseModel):
     leak: dict[str, Any] | None = Field(description="What its server keeps from sleep to sleep.")
     eviction: dict[str, str]
     breaker: dict[str, Any] | None = Field(description="Its circuit breaker; null: it has not failed.")
+    note: str = Field(description="Why the service leaves it as it is, though it is meant to be another; empty: no.")
 
     @classmethod
     def of(cls, model: ModelView) -> ModelAnswer:

@@ -7,7 +7,6 @@ Nothing here asks a server or has a lock: whoever calls has the manager's.
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
@@ -49,7 +48,7 @@ def eviction_level(weights: str, process: str) -> str:
 class HostState:
     """What is known of the models of an inventory. Times are in seconds; `now` tells them since 1970."""
 
-    def __init__(self, inventory: Inventory, breakers: Mapping[str, Breaker], now: Callable[[], float] = time.time):
+    def __init__(self, inventory: Inventory, breakers: Mapping[str, Breaker], now: Callable[[], float]) -> None:
         self.inventory = inventory
         self.seen: dict[str, Observation] = {}
         # What models are while a step is done to them, and after it until the switch ends.
@@ -103,7 +102,7 @@ class HostState:
         """The engine tells that a step begins, or has ended."""
         name, action, level = step["model"], step["action"], step["level"]
         if step["event"] == "step_begun" and action in view.DURING_STEP:
-            self.moving[name] = (view.DURING_STEP[action], level)
+            self.moving[name] = (view.DURING_STEP[action], None)
         elif step["event"] == "step_ended" and "failed" not in step:
             ends = {plan.SLEEP: view.ASLEEP, plan.STOP: view.STOPPED, plan.VERIFY: view.READY}
             if action in ends:

@@ -17,7 +17,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching import (
     desired_state,
@@ -77,13 +77,6 @@ _KEPT_TICKETS = 100
 _LEARNT_SWITCHES = 200
 
 
-class Switching(Protocol):
-    """What makes a switcher: the engine's class, or what a test puts in its place."""
-
-    def __call__(self, inventory: Inventory, stack_dir: str, **parameters: Any) -> Switcher:
-        """A switcher."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Observed:
     """What one look at the servers has found. `at` is in seconds since 1970; `counters` are those of active models."""
@@ -113,7 +106,7 @@ class Manager:
         bus: Bus,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], float] = time.time,
-        switcher: Switching = Switcher,
+        switcher: Callable[..., Switcher] = Switcher,
     ) -> None:
         self.config = config
         self.history = history
@@ -313,18 +306,21 @@ class Manager:
             self.bus.publish("eviction", {"model": found.id, "weights": weights, "process": process})
             return self._host.eviction(found)
 
-    eviction_level = staticmethod(eviction_level)
+    @staticmethod
+    def eviction_level(weights: str, process: str) -> str:
+        """Which `sleep_level` an eviction is: 1, 2, stop, or empty for never. Raises Unsupported with the reason."""
+        return eviction_level(weights, process)
 
     def view(self) -> View:
         """The host as it was observed last."""
         with self._changed:
             running = self._schedule.running
-            switching = running and running.desired == plan.ACTIVE and (running.from_model, running.model)
+            switches = running if running and running.desired == plan.ACTIVE else None
             models = {model.id: self._model_view(model) for model in self.inventory.models}
             return View(
                 models=models,
                 active=[name for name, one in models.items() if one.state == view.READY],
-                switching=switching or None,
+                switching=(switches.from_model, switches.model) if switches else None,
                 mode=self._mode,
                 pinned=self._pinned,
                 queue=[ticket.view() for ticket in self._schedule.asked()],
@@ -448,7 +444,7 @@ class Manager:
                 self._observed_at = self._clock()
             self._last_switch = status.read_last_switch(stack_dir) or self._last_switch
             self._schedule.running = None
-            told = result and result.as_dict()
+            told = result.as_dict() if result else None
             self._reconciler.ended(self._clock(), ticket.model, ticket.desired, ticket.by, told, error)
             self._publish_states()
             self._end(ticket, result=told, error=error)

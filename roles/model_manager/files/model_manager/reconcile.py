@@ -136,6 +136,14 @@ def serves(seen: Observation) -> bool:
     return seen.state == ACTIVE and not seen.held and not seen.doubtful
 
 
+def is_unknown(model: Model, seen: Observation) -> bool:
+    """Whether nobody can tell now what a server is: it does not answer in time, or Docker does not.
+
+    Without Docker's engine a container's port is closed, whether the container lives on or not.
+    """
+    return seen.unknown or (seen.state == STOPPED and seen.process is None and not model.start_command)
+
+
 def _part_rivals(situation: Situation) -> Iterator[Action]:
     """Two that share a GPU are awake, because somebody has woken one past the engine: one of them makes room."""
     awake = [m for m in situation.inventory.enabled if situation.observed[m.id].state == ACTIVE]
@@ -199,8 +207,8 @@ def _obstacle(situation: Situation, model: Model, desired: str) -> str:
     seen = situation.observed[model.id]
     if desired == SLEEPING and model.id in situation.kept_awake:
         return "it is never put to sleep"
-    if seen.unknown:
-        return "it does not answer in time, so it may have requests"
+    if is_unknown(model, seen):
+        return "it is unknown whether it runs: it does not answer in time, or Docker does not"
     if seen.state == ERROR and (not seen.dead or seen.process is False):
         return f"it can't be used: {seen.problem}"
     for other in situation.inventory.enabled:
@@ -208,10 +216,12 @@ def _obstacle(situation: Situation, model: Model, desired: str) -> str:
             return f"{other.id} is loading"
     for rival in situation.rivals(model):
         there = situation.observed[rival.id]
-        if there.unknown:
-            return f"{rival.id}, which shares a GPU with it, does not answer in time"
+        if is_unknown(rival, there):
+            return f"{rival.id} shares a GPU with it, and it is unknown whether that one runs"
         if there.state == ERROR and not there.dead and there.process is not False:
             return f"{rival.id}, which shares a GPU with it, is in error: {there.problem}"
+        if desired == SLEEPING and model.id not in situation.first and _comes_before(situation, rival):
+            return f"{rival.id} is brought back before it"
         why = _keeps_room(situation, model, rival, desired) if there.state == ACTIVE else ""
         if why:
             return why
@@ -228,6 +238,13 @@ def _gives_up_load(situation: Situation, loading: Model, model: Model, desired: 
     """Whether a load was begun by a switch that was cut off, and ends when the desired model gets active there."""
     begun = situation.observed[loading.id].was_serving and situation.desired.get(loading.id) != ACTIVE
     return desired == ACTIVE and begun and loading.conflicts_with(model)
+
+
+def _comes_before(situation: Situation, rival: Model) -> bool:
+    """Whether a rival is to be active and lost, so that to load another one first would only delay it."""
+    breaker = situation.breakers.get(rival.id)
+    lost = rival.id in situation.lost and situation.desired.get(rival.id) == ACTIVE
+    return lost and not (breaker and breaker.opened)
 
 
 def _keeps_room(situation: Situation, model: Model, rival: Model, desired: str) -> str:
@@ -306,7 +323,9 @@ class Reconciler:
         # Why each lost model is not brought back now; empty for one that is about to be.
         self.notes: dict[str, str] = {}
         self._before: Situation | None = None  # the last one in which nobody was switching
-        self._unseen: set[str] = set()  # those of whom it is still unknown what they were when the service started
+        # Whether nothing ran when the service started, and those of whom it is still unknown what they were then.
+        self._booted: bool | None = None
+        self._unseen: set[str] = set()
         self._lost: set[str] = set()
         # Those that are as they should be, or whom somebody has changed past the engine without stopping them.
         self._intact: set[str] = set()
@@ -398,12 +417,17 @@ class Reconciler:
         done = ended and last is not None and last["result"] == "done"
         # One that failed, or that took the lock and left no record: it was cut off, or had nothing to do.
         undone = before is not None and not done and (ended or seen.lock_stamp != before.lock_stamp)
-        booted = before is None and all(one.state in (STOPPED, ERROR) and not one.unknown for one in _enabled(seen))
+        models = {m.id: m for m in seen.inventory.enabled}
         if before is None:
-            self._unseen = {m.id for m in seen.inventory.enabled}
-        for model in seen.inventory.enabled:
-            name, observed, desired = model.id, seen.observed[model.id], seen.desired.get(model.id, SLEEPING)
-            if observed.unknown:
+            self._unseen = set(models)
+        if self._booted is None:
+            if any(_runs(seen.observed[name]) for name in models):
+                self._booted = False
+            elif not any(is_unknown(m, seen.observed[m.id]) for m in models.values()):
+                self._booted = True
+        for name, model in models.items():
+            observed, desired = seen.observed[name], seen.desired.get(name, SLEEPING)
+            if is_unknown(model, observed) or self._booted is None:
                 continue
             first_look = name in self._unseen
             self._unseen.discard(name)
@@ -414,9 +438,9 @@ class Reconciler:
                 self._lost.discard(name)
                 self._reload.discard(name)
             elif first_look:
-                if self._lost_at_start(seen, model, desired, booted):
+                if self._lost_at_start(seen, model, desired):
                     self._lost.add(name)
-                    if booted and desired == SLEEPING:
+                    if self._booted and desired == SLEEPING:
                         self._first.add(name)
             elif name in self._reload:
                 self._reload.discard(name)
@@ -430,8 +454,8 @@ class Reconciler:
                 if _broken(observed) and not ended and not undone:
                     why = observed.problem or "its server has ended"
                     self.breakers[name] = self.breaker(name).failed(seen.now, why, crashed=True)
-        self._lost &= {m.id for m in seen.inventory.enabled}
-        self._first &= self._lost
+        self._lost &= set(models)
+        self._first &= set(models)
         half_way = seen.observed.get(self._half_way)
         if half_way is None or half_way.asleep or seen.desired.get(self._half_way) == ACTIVE:
             self._half_way = ""
@@ -450,9 +474,9 @@ class Reconciler:
         observed = before.observed.get(model.id) if before else None
         if before is None or observed is None:
             return False
-        return observed.unknown or self._meets(model, observed, before.desired.get(model.id, SLEEPING))
+        return is_unknown(model, observed) or self._meets(model, observed, before.desired.get(model.id, SLEEPING))
 
-    def _lost_at_start(self, seen: Situation, model: Model, desired: str, booted: bool) -> bool:
+    def _lost_at_start(self, seen: Situation, model: Model, desired: str) -> bool:
         """Whether a model that is not what it should be is to be brought back when the service starts."""
         observed = seen.observed[model.id]
         if desired == ACTIVE:
@@ -460,7 +484,8 @@ class Reconciler:
             rivals = [m for m in seen.rivals(model) if m.id != self._half_way]
             return not any(serves(seen.observed[m.id]) for m in rivals)
         # Why a single one is stopped is not known: it may rest so because it can't sleep.
-        return booted or model.id in self._first or model.id == self._half_way or _half_done(observed)
+        begun = model.id in self._first or model.id == self._half_way
+        return bool(self._booted) or begun or _half_done(observed)
 
     def _left_by(self, seen: Situation, last: Mapping[str, Any], model: Model) -> bool:
         """Whether a switch that ended well has left a model so, although the desired state is another one."""
@@ -483,8 +508,9 @@ class Reconciler:
             self._saved = self._intent
 
 
-def _enabled(seen: Situation) -> list[Observation]:
-    return [seen.observed[m.id] for m in seen.inventory.enabled]
+def _runs(seen: Observation) -> bool:
+    """Whether a server runs, for all that is known."""
+    return seen.state in (ACTIVE, SLEEPING, LOADING) or seen.unknown
 
 
 def _half_done(seen: Observation) -> bool:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Callable, Iterable
 
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching import plan
@@ -19,7 +18,7 @@ from .tickets import RECONCILER, Ticket
 class Schedule:
     """The switch that is made now, and those that wait. Times are in seconds."""
 
-    def __init__(self, config: Config, host: HostState, now: Callable[[], float] = time.time):
+    def __init__(self, config: Config, host: HostState, now: Callable[[], float]) -> None:
         self.running: Ticket | None = None
         self.waiting: list[Ticket] = []
         self._config = config
