@@ -295,8 +295,8 @@ class Api:
 
     async def _done(self, request: Request, ticket: Ticket, failed: int = 502) -> None:
         """Wait until a switch is done. Raises _Refused if it fails, takes too long, or the caller goes away."""
-        ended = asyncio.wrap_future(ticket.future)
-        gone = asyncio.ensure_future(_left(request))
+        ended: asyncio.Future[Any] = asyncio.wrap_future(ticket.future)
+        gone: asyncio.Future[Any] = asyncio.ensure_future(_left(request))
         try:
             await asyncio.wait({ended, gone}, timeout=self._config.answer_seconds, return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
@@ -444,8 +444,8 @@ async def _closed(socket: WebSocket) -> None:
 async def _tell(socket: WebSocket, first: Iterable[dict[str, Any]], subscription: Subscription) -> None:
     for event in first:
         await socket.send_json(event)
-    async for event in subscription:
-        await socket.send_json(event.as_dict())
+    async for later in subscription:
+        await socket.send_json(later.as_dict())
     await socket.close(1001, "the manager ends")
 
 
