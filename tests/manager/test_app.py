@@ -634,9 +634,9 @@ def test_a_page_of_another_site_reads_no_events(api: Api) -> None:
 
 
 def test_readers_of_events_are_bounded_and_forgotten(api: Api) -> None:
+    frames: list[Iterator[Any]] = []
     with serve(api.app(max_readers=1)) as url:
         for _again in range(3):
-            frames: list[Iterator[Any]] = []
             with contextlib.ExitStack() as open_streams:
 
                 def reads() -> bool:
@@ -698,7 +698,7 @@ def test_the_description_is_true(api: Api, mode: schemathesis.GenerationMode) ->
         if mode == schemathesis.GenerationMode.NEGATIVE and not takes:
             continue  # nothing of it can be wrong
 
-        @settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+        @settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
         @given(case=operation.as_strategy(generation_mode=mode))
         def check(case: Any) -> None:
             case.call_and_validate(timeout=PATIENCE_SECONDS)
