@@ -321,13 +321,14 @@ def test_what_is_done_is_safe_whatever_is_known(seen: Situation) -> None:
         now, rivals = seen.observed[model.id], HOST.conflicting(model)
         assert not is_unknown(model, now)
         assert not (now.state == ERROR and not now.dead), "the engine would refuse it"
-        lets_go = (serves(now) and action.desired != ACTIVE) or (now.asleep and action.desired == STOPPED)
-        if lets_go and not (model.id == seen.half_way and model.id in seen.lost):
+        if "(idle_" in action.reason:
             idle = seen.idle_seconds[model.id]
             assert idle is not None and idle >= 60.0 and not now.running and model.id not in seen.waiting
             assert not seen.manual and model.id not in seen.kept_awake
             continue
         assert model.id in seen.lost or now.state == ACTIVE, "what somebody has left so is left so"
+        half_way = model.id == seen.half_way and model.id in seen.lost
+        assert not serves(now) or action.desired == ACTIVE or half_way, "nobody loses a model that serves"
         assert action.desired != STOPPED
         known = seen.breakers.get(model.id)
         assert known is None or known.allows(seen.now)
