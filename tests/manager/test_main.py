@@ -11,7 +11,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,9 +19,6 @@ import requests
 from tests.manager.conftest import until, write_inventory
 from tests.serverlib import free_port
 from tests.unit.plugins.module_utils.switching.conftest import Host
-
-ROOT = Path(__file__).parents[2]
-SERVICE = ROOT / "roles/model_manager/files"
 
 
 class Service:
@@ -41,7 +37,7 @@ class Service:
 
     def start(self) -> subprocess.Popen[bytes]:
         """Start it and wait until it answers, or has ended."""
-        environment = {**os.environ, "PYTHONPATH": f"{ROOT / '.build'}:{SERVICE}"}
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}  # as this test has it
         command = [sys.executable, "-m", "model_manager", str(self.config)]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
@@ -116,7 +112,7 @@ def test_sigterm_lets_a_switch_end_and_answers_who_waits(host: Host, services: l
 def test_sigterm_takes_a_switch_back_that_takes_too_long(host: Host, services: list[Service]) -> None:
     two(host, load_seconds=60)
     host.up(a="active")
-    service = Service(host, stop_timeout_seconds=3)
+    service = Service(host, stop_timeout_seconds=2)
     services.append(service)
     thread, answers = service.switch("b")
     until(lambda: host.states()["b"] == "loading", "it loads")

@@ -207,11 +207,13 @@ def test_a_switch_by_the_command_line_is_seen_and_not_undone(host: Host, manage:
     assert run.wait(timeout=30) == 0
     assert until(lambda: active(manager) == ["b"], "what it did is seen") < 1
     until(lambda: not manager.view().lock_holder, "that it is over is seen")
-    seen = [event.data for event in reader.take() if event.kind == "switch_seen"]
-    assert [(one["models"], one["state"], one["result"]) for one in seen] == [(["b"], "active", "done")]
+    until(manager.history.switches, "it is in the history")
     assert manager.history.switches()[0]["requested_by"] == "module or command line"
+    time.sleep(0.6)  # it looks more than once meanwhile
+    events = [event for event in reader.take() if event.kind.startswith("switch")]
+    told = [(event.kind, event.data["models"], event.data["state"], event.data["result"]) for event in events]
+    assert told == [("switch_seen", ["b"], "active", "done")]  # and nothing was begun
     assert manager.view().models["b"].desired == "active"
-    assert not [event for event in reader.take() if event.kind == "switch_begun"]
     assert host.states()["b"] == "active"
 
 
@@ -383,7 +385,7 @@ def test_a_switch_that_takes_too_long_is_taken_back_when_the_service_ends(host: 
     ticket = manager.request("b")
     until(lambda: host.states()["b"] == "loading", "it loads")
     began = time.monotonic()
-    assert manager.stop(timeout=3)
+    assert manager.stop(timeout=0.5)
     assert time.monotonic() - began < 10
     assert ended(ticket).status == "failed"
     assert ticket.error is not None
@@ -404,7 +406,7 @@ def test_requests_are_seen_and_the_time_without(host: Host, manage: Manage) -> N
 
 def test_what_is_shown_never_waits_for_a_server(host: Host, manage: Manage) -> None:
     two(host)
-    host.settings["probe_timeout_seconds"] = 3
+    host.settings["probe_timeout_seconds"] = 1
     manager = manage(reconcile=False, observe_seconds=0.1)
     host.fault("b", "/health", "hang", times=0)
     until(lambda: manager.view().age_seconds > 0.5, "the look hangs")
@@ -416,7 +418,9 @@ def test_what_is_shown_never_waits_for_a_server(host: Host, manage: Manage) -> N
 
 
 def test_batched_lets_the_active_model_go_on_while_it_is_used(host: Host, manage: Manage) -> None:
-    two(host, tokens_per_second=20)
+    for name in ("a", "b"):  # small ones, for which a switch is expected to be quick
+        host.declare(name, standin={"tokens_per_second": 40}, weights_gb=0.1)
+    host.up(a="active", b=1)
     manager = manage(policy="batched", max_wait_seconds=120, observe_seconds=0.1)
     asked = threading.Thread(target=host.completion, args=("a", 30))
     asked.start()

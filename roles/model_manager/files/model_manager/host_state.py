@@ -102,7 +102,7 @@ class HostState:
         """The engine tells that a step begins, or has ended."""
         name, action, level = step["model"], step["action"], step["level"]
         if step["event"] == "step_begun" and action in view.DURING_STEP:
-            self.moving[name] = (view.DURING_STEP[action], level)
+            self.moving[name] = (view.DURING_STEP[action], None)
         elif step["event"] == "step_ended" and "failed" not in step:
             ends = {plan.SLEEP: view.ASLEEP, plan.STOP: view.STOPPED, plan.VERIFY: view.READY}
             if action in ends:
