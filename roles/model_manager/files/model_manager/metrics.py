@@ -28,6 +28,7 @@ from .view import ModelView, View
 BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600, 1200)
 STATES = tuple(dict.fromkeys((*states.OF_ENGINE.values(), *states.DURING_STEP.values())))
 _BYTES_PER_GB = 1e9
+_FORMATS = ("text/plain", "application/openmetrics-text")
 # What a verify is made of: the wait until the server is ready, and the proof by an answer.
 _READY, _CANARY = "ready", "canary"
 
@@ -146,7 +147,7 @@ class Metrics:
         @router.get(
             "/metrics",
             response_class=Response,
-            responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+            responses={200: {"content": {kind: {"schema": {"type": "string"}} for kind in _FORMATS}}},
         )
         def metrics(request: Request) -> Response:
             """The manager's metrics in the format that the header Accept asks for: Prometheus' or OpenMetrics'."""

@@ -141,7 +141,7 @@ class Usage:
             return
         # Only now: what the history has not taken is found again by the next service.
         content = {"models": counters}
-        if content != state_files.read(self._stack_dir, state_files.USAGE):
+        if counters and content != state_files.read(self._stack_dir, state_files.USAGE):
             with contextlib.suppress(OSError):  # then the next service counts some of it twice
                 state_files.write(self._stack_dir, state_files.USAGE, content)
 
