@@ -7,7 +7,6 @@ The properties hold for every situation, and for every course of events of the p
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import os
 import signal
 import time
@@ -138,9 +137,9 @@ def test_a_first_crash_costs_no_rest_and_a_server_that_crashes_again_and_again_o
     assert one.failed(1500.0, "it crashed", crashed=True).state(1500.0) == CLOSED, "which ends"
 
 
-@given(st.lists(st.floats(0, 500), max_size=60), st.integers(1, 5), st.booleans())
+@given(st.lists(st.integers(0, 500), max_size=60), st.integers(1, 5), st.booleans())
 def test_a_model_that_always_fails_is_tried_seldom_but_never_given_up(
-    looks: list[float], limit: int, crashed: bool
+    looks: list[int], limit: int, crashed: bool
 ) -> None:
     """Whoever looks now and then, and tries whenever it may, fails at most so often in any ten minutes."""
     one, now = breaker(limit=limit), 0.0
@@ -148,19 +147,19 @@ def test_a_model_that_always_fails_is_tried_seldom_but_never_given_up(
     for after in looks:
         now += after
         if one.allows(now):
+            assert not one.opened or now - tried[-1] >= 300.0
             one = one.failed(now, "it died", crashed=crashed)
             tried.append(now)
         assert one.retry_at <= now + 300.0
     for first in tried:
         assert sum(first <= at < first + 600.0 for at in tried) <= limit + 2
-    assert all(later - former >= 300.0 for former, later in itertools.pairwise(tried[limit - 1 :]))
 
 
 # The rules.
 
 
 def test_nothing_is_done_while_somebody_switches() -> None:
-    lost = {"observed": {"a": GONE}, "desired": {"a": ACTIVE}, "lost": {"a"}}
+    lost: dict[str, Any] = {"observed": {"a": GONE}, "desired": {"a": ACTIVE}, "lost": {"a"}}
     assert named(decide(situation(**lost))) == [("a", ACTIVE)]
     assert decide(situation(**lost, locked=True)) == []
     assert decide(situation(**lost, tickets=True)) == []
@@ -311,7 +310,7 @@ def situations(draw: st.DrawFn) -> Situation:
     )
 
 
-@settings(max_examples=1000)
+@settings(max_examples=250)
 @given(situations())
 def test_what_is_done_is_safe_whatever_is_known(seen: Situation) -> None:
     actions = decide(seen)
@@ -322,17 +321,18 @@ def test_what_is_done_is_safe_whatever_is_known(seen: Situation) -> None:
         now, rivals = seen.observed[model.id], HOST.conflicting(model)
         assert not is_unknown(model, now)
         assert not (now.state == ERROR and not now.dead), "the engine would refuse it"
-        lets_go = (serves(now) and action.desired != ACTIVE) or (now.asleep and action.desired == STOPPED)
-        if lets_go and not (model.id == seen.half_way and model.id in seen.lost):
+        if "(idle_" in action.reason:
             idle = seen.idle_seconds[model.id]
             assert idle is not None and idle >= 60.0 and not now.running and model.id not in seen.waiting
             assert not seen.manual and model.id not in seen.kept_awake
             continue
         assert model.id in seen.lost or now.state == ACTIVE, "what somebody has left so is left so"
+        half_way = model.id == seen.half_way and model.id in seen.lost
+        assert not serves(now) or action.desired == ACTIVE or half_way, "nobody loses a model that serves"
         assert action.desired != STOPPED
         known = seen.breakers.get(model.id)
         assert known is None or known.allows(seen.now)
-        loading = [name for name, one in seen.observed.items() if one == COMING and name != model.id]
+        loading = [name for name, one in seen.observed.items() if one is COMING and name != model.id]
         assert all(1000.0 - seen.state_since[name] >= 900.0 for name in loading), "two would load"
         for rival in rivals:
             there = seen.observed[rival.id]
@@ -500,6 +500,14 @@ def test_what_a_switch_leaves_for_now_is_left_so_also_where_the_model_ends_with_
     assert [played.tick() for _round in range(5)] == [[]] * 5 and played.awake() == {"b"}
 
 
+def test_a_crash_beside_a_switch_that_made_no_room_is_mended_too(played: Played) -> None:
+    for name, state in (("b", STOPPED), ("b", SLEEPING), ("d", STOPPED), ("d", ACTIVE)):
+        played.switch(name, state)
+        played.crash("a")
+        assert named(played.tick()) == [("a", ACTIVE)]
+        played.now += 1000.0
+
+
 def test_one_that_rests_by_being_stopped_is_not_loaded_again(played: Played) -> None:
     played.config = dataclasses.replace(played.config, reload_idle_seconds=1.0)
     played.begin()
@@ -583,7 +591,7 @@ EVENTS = st.one_of(
 )
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(st.lists(EVENTS, max_size=30), st.integers(1, 4))
 def test_whatever_happens_the_host_comes_back_to_what_is_desired(
     tmp_path_factory: pytest.TempPathFactory, events: list[tuple[Any, ...]], limit: int
@@ -654,7 +662,7 @@ def own(manager: Manager) -> list[tuple[str, str, str]]:
     return [(one["model"], one["desired"], one["result"]) for one in rows]
 
 
-def rounds(manager: Manager, number: int = 4) -> None:
+def rounds(manager: Manager, number: int = 3) -> None:
     """Let the manager look at the host a few times."""
     for _each in range(number):
         age = manager.view().age_seconds
@@ -712,7 +720,7 @@ def test_of_a_booted_host_one_model_loads_after_the_other_and_the_active_one_com
     assert own(manager) == [("b", SLEEPING, "done"), ("c", SLEEPING, "done"), ("a", ACTIVE, "done")]
     assert host.states() == {"a": "active", "b": "sleeping", "c": "sleeping"}
     loads = [(event["model"], event["event"]) for event in host.events() if event["event"] in ("loading", "awake")]
-    assert loads == [(f"org/{name}", event) for name in ("b", "c", "a") for event in ("loading", "awake")]
+    assert loads == [(name, event) for name in ("b", "c", "a") for event in ("loading", "awake")]
 
 
 def test_of_a_model_that_cannot_load_the_breaker_opens_and_others_are_served(host: Host, manage: Manage) -> None:

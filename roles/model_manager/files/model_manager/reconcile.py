@@ -492,7 +492,8 @@ class Reconciler:
         if model.id in last["models"]:
             # Asked to sleep, one that can't is stopped. One that was made active has crashed since.
             return bool(last["state"] != ACTIVE)
-        made_room = any(m.id in last["models"] for m in seen.inventory.conflicting(model))
+        # A rival that was only loaded, to sleep, has given the GPU back.
+        made_room = last["state"] == ACTIVE and any(m.id in last["models"] for m in seen.inventory.conflicting(model))
         return made_room and model.id not in self._lost
 
     @property
