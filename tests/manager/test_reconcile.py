@@ -789,7 +789,7 @@ def test_an_idle_model_sleeps_and_then_ends_and_one_in_use_does_not(host: Host, 
         return manager.view().models["a"].state == view.STOPPED
 
     until(use, "a has ended")
-    assert own(manager) == [("a", SLEEPING, "done"), ("a", STOPPED, "done")]
+    until(lambda: own(manager) == [("a", SLEEPING, "done"), ("a", STOPPED, "done")], "that is what was done")
     assert manager.view().models["b"].state == view.READY
     assert desired_state.recorded(str(host.stack_dir)) == {"a": STOPPED, "b": ACTIVE}
     until(lambda: manager.view().models["b"].state == view.STOPPED, "b has ended once nobody uses it")
