@@ -205,8 +205,8 @@ MUTANTS = (
     Mutant(
         "lock/peek-while-held",
         "lock.py",
-        "if _try(descriptor, fcntl.LOCK_SH):",
-        "if True:",
+        "if _try(descriptor, fcntl.LOCK_SH):\n                self._read",
+        "if True:\n                self._read",
         "a report takes a wake that is under way for one that was cut off",
     ),
     Mutant(

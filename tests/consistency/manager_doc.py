@@ -32,8 +32,8 @@ def settings() -> dict[str, tuple[str, str]]:
 def default(value: ast.expr | None) -> str:
     """Return a default as the page words it."""
     if isinstance(value, ast.Constant):
-        number = value.value
-        return f"`{number:g}`" if isinstance(number, float) else f"`{number}`" if number != "" else ""
+        shown = f"{value.value:g}" if isinstance(value.value, float) else str(value.value)
+        return f"`{shown}`" if shown else ""
     return "" if value is None else "`{}`" if "dict" in ast.unparse(value) else f"`{ast.unparse(value)}`"
 
 

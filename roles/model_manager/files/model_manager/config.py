@@ -57,7 +57,7 @@ class Config:
     """How many may read the events at once."""
     policy: str = "fifo"
     """Who is switched to next: `fifo`, in the order of the requests; `batched`, requests for the active model first."""
-    max_wait_seconds: float = 60.0
+    max_wait_seconds: float = 120.0
     """`batched`: nobody waits longer than this for the sake of others."""
     observe_seconds: float = 2.0
     """How far apart the servers are looked at while nothing happens."""
