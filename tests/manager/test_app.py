@@ -32,6 +32,8 @@ from model_manager.config import Config
 from model_manager.events import Bus
 from model_manager.history import History
 from model_manager.manager import Manager
+from model_manager.metrics import Metrics
+from model_manager.usage import Usage
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 from websockets.typing import Origin
@@ -150,7 +152,9 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
             manager = Manager(config, host.inventory, history=History(":memory:"), bus=Bus(), switcher=switcher)
             manager.start()
             try:
-                app = create_app(manager, config)
+                usage = Usage(config.stack_dir, manager.history)
+                metrics = Metrics(manager.view, usage.totals)
+                app = create_app(manager, config, [metrics.router(), usage.router()])
                 with serve(app) as url, httpx.Client(base_url=url, timeout=PATIENCE_SECONDS) as client:
                     yield Api(host, manager, url, client)
                     manager.bus.close()
@@ -708,4 +712,4 @@ def test_the_description_is_true(api: Api, mode: schemathesis.GenerationMode) ->
             tried.add(case.operation.label)
 
         check()
-    assert len(tried) >= (17 if mode == schemathesis.GenerationMode.POSITIVE else 12)
+    assert len(tried) >= (19 if mode == schemathesis.GenerationMode.POSITIVE else 13)
