@@ -138,6 +138,7 @@ simulate: setup ## replay traces of requests against the policies of the model m
 .PHONY: lock
 lock: ## update the pinned requirements for every supported Python (needs uv)
 	$(LOCK) --fork-strategy fewest --generate-hashes --output-file $(SERVICE)/requirements.txt $(SERVICE)/requirements.in
+	$(LOCK) --fork-strategy fewest --generate-hashes --output-file $(SERVICE)/requirements-tracing.txt $(SERVICE)/requirements-tracing.in
 	$(LOCK) --fork-strategy requires-python --output-file requirements.txt requirements.in
 
 LOCK := uv pip compile --quiet --universal --python-version 3.10 --no-annotate --custom-compile-command "make lock" --upgrade

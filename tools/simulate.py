@@ -137,7 +137,7 @@ class Replay:
         return math.inf
 
     def _situation(self) -> Situation:
-        active = ()
+        active: tuple[Active, ...] = ()
         if self.active is not None:
             idle = 0.0 if self.running else self.now - self.last_end
             since = self.now - self.active_since

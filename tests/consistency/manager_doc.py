@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""docs/manager.md: the settings of the model manager, as its own module has them."""
+"""docs/manager.md: the settings and the metrics of the model manager, as its own modules have them."""
 
 from __future__ import annotations
 
 import ast
+import re
+import sys
 from pathlib import Path
 
 from ansible_collections.homegpt.vllm.plugins.plugin_utils.preflight import MANAGER_SETTINGS
@@ -35,7 +37,34 @@ def default(value: ast.expr | None) -> str:
     return "" if value is None else "`{}`" if "dict" in ast.unparse(value) else f"`{ast.unparse(value)}`"
 
 
+def metrics() -> list[tuple[str, str, str]]:
+    """Return the name, the type and the meaning of each metric, without those that any process has."""
+    sys.path.insert(0, str(MODULE.parents[1]))
+    from model_manager.metrics import Metrics
+    from model_manager.view import View
+
+    nothing = View(
+        models={},
+        active=[],
+        switching=None,
+        mode="auto",
+        pinned=None,
+        queue=[],
+        age_seconds=0.0,
+        lock_holder="",
+        problem="",
+        last_switch=None,
+    )
+    text = Metrics(lambda: nothing, dict).text()[0].decode()
+    found = re.findall(r"^# HELP (homegpt_\S+) (.*)\n# TYPE \1 (\S+)$", text, re.MULTILINE)
+    return sorted((name, kind, meaning) for name, meaning, kind in found)
+
+
 def rendered() -> dict[str, str]:
     """Return the blocks of the page."""
     rows = [[f"`{name}`", *told] for name, told in settings().items() if name not in MANAGER_SETTINGS]
-    return {"manager-settings": blocks.table(["key", "default", "meaning"], rows)}
+    metric_rows = [[f"`{name}`", kind, meaning] for name, kind, meaning in metrics()]
+    return {
+        "manager-settings": blocks.table(["key", "default", "meaning"], rows),
+        "manager-metrics": blocks.table(["metric", "type", "meaning"], metric_rows),
+    }

@@ -269,8 +269,8 @@ TABLE = [
     Row(
         "a short token",
         "site",
-        "host: model_manager_reader_tokens[1] must have at least 16 characters, no space, and only ASCII: make one with "
-        "`openssl rand -hex 32`",
+        "host: model_manager_reader_tokens[1] must have at least 16 characters, no space, and only ASCII: make one "
+        "with `openssl rand -hex 32`",
         variables={"model_manager_reader_tokens": ["0123456789abcdef", "0123456789 abcdef"]},
     ),
     Row(

@@ -44,8 +44,8 @@ def test_a_switch_takes_as_long_as_its_parts_took() -> None:
 def test_the_median_counts_and_of_the_last_times_alone() -> None:
     seen = Timings([switch("a", "b", wake=wake) for wake in (1, 3, 100)])
     assert estimate([], "b", 1, {}, seen) == 3 + 8
-    for _again in range(KEPT):
-        seen.add(switch("a", "b", wake=50))
+    for wake in [1] * 20 + [50] * KEPT:
+        seen.add(switch("a", "b", wake=wake))
     assert estimate([], "b", 1, {}, seen) == 50 + 8
 
 
@@ -61,7 +61,7 @@ def test_those_that_make_room_leave_side_by_side() -> None:
     seen = Timings([switch("a", "b"), switch("c", "b", sleep=20)])
     assert estimate(["a", "c"], "b", 1, {}, seen) == 21 + 12
     # One that is the target makes no room for itself.
-    assert estimate(["b", "a"], "b", 1, {}, seen) == 15
+    assert estimate(["b", "a"], "b", 1, {}, seen, weights_gb={"b": 1000}) == 15
 
 
 def test_levels_stops_and_starts_are_times_of_their_own() -> None:
@@ -99,10 +99,10 @@ def test_a_wake_from_an_unknown_level_is_like_one_from_level_2() -> None:
 )
 def test_what_failed_or_was_planned_or_recovered_is_no_measure(bad: Step) -> None:
     seen = Timings([switch("a", "b"), [bad, step("verify", "b", 99, escalation="retry")]])
-    assert estimate(["a"], "b", 1, {}, seen) == 15
+    assert estimate([], "b", 1, {}, seen) == 12
     # A wake that went well, and a proof that did not.
-    seen.add([step("wake", "b", 4, 1), step("verify", "b", 99, failed="wrong answer")])
-    assert estimate(["a"], "b", 1, {}, seen) == 15
+    seen.add([step("wake", "b", 4, 1), step("verify", "b", 98), step("reload", "b", 1, failed="no memory")])
+    assert estimate([], "b", 1, {}, seen) == 12
 
 
 def test_before_the_first_switch_the_figures_of_the_engine_count() -> None:

@@ -190,15 +190,27 @@ def test_a_file_that_can_not_be_read_is_set_aside(
     history.close()
 
 
-def test_damage_that_shows_late_is_set_aside_too(path: Path) -> None:
+@pytest.mark.parametrize("open_then", [False, True])
+def test_damage_within_the_file_is_set_aside_too(path: Path, open_then: bool) -> None:
     history = History(str(path))
-    for number in range(200):
+    for number in range(100):
         history.record_switch(switch(number))
-    history.close()
-    content = bytearray(path.read_bytes())
-    content[8192:] = b"\xff" * (len(content) - 8192)
-    path.write_bytes(content)
+    if not open_then:
+        history.close()
+    # What it knows of the file no longer holds, so that it reads the file again.
+    other = sqlite3.connect(path)
+    with other:
+        other.execute("UPDATE switches SET error = 'changed'")
+    other.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    other.close()
+    with path.open("r+b") as file:
+        file.seek(4096)
+        file.write(b"\xff" * (path.stat().st_size - 4096))
+    if open_then:
+        assert history.record_switch(switch()) is None
+        assert "malformed" in history.problem
     assert history.record_switch(switch()) == 1
+    assert history.problem == ""
     assert path.with_name("history.sqlite.broken").exists()
     history.close()
 
@@ -225,12 +237,16 @@ def test_a_lock_of_somebody_else_is_no_damage(history: History, path: Path, monk
     history.close()
     monkeypatch.setattr("model_manager.history._PATIENCE_SECONDS", 0.1)
     other = sqlite3.connect(path, isolation_level=None)
-    other.execute("BEGIN EXCLUSIVE")
-    assert history.record_switch(switch()) is None
-    assert "locked" in history.problem
-    other.execute("ROLLBACK")
+    for mode in ("WAL", "DELETE"):  # it can be opened and not be written, or not even be read
+        other.execute(f"PRAGMA journal_mode = {mode}")
+        other.execute("BEGIN EXCLUSIVE")
+        assert history.record_switch(switch()) is None
+        assert "locked" in history.problem
+        history.close()
+        other.execute("ROLLBACK")
     other.close()
     assert history.record_switch(switch()) == 2
+    assert not path.with_name("history.sqlite.broken").exists()
 
 
 def test_values_that_have_no_room_are_said_too(history: History) -> None:

@@ -37,6 +37,7 @@ IDLE = ModelView(
     state=states.ASLEEP,
     level=1,
     problem="",
+    note="",
     engine_state="sleeping",
     unknown=False,
     desired="sleeping",
@@ -185,8 +186,8 @@ def test_the_time_of_a_switch_is_split_into_its_parts() -> None:
 def test_each_model_is_in_one_state() -> None:
     found = named(samples(filled()), "homegpt_model_state")
     assert {key for key, value in found.items() if value} == {("a", states.ASLEEP), ("b", states.ERROR)}
-    words = (states.READY, states.SLEEP_PENDING, states.ASLEEP, states.WAKING)
-    words += (states.STOPPED, states.STARTING, states.ERROR, states.DISABLED)
+    words = [states.READY, states.SLEEP_PENDING, states.ASLEEP, states.WAKING]
+    words += [states.STOPPED, states.STARTING, states.ERROR, states.DISABLED]
     assert found.keys() == {(model, word) for model in "ab" for word in words}
 
 
@@ -236,6 +237,13 @@ def test_both_formats_can_be_read() -> None:
     text, content_type = metrics.text("application/openmetrics-text;version=1.0.0")
     assert content_type.startswith("application/openmetrics-text")
     assert {family.name for family in parse_openmetrics(text.decode())} >= {"homegpt_switches", "homegpt_model_state"}
+
+
+@pytest.mark.parametrize("accept", ["text/plain;version=x", "application/openmetrics-text;version=x.y", "*/*", ";;,"])
+def test_odd_formats_are_no_trouble(accept: str) -> None:
+    content, content_type = filled().text(accept)
+    assert content_type.split(";")[0] in ("text/plain", "application/openmetrics-text")
+    assert b"homegpt_switches" in content
 
 
 def test_names_follow_the_conventions() -> None:

@@ -4,12 +4,8 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import shutil
-import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,45 +18,24 @@ import requests
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.manager.conftest import until, write_inventory
-from tests.manager.prometheus import FILES, RULES, alerts, as_prometheus_has_it, panels
+from tests.manager.conftest import until
+from tests.manager.prometheus import RULES, alerts, as_prometheus_has_it, panels
+from tests.manager.test_main import Service
 from tests.manager.test_metrics import EVENTS, filled, switch
 from tests.serverlib import free_port
 from tests.unit.plugins.module_utils.switching.conftest import Host
-
-ROOT = Path(__file__).parents[2]
 
 
 @contextlib.contextmanager
 def running(host: Host) -> Iterator[str]:
     """The service as systemd runs it; its URL. It is asked to end, and has to end well."""
-    port = free_port()
-    settings = host.stack_dir / "manager.json"
-    settings.write_text(json.dumps({"stack_dir": str(host.stack_dir), "port": port, "observe_seconds": 0.2}))
-    with (host.stack_dir / "manager.log").open("ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "model_manager", str(settings)],
-            cwd=ROOT / ".build",
-            env={**os.environ, "PYTHONPATH": str(FILES)},
-            stdout=log,
-            stderr=log,
-        )
-    url = f"http://127.0.0.1:{port}"
-
-    def answers() -> bool:
-        assert process.poll() is None, (host.stack_dir / "manager.log").read_text()
-        with contextlib.suppress(requests.ConnectionError):
-            return requests.get(url + "/health", timeout=10).ok
-        return False
-
+    service = Service(host)
     try:
-        until(answers, "the service answers")
-        yield url
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0, (host.stack_dir / "manager.log").read_text()
+        yield service.url
+        assert service.end() == 0, service.log.read_text()
     finally:
-        process.kill()
-        process.wait()
+        service.process.kill()
+        service.process.wait()
 
 
 def sample(url: str, name: str, **labels: str) -> float | None:
@@ -79,7 +54,6 @@ def test_a_service_tells_what_its_servers_and_switches_did(host: Host) -> None:
     for name in ("a", "b"):
         host.declare(name)
     host.up(a="active", b=1)
-    write_inventory(host)
     asked: dict[str, int] = {"prompt_tokens": 0, "completion_tokens": 0}
 
     def ask() -> None:
@@ -184,7 +158,7 @@ def prometheus(tmp_path: Path) -> Iterator[Callable[[str, str], Any]]:
 def test_each_panel_and_each_alert_works_in_prometheus(prometheus: Callable[[str, str], Any]) -> None:
     def scraped() -> bool:
         found = prometheus("query", "count_over_time(homegpt_switch_queue_length[1m])")
-        return bool(found and found["result"] and float(found["result"][0]["value"][1]) >= 3)
+        return bool(found and found.get("result") and float(found["result"][0]["value"][1]) >= 3)
 
     until(scraped, "three scrapes")
     for where, query, _text in panels():

@@ -53,7 +53,11 @@ def test_without_a_request_that_waits_nothing_is_switched(policy: str) -> None:
 def test_free_gpus_are_given_at_once(policy: str) -> None:
     assert chosen(policy, waiting("b")) == ("b", None)
     # c has a GPU of its own, whatever the others do.
-    found = [active("a", in_flight=1), waiting("b", wait=3, conflicts="a"), waiting("c", conflicts="")]
+    found: list[Active | Waiting] = [
+        active("a", in_flight=1),
+        waiting("b", wait=3, conflicts="a"),
+        waiting("c", conflicts=""),
+    ]
     assert chosen(policy, *found) == ("b" if policy == FIFO else "c", None)
 
 

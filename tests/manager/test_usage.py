@@ -99,6 +99,11 @@ def test_a_damaged_record_is_none(tmp_path: Path, saved: str) -> None:
     assert json.loads((tmp_path / "run" / "usage.json").read_text()) == {"models": {"a": [8, 80, 800, EARLIER]}}
 
 
+def test_a_service_that_has_seen_nothing_leaves_nothing(tmp_path: Path) -> None:
+    Service(tmp_path).usage.stop()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_seconds_active_are_those_between_changes_of_state(tmp_path: Path) -> None:
     service = Service(tmp_path)
     service.state("a", "ready")

@@ -8,8 +8,10 @@ an answer gets one. Exit status: 0 ended as asked, 1 failed, 2 set up wrongly.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
+import platform
 import signal
 import sys
 import threading
@@ -26,6 +28,7 @@ from .events import Bus
 from .history import History
 from .manager import Manager
 from .metrics import Metrics
+from .tracing import Tracing
 from .usage import Usage
 
 _LOG = logging.getLogger("model_manager")
@@ -76,7 +79,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     manager = Manager(config, inventory, history=history, bus=Bus())
     usage = Usage(config.stack_dir, history)
     try:
-        return _serve(config, manager, usage)
+        with contextlib.ExitStack() as ending:
+            if config.traces_endpoint:
+                tracing = Tracing(config.traces_endpoint, platform.node())
+                manager.bus.listen(tracing.feed)
+                ending.callback(tracing.stop)
+            return _serve(config, manager, usage)
     except ConfigError as error:
         _LOG.error("%s", error)
         return 2

@@ -295,8 +295,8 @@ class Api:
 
     async def _done(self, request: Request, ticket: Ticket, failed: int = 502) -> None:
         """Wait until a switch is done. Raises _Refused if it fails, takes too long, or the caller goes away."""
-        ended = asyncio.wrap_future(ticket.future)
-        gone = asyncio.ensure_future(_left(request))
+        ended: asyncio.Future[Any] = asyncio.wrap_future(ticket.future)
+        gone: asyncio.Future[Any] = asyncio.ensure_future(_left(request))
         try:
             await asyncio.wait({ended, gone}, timeout=self._config.answer_seconds, return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
@@ -444,8 +444,8 @@ async def _closed(socket: WebSocket) -> None:
 async def _tell(socket: WebSocket, first: Iterable[dict[str, Any]], subscription: Subscription) -> None:
     for event in first:
         await socket.send_json(event)
-    async for event in subscription:
-        await socket.send_json(event.as_dict())
+    async for later in subscription:
+        await socket.send_json(later.as_dict())
     await socket.close(1001, "the manager ends")
 
 
@@ -489,11 +489,13 @@ async def _no_history(_request: Request, error: Exception) -> Response:
 
 async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    said = [
-        f"{'.'.join(_text(part) for part in one['loc'][1:]) or one['loc'][0]}: {one['msg']}" for one in error.errors()
-    ]
+    said = []
+    for one in error.errors():
+        place = () if one["type"] == "json_invalid" else one["loc"][1:]  # there it is a number of characters
+        said.append(f"{'.'.join(map(_text, place)) or one['loc'][0]}: {one['msg']}")
     is_json = request.headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json"
-    remedy = "" if is_json else "send JSON, with the header Content-Type: application/json"
+    in_body = any(one["loc"][0] == "body" for one in error.errors())
+    remedy = "send JSON, with the header Content-Type: application/json" if in_body and not is_json else ""
     return _refusal(_status_of_wrong(request), "; ".join(said[:10]), remedy)
 
 

@@ -8,10 +8,12 @@ import difflib
 import ipaddress
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 POLICIES = ("fifo", "batched")
+_URL = re.compile(r"https?://[^\s/?#@]+(/[^\s?#]*)?")
 
 
 class ConfigError(Exception):
@@ -82,6 +84,8 @@ class Config:
     reload_idle_seconds: float = 300.0
     """A sleeping model whose server was lost is loaded again once whoever has to make room for that had no request for
     so long; 0: not before somebody asks for it."""
+    traces_endpoint: str = ""
+    """The OpenTelemetry collector that gets a trace of each switch, by OTLP over HTTP: `http://127.0.0.1:4318`."""
     stop_timeout_seconds: float = 60.0
     """When the service ends: how long a running switch may go on. Then it is taken back, for which it has as long."""
 
@@ -113,6 +117,12 @@ def _folder(value: Any) -> str:
 
 def _file(value: Any) -> str:
     return _folder(value) if value else _text(value)
+
+
+def _url(value: Any) -> str:
+    if value and not _URL.fullmatch(_text(value)):
+        raise _Wrong(f"must be the URL of a collector, is {json.dumps(value)}: write it as http://HOST:4318")
+    return _text(value)
 
 
 def _address(value: Any) -> str:
@@ -189,6 +199,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "retry_seconds": _number(0, above=True),
     "reconcile": _boolean,
     "reload_idle_seconds": _number(0),
+    "traces_endpoint": _url,
     "stop_timeout_seconds": _number(0),
 }
 

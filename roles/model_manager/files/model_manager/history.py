@@ -14,7 +14,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,8 +93,11 @@ class History:
         self._now = now
         self._lock = threading.Lock()
         self._connection: sqlite3.Connection | None = None
-        with self._lock, self._noted():
-            self._connect()
+        with self._lock:
+            try:
+                self._connect()
+            except _ERRORS as error:
+                self._note(error)
 
     def close(self) -> None:
         """Close the file. Whatever is called later opens it again."""
@@ -117,12 +120,10 @@ class History:
             **{name: json.dumps(list(getattr(switch, name))) for name in _LISTS},
         }
         places = ", ".join(f":{name}" for name in row)
-        with self._lock, self._noted(), self._connect() as connection:
-            added = connection.execute(f"INSERT INTO switches ({', '.join(row)}) VALUES ({places})", row)  # noqa: S608
-            number = added.lastrowid or 0
-            connection.execute("DELETE FROM switches WHERE id <= ?", (number - self._keep_switches,))
-            return number
-        return None
+        return self._write(
+            (f"INSERT INTO switches ({', '.join(row)}) VALUES ({places})", row),  # noqa: S608
+            ("DELETE FROM switches WHERE id <= (SELECT max(id) FROM switches) - ?", (self._keep_switches,)),
+        )
 
     def switches(self, limit: int = 50, before: int | None = None) -> list[dict[str, Any]]:
         """The last switches, the newest first, as plain data; at most `limit`, and `LONGEST_PAGE`.
@@ -155,17 +156,17 @@ class History:
             return True
         hour = int((self._now() if at is None else at) // _HOUR)
         values = (hour, model, requests, prompt_tokens, generation_tokens, seconds_active)
-        with self._lock, self._noted(), self._connect() as connection:
-            connection.execute(
+        kept = self._write(
+            (
                 "INSERT INTO usage VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (hour, model) DO UPDATE SET"
                 " requests = requests + excluded.requests, prompt_tokens = prompt_tokens + excluded.prompt_tokens,"
                 " generation_tokens = generation_tokens + excluded.generation_tokens,"
                 " seconds_active = seconds_active + excluded.seconds_active",
                 values,
-            )
-            connection.execute("DELETE FROM usage WHERE hour < ?", (self._first_hour(),))
-            return True
-        return False
+            ),
+            ("DELETE FROM usage WHERE hour < ?", (self._first_hour(),)),
+        )
+        return kept is not None
 
     def usage(self, days: int = 30) -> list[dict[str, Any]]:
         """The use of each model on each of the last `days` days, today included, the newest first.
@@ -203,18 +204,26 @@ class History:
             except _ERRORS as error:
                 raise HistoryError(self._failed(error)) from None
 
-    @contextlib.contextmanager
-    def _noted(self) -> Iterator[None]:
-        """Nothing that goes wrong here is worth more than a line in the log."""
-        try:
-            yield
-        except _ERRORS as error:
-            problem = self._failed(error)
-            if problem != self.problem:
-                _LOG.warning("%s", problem)
-            self.problem = problem
-        else:
+    def _write(self, *statements: tuple[str, Mapping[str, Any] | Sequence[Any]]) -> int | None:
+        """Execute them as one transaction. Returns the number of the row that the first one has added.
+
+        None where that failed: nothing that goes wrong here is worth more than a line in the log.
+        """
+        with self._lock:
+            try:
+                with self._connect() as connection:
+                    added = [connection.execute(statement, values).lastrowid for statement, values in statements]
+            except _ERRORS as error:
+                self._note(error)
+                return None
             self.problem = ""
+            return added[0] or 0
+
+    def _note(self, error: Exception) -> None:
+        problem = self._failed(error)
+        if problem != self.problem:
+            _LOG.warning("%s", problem)
+        self.problem = problem
 
     def _failed(self, error: Exception) -> str:
         self._drop()

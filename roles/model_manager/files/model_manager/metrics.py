@@ -15,7 +15,8 @@ from ansible_collections.homegpt.vllm.plugins.module_utils.switching import plan
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.exposition import choose_encoder
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
 
 from . import view as states
@@ -27,6 +28,7 @@ from .view import ModelView, View
 BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600, 1200)
 STATES = tuple(dict.fromkeys((*states.OF_ENGINE.values(), *states.DURING_STEP.values())))
 _BYTES_PER_GB = 1e9
+_FORMATS = ("text/plain", "application/openmetrics-text")
 # What a verify is made of: the wait until the server is ready, and the proof by an answer.
 _READY, _CANARY = "ready", "canary"
 
@@ -45,7 +47,7 @@ class Metrics:
         now: Callable[[], float] = time.time,
     ) -> None:
         # The time at which each series began, as one more series: of no use here, and promtool finds fault with it.
-        prometheus_client.disable_created_metrics()
+        prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         self._view = view
         self._switches = Counter(
@@ -132,8 +134,11 @@ class Metrics:
         """All metrics in the format that `accept` asks for, and its content type."""
         for name in self._view().models:
             self._failures.labels(name)  # a counter that begins at 1 has never increased
-        encode, content_type = choose_encoder(accept)
-        return encode(self.registry), content_type
+        # Not the library's choose_encoder: it fails at a version that is no number.
+        if "application/openmetrics-text" in accept:
+            text: bytes = openmetrics.generate_latest(self.registry)  # type: ignore[no-untyped-call]
+            return text, openmetrics.CONTENT_TYPE_LATEST
+        return prometheus_client.generate_latest(self.registry), CONTENT_TYPE_PLAIN_0_0_4
 
     def router(self) -> APIRouter:
         """GET /metrics."""
@@ -142,7 +147,7 @@ class Metrics:
         @router.get(
             "/metrics",
             response_class=Response,
-            responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+            responses={200: {"content": {kind: {"schema": {"type": "string"}} for kind in _FORMATS}}},
         )
         def metrics(request: Request) -> Response:
             """The manager's metrics in the format that the header Accept asks for: Prometheus' or OpenMetrics'."""
@@ -204,7 +209,9 @@ class _Host(Collector):
         waited = 0.0 if oldest is None else max(0.0, self._now() - oldest)
         yield GaugeMetricFamily("homegpt_switch_queue_length", "Switches that wait to begin.", len(waiting))
         yield GaugeMetricFamily(
-            "homegpt_switch_queue_oldest_wait_seconds", "How long the oldest of them has waited; 0 without any.", waited
+            "homegpt_switch_queue_oldest_wait_seconds",
+            "How long the oldest switch in the queue has waited; 0 without any.",
+            waited,
         )
         yield GaugeMetricFamily(
             "homegpt_switching", "1 while the manager switches models.", float(view.switching is not None)

@@ -44,7 +44,12 @@ class Use(NamedTuple):
 
     def plus(self, other: Use) -> Use:
         """Both together."""
-        return Use(*(mine + its for mine, its in zip(self, other, strict=True)))
+        return Use(
+            self.requests + other.requests,
+            self.prompt_tokens + other.prompt_tokens,
+            self.generation_tokens + other.generation_tokens,
+            self.seconds_active + other.seconds_active,
+        )
 
 
 def since(before: Counters | None, now: Counters, watched_since: float) -> Use:
@@ -103,8 +108,8 @@ class Usage:
                 before = self._counters.get(name)
                 self._add(name, since(before, found, self._watched_since))
                 # What it does not tell now, it may tell again.
-                known = (old if new is None else new for old, new in zip(before or Counters(), found, strict=True))
-                self._counters[name] = Counters(*known)
+                told = {key: value for key, value in found._asdict().items() if value is not None}
+                self._counters[name] = (before or Counters())._replace(**told)
         if self._now() - self._kept_at >= KEEP_SECONDS:
             self.keep()
 
@@ -136,7 +141,7 @@ class Usage:
             return
         # Only now: what the history has not taken is found again by the next service.
         content = {"models": counters}
-        if content != state_files.read(self._stack_dir, state_files.USAGE):
+        if counters and content != state_files.read(self._stack_dir, state_files.USAGE):
             with contextlib.suppress(OSError):  # then the next service counts some of it twice
                 state_files.write(self._stack_dir, state_files.USAGE, content)
 

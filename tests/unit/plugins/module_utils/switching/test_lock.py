@@ -138,6 +138,19 @@ def test_notes_are_not_read_while_a_switch_goes_on(tmp_path: Path) -> None:
     assert other.doubtful == set()
 
 
+def test_who_holds_the_lock_is_told_to_whoever_asks_and_takes_nothing_from_them(tmp_path: Path) -> None:
+    asking = HostLock(str(tmp_path))
+    assert asking.held_by() == ""  # nobody has ever switched
+    holding = HostLock(str(tmp_path), place=str(tmp_path / "machine"), gpus=dict)
+    with holding.hold("b active", 1, lambda done, _seconds: done()):
+        holding.begin("b", "wake")
+        assert asking.held_by().startswith("process ")
+        assert ": b active, since " in asking.held_by()
+        assert asking.begun == {}  # what is begun is not over
+        holding.check()
+    assert asking.held_by() == ""
+
+
 def notes(host: Host) -> dict[str, str]:
     """What was begun on each model and not proved, as the next switch reads it."""
     lock = HostLock(str(host.stack_dir))
