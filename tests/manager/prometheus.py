@@ -8,7 +8,8 @@ from pathlib import Path
 
 import yaml
 
-FILES = Path(__file__).parents[2] / "roles" / "model_manager" / "files"
+ROOT = Path(__file__).parents[2]
+FILES = ROOT / "roles" / "model_manager" / "files"
 DASHBOARD = FILES / "grafana-dashboard.json"
 RULES = FILES / "alerts.yml"
 
