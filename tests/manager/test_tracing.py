@@ -20,10 +20,9 @@ import requests
 from model_manager.config import ConfigError, parse
 from model_manager.tracing import Tracing
 
-from tests.manager.prometheus import FILES
+from tests.manager.prometheus import FILES, ROOT
 from tests.manager.test_main import Service
 from tests.manager.test_metrics import switch
-from tests.part import ROOT
 from tests.serverlib import free_port
 from tests.unit.plugins.module_utils.switching.conftest import Host
 

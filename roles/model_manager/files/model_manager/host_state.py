@@ -46,9 +46,15 @@ def eviction_level(weights: str, process: str) -> str:
 
 
 class HostState:
-    """What is known of the models of an inventory. Times are in seconds; `now` tells them since 1970."""
+    """What is known of the models of an inventory, in seconds: `now` tells them since 1970, `clock` counts them."""
 
-    def __init__(self, inventory: Inventory, breakers: Mapping[str, Breaker], now: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        inventory: Inventory,
+        breakers: Mapping[str, Breaker],
+        now: Callable[[], float],
+        clock: Callable[[], float],
+    ) -> None:
         self.inventory = inventory
         self.seen: dict[str, Observation] = {}
         # What models are while a step is done to them, and after it until the switch ends.
@@ -62,6 +68,8 @@ class HostState:
         self.active_since: dict[str, float] = {}
         self._breakers = breakers
         self._now = now
+        self._clock = clock
+        # By a clock that never jumps: a corrected time of day makes no model idle.
         self._last_request: dict[str, float] = {}
         self._counters: dict[str, Counters] = {}
 
@@ -74,7 +82,7 @@ class HostState:
             old = self.seen.get(name, Observation(plan.STOPPED))
             self.seen[name] = dataclasses.replace(new, running=old.running, waiting=old.waiting)
             if new.state == plan.ACTIVE and old.state != plan.ACTIVE:
-                self.active_since[name] = self._last_request[name] = now
+                self.active_since[name], self._last_request[name] = now, self._clock()
 
     def observe(
         self, seen: Mapping[str, Observation], counters: Mapping[str, Counters], since: Mapping[str, float]
@@ -93,10 +101,10 @@ class HostState:
                     self._last_request.pop(name, None)  # it does not tell, so that it may have some
                     continue
                 if moved or one.running or one.waiting:
-                    self._last_request[name] = now
+                    self._last_request[name] = self._clock()
             else:
                 self.active_since.pop(name, None)
-            self._last_request.setdefault(name, now)
+            self._last_request.setdefault(name, self._clock())
 
     def step(self, step: Mapping[str, Any]) -> None:
         """The engine tells that a step begins, or has ended."""
@@ -144,7 +152,7 @@ class HostState:
         """For how long a model has had no request; None where that is unknown."""
         if name not in self._last_request:
             return None
-        return 0.0 if self.in_flight(name) else max(0.0, self._now() - self._last_request[name])
+        return 0.0 if self.in_flight(name) else max(0.0, self._clock() - self._last_request[name])
 
     def active_seconds(self, name: str) -> float | None:
         """For how long a model has been active; None where it is not."""

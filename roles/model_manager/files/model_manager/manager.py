@@ -117,7 +117,7 @@ class Manager:
         # Of all that follows; told where something in the queue has changed.
         self._changed = threading.Condition(threading.RLock())
         self._reconciler = Reconciler(config)
-        self._host = HostState(inventory, self._reconciler.breakers, now)
+        self._host = HostState(inventory, self._reconciler.breakers, now, clock)
         self._schedule = Schedule(config, self._host, now)
         self._ended: collections.OrderedDict[str, Ticket] = collections.OrderedDict()
         self._mode = AUTO
