@@ -33,7 +33,7 @@ def default(value: ast.expr | None) -> str:
     """Return a default as the page words it."""
     if isinstance(value, ast.Constant):
         number = value.value
-        return f"`{number:g}`" if isinstance(number, float) else f"`{number}`" if number != "" else ""
+        return f"`{number:g}`" if isinstance(number, float) else f"`{number!s}`" if number != "" else ""
     return "" if value is None else "`{}`" if "dict" in ast.unparse(value) else f"`{ast.unparse(value)}`"
 
 
