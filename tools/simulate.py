@@ -176,7 +176,7 @@ def bursty(chance: random.Random, end: float) -> list[Request]:
     found = []
     for model in MODELS:
         for begin in _poisson(chance, end, 300):
-            gaps = [chance.expovariate(1 / 4) for _ in range(chance.randint(4, 20))]
+            gaps = [chance.expovariate(1 / 4) for _number in range(chance.randint(4, 20))]
             found += [Request(at, model, _took(chance)) for at in itertools.accumulate(gaps, initial=begin)]
     return found
 

@@ -20,6 +20,7 @@ MORE = (
     "run/wanted.json",
     "run/weights.json",
     "run/prefetch/a.json",
+    "manager/config.json",
 )
 DATA = ("logs/a/vllm.log", "open-webui/webui.db", "run/a.log")
 CACHE = "cache/huggingface/hub"
