@@ -27,7 +27,7 @@ demo: setup ## bootstrap and switch four stand-in models on this machine; KEEP=1
 .PHONY: test
 test: setup ## every test that needs no container engine and no real vLLM
 	$(PYTEST) -n 2 --dist loadfile tests --ignore tests/real --ignore tests/versions --ignore tests/e2e --ignore tests/fuzz --ignore tests/faults \
-		--ignore tests/fleet --ignore tests/webui --ignore tests/firewall
+		--ignore tests/fleet --ignore tests/webui --ignore tests/firewall --ignore tests/manager
 
 .PHONY: fresh
 fresh: ## make demo and make test on bare Debian 12 and 13, as root and as a user; ROOTS="debian13 user" selects a single one (needs root)
@@ -84,6 +84,11 @@ webui: setup ## the real Open WebUI, as its role configures it, in a browser wit
 	bash tools/open_webui.sh
 	@command -v chromium || command -v google-chrome || bash tools/apt.sh chromium || echo "there is no browser"
 	OPEN_WEBUI=1 $(PYTEST) -s tests/webui
+
+.PHONY: manager
+manager: setup ## the model manager's service and role on stand-ins, its metrics in Debian's Prometheus
+	@command -v promtool || bash tools/apt.sh prometheus || echo "there is no Prometheus"
+	$(PYTEST) tests/manager
 
 .PHONY: faults
 faults: engine ## every step of a switch with every fault, kills, races, and a fuzz of the inventory
