@@ -55,6 +55,7 @@ PAGES = (
     "inventory",
     "switch",
     "fleet",
+    "manager",
     "awx",
     "failure-modes",
     "vllm-versions",
