@@ -34,18 +34,24 @@ def ansible_playbook() -> str:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what is marked `whole` where a part will do, and playbooks that another Python has played."""
+    """Leave out what is marked `whole` where a part will do, and most of what another Python has run."""
     if not part.quick():
         return
     left: dict[str, list[pytest.Item]] = {}
-    if os.environ.get("SECOND_PYTHON"):
-        again = [item for item in items if item.path.parent.name in PLAYED and not item.get_closest_marker("versions")]
-        drawn = {id(item) for item in part.draw(again, 0.3, lambda item: item.path)}
-        left["test"] = [item for item in again if id(item) not in drawn]
+    rest: list[pytest.Item] = []
     for item in items:
         if item.get_closest_marker("whole"):
             file = item.path.relative_to(part.ROOT).as_posix()
             left.setdefault(file.split("/")[1], []).append(item)
+        else:
+            rest.append(item)
+    if os.environ.get("SECOND_PYTHON"):
+        # Those marked `versions` run with the newest ansible-core's Python, too.
+        drawn: set[int] = set()
+        for share, played in ((0.2, True), (0.4, False)):
+            those = [item for item in rest if (item.path.parent.name in PLAYED) == played]
+            drawn |= {id(item) for item in part.draw(those, share, lambda item: item.path)}
+        left["test"] = [item for item in rest if id(item) not in drawn]
     config.stash[LEFT_OUT] = bool(left)
     for suite, those in left.items():
         target = {"contract": "real", "fuzz": "faults"}.get(suite, suite)
