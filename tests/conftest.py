@@ -34,7 +34,10 @@ def ansible_playbook() -> str:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what is marked `whole` where a part will do, and most of what another Python has run."""
+    """Leave out what is marked `whole` where a part will do, and share the rest between two Pythons.
+
+    Where PYTHON_OF_TWO is 1, another Python plays some of the playbooks, and with those it runs as much of all else.
+    """
     if not part.quick():
         return
     left: dict[str, list[pytest.Item]] = {}
@@ -45,16 +48,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             left.setdefault(file.split("/")[1], []).append(item)
         else:
             rest.append(item)
-    if os.environ.get("SECOND_PYTHON"):
-        # Those marked `versions` run with the newest ansible-core's Python, too.
-        drawn: set[int] = set()
-        for share, played in ((0.2, True), (0.4, False)):
-            those = [item for item in rest if (item.path.parent.name in PLAYED) == played]
-            drawn |= {id(item) for item in part.draw(those, share, lambda item: item.path)}
-        left["test"] = [item for item in rest if id(item) not in drawn]
+    if "PYTHON_OF_TWO" in os.environ:
+        drawn = {id(item) for item in part.draw(rest, 0.4, lambda item: item.path)}
+        if os.environ["PYTHON_OF_TWO"] == "1":
+            those = [item for item in rest if id(item) in drawn and item.path.parent.name in PLAYED]
+        else:
+            those = [item for item in rest if id(item) not in drawn]
+        left["test, a Python"] = those
     config.stash[LEFT_OUT] = bool(left)
     for suite, those in left.items():
-        target = {"contract": "real", "fuzz": "faults"}.get(suite, suite)
+        target = {"contract": "real", "fuzz": "faults", "test, a Python": "test"}.get(suite, suite)
         part.leave_out(suite, f"make {target}", (item.nodeid for item in those))
         config.hook.pytest_deselected(items=those)
     everything = {id(item) for those in left.values() for item in those}

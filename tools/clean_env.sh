@@ -24,7 +24,7 @@ for name in $(compgen -e); do
         # Which Pythons there are, and which one `make setup` takes.
         PYENV_* | PYTHON) ;;
         # What the project itself reads: CONTRIBUTING.md and `make help` tell of them.
-        CI | QUICK | KEEP | STOP | ROOTS | HOMEGPT_* | TEST_COUNTS | LEFT_OUT | PART_SEED | SECOND_PYTHON) ;;
+        CI | QUICK | KEEP | STOP | ROOTS | HOMEGPT_* | TEST_COUNTS | LEFT_OUT | PART_SEED | PYTHON_OF_TWO) ;;
         CONTRACT_TARGET | FUZZ_SEED) ;;
         *) continue ;;
     esac
