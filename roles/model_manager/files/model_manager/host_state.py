@@ -66,6 +66,17 @@ class HostState:
         self.evictions: dict[str, tuple[str, str]] = {}
         self.last_active: dict[str, float] = {}
         self.active_since: dict[str, float] = {}
+        self.held_gb: dict[str, float | None] = {}
+        self.leaks: Mapping[str, Any] = {}
+        # How the last switch ended, whoever made it, and who else has the host's lock now.
+        self.last_switch: dict[str, Any] | None = None
+        self.lock_holder = ""
+        # Why a new inventory is not used.
+        self.problem = ""
+        # When the servers were looked at last, by `clock`.
+        self.observed_at = clock()
+        # Counts what makes a look at them that is under way an old one.
+        self.generation = 0
         self._breakers = breakers
         self._now = now
         self._clock = clock
