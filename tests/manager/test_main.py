@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 import requests
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
 
 from tests.manager.conftest import until, write_inventory
 from tests.serverlib import free_port
@@ -114,6 +116,18 @@ def test_sigterm_lets_a_switch_end_and_answers_who_waits(host: Host, services: l
     assert "event: switch_ended" in lines
     assert host.states() == {"a": "sleeping", "b": "active"}
     assert "Traceback" not in service.log.read_text()
+
+
+def test_a_reader_of_events_can_not_send_much(host: Host, services: list[Service]) -> None:
+    two(host)
+    service = Service(host, reconcile=False, max_body_bytes=1000)
+    services.append(service)
+    with connect(service.url.replace("http", "ws") + "/events") as reader:
+        reader.send("x" * 1001)
+        with pytest.raises(ConnectionClosed) as caught:
+            while True:
+                reader.recv(timeout=20)
+    assert caught.value.rcvd is not None and caught.value.rcvd.code == 1009  # the message is too big
 
 
 def test_after_a_kill_in_mid_switch_the_host_comes_back_to_what_it_was_meant_to_be(

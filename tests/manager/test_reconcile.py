@@ -806,3 +806,19 @@ def test_a_corrected_time_of_day_makes_no_model_idle() -> None:
     assert host.idle_seconds("a") == 7.0
     host.observe({"a": BUSY}, {}, {})
     assert host.idle_seconds("a") == 0.0
+
+
+def test_a_model_that_comes_up_is_idle_only_from_then_on() -> None:
+    clock = [0.0]
+    host = HostState(HOST, {}, lambda: 1e9, lambda: clock[0])
+    seen = dict.fromkeys(GPUS, ASLEEP)
+    host.observe({**seen, "a": GONE, "b": GONE}, {}, {})
+    clock[0] = 1000.0
+    # Loaded by the service, by somebody else; woken by somebody else.
+    host.take_over({**seen, "a": ASLEEP, "b": GONE})
+    host.observe({**seen, "b": ASLEEP, "c": AWAKE}, {}, {})
+    assert [host.idle_seconds(name) for name in GPUS] == [0.0, 0.0, 0.0, 1000.0]
+    clock[0] = 1010.0
+    host.take_over(seen)  # it goes on to count while it sleeps
+    host.observe(seen, {}, {})
+    assert [host.idle_seconds(name) for name in GPUS] == [10.0, 10.0, 10.0, 1010.0]

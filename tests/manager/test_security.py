@@ -204,6 +204,15 @@ def test_the_answer_to_who_asks_too_often(application: Application, tmp_path: Pa
     assert len(application.reached) == 5
 
 
+def test_who_tries_tokens_is_slowed_down_and_keeps_nobody_waiting(application: Application, tmp_path: Path) -> None:
+    tokens, slow = _both(tmp_path), Rates(1.0, lambda: 0.0)
+    wrong, right = ({"Authorization": f"Bearer {token}"} for token in ("w" * 32, OPERATOR))
+    assert _ask(application, tokens, rates=slow, times=5, headers=wrong).status_code == 401
+    answer = _ask(application, tokens, rates=slow, headers=wrong)
+    assert (answer.status_code, answer.headers["Retry-After"]) == (429, "1")
+    assert _ask(application, tokens, rates=slow, headers=right).status_code == 200
+
+
 def test_forgotten_clients_take_no_memory() -> None:
     rates = Rates(1.0, lambda: 0.0)
     for number in range(10_000):

@@ -110,6 +110,7 @@ def _serve(config: Config, manager: Manager, usage: Usage) -> int:
             log_config=None,  # as set up above
             access_log=False,
             server_header=False,
+            ws_max_size=config.max_body_bytes,
             # Twice: a switch may go on for so long, and be taken back for as long.
             timeout_graceful_shutdown=int(2 * config.stop_timeout_seconds) + _ANSWER_SECONDS,
         ),

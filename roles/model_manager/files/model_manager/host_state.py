@@ -92,16 +92,20 @@ class HostState:
         for name, new in models.items():
             old = self.seen.get(name, Observation(plan.STOPPED))
             self.seen[name] = dataclasses.replace(new, running=old.running, waiting=old.waiting)
+            if _has_come_up(old, new):
+                self._last_request[name] = self._clock()
             if new.state == plan.ACTIVE and old.state != plan.ACTIVE:
-                self.active_since[name], self._last_request[name] = now, self._clock()
+                self.active_since[name] = now
 
     def observe(
         self, seen: Mapping[str, Observation], counters: Mapping[str, Counters], since: Mapping[str, float]
     ) -> None:
         """What the servers were just seen to be; with the counters of active ones, and since when they are active."""
         now = self._now()
-        self.seen = dict(seen)
+        before, self.seen = self.seen, dict(seen)
         for name, one in seen.items():
+            if name in before and _has_come_up(before[name], one):
+                self._last_request[name] = self._clock()
             if one.state == plan.ACTIVE:
                 self.last_active[name] = now
                 self.active_since[name] = since.get(name, self.active_since.get(name, now))
@@ -216,3 +220,10 @@ class HostState:
 
     def _of(self, names: Iterable[str | None]) -> list[Model]:
         return [m for m in self.inventory.models if m.id in names]
+
+
+def _has_come_up(before: Observation, now: Observation) -> bool:
+    """Whether a server was loaded or woken, by whomever: from then on counts for how long nobody has used it."""
+    if now.state == plan.SLEEPING:
+        return before.state in (plan.STOPPED, plan.LOADING)
+    return now.state == plan.ACTIVE and before.state != plan.ACTIVE
