@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import requests
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching import state_files
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
@@ -162,3 +163,22 @@ def test_what_is_set_up_wrongly_ends_it_at_once_with_what_to_do(
     config.write_text(json.dumps({"stack_dir": str(tmp_path)}))
     assert main([str(config)]) == 1
     assert "models.json does not exist: provision the host" in caplog.text
+
+
+def test_a_service_that_can_not_start_keeps_what_the_one_before_was_told(
+    host: Host, caplog: pytest.LogCaptureFixture
+) -> None:
+    from model_manager.__main__ import main
+
+    two(host)
+    write_inventory(host)
+    told = {"mode": "manual", "pinned": "a", "evictions": {"b": ["discard", "keep_running"]}, "last_active": {"a": 1.0}}
+    state_files.write(str(host.stack_dir), state_files.MANAGER, told)
+    tokens = host.stack_dir / "tokens"
+    tokens.write_text("operator 0123456789abcdef\n")
+    tokens.chmod(0o644)
+    config = host.stack_dir / "config.json"
+    config.write_text(json.dumps({"stack_dir": str(host.stack_dir), "port": free_port(), "tokens_file": str(tokens)}))
+    assert main([str(config)]) == 2
+    assert "set its mode to 0600" in caplog.text
+    assert state_files.read(str(host.stack_dir), state_files.MANAGER) == told

@@ -29,6 +29,7 @@ class Control:
         self.pinned: str | None = None
         self._context = context
         self._host = host
+        self._restored = False
 
     def check(self, model: str, desired: str, level: int | None, by: str, manual: bool) -> None:
         """Raise Conflict where the mode, the pin or an eviction is against it."""
@@ -84,6 +85,7 @@ class Control:
 
     def restore(self) -> None:
         """Take over what was saved, as far as it makes sense."""
+        self._restored = True
         saved = state_files.read(self._context.config.stack_dir, state_files.MANAGER)
         ids = [m.id for m in self._host.inventory.enabled]
         if saved.get("mode") in (AUTO, MANUAL):
@@ -102,6 +104,8 @@ class Control:
 
     def save(self) -> None:
         """Save it. A disk on which that can't be done is said, and does no harm before the next restart."""
+        if not self._restored:
+            return  # a service that could not start knows nothing of what the one before was told
         content = {
             "mode": self.mode,
             "pinned": self.pinned,
