@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -182,3 +183,17 @@ def test_a_service_that_can_not_start_keeps_what_the_one_before_was_told(
     assert main([str(config)]) == 2
     assert "set its mode to 0600" in caplog.text
     assert state_files.read(str(host.stack_dir), state_files.MANAGER) == told
+
+
+def test_a_service_that_can_not_listen_switches_nothing(host: Host, caplog: pytest.LogCaptureFixture) -> None:
+    from model_manager.__main__ import main
+
+    two(host)  # as after a boot: nothing runs, and the service would begin to load
+    write_inventory(host)
+    config = host.stack_dir / "config.json"
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        config.write_text(json.dumps({"stack_dir": str(host.stack_dir), "port": port}))
+        assert main([str(config)]) == 1
+    assert f"can't listen on 127.0.0.1, port {port} (Address already in use)" in caplog.text
+    assert host.events() == []
