@@ -352,6 +352,27 @@ def test_an_eviction_decides_how_a_model_makes_room(host: Host, manage: Manage) 
     assert desired_state.recorded(str(host.stack_dir))["a"] == "sleeping"
 
 
+def test_who_never_makes_room_does_not_for_one_that_is_loaded_to_sleep_either(host: Host, manage: Manage) -> None:
+    for name in ("a", "b"):
+        host.declare(name)
+    host.up(a="active")
+    manager = manage(reconcile=False)
+    manager.set_eviction("a", "retain", "keep_running")
+    with pytest.raises(Conflict, match="a never makes room"):
+        manager.request("b", "sleeping")
+    manager.set_eviction("a", "offload", "keep_running")
+    ended(manager.pin("a"))
+    before = host.changing_calls("a")
+    with pytest.raises(Conflict, match="a is pinned, and would make room while b loads"):
+        manager.request("b", "sleeping", manual=True)
+    assert host.changing_calls("a") == before
+    manager.unpin()
+    assert ended(manager.request("b", "sleeping")).status == "done"
+    assert host.states() == {"a": "active", "b": "sleeping"}
+    ended(manager.pin("a"))
+    assert ended(manager.request("b", "sleeping", manual=True)).status == "done", "it sleeps, so that nothing is loaded"
+
+
 def test_for_now_leaves_what_a_boot_restores(host: Host, manage: Manage) -> None:
     two(host)
     manager = manage()

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching import desired_state, status
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching import desired_state, state_files, status
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import Inventory, parse
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.plan import (
     ACTIVE,
@@ -722,6 +722,16 @@ def test_of_a_booted_host_one_model_loads_after_the_other_and_the_active_one_com
     assert host.states() == {"a": "active", "b": "sleeping", "c": "sleeping"}
     loads = [(event["model"], event["event"]) for event in host.events() if event["event"] in ("loading", "awake")]
     assert loads == [(name, event) for name in ("b", "c", "a") for event in ("loading", "awake")]
+
+
+def test_a_pin_changes_nothing_in_how_a_booted_host_comes_back(host: Host, manage: Manage) -> None:
+    for name in ("a", "b"):
+        host.declare(name, startup_mode="active" if name == "a" else "sleep")
+    state_files.write(str(host.stack_dir), state_files.MANAGER, {"mode": "manual", "pinned": "a"})
+    manager = manage()
+    until(lambda: len(own(manager)) == 2, "both are back")
+    assert own(manager) == [("b", SLEEPING, "done"), ("a", ACTIVE, "done")]
+    assert manager.view().pinned == "a"
 
 
 def test_of_a_model_that_cannot_load_the_breaker_opens_and_others_are_served(host: Host, manage: Manage) -> None:

@@ -42,9 +42,14 @@ class Control:
                 raise Conflict(f"{what}, so nothing is switched but by hand", "set the mode to auto, or unpin")
             if desired == plan.ACTIVE and self.pinned in rivals:
                 raise Conflict(f"{self.pinned} is pinned", "unpin it first")
+        # Whoever is awake there makes room for the one that comes.
+        loads = desired == plan.SLEEPING and self._host.loads_to_sleep(model, level)
+        gone = rivals & self._host.awake() if desired == plan.ACTIVE or loads else set()
+        if loads and self.pinned in gone:
+            raise Conflict(f"{self.pinned} is pinned, and would make room while {model} loads", "unpin it first")
         # Who says at which level means it, whatever is set for other times.
-        leaving = rivals & self._host.awake() if desired == plan.ACTIVE else {model} if level is None else set()
-        for name in sorted(leaving & self._host.kept_awake()):
+        leaving = {model} if desired != plan.ACTIVE and level is None else set()
+        for name in sorted((leaving | gone) & self._host.kept_awake()):
             raise Conflict(f"{name} never makes room (its eviction is retain, keep_running)", "set another one")
 
     def set(self, mode: str, pinned: str | None) -> None:

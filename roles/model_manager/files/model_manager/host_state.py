@@ -184,6 +184,14 @@ class HostState:
         """The models that never make room."""
         return {name for name, level in self.levels().items() if not level}
 
+    def loads_to_sleep(self, name: str, level: int | None) -> bool:
+        """Whether a model is loaded before it can sleep, at this level if one is given: others make room for that."""
+        seen = self.seen.get(name)
+        up = seen is not None and (seen.state == plan.ACTIVE or seen.paused or seen.asleep)
+        if up or level is not None:
+            return not up
+        return any((self.levels().get(name) or m.sleep_level) != "stop" for m in self.inventory.enabled if m.id == name)
+
     def eviction(self, model: Model) -> dict[str, str]:
         """What is done to a model that has to make room."""
         pair = self.evictions.get(model.id)
