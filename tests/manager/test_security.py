@@ -123,6 +123,10 @@ def test_without_tokens_only_loopback_may_write(
 def test_a_proxy_on_this_host_is_not_taken_for_a_program_of_it(application: Application) -> None:
     answer = _ask(application, Tokens(), headers={"X-Forwarded-For": "192.0.2.7"})
     assert (answer.status_code, application.reached) == (403, [])
+    # Many a proxy adds a header of its own to what a client has sent, which may be an empty one.
+    for name in ("Forwarded", "Via", "X-Forwarded-For", "X-Real-IP"):
+        answer = _ask(application, Tokens(), headers=[(name, ""), (name, "192.0.2.7")])
+        assert (answer.status_code, application.reached) == (403, []), name
 
 
 @pytest.mark.parametrize(

@@ -245,7 +245,8 @@ def _client(scope: Scope) -> str:
 def _is_local(scope: Scope) -> bool:
     """Whether the client is on this host, as far as that can be known: a proxy here may speak for somebody else."""
     address = _address(_client(scope))
-    return address is not None and address.is_loopback and not any(_header(scope, name) for name in _FORWARDED)
+    forwarded = any(name in _FORWARDED for name, _value in scope["headers"])
+    return address is not None and address.is_loopback and not forwarded
 
 
 def _with_headers(send: Send) -> Send:
