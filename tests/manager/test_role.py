@@ -126,12 +126,27 @@ def test_a_run_changes_only_what_differs(host: Managed, play: Play) -> None:
 
 
 def test_wrong_settings_replace_nothing(host: Managed, play: Play) -> None:
-    before = (host.stack / "manager/config.json").read_bytes()
-    run = play("-e", json.dumps({"model_manager_settings": {"polcy": "fifo", "max_queue": 0}}))
+    before = [(host.stack / "manager" / name).read_bytes() for name in ("config.json", "tokens")]
+    wrong = {"model_manager_settings": {"polcy": "fifo", "max_queue": 0}}
+    none: dict[str, list[str]] = {"model_manager_operator_tokens": [], "model_manager_reader_tokens": []}
+    run = play("-e", json.dumps({**wrong, **none}))
     assert run.status == 2
     assert "polcy is unknown; did you mean policy?" in run.output
     assert "max_queue must be a whole number of at least 1" in run.output
-    assert (host.stack / "manager/config.json").read_bytes() == before
+    assert [(host.stack / "manager" / name).read_bytes() for name in ("config.json", "tokens")] == before
+
+
+def test_packages_that_can_not_be_installed_replace_nothing(host: Managed, play: Play, tmp_path: Path) -> None:
+    program = host.stack / "manager/lib/model_manager/eta.py"
+    text = program.read_text(encoding="utf-8")
+    program.write_text("of an earlier version", encoding="utf-8")
+    new = {"model_manager_settings": {"traces_endpoint": "http://127.0.0.1:4318"}}  # that needs more packages
+    run = play("-e", json.dumps({**new, "model_manager_wheels_dir": str(tmp_path)}))
+    assert run.status == 2
+    assert "packages of the model manager could not be installed" in run.output.replace("\n", " ")
+    assert program.read_text(encoding="utf-8") == "of an earlier version"
+    program.write_text(text, encoding="utf-8")
+    assert play().status == 0
 
 
 def test_the_command_that_it_shows_starts_the_service(host: Managed) -> None:
