@@ -190,8 +190,25 @@ def get(url: str, token: str) -> tuple[int, Any]:
             return answer.status_code, answer.json()
 
 
-def test_it_is_removed_where_it_is_disabled(host: Managed, play: Play) -> None:
-    assert play("-e", "model_manager_enabled=false", "--check").changed() == 1
+@pytest.fixture
+def units(tmp_path: Path) -> Path:
+    """A folder for units, with that of another stack of the host."""
+    (tmp_path / "homegpt-manager.service").write_text("[Service]\nWorkingDirectory=/opt/other\n", encoding="utf-8")
+    return tmp_path
+
+
+def test_the_service_of_another_stack_is_not_replaced(host: Managed, play: Play, units: Path) -> None:
+    before = files(host.stack / "manager"), files(units)
+    run = play("-e", json.dumps({"model_manager_systemd": True, "model_manager_unit_dir": str(units)}))
+    assert run.status == 2
+    assert "model manager of another stack of this host (/opt/other)" in re.sub(r"\s+", " ", run.output)
+    assert (files(host.stack / "manager"), files(units)) == before
+
+
+def test_it_is_removed_where_it_is_disabled(host: Managed, play: Play, units: Path) -> None:
+    disabled = "-e", json.dumps({"model_manager_enabled": False, "model_manager_unit_dir": str(units)})
+    assert play(*disabled, "--check").changed() == 1
     assert (host.stack / "manager").exists()
-    assert play("-e", "model_manager_enabled=false").changed() == 1
+    assert play(*disabled).changed() == 1
     assert not (host.stack / "manager").exists()
+    assert (units / "homegpt-manager.service").exists(), "it is another stack's"
