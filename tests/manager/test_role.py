@@ -20,7 +20,7 @@ import pytest
 import requests
 
 from tests.playbooklib import Ansible, Host, Run, launched
-from tests.serverlib import free_port
+from tests.serverlib import ROOT, free_port
 
 PLAYBOOK = """
 - hosts: host
@@ -83,6 +83,13 @@ def play(ansible_playbook: str, host: Managed) -> Play:
 def files(folder: Path) -> dict[str, int]:
     """When each file was changed last, by its path."""
     return {str(path.relative_to(folder)): path.lstat().st_ctime_ns for path in sorted(folder.rglob("*"))}
+
+
+@pytest.mark.parametrize("name", ["requirements.txt", "requirements-tracing.txt"])
+def test_the_wheels_for_a_host_can_be_downloaded_by_any_python(name: str) -> None:
+    """By docs/manager.md. pip applies markers of the Python that it runs with, not of the one that it downloads for."""
+    lines = (ROOT / "roles/model_manager/files" / name).read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if re.search(r";.*python_", line)] == []
 
 
 def test_it_is_installed_once(host: Managed, play: Play) -> None:
