@@ -359,6 +359,7 @@ class Played:
         self.hidden: set[str] = set()  # those that do not answer in time
         self.bad: set[str] = set()
         self.last: dict[str, Any] | None = None
+        self.former: list[dict[str, Any]] = []
         self.lock = 0
         self.loads: list[tuple[float, str]] = []
         self.begin()
@@ -370,7 +371,10 @@ class Played:
     def look(self) -> Situation:
         observed = {name: HUNG if name in self.hidden else one for name, one in self.seen.items()}
         idle = dict.fromkeys(GPUS, 1000000.0)
-        return Situation(self.now, HOST, observed, dict(self.desired), self.last, self.lock, idle_seconds=idle)
+        told = (self.last, self.lock)
+        return Situation(
+            self.now, HOST, observed, dict(self.desired), *told, idle_seconds=idle, former_switches=tuple(self.former)
+        )
 
     def tick(self, seconds: float = 2.0) -> list[Action]:
         """One round, and what is done in it."""
@@ -409,6 +413,7 @@ class Played:
         else:
             self.seen[name] = GONE if state == STOPPED else ASLEEP
         if self.seen != before or error:
+            self.former += [self.last] if self.last else []
             self.last = {"models": [name], "state": state, "ended": self.now, "result": "failed" if error else "done"}
         if not for_now and not error:
             self.desired = desired_state.after(HOST, self.desired, model, state)
@@ -499,6 +504,22 @@ def test_what_a_switch_leaves_for_now_is_left_so_also_where_the_model_ends_with_
     assert [played.tick() for _round in range(5)] == [[]] * 5 and played.awake() == {"b", "d"}
     played.switch("d", STOPPED, for_now=True)
     assert [played.tick() for _round in range(5)] == [[]] * 5 and played.awake() == {"b"}
+
+
+def test_of_several_switches_between_two_looks_each_is_left_so(played: Played) -> None:
+    for name in ("d", "b", "a"):
+        played.switch(name, STOPPED, for_now=True)  # as site.yml stops those that it is about to change
+    assert [played.tick() for _round in range(5)] == [[]] * 5
+    for name in ("a", "d"):
+        played.switch(name, ACTIVE)
+    played.switch("b", SLEEPING)
+    assert played.tick() == []
+    # What crashed since is none of theirs.
+    played.switch("d", STOPPED, for_now=True)
+    played.switch("d", ACTIVE)
+    played.switch("b", STOPPED, for_now=True)
+    played.crash("d")
+    assert named(played.tick()) == [("d", ACTIVE)]
 
 
 def test_a_crash_beside_a_switch_that_made_no_room_is_mended_too(played: Played) -> None:

@@ -12,7 +12,7 @@ import functools
 import logging
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching import (
@@ -185,6 +185,7 @@ class Observer:
         counters = dict(zip(awake, host.each(count, awake), strict=True))
         desired = desired_state.read(inventory, stack_dir)
         known, last = state_files.models(stack_dir, state_files.COSTS), status.read_last_switch(stack_dir)
+        former = status.read_former_switches(stack_dir)
         leaks = odometer.reports(inventory, stack_dir)
         # What was read while somebody switched does not go together.
         undisturbed = not locked and not lock.held_by() and lock_stamp == _stamp(lock.path)
@@ -200,7 +201,7 @@ class Observer:
                 kept = records.of_others(last)
             if undisturbed:
                 self._control.check_pin(self._schedule.asked())
-            self._reconcile(inventory, last, lock_stamp, not undisturbed)
+            self._reconcile(inventory, last, former, lock_stamp, not undisturbed)
             self._board.publish_states()
         # Without the lock: the history may have to wait for the disk.
         for switch in kept:
@@ -210,7 +211,12 @@ class Observer:
             hook(observed)
 
     def _reconcile(
-        self, inventory: Inventory, last_switch: Mapping[str, Any] | None, lock_stamp: object, locked: bool
+        self,
+        inventory: Inventory,
+        last_switch: Mapping[str, Any] | None,
+        former_switches: Sequence[Mapping[str, Any]],
+        lock_stamp: object,
+        locked: bool,
     ) -> None:
         """Ask for what the service does by itself. The caller has the lock."""
         if not self._config.reconcile or self._schedule.closed:
@@ -222,6 +228,7 @@ class Observer:
             observed=self._host.seen,
             desired=self._host.desired,
             last_switch=last_switch,
+            former_switches=former_switches,
             lock_stamp=lock_stamp,
             locked=locked and not self._schedule.running,
             tickets=bool(self._schedule.asked()),

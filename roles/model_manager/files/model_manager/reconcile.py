@@ -187,7 +187,7 @@ class Reconciler:
             elif name in self._reload:
                 self._reload.discard(name)
                 self._lost.add(name)
-            elif done and last is not None and self._left_by(seen, last, model):
+            elif ended and self._left(seen, before, model):
                 self._intact.discard(name)
                 self._lost.discard(name)
             elif name in self._intact and (_broken(observed) or (undone and self._met(before, model))):
@@ -228,6 +228,16 @@ class Reconciler:
         # Why a single one is stopped is not known: it may rest so because it can't sleep.
         begun = model.id in self._first or model.id == self._half_way
         return bool(self._booted) or begun or _half_done(observed)
+
+    def _left(self, seen: Situation, before: Situation | None, model: Model) -> bool:
+        """Whether a switch since the look before has left a model so; there may have been several."""
+        for one in (seen.last_switch, *reversed(seen.former_switches)):
+            if one is None or (before is not None and one == before.last_switch):
+                return False
+            left = one["result"] == "done" and self._left_by(seen, one, model)
+            if left or model.id in one["models"]:
+                return left
+        return False
 
     def _left_by(self, seen: Situation, last: Mapping[str, Any], model: Model) -> bool:
         """Whether a switch that ended well has left a model so, although the desired state is another one."""

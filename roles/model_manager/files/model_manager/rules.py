@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import Inventory, Model
@@ -42,10 +42,11 @@ class Situation:
     """What is known of the host at the time `now`, in seconds of a clock that never goes back.
 
     `observed` and `desired` are the engine's, of the enabled models. `last_switch` is its record of the last one, and
-    `lock_stamp` changes whenever somebody takes the host's lock. `locked`: somebody else has it, or had it while the
-    servers were observed. `tickets`: a switch of the service runs or waits. `waiting`: the models that requests wait
-    for. `manual`: nobody but a person lets a model go. `kept_awake`: the models that the service must not put to sleep.
-    `idle_seconds`: for how long each model has had no request, None where that is unknown.
+    `lock_stamp` changes whenever somebody takes the host's lock. `former_switches` are some before the last one, the
+    oldest first. `locked`: somebody else has the lock, or had it while the servers were observed. `tickets`: a switch
+    of the service runs or waits. `waiting`: the models that requests wait for. `manual`: nobody but a person lets a
+    model go. `kept_awake`: the models that the service must not put to sleep. `idle_seconds`: for how long each model
+    has had no request, None where that is unknown.
 
     The rest is what the Reconciler adds: the settings; which models are `lost`; those of them to be loaded `first`,
     before an active one; the one that the service itself has left `half_way` to its sleep; since when each model is in
@@ -64,6 +65,7 @@ class Situation:
     manual: bool = False
     kept_awake: Collection[str] = ()
     idle_seconds: Mapping[str, float | None] = dataclasses.field(default_factory=dict)
+    former_switches: Sequence[Mapping[str, Any]] = ()
     idle: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
     reload_idle_seconds: float = 0.0
     lost: Collection[str] = ()
