@@ -178,7 +178,10 @@ class HostState:
 
     def levels(self) -> dict[str, str]:
         """The sleep levels that were set at run time; empty for a model that never makes room."""
-        return {name: eviction_level(*pair) for name, pair in self.evictions.items()}
+        levels = {name: eviction_level(*pair) for name, pair in self.evictions.items()}
+        # As set before the inventory has said so.
+        never = {m.id for m in self.inventory.models if m.sleep_level == "stop"}
+        return {name: level for name, level in levels.items() if name not in never or level not in ("1", "2")}
 
     def kept_awake(self) -> set[str]:
         """The models that never make room."""
@@ -195,7 +198,7 @@ class HostState:
     def eviction(self, model: Model) -> dict[str, str]:
         """What is done to a model that has to make room."""
         pair = self.evictions.get(model.id)
-        if pair is None:
+        if pair is None or model.id not in self.levels():
             level = model.sleep_level if model.sleep_level != "auto" else str(self.next_level(model.id) or "stop")
             pair = _EVICTION_OF_LEVEL[level]
         return {"weights": pair[0], "process": pair[1]}

@@ -147,6 +147,7 @@ class Manager:
                 raise Unsupported(f"desired must be one of {', '.join(_STATES)}, is {desired}")
             if level is not None and (desired != plan.SLEEPING or level not in (1, 2)):
                 raise Unsupported(f"level must be 1 or 2, and goes with sleeping, is {level} with {desired}")
+            _check_sleeps(found, str(level))
             if self._schedule.closed:
                 raise _ending_error()
             self._control.check(found.id, desired, level, by, manual)
@@ -221,9 +222,10 @@ class Manager:
         `offload` is level 1, `discard` level 2, `stop` ends the process; `retain` with `keep_running` means that the
         model never makes room. Raises UnknownModel, Conflict, or Unsupported with the reason.
         """
-        eviction_level(weights, process)
+        level = eviction_level(weights, process)
         with self._changed:
             found = self._find(model)
+            _check_sleeps(found, level)
             self._host.evictions[found.id] = (weights, process)
             self._control.save()
             self.bus.publish("eviction", {"model": found.id, "weights": weights, "process": process})
@@ -264,6 +266,12 @@ class Manager:
     def _place(self, ticket: Ticket) -> tuple[int | None, float | None]:
         with self._changed:
             return self._schedule.place(ticket)
+
+
+def _check_sleeps(model: Model, level: str) -> None:
+    """Raise Unsupported for a sleep of a server that may have no way to: the engine would not know its state."""
+    if model.sleep_level == "stop" and level in ("1", "2"):
+        raise Unsupported(f"{model.id} can't sleep: its sleep_level is stop", "set another one in vllm_models")
 
 
 def _ending_error() -> Busy:
