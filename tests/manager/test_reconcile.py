@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching import desired_state, state_files, status
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import Inventory, parse
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.metrics import Counters
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.plan import (
     ACTIVE,
     ERROR,
@@ -853,3 +854,16 @@ def test_a_model_that_comes_up_is_idle_only_from_then_on() -> None:
     host.take_over(seen)  # it goes on to count while it sleeps
     host.observe(seen, {}, {})
     assert [host.idle_seconds(name) for name in GPUS] == [10.0, 10.0, 10.0, 1010.0]
+
+
+def test_a_server_that_does_not_tell_what_it_does_is_never_idle() -> None:
+    """One that counts only requests that have ended may have one that goes on for long."""
+    times = {"clock": 50.0}
+    host = HostState(HOST, {}, lambda: 1e9, lambda: times["clock"])
+    for counters in (Counters(requests=5), Counters()):
+        for _look in range(3):
+            host.observe({"a": UNTOLD}, {"a": counters}, {})
+            times["clock"] += 1000.0
+            assert host.idle_seconds("a") is None
+    host.observe({"a": AWAKE}, {"a": Counters(requests=5)}, {})
+    assert host.idle_seconds("a") == 0.0

@@ -112,7 +112,7 @@ class HostState:
                 done = counters.get(name, Counters())
                 moved = name in self._counters and self._counters[name].requests != done.requests
                 self._counters[name] = done
-                if one.running is None and done.requests is None:
+                if one.running is None:
                     self._last_request.pop(name, None)  # it does not tell, so that it may have some
                     continue
                 if moved or one.running or one.waiting:
