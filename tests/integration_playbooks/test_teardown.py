@@ -99,6 +99,24 @@ def test_an_engine_that_does_not_answer(
     assert files(host.stack) == before
 
 
+def test_the_unit_of_the_manager_is_looked_for_where_it_is(
+    inventory: Inventory, tmp_path: Path, no_docker: dict[str, str]
+) -> None:
+    unit = tmp_path / "units" / "homegpt-manager.service"
+
+    class Managed(Host):
+        def variables(self) -> dict[str, Any]:
+            more = {"model_manager_unit_dir": str(unit.parent), "model_manager_systemd": False}
+            return {**super().variables(), **more}
+
+    host = Managed(tmp_path, contained())
+    (host.stack / "manager").mkdir(parents=True)
+    unit.parent.mkdir()
+    unit.write_text(f"[Service]\nWorkingDirectory={host.stack}\n")
+    assert inventory(host).play("teardown", *here(tmp_path), env=no_docker).changed() == 2
+    assert not unit.exists()
+
+
 def test_a_bare_host(inventory: Inventory, tmp_path: Path, no_docker: dict[str, str]) -> None:
     host = Host(tmp_path, contained())
     ansible = inventory(host)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import Inventory
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.switch import Switcher
 
 from tests.unit.plugins.module_utils.switching.conftest import Host, host, processes, stack_dir
@@ -52,9 +53,11 @@ def ended(ticket: Ticket) -> Ticket:
 
 
 class Manage(Protocol):
-    """Starts a manager of the host; the arguments are keys of its settings."""
+    """Starts a manager of the host; the arguments are keys of its settings, but for the first two."""
 
-    def __call__(self, **settings: Any) -> Manager:
+    def __call__(
+        self, inventory: Inventory | None = None, switcher: type[Switcher] = Switcher, **settings: Any
+    ) -> Manager:
         """The manager, which has looked at the servers."""
 
 
@@ -68,14 +71,14 @@ def manage(host: Host) -> Iterator[Manage]:
 
     begun: list[Manager] = []
 
-    def start(**settings: Any) -> Manager:
+    def start(inventory: Inventory | None = None, switcher: type[Switcher] = Switcher, **settings: Any) -> Manager:
         write_inventory(host)
         config = Config(
             stack_dir=str(host.stack_dir), **{"observe_seconds": 0.2, "stop_timeout_seconds": 5, **settings}
         )
         # There is RAM enough for every sleep, whatever machine this is.
-        switcher = functools.partial(Switcher, mem_available_gb=lambda: 1000.0)
-        manager = Manager(config, host.inventory, history=History(":memory:"), bus=Bus(), switcher=switcher)
+        make = functools.partial(switcher, mem_available_gb=lambda: 1000.0)
+        manager = Manager(config, inventory or host.inventory, history=History(":memory:"), bus=Bus(), switcher=make)
         begun.append(manager)
         manager.start()
         return manager

@@ -435,6 +435,13 @@ def test_control_sleep_and_wake(api: Api, eviction: Any, state: str, level: int 
     assert api.host.states()["b"] == "active"
 
 
+def test_a_model_that_is_stopped_to_make_room_is_not_said_to_sleep(api: Api) -> None:
+    stop = {"weights": "discard", "process": "stop"}
+    api.post("/control/eviction", {"model": "b", "eviction": stop})
+    assert api.post("/control/sleep", {"model": "b"}) == (200, {"message": "b is stopped"})
+    assert api.host.states()["b"] == "stopped"
+
+
 # Of one model by hand.
 
 
@@ -496,6 +503,19 @@ def test_a_server_that_fails(api: Api) -> None:
     assert (failed["status"], failed["error"]["message"]) == ("failed", answer["error"])
     assert api.get("/models")["active_model"] == "a"
     until(lambda: api.get("/switches?limit=1")["switches"][0]["result"] == "failed", "it is in the history")
+
+
+def test_what_is_no_servers_fault_is_not_said_to_be(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_the_way = api.host.stack_dir / "run" / "wanted.json.new"
+    in_the_way.mkdir()
+    status, answer = api.post("/switch", {"model_id": "b"})
+    in_the_way.rmdir()
+    assert status == 500 and str(in_the_way) in answer["error"]
+    with monkeypatch.context() as patch:
+        patch.delattr(Switcher, "switch")  # a mistake of the service
+        status, answer = api.post("/switch", {"model_id": "b"})
+    assert status == 500 and "the manager failed" in answer["error"] and "log" in answer["remedy"]
+    assert api.host.states()["a"] == "active"
 
 
 def test_a_full_queue(api: Api) -> None:
@@ -658,6 +678,65 @@ def test_readers_of_events_are_bounded_and_forgotten(api: Api) -> None:
                     assert refused.status_code == 503 and "Retry-After" in refused.headers
                 with pytest.raises(InvalidStatus):
                     connect(url.replace("http", "ws") + "/events")
+
+
+def test_readers_that_come_at_once_are_bounded_too(api: Api) -> None:
+    app = api.app(max_readers=2)
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "http_version": "1.1",
+        "method": "GET",
+        "scheme": "http",
+        "path": "/events",
+        "raw_path": b"/events",
+        "query_string": b"",
+        "root_path": "",
+        "headers": [(b"host", b"127.0.0.1")],
+        "client": ("127.0.0.1", 1),
+        "server": ("127.0.0.1", 9000),
+    }
+
+    async def ask() -> list[int]:
+        statuses: list[int] = []
+        leave = asyncio.Event()
+
+        async def receive() -> dict[str, Any]:
+            await leave.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                statuses.append(message["status"])
+            if len(statuses) == 5:
+                leave.set()
+
+        readers = [app(dict(scope), receive, send) for _each in range(5)]
+        await asyncio.wait_for(asyncio.gather(*readers), PATIENCE_SECONDS)
+        return sorted(statuses)
+
+    for _again in range(2):  # nor is one that has left counted for ever
+        assert asyncio.run(ask()) == [200, 200, 503, 503, 503]
+
+
+def test_a_reader_of_events_that_takes_nothing_is_given_up(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("model_manager.events_api._TAKE_SECONDS", 0.2)
+    with serve(api.app(max_readers=1)) as url, socket.socket() as hangs:
+        hangs.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        hangs.settimeout(PATIENCE_SECONDS)
+        hangs.connect(("127.0.0.1", httpx.URL(url).port))
+        hangs.sendall(b"GET /events HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        assert hangs.recv(12) == b"HTTP/1.1 200"
+
+        def refused() -> bool:
+            with api.client.stream("GET", f"{url}/events") as answer:
+                return answer.status_code == 503
+
+        assert refused()
+        much = "x" * 20_000  # more than all buffers between the two take
+        for _each in range(900):
+            api.manager.bus.publish("test", {"text": much})
+        until(lambda: not refused(), "there is room for another reader")
 
 
 # Tokens, and the description of it all.

@@ -81,6 +81,13 @@ def test_every_mistake_is_told_at_once_with_its_key_and_what_to_do() -> None:
         assert [one for one in found if one.startswith(key + " ") and remedy in one], (key, found)
 
 
+@pytest.mark.parametrize("name", ["gpu1:9000", "http://gpu1", "gpu1/", "gpu1 gpu2"])
+def test_an_allowed_host_is_a_name_alone(name: str) -> None:
+    (found,) = mistakes({"stack_dir": "/s", "allowed_hosts": ["gpu1", name]})
+    assert found.startswith("allowed_hosts must be names alone") and json.dumps([name]) in found
+    assert config.parse({"stack_dir": "/s", "allowed_hosts": ["gpu1.example", "2001:db8:0:1:2:3:4:5"]}).allowed_hosts
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -1, "1", None, True])
 def test_a_time_is_a_number_that_ends(value: object) -> None:
     assert len(mistakes({"stack_dir": "/s", "retry_seconds": value})) == 1

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -16,6 +17,9 @@ from typing import Any
 
 import pytest
 import requests
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching import state_files
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
 
 from tests.manager.conftest import until, write_inventory
 from tests.serverlib import free_port
@@ -116,6 +120,18 @@ def test_sigterm_lets_a_switch_end_and_answers_who_waits(host: Host, services: l
     assert "Traceback" not in service.log.read_text()
 
 
+def test_a_reader_of_events_can_not_send_much(host: Host, services: list[Service]) -> None:
+    two(host)
+    service = Service(host, reconcile=False, max_body_bytes=1000)
+    services.append(service)
+    with connect(service.url.replace("http", "ws") + "/events") as reader:
+        reader.send("x" * 1001)
+        with pytest.raises(ConnectionClosed) as caught:
+            while True:
+                reader.recv(timeout=20)
+    assert caught.value.rcvd is not None and caught.value.rcvd.code == 1009  # the message is too big
+
+
 def test_after_a_kill_in_mid_switch_the_host_comes_back_to_what_it_was_meant_to_be(
     host: Host, services: list[Service]
 ) -> None:
@@ -148,3 +164,36 @@ def test_what_is_set_up_wrongly_ends_it_at_once_with_what_to_do(
     config.write_text(json.dumps({"stack_dir": str(tmp_path)}))
     assert main([str(config)]) == 1
     assert "models.json does not exist: provision the host" in caplog.text
+
+
+def test_a_service_that_can_not_start_keeps_what_the_one_before_was_told(
+    host: Host, caplog: pytest.LogCaptureFixture
+) -> None:
+    from model_manager.__main__ import main
+
+    two(host)
+    write_inventory(host)
+    told = {"mode": "manual", "pinned": "a", "evictions": {"b": ["discard", "keep_running"]}, "last_active": {"a": 1.0}}
+    state_files.write(str(host.stack_dir), state_files.MANAGER, told)
+    tokens = host.stack_dir / "tokens"
+    tokens.write_text("operator 0123456789abcdef\n")
+    tokens.chmod(0o644)
+    config = host.stack_dir / "config.json"
+    config.write_text(json.dumps({"stack_dir": str(host.stack_dir), "port": free_port(), "tokens_file": str(tokens)}))
+    assert main([str(config)]) == 2
+    assert "set its mode to 0600" in caplog.text
+    assert state_files.read(str(host.stack_dir), state_files.MANAGER) == told
+
+
+def test_a_service_that_can_not_listen_switches_nothing(host: Host, caplog: pytest.LogCaptureFixture) -> None:
+    from model_manager.__main__ import main
+
+    two(host)  # as after a boot: nothing runs, and the service would begin to load
+    write_inventory(host)
+    config = host.stack_dir / "config.json"
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        config.write_text(json.dumps({"stack_dir": str(host.stack_dir), "port": port}))
+        assert main([str(config)]) == 1
+    assert f"can't listen on 127.0.0.1, port {port} (Address already in use)" in caplog.text
+    assert host.events() == []

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching import desired_state
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching import desired_state, state_files
 from model_manager import view
 from model_manager.manager import Busy, Conflict, Manager, Ticket, UnknownModel, Unsupported
 
@@ -350,6 +350,44 @@ def test_an_eviction_decides_how_a_model_makes_room(host: Host, manage: Manage) 
         with pytest.raises(Unsupported, match=why):
             manager.set_eviction("a", weights, process)
     assert desired_state.recorded(str(host.stack_dir))["a"] == "sleeping"
+
+
+def test_a_model_whose_server_can_not_sleep_is_stopped_whatever_is_set(host: Host, manage: Manage) -> None:
+    host.declare("a", sleep_level="stop", env={"VLLM_SERVER_DEV_MODE": "0"})
+    host.declare("b")
+    host.up(a="active", b=1)
+    before = {"evictions": {"a": ["offload", "keep_running"]}}  # as set when its sleep_level was another one
+    state_files.write(str(host.stack_dir), state_files.MANAGER, before)
+    manager = manage(reconcile=False)
+    assert manager.eviction("a") == {"weights": "discard", "process": "stop"}
+    for weights in ("offload", "discard"):
+        with pytest.raises(Unsupported, match="a can't sleep: its sleep_level is stop"):
+            manager.set_eviction("a", weights, "keep_running")
+    with pytest.raises(Unsupported, match="a can't sleep"):
+        manager.request("a", "sleeping", level=1)
+    assert ended(manager.request("b")).error is None
+    assert host.states() == {"a": "stopped", "b": "active"}
+
+
+def test_who_never_makes_room_does_not_for_one_that_is_loaded_to_sleep_either(host: Host, manage: Manage) -> None:
+    for name in ("a", "b"):
+        host.declare(name)
+    host.up(a="active")
+    manager = manage(reconcile=False)
+    manager.set_eviction("a", "retain", "keep_running")
+    with pytest.raises(Conflict, match="a never makes room"):
+        manager.request("b", "sleeping")
+    manager.set_eviction("a", "offload", "keep_running")
+    ended(manager.pin("a"))
+    before = host.changing_calls("a")
+    with pytest.raises(Conflict, match="a is pinned, and would make room while b loads"):
+        manager.request("b", "sleeping", manual=True)
+    assert host.changing_calls("a") == before
+    manager.unpin()
+    assert ended(manager.request("b", "sleeping")).status == "done"
+    assert host.states() == {"a": "active", "b": "sleeping"}
+    ended(manager.pin("a"))
+    assert ended(manager.request("b", "sleeping", manual=True)).status == "done", "it sleeps, so that nothing is loaded"
 
 
 def test_for_now_leaves_what_a_boot_restores(host: Host, manage: Manage) -> None:

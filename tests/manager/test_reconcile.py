@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching import desired_state, status
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching import desired_state, state_files, status
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import Inventory, parse
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.metrics import Counters
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.plan import (
     ACTIVE,
     ERROR,
@@ -359,6 +360,7 @@ class Played:
         self.hidden: set[str] = set()  # those that do not answer in time
         self.bad: set[str] = set()
         self.last: dict[str, Any] | None = None
+        self.former: list[dict[str, Any]] = []
         self.lock = 0
         self.loads: list[tuple[float, str]] = []
         self.begin()
@@ -370,7 +372,10 @@ class Played:
     def look(self) -> Situation:
         observed = {name: HUNG if name in self.hidden else one for name, one in self.seen.items()}
         idle = dict.fromkeys(GPUS, 1000000.0)
-        return Situation(self.now, HOST, observed, dict(self.desired), self.last, self.lock, idle_seconds=idle)
+        told = (self.last, self.lock)
+        return Situation(
+            self.now, HOST, observed, dict(self.desired), *told, idle_seconds=idle, former_switches=tuple(self.former)
+        )
 
     def tick(self, seconds: float = 2.0) -> list[Action]:
         """One round, and what is done in it."""
@@ -409,6 +414,7 @@ class Played:
         else:
             self.seen[name] = GONE if state == STOPPED else ASLEEP
         if self.seen != before or error:
+            self.former += [self.last] if self.last else []
             self.last = {"models": [name], "state": state, "ended": self.now, "result": "failed" if error else "done"}
         if not for_now and not error:
             self.desired = desired_state.after(HOST, self.desired, model, state)
@@ -499,6 +505,22 @@ def test_what_a_switch_leaves_for_now_is_left_so_also_where_the_model_ends_with_
     assert [played.tick() for _round in range(5)] == [[]] * 5 and played.awake() == {"b", "d"}
     played.switch("d", STOPPED, for_now=True)
     assert [played.tick() for _round in range(5)] == [[]] * 5 and played.awake() == {"b"}
+
+
+def test_of_several_switches_between_two_looks_each_is_left_so(played: Played) -> None:
+    for name in ("d", "b", "a"):
+        played.switch(name, STOPPED, for_now=True)  # as site.yml stops those that it is about to change
+    assert [played.tick() for _round in range(5)] == [[]] * 5
+    for name in ("a", "d"):
+        played.switch(name, ACTIVE)
+    played.switch("b", SLEEPING)
+    assert played.tick() == []
+    # What crashed since is none of theirs.
+    played.switch("d", STOPPED, for_now=True)
+    played.switch("d", ACTIVE)
+    played.switch("b", STOPPED, for_now=True)
+    played.crash("d")
+    assert named(played.tick()) == [("d", ACTIVE)]
 
 
 def test_a_crash_beside_a_switch_that_made_no_room_is_mended_too(played: Played) -> None:
@@ -724,6 +746,16 @@ def test_of_a_booted_host_one_model_loads_after_the_other_and_the_active_one_com
     assert loads == [(name, event) for name in ("b", "c", "a") for event in ("loading", "awake")]
 
 
+def test_a_pin_changes_nothing_in_how_a_booted_host_comes_back(host: Host, manage: Manage) -> None:
+    for name in ("a", "b"):
+        host.declare(name, startup_mode="active" if name == "a" else "sleep")
+    state_files.write(str(host.stack_dir), state_files.MANAGER, {"mode": "manual", "pinned": "a"})
+    manager = manage()
+    until(lambda: len(own(manager)) == 2, "both are back")
+    assert own(manager) == [("b", SLEEPING, "done"), ("a", ACTIVE, "done")]
+    assert manager.view().pinned == "a"
+
+
 def test_of_a_model_that_cannot_load_the_breaker_opens_and_others_are_served(host: Host, manage: Manage) -> None:
     host.declare("a", startup_mode="active", standin={"faults": '[{"path": "load", "fault": "die", "times": 0}]'})
     host.declare("b")
@@ -805,4 +837,33 @@ def test_a_corrected_time_of_day_makes_no_model_idle() -> None:
     times["clock"] += 7.0
     assert host.idle_seconds("a") == 7.0
     host.observe({"a": BUSY}, {}, {})
+    assert host.idle_seconds("a") == 0.0
+
+
+def test_a_model_that_comes_up_is_idle_only_from_then_on() -> None:
+    clock = [0.0]
+    host = HostState(HOST, {}, lambda: 1e9, lambda: clock[0])
+    seen = dict.fromkeys(GPUS, ASLEEP)
+    host.observe({**seen, "a": GONE, "b": GONE}, {}, {})
+    clock[0] = 1000.0
+    # Loaded by the service, by somebody else; woken by somebody else.
+    host.take_over({**seen, "a": ASLEEP, "b": GONE})
+    host.observe({**seen, "b": ASLEEP, "c": AWAKE}, {}, {})
+    assert [host.idle_seconds(name) for name in GPUS] == [0.0, 0.0, 0.0, 1000.0]
+    clock[0] = 1010.0
+    host.take_over(seen)  # it goes on to count while it sleeps
+    host.observe(seen, {}, {})
+    assert [host.idle_seconds(name) for name in GPUS] == [10.0, 10.0, 10.0, 1010.0]
+
+
+def test_a_server_that_does_not_tell_what_it_does_is_never_idle() -> None:
+    """One that counts only requests that have ended may have one that goes on for long."""
+    times = {"clock": 50.0}
+    host = HostState(HOST, {}, lambda: 1e9, lambda: times["clock"])
+    for counters in (Counters(requests=5), Counters()):
+        for _look in range(3):
+            host.observe({"a": UNTOLD}, {"a": counters}, {})
+            times["clock"] += 1000.0
+            assert host.idle_seconds("a") is None
+    host.observe({"a": AWAKE}, {"a": Counters(requests=5)}, {})
     assert host.idle_seconds("a") == 0.0

@@ -20,7 +20,7 @@ import pytest
 import requests
 
 from tests.playbooklib import Ansible, Host, Run, launched
-from tests.serverlib import free_port
+from tests.serverlib import ROOT, free_port
 
 PLAYBOOK = """
 - hosts: host
@@ -85,6 +85,13 @@ def files(folder: Path) -> dict[str, int]:
     return {str(path.relative_to(folder)): path.lstat().st_ctime_ns for path in sorted(folder.rglob("*"))}
 
 
+@pytest.mark.parametrize("name", ["requirements.txt", "requirements-tracing.txt"])
+def test_the_wheels_for_a_host_can_be_downloaded_by_any_python(name: str) -> None:
+    """By docs/manager.md. pip applies markers of the Python that it runs with, not of the one that it downloads for."""
+    lines = (ROOT / "roles/model_manager/files" / name).read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if re.search(r";.*python_", line)] == []
+
+
 def test_it_is_installed_once(host: Managed, play: Play) -> None:
     assert play("--check").changed() > 0
     assert not host.stack.exists()
@@ -126,12 +133,27 @@ def test_a_run_changes_only_what_differs(host: Managed, play: Play) -> None:
 
 
 def test_wrong_settings_replace_nothing(host: Managed, play: Play) -> None:
-    before = (host.stack / "manager/config.json").read_bytes()
-    run = play("-e", json.dumps({"model_manager_settings": {"polcy": "fifo", "max_queue": 0}}))
+    before = [(host.stack / "manager" / name).read_bytes() for name in ("config.json", "tokens")]
+    wrong = {"model_manager_settings": {"polcy": "fifo", "max_queue": 0}}
+    none: dict[str, list[str]] = {"model_manager_operator_tokens": [], "model_manager_reader_tokens": []}
+    run = play("-e", json.dumps({**wrong, **none}))
     assert run.status == 2
     assert "polcy is unknown; did you mean policy?" in run.output
     assert "max_queue must be a whole number of at least 1" in run.output
-    assert (host.stack / "manager/config.json").read_bytes() == before
+    assert [(host.stack / "manager" / name).read_bytes() for name in ("config.json", "tokens")] == before
+
+
+def test_packages_that_can_not_be_installed_replace_nothing(host: Managed, play: Play, tmp_path: Path) -> None:
+    program = host.stack / "manager/lib/model_manager/eta.py"
+    text = program.read_text(encoding="utf-8")
+    program.write_text("of an earlier version", encoding="utf-8")
+    new = {"model_manager_settings": {"traces_endpoint": "http://127.0.0.1:4318"}}  # that needs more packages
+    run = play("-e", json.dumps({**new, "model_manager_wheels_dir": str(tmp_path)}))
+    assert run.status == 2
+    assert "packages of the model manager could not be installed" in run.output.replace("\n", " ")
+    assert program.read_text(encoding="utf-8") == "of an earlier version"
+    program.write_text(text, encoding="utf-8")
+    assert play().status == 0
 
 
 def test_the_command_that_it_shows_starts_the_service(host: Managed) -> None:
@@ -175,8 +197,25 @@ def get(url: str, token: str) -> tuple[int, Any]:
             return answer.status_code, answer.json()
 
 
-def test_it_is_removed_where_it_is_disabled(host: Managed, play: Play) -> None:
-    assert play("-e", "model_manager_enabled=false", "--check").changed() == 1
+@pytest.fixture
+def units(tmp_path: Path) -> Path:
+    """A folder for units, with that of another stack of the host."""
+    (tmp_path / "homegpt-manager.service").write_text("[Service]\nWorkingDirectory=/opt/other\n", encoding="utf-8")
+    return tmp_path
+
+
+def test_the_service_of_another_stack_is_not_replaced(host: Managed, play: Play, units: Path) -> None:
+    before = files(host.stack / "manager"), files(units)
+    run = play("-e", json.dumps({"model_manager_systemd": True, "model_manager_unit_dir": str(units)}))
+    assert run.status == 2
+    assert "model manager of another stack of this host (/opt/other)" in re.sub(r"\s+", " ", run.output)
+    assert (files(host.stack / "manager"), files(units)) == before
+
+
+def test_it_is_removed_where_it_is_disabled(host: Managed, play: Play, units: Path) -> None:
+    disabled = "-e", json.dumps({"model_manager_enabled": False, "model_manager_unit_dir": str(units)})
+    assert play(*disabled, "--check").changed() == 1
     assert (host.stack / "manager").exists()
-    assert play("-e", "model_manager_enabled=false").changed() == 1
+    assert play(*disabled).changed() == 1
     assert not (host.stack / "manager").exists()
+    assert (units / "homegpt-manager.service").exists(), "it is another stack's"

@@ -123,6 +123,10 @@ def test_without_tokens_only_loopback_may_write(
 def test_a_proxy_on_this_host_is_not_taken_for_a_program_of_it(application: Application) -> None:
     answer = _ask(application, Tokens(), headers={"X-Forwarded-For": "192.0.2.7"})
     assert (answer.status_code, application.reached) == (403, [])
+    # Many a proxy adds a header of its own to what a client has sent, which may be an empty one.
+    for name in ("Forwarded", "Via", "X-Forwarded-For", "X-Real-IP"):
+        answer = _ask(application, Tokens(), headers=[(name, ""), (name, "192.0.2.7")])
+        assert (answer.status_code, application.reached) == (403, []), name
 
 
 @pytest.mark.parametrize(
@@ -202,6 +206,15 @@ def test_the_answer_to_who_asks_too_often(application: Application, tmp_path: Pa
     assert (answer.status_code, answer.headers["Retry-After"]) == (429, "1")
     assert json.loads(answer.text) == {"error": "too many requests: ask less often"}
     assert len(application.reached) == 5
+
+
+def test_who_tries_tokens_is_slowed_down_and_keeps_nobody_waiting(application: Application, tmp_path: Path) -> None:
+    tokens, slow = _both(tmp_path), Rates(1.0, lambda: 0.0)
+    wrong, right = ({"Authorization": f"Bearer {token}"} for token in ("w" * 32, OPERATOR))
+    assert _ask(application, tokens, rates=slow, times=5, headers=wrong).status_code == 401
+    answer = _ask(application, tokens, rates=slow, headers=wrong)
+    assert (answer.status_code, answer.headers["Retry-After"]) == (429, "1")
+    assert _ask(application, tokens, rates=slow, headers=right).status_code == 200
 
 
 def test_forgotten_clients_take_no_memory() -> None:

@@ -25,6 +25,8 @@ _LAST_SWITCH_KEYS: dict[str, typing.Any] = {
     "result": str,
     "reason": str,
 }
+# Who looks now and then at what others switch sees so many of them at most.
+_FORMER_SWITCHES = 20
 
 
 def report(host: Host, mem_available_gb: float | None = None) -> dict[str, typing.Any]:
@@ -102,7 +104,17 @@ def unreadable(host: Host) -> list[str]:
 
 def read_last_switch(stack_dir: str) -> dict[str, typing.Any] | None:
     """How the last switch ended that did something; None where nothing is recorded, or something else."""
-    found = state_files.read(stack_dir, state_files.LAST_SWITCH)
+    return _end(state_files.read(stack_dir, state_files.LAST_SWITCH))
+
+
+def read_former_switches(stack_dir: str) -> list[dict[str, typing.Any]]:
+    """How some switches before the last one ended, the oldest first."""
+    former = state_files.read(stack_dir, state_files.LAST_SWITCH).get("former")
+    ends = [_end(one) for one in former if isinstance(one, dict)] if isinstance(former, list) else []
+    return [end for end in ends if end]
+
+
+def _end(found: typing.Mapping[str, typing.Any]) -> dict[str, typing.Any] | None:
     if not all(isinstance(found.get(key), kind) for key, kind in _LAST_SWITCH_KEYS.items()):
         return None
     return {**{key: found[key] for key in _LAST_SWITCH_KEYS}, "rung": found.get("rung")}
@@ -122,6 +134,8 @@ def record_last_switch(
     if not results and not errors:
         return []
     rungs = [one.rung for one in results if one.rung]
+    last = read_last_switch(stack_dir)
+    former = [*read_former_switches(stack_dir), *([last] if last else [])]
     end = {
         "models": [m.id for m in models],
         "state": desired,
@@ -132,6 +146,7 @@ def record_last_switch(
         "reason": str(errors[0]).split("\n", 1)[0]
         if errors
         else ", ".join(one.recovery for one in results if one.recovery),
+        "former": former[-_FORMER_SWITCHES:],
     }
     try:
         state_files.write(stack_dir, state_files.LAST_SWITCH, end)

@@ -13,6 +13,7 @@ import logging
 import os
 import platform
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Sequence
@@ -69,10 +70,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.check:
             return 0
         inventory = read_inventory(config.stack_dir)
+        # First of all: one that nobody can reach is started again and again, and shall switch nothing meanwhile.
+        door = _listen(config)
     except (ConfigError, InventoryError) as error:
         _LOG.error("%s", error)
         return 2
-    except SwitchingError as error:
+    except (SwitchingError, OSError) as error:
         _LOG.error("%s", error)
         return 1
     history = History(os.path.join(config.stack_dir, "run", "manager.sqlite"), keep_switches=config.history_switches)
@@ -80,11 +83,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     usage = Usage(config.stack_dir, history)
     try:
         with contextlib.ExitStack() as ending:
+            ending.enter_context(door)
             if config.traces_endpoint:
                 tracing = Tracing(config.traces_endpoint, platform.node())
                 manager.bus.listen(tracing.feed)
                 ending.callback(tracing.stop)
-            return _serve(config, manager, usage)
+            return _serve(config, manager, usage, door)
     except ConfigError as error:
         _LOG.error("%s", error)
         return 2
@@ -95,7 +99,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         history.close()
 
 
-def _serve(config: Config, manager: Manager, usage: Usage) -> int:
+def _listen(config: Config) -> socket.socket:
+    """A socket with the address of the service. Raises OSError, whose text says what to do."""
+    family = socket.AF_INET6 if ":" in config.listen else socket.AF_INET
+    try:
+        return socket.create_server((config.listen, config.port), family=family)
+    except OSError as error:
+        why = os.strerror(error.errno or 0)  # Python adds the address to its own text
+        raise OSError(
+            f"the service can't listen on {config.listen}, port {config.port} ({why}): stop what else does, or correct "
+            "listen and port"
+        ) from None
+
+
+def _serve(config: Config, manager: Manager, usage: Usage, door: socket.socket) -> int:
     metrics = Metrics(manager.view, usage.totals)
     for listener in (usage.feed, metrics.feed):
         manager.bus.listen(listener)
@@ -105,11 +122,10 @@ def _serve(config: Config, manager: Manager, usage: Usage) -> int:
     service = Service(
         uvicorn.Config(
             app,
-            host=config.listen,
-            port=config.port,
             log_config=None,  # as set up above
             access_log=False,
             server_header=False,
+            ws_max_size=config.max_body_bytes,
             # Twice: a switch may go on for so long, and be taken back for as long.
             timeout_graceful_shutdown=int(2 * config.stop_timeout_seconds) + _ANSWER_SECONDS,
         ),
@@ -118,7 +134,7 @@ def _serve(config: Config, manager: Manager, usage: Usage) -> int:
     # uvicorn raises the signal once more when it has ended; it was handled.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_given: None)
-    service.run()
+    service.run([door])
     return 0 if service.started else 1
 
 

@@ -136,6 +136,9 @@ def _address(value: Any) -> str:
 def _names(value: Any) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(one, str) and one for one in value):
         raise _Wrong(f'must be a list of names, is {json.dumps(value)}: write it as ["name"]')
+    odd = [one for one in value if re.search(r"[/\s]|^[^:]+:\d*$", one)]
+    if odd:  # what no request could match
+        raise _Wrong(f"must be names alone, is {json.dumps(odd)}: leave out http:// and the port")
     return tuple(value)
 
 

@@ -66,6 +66,17 @@ class HostState:
         self.evictions: dict[str, tuple[str, str]] = {}
         self.last_active: dict[str, float] = {}
         self.active_since: dict[str, float] = {}
+        self.held_gb: dict[str, float | None] = {}
+        self.leaks: Mapping[str, Any] = {}
+        # How the last switch ended, whoever made it, and who else has the host's lock now.
+        self.last_switch: dict[str, Any] | None = None
+        self.lock_holder = ""
+        # Why a new inventory is not used.
+        self.problem = ""
+        # When the servers were looked at last, by `clock`.
+        self.observed_at = clock()
+        # Counts what makes a look at them that is under way an old one.
+        self.generation = 0
         self._breakers = breakers
         self._now = now
         self._clock = clock
@@ -81,23 +92,27 @@ class HostState:
         for name, new in models.items():
             old = self.seen.get(name, Observation(plan.STOPPED))
             self.seen[name] = dataclasses.replace(new, running=old.running, waiting=old.waiting)
+            if _has_come_up(old, new):
+                self._last_request[name] = self._clock()
             if new.state == plan.ACTIVE and old.state != plan.ACTIVE:
-                self.active_since[name], self._last_request[name] = now, self._clock()
+                self.active_since[name] = now
 
     def observe(
         self, seen: Mapping[str, Observation], counters: Mapping[str, Counters], since: Mapping[str, float]
     ) -> None:
         """What the servers were just seen to be; with the counters of active ones, and since when they are active."""
         now = self._now()
-        self.seen = dict(seen)
+        before, self.seen = self.seen, dict(seen)
         for name, one in seen.items():
+            if name in before and _has_come_up(before[name], one):
+                self._last_request[name] = self._clock()
             if one.state == plan.ACTIVE:
                 self.last_active[name] = now
                 self.active_since[name] = since.get(name, self.active_since.get(name, now))
                 done = counters.get(name, Counters())
                 moved = name in self._counters and self._counters[name].requests != done.requests
                 self._counters[name] = done
-                if one.running is None and done.requests is None:
+                if one.running is None:
                     self._last_request.pop(name, None)  # it does not tell, so that it may have some
                     continue
                 if moved or one.running or one.waiting:
@@ -163,16 +178,27 @@ class HostState:
 
     def levels(self) -> dict[str, str]:
         """The sleep levels that were set at run time; empty for a model that never makes room."""
-        return {name: eviction_level(*pair) for name, pair in self.evictions.items()}
+        levels = {name: eviction_level(*pair) for name, pair in self.evictions.items()}
+        # As set before the inventory has said so.
+        never = {m.id for m in self.inventory.models if m.sleep_level == "stop"}
+        return {name: level for name, level in levels.items() if name not in never or level not in ("1", "2")}
 
     def kept_awake(self) -> set[str]:
         """The models that never make room."""
         return {name for name, level in self.levels().items() if not level}
 
+    def loads_to_sleep(self, name: str, level: int | None) -> bool:
+        """Whether a model is loaded before it can sleep, at this level if one is given: others make room for that."""
+        seen = self.seen.get(name)
+        up = seen is not None and (seen.state == plan.ACTIVE or seen.paused or seen.asleep)
+        if up or level is not None:
+            return not up
+        return any((self.levels().get(name) or m.sleep_level) != "stop" for m in self.inventory.enabled if m.id == name)
+
     def eviction(self, model: Model) -> dict[str, str]:
         """What is done to a model that has to make room."""
         pair = self.evictions.get(model.id)
-        if pair is None:
+        if pair is None or model.id not in self.levels():
             level = model.sleep_level if model.sleep_level != "auto" else str(self.next_level(model.id) or "stop")
             pair = _EVICTION_OF_LEVEL[level]
         return {"weights": pair[0], "process": pair[1]}
@@ -205,3 +231,10 @@ class HostState:
 
     def _of(self, names: Iterable[str | None]) -> list[Model]:
         return [m for m in self.inventory.models if m.id in names]
+
+
+def _has_come_up(before: Observation, now: Observation) -> bool:
+    """Whether a server was loaded or woken, by whomever: from then on counts for how long nobody has used it."""
+    if now.state == plan.SLEEPING:
+        return before.state in (plan.STOPPED, plan.LOADING)
+    return now.state == plan.ACTIVE and before.state != plan.ACTIVE

@@ -21,6 +21,8 @@ class Schedule:
     def __init__(self, config: Config, host: HostState, now: Callable[[], float]) -> None:
         self.running: Ticket | None = None
         self.waiting: list[Ticket] = []
+        # The service ends: nothing more is taken or begun.
+        self.closed = False
         self._config = config
         self._host = host
         self._now = now

@@ -144,8 +144,16 @@ class Guard:
     def _check(self, scope: Scope) -> None:
         writes = scope["type"] == "http" and scope["method"] not in _READING
         self._check_host(scope, writes)
-        self._check_role(scope, writes)
-        seconds = self._rates.wait(_client(scope))
+        try:
+            self._check_role(scope, writes)
+        except _Refused:
+            # Counted apart: who has a token is not kept waiting by who tries tokens from the same address.
+            self._check_rate(f"{_client(scope)} refused")
+            raise
+        self._check_rate(_client(scope))
+
+    def _check_rate(self, client: str) -> None:
+        seconds = self._rates.wait(client)
         if seconds:
             again = str(math.ceil(seconds)).encode()
             raise _Refused(429, "too many requests: ask less often", (b"retry-after", again))
@@ -237,7 +245,8 @@ def _client(scope: Scope) -> str:
 def _is_local(scope: Scope) -> bool:
     """Whether the client is on this host, as far as that can be known: a proxy here may speak for somebody else."""
     address = _address(_client(scope))
-    return address is not None and address.is_loopback and not any(_header(scope, name) for name in _FORWARDED)
+    forwarded = any(name in _FORWARDED for name, _value in scope["headers"])
+    return address is not None and address.is_loopback and not forwarded
 
 
 def _with_headers(send: Send) -> Send:

@@ -7,7 +7,7 @@ import json
 import re
 
 import pytest
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching import server_log, state_files
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching import server_log, state_files, status
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors import SwitchFailed
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.tables import status_lines
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.texts import brief
@@ -134,6 +134,22 @@ def test_the_last_switch_is_remembered(pair: Host) -> None:
     pair.switch("a", "sleeping")
     result = pair.switch("a")
     assert (result.rung, result.recovery) == ("restart", "a was restarted")
+
+
+def test_those_before_the_last_switch_are_remembered_too(pair: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(status, "_FORMER_SWITCHES", 2)
+    pair.up(a="active", b=1)
+    stack_dir = str(pair.stack_dir)
+    assert status.read_former_switches(stack_dir) == []
+    before = []
+    for name in ("b", "a", "b", "a"):
+        pair.switch(name)
+        before.append(status.read_last_switch(stack_dir))
+    assert status.read_former_switches(stack_dir) == before[1:3]
+    state_files.write(stack_dir, state_files.LAST_SWITCH, {"former": [{"models": 1}, 2]})
+    assert status.read_former_switches(stack_dir) == []
+    state_files.write(stack_dir, state_files.LAST_SWITCH, {"former": 1})
+    assert status.read_former_switches(stack_dir) == []
 
 
 def test_a_failure_is_remembered_and_a_record_that_is_none_is_left_out(pair: Host) -> None:

@@ -1,0 +1,297 @@
+# SPDX-License-Identifier: MIT
+"""The observer: the thread that looks at the servers, at what others do to them, and at the inventory.
+
+After each look the reconciler decides what is to be done unasked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import logging
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching import (
+    desired_state,
+    odometer,
+    plan,
+    state_files,
+    status,
+)
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.__main__ import read_inventory
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors import ServerError, SwitchingError
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import Inventory
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.metrics import Counters
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.plan import Observation
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.redaction import Mask, secrets_of
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.switch import Switcher
+
+from . import records
+from .board import Board
+from .context import Context
+from .control import MANUAL, Control
+from .history import Switch
+from .host_state import HostState
+from .reconcile import Reconciler, Situation, still_holds
+from .schedule import Schedule
+from .tickets import RECONCILER, ManagerError, Ticket
+
+_LOG = logging.getLogger(__name__)
+
+# How often is looked whether somebody else has switched, and the inventory has changed.
+_POLL_SECONDS = 0.25
+# The servers have enough to do while a switch goes on, and it tells what it does.
+_OBSERVE_DURING_SWITCH_SECONDS = 10.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Observed:
+    """What one look at the servers has found. `at` is in seconds since 1970; `counters` are those of active models."""
+
+    at: float
+    seen: Mapping[str, Observation]
+    counters: Mapping[str, Counters]
+
+
+class Request(Protocol):
+    """How a switch is asked for: `Manager.request`."""
+
+    def __call__(self, model: str, desired: str, *, by: str, guard: Callable[[], bool]) -> Ticket:
+        """The ticket. Raises ManagerError."""
+
+
+class Observer:
+    """Looks at the host, takes over what it finds, and asks by `request` for what the reconciler decides.
+
+    It takes the manager's lock, but never while it looks.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        host: HostState,
+        schedule: Schedule,
+        control: Control,
+        reconciler: Reconciler,
+        board: Board,
+        request: Request,
+    ) -> None:
+        self._context = context
+        self._config = context.config
+        self._clock = context.clock
+        self._changed = context.changed
+        self._host = host
+        self._schedule = schedule
+        self._control = control
+        self._reconciler = reconciler
+        self._board = board
+        self._request = request
+        self._hooks: list[Callable[[Observed], None]] = []
+        self._observing: Switcher | None = None
+        self._models_stamp: Any = None
+        self._stamps: tuple[Any, ...] = ()
+        self._next_report = 0.0
+        self._ending = threading.Event()
+        self._thread = threading.Thread(target=self._observe_always, name="observer", daemon=True)
+
+    def on_observed(self, hook: Callable[[Observed], None]) -> None:
+        """Have this called after each look at the servers, from the thread that looks."""
+        self._hooks.append(hook)
+
+    def look_first(self) -> None:
+        """Look once, before `start`. The inventory may have changed since it was read."""
+        self._host.last_switch = status.read_last_switch(self._config.stack_dir)
+        self._reload_inventory()
+        self._stamps = self._read_stamps()
+        self._look()
+
+    def start(self) -> None:
+        """Begin to look again and again."""
+        self._thread.start()
+
+    def end(self) -> None:
+        """Look no more, once this look is over."""
+        self._ending.set()
+
+    def join(self, timeout: float) -> None:
+        """Wait so long for that, in seconds. May be called by several threads at once."""
+        if self._thread.ident is not None:
+            self._thread.join(timeout)
+        if not self._thread.is_alive():
+            self._close()
+
+    def _observe_always(self) -> None:
+        while not self._ending.wait(_POLL_SECONDS):
+            try:
+                self._round()
+            except Exception as failure:  # what can't be seen now may be seen the next time
+                mask = Mask(secrets_of(self._host.inventory.as_dict()))
+                _LOG.error("the host could not be looked at: %s", mask(repr(failure)), exc_info=_LOG.isEnabledFor(10))
+
+    def _round(self) -> None:
+        self._reload_inventory()
+        stamps = self._read_stamps()
+        changed, self._stamps = stamps != self._stamps, stamps
+        age = self._clock() - self._host.observed_at
+        if self._schedule.running:
+            if age >= _OBSERVE_DURING_SWITCH_SECONDS:
+                self._look()
+            return
+        if changed or self._host.lock_holder or age >= self._config.observe_seconds:
+            changed |= self._look_for_others()
+        if changed or age >= self._config.observe_seconds or not self._observing:
+            self._look()
+            self._wake_worker()
+
+    def _wake_worker(self) -> None:
+        """What the servers do may change what the policy decides."""
+        with self._changed:
+            if self._schedule.waiting:
+                self._changed.notify_all()
+
+    def _look_for_others(self) -> bool:
+        """See whether somebody else switches; whether that has changed."""
+        generation = self._host.generation
+        holder = self._engine().lock.held_by()
+        with self._changed:
+            if self._schedule.running or generation != self._host.generation:
+                return False  # a lock that is held may be our own, or have been
+            return self._board.note_holder(holder)
+
+    def _look(self) -> None:
+        """Observe all servers, and take over what they are unless a switch has begun or ended meanwhile."""
+        generation, inventory = self._host.generation, self._host.inventory
+        switcher = self._engine()
+        host, lock, stack_dir = switcher.host, switcher.lock, self._config.stack_dir
+        locked, lock_stamp = lock.held_by(), _stamp(lock.path)
+        lock.peek()
+        held: dict[str, float | None] | None = None
+        if self._clock() >= self._next_report and not self._schedule.running:
+            self._next_report = self._clock() + self._config.report_seconds
+            seen, held = host.report()
+        else:
+            seen = host.observe(inventory.enabled, count_requests=True)
+        awake = [m.id for m in inventory.enabled if seen[m.id].state == plan.ACTIVE]
+
+        def count(name: str) -> Counters:
+            with contextlib.suppress(ServerError):
+                return host.servers[name].counters()
+            return Counters()
+
+        counters = dict(zip(awake, host.each(count, awake), strict=True))
+        desired = desired_state.read(inventory, stack_dir)
+        known, last = state_files.models(stack_dir, state_files.COSTS), status.read_last_switch(stack_dir)
+        former = status.read_former_switches(stack_dir)
+        leaks = odometer.reports(inventory, stack_dir)
+        # What was read while somebody switched does not go together.
+        undisturbed = not locked and not lock.held_by() and lock_stamp == _stamp(lock.path)
+        kept: list[Switch] = []
+        with self._changed:
+            if generation != self._host.generation:
+                return
+            self._host.observed_at = self._clock()
+            self._host.desired, self._host.costs, self._host.leaks = desired, known, leaks
+            self._host.held_gb = self._host.held_gb if held is None else held
+            self._host.observe(seen, counters, lock.active_since)
+            if last and not self._schedule.running and self._board.note_others_switch(last):
+                kept = records.of_others(last)
+            if undisturbed:
+                self._control.check_pin(self._schedule.asked())
+            self._reconcile(inventory, last, former, lock_stamp, not undisturbed)
+            self._board.publish_states()
+        # Without the lock: the history may have to wait for the disk.
+        for switch in kept:
+            self._context.history.record_switch(switch)
+        observed = Observed(self._context.now(), seen, counters)
+        for hook in self._hooks:
+            hook(observed)
+
+    def _reconcile(
+        self,
+        inventory: Inventory,
+        last_switch: Mapping[str, Any] | None,
+        former_switches: Sequence[Mapping[str, Any]],
+        lock_stamp: object,
+        locked: bool,
+    ) -> None:
+        """Ask for what the service does by itself. The caller has the lock."""
+        if not self._config.reconcile or self._schedule.closed:
+            return
+        pinned = self._control.pinned
+        situation = Situation(
+            now=self._clock(),
+            inventory=inventory,
+            observed=self._host.seen,
+            desired=self._host.desired,
+            last_switch=last_switch,
+            former_switches=former_switches,
+            lock_stamp=lock_stamp,
+            locked=locked and not self._schedule.running,
+            tickets=bool(self._schedule.asked()),
+            waiting={one.model for one in self._schedule.asked() if one.desired == plan.ACTIVE},
+            manual=self._control.mode == MANUAL,
+            kept_awake=self._host.kept_awake() | ({pinned} if pinned else set()),
+            idle_seconds={m.id: self._host.idle_seconds(m.id) for m in inventory.enabled},
+        )
+        for action in self._reconciler.round(situation):
+            guard = functools.partial(still_holds, action, inventory, self._config.stack_dir)
+            try:
+                self._request(action.model, action.desired, by=RECONCILER, guard=guard)
+            except ManagerError as error:
+                _LOG.warning("%s is not brought to the state %s: %s", action.model, action.desired, error)
+            else:
+                _LOG.info("%s is brought to the state %s: %s", action.model, action.desired, action.reason)
+
+    def _engine(self) -> Switcher:
+        if self._observing is None:
+            self._observing = self._context.switcher(self._host.inventory, self._config.stack_dir)
+        return self._observing
+
+    def _close(self) -> None:
+        """Let the engine go with which this looks."""
+        with self._changed:
+            observing, self._observing = self._observing, None
+        if observing:
+            observing.__exit__()
+
+    def _reload_inventory(self) -> None:
+        """Take over a new `models.json`. One that can't be used is said, and the old one kept."""
+        stamp = _stamp(os.path.join(self._config.stack_dir, "models.json"))
+        if stamp == self._models_stamp:
+            return
+        self._models_stamp = stamp
+        bus = self._context.bus
+        try:
+            inventory = read_inventory(self._config.stack_dir)
+        except SwitchingError as error:
+            self._host.problem = f"{error}\nThe models are those of before."
+            _LOG.error("%s", self._host.problem)
+            bus.publish("inventory", {"problem": self._host.problem})
+            return
+        with self._changed:
+            self._host.problem = ""
+            self._host.generation += 1
+            self._host.inventory = inventory
+            bus.publish("inventory", {"models": [m.id for m in inventory.models]})
+        self._close()
+        self._next_report = 0.0
+
+    def _read_stamps(self) -> tuple[Any, ...]:
+        """What changes when anybody switches: the lock's file, and what is recorded for a boot."""
+        stack_dir = self._config.stack_dir
+        names = [os.path.join(stack_dir, "run", "switch.lock")]
+        names += [state_files.path(stack_dir, one) for one in (state_files.DESIRED_STATE, state_files.LAST_SWITCH)]
+        return tuple(map(_stamp, names))
+
+
+def _stamp(path: str) -> tuple[int, int, int] | None:
+    """What changes when a file is written or replaced; None where there is none."""
+    try:
+        seen = os.stat(path)
+    except OSError:
+        return None
+    return seen.st_mtime_ns, seen.st_ino, seen.st_size
