@@ -438,6 +438,7 @@ def test_control_sleep_and_wake(api: Api, eviction: Any, state: str, level: int 
 def test_a_model_that_is_stopped_to_make_room_is_not_said_to_sleep(api: Api) -> None:
     stop = {"weights": "discard", "process": "stop"}
     api.post("/control/eviction", {"model": "b", "eviction": stop})
+    api.post("/control/wake", {"model": "b"})
     assert api.post("/control/sleep", {"model": "b"}) == (200, {"message": "b is stopped"})
     assert api.host.states()["b"] == "stopped"
 

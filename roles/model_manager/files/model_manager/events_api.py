@@ -33,8 +33,9 @@ class EventStream(StreamingResponse):
 
     media_type = "text/event-stream"
 
-    def __init__(self, frames: AsyncIterator[str], ended: Callable[[], None]) -> None:
-        super().__init__(frames)
+    # FastAPI takes the status of its description from this default.
+    def __init__(self, frames: AsyncIterator[str], status_code: int = 200, *, ended: Callable[[], None]) -> None:
+        super().__init__(frames, status_code)
         self._ended = ended
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -78,7 +79,7 @@ class EventsApi:
         messages are the same objects.
         """
         first, subscription = self._subscribe(after if last_event_id is None else last_event_id)
-        return EventStream(_frames(first, subscription), lambda: self._forget(subscription))
+        return EventStream(_frames(first, subscription), ended=lambda: self._forget(subscription))
 
     async def socket(self, socket: WebSocket, after: After = None) -> None:
         """The same as a WebSocket."""
