@@ -67,6 +67,7 @@ VARIABLES = {
     "model_manager_settings": "its other settings",
     "compose_stack_project_name": "the name of the compose project",
     "compose_stack_network": "its network",
+    "compose_stack_unit_dir": "where units of systemd are written",
     "teardown_data": "whether `teardown` also removes the logs and the data of Open WebUI",
     "teardown_caches": "whether `teardown` also removes the weights of the models in the inventory",
 }
