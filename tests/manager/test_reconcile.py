@@ -31,21 +31,12 @@ from hypothesis import strategies as st
 from model_manager import view
 from model_manager.breaker import CLOSED, HALF_OPEN, OPEN, Breaker
 from model_manager.config import Config, ModelConfig
+from model_manager.guarded_lock import GuardedLock, Superseded, still_holds
 from model_manager.host_state import HostState
 from model_manager.manager import Manager
-from model_manager.reconcile import (
-    BY,
-    Action,
-    GuardedLock,
-    Reconciler,
-    Situation,
-    Superseded,
-    decide,
-    is_unknown,
-    obstacles,
-    serves,
-    still_holds,
-)
+from model_manager.reconcile import Reconciler
+from model_manager.rules import Action, Situation, decide, is_unknown, obstacles, serves
+from model_manager.tickets import RECONCILER as BY
 
 from tests.manager.conftest import Manage, ended, until
 from tests.unit.plugins.module_utils.switching.conftest import Host

@@ -34,9 +34,11 @@ from . import records
 from .board import Board
 from .context import Context
 from .control import MANUAL, Control
+from .guarded_lock import still_holds
 from .history import Switch
 from .host_state import HostState
-from .reconcile import Reconciler, Situation, still_holds
+from .reconcile import Reconciler
+from .rules import Situation
 from .schedule import Schedule
 from .tickets import RECONCILER, ManagerError, Ticket
 

@@ -29,24 +29,8 @@ from ansible_collections.homegpt.vllm.plugins.module_utils.switching.plan import
 
 from .breaker import Breaker
 from .config import Config
-from .guarded_lock import GuardedLock, Superseded, still_holds
 from .rules import Action, Situation, decide, is_unknown, obstacles, serves
 from .tickets import RECONCILER as BY
-
-# What others need of all this, so that they know one module.
-__all__ = (
-    "BY",
-    "Action",
-    "GuardedLock",
-    "Reconciler",
-    "Situation",
-    "Superseded",
-    "decide",
-    "is_unknown",
-    "obstacles",
-    "serves",
-    "still_holds",
-)
 
 # Errors of a switch that say nothing about its model.
 _NOT_ITS_FAULT = ("Superseded", "LockTimeout", "LockLost", "UnknownModel")

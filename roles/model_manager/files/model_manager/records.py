@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from .guarded_lock import Superseded
 from .history import Switch
-from .reconcile import Superseded
 from .tickets import FAILED, Ticket
 
 

@@ -20,9 +20,10 @@ from . import records
 from .board import Board
 from .context import Context
 from .control import Control
+from .guarded_lock import GuardedLock
 from .history import Switch
 from .host_state import HostState
-from .reconcile import GuardedLock, Reconciler
+from .reconcile import Reconciler
 from .schedule import Schedule
 from .tickets import DONE, FAILED, RUNNING, Conflict, Ticket
 
