@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import requests
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching import metrics
 
 from tests.contract.client import ALIAS, LONG, MODEL, OTHER, Client
 from tests.contract.conftest import API_KEY, MAX_MODEL_LEN, Pair
@@ -654,6 +655,21 @@ def test_the_start_time_of_the_process(server: Client) -> None:
     assert started() == first
     server.awake()
     assert started() == first
+
+
+def test_the_counters_of_what_was_done(server: Client) -> None:
+    def counted() -> metrics.Counters:
+        return metrics.counters(server.get("/metrics").text)
+
+    before = counted()
+    assert server.complete(tokens=8).status_code == 200
+    server.until(lambda: counted().requests == (before.requests or 0) + 1)
+    after = counted()
+    assert after.generation_tokens == (before.generation_tokens or 0) + 8
+    assert (after.prompt_tokens or 0) > (before.prompt_tokens or 0)
+    server.fall_asleep()
+    server.awake()
+    assert counted() == after
 
 
 @where(gauge=True)
