@@ -68,6 +68,7 @@ def test_without_history_nobody_knows(repository: Path, tmp_path: Path, monkeypa
 
 
 def test_the_seed_is_the_commits_or_the_one_that_is_given(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PART_SEED", raising=False)
     told = subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=repository, check=True, capture_output=True, text=True
     ).stdout
