@@ -235,7 +235,7 @@ def measure(folder: Path, rounds: int) -> tuple[list[float], list[float], list[f
         pair.switch(LARGE, warm=False)
         in_ram = [
             by_turns(number, lambda: pair.timed_switch(True, False), lambda: pair.timed_switch(False, False))
-            for number in range(3 * rounds)  # which are short, and differ by more than is looked for
+            for number in range(9 * rounds)  # each differs by ten times of what is looked for
         ]
     shutil.rmtree(folder / LARGE)
     return *disk, in_ram, copies
