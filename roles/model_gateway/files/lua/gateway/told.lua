@@ -128,13 +128,17 @@ end
 
 -- Passes the server's answer on. Returns the error, or nil.
 local function answer(stream)
-    return upstream.pass(stream.request, stream.api.ends, function(text)
+    local began = ngx.now()
+    local refusal = upstream.pass(stream.request, stream.api.ends, function(text)
         say(stream, text)
     end)
+    ngx.var.gateway_told_seconds = string.format("%.3f", ngx.now() - began)
+    return refusal
 end
 
 local function finish(stream, refusal)
     if refusal then
+        ngx.var.gateway_error = refusal.code
         say(stream, error_event(stream, refusal))
     end
     ngx.eof()
