@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: MIT
 """A gateway in a folder of its own: nginx as its role would set it up, with Debian's packages, on free ports.
 
-    with Gateway(manager.port, token=manager.token) as gateway:
-        gateway.wait_known()
+    with Gateway(manager) as gateway:
         requests.post(gateway.url + "/v1/chat/completions", json={"model": "a", ...})
         assert gateway.log()[-1]["model"] == "a"
 """
@@ -19,14 +18,15 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import jinja2
 import requests
 
+from tests.gateway.fake_link import FakeManager
 from tests.serverlib import ROOT, free_port
 
 ROLE = ROOT / "roles" / "model_gateway"
@@ -47,9 +47,11 @@ def missing() -> str:
     return f"nginx lacks {', '.join(absent)} (make gateway installs them)" if absent else ""
 
 
-def key_entry(name: str, key: str, models: Iterable[str] = ("*",), **limits: float) -> dict[str, Any]:
-    """Return an entry of keys.json."""
-    return {"name": name, "sha256": hashlib.sha256(key.encode()).hexdigest(), "models": list(models), **limits}
+def hashed(key: dict[str, Any]) -> dict[str, Any]:
+    """Return the entry of keys.json for a key that is given as `key`; without `models` it is for all."""
+    entry = {"models": ["*"], **key}
+    entry["sha256"] = hashlib.sha256(entry.pop("key").encode()).hexdigest()
+    return entry
 
 
 def until(done: Callable[[], Any], what: str, seconds: float = PATIENCE_SECONDS) -> Any:
@@ -66,11 +68,10 @@ class Gateway:
 
     def __init__(
         self,
-        manager_port: int,
+        manager: FakeManager,
         *,
-        token: str = "link-secret",
         keys: list[dict[str, Any]] | None = None,
-        workers: int = 2,
+        workers: int = 1,
         port: int | None = None,
         edit: Callable[[str], str] = str,
         **settings: object,
@@ -84,11 +85,11 @@ class Gateway:
         self.edit = edit
         self.settings = {
             "manager_host": "127.0.0.1",
-            "manager_port": manager_port,
+            "manager_port": manager.port,
             "max_body_bytes": 67108864,
             **settings,
         }
-        self.token = token
+        self.token = manager.token
         self.keys = keys
         self.spool = self.folder / "spool"
         self.spool.mkdir()
@@ -104,7 +105,7 @@ class Gateway:
         self._file("settings.json", json.dumps(self.settings), 0o644)
         self._file("link-token", self.token + "\n", 0o600)
         if self.keys is not None:
-            self._file("keys.json", json.dumps(self.keys), 0o600)
+            self._file("keys.json", json.dumps([hashed(key) for key in self.keys]), 0o600)
         self._file("nginx.conf", self.edit(self.render()), 0o644)
 
     def render(self) -> str:
@@ -204,6 +205,12 @@ class Gateway:
         os.kill(pid, signal.SIGKILL)
         until(lambda: pid not in self.workers() and len(self.workers()) == self.workers_wanted, "a new worker")
 
+    def quit(self) -> None:
+        """Have nginx end when its requests have, and wait for it."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGQUIT)
+        self.process.wait(PATIENCE_SECONDS)
+
     def stop(self) -> None:
         """End nginx and all that it started; remove its folder."""
         if self.process is not None:
@@ -243,6 +250,22 @@ class Gateway:
 
         until(lambda: len(found()) >= number, f"{number} rows of the access log with {wanted}", 10)
         return found()
+
+
+class Start(Protocol):
+    """Starts a gateway of a manager, which knows the models when it is returned; `settings` are keys of settings.json."""
+
+    def __call__(
+        self,
+        manager: FakeManager,
+        *,
+        workers: int = 1,
+        keys: list[dict[str, Any]] | None = None,
+        known: bool = True,
+        edit: Callable[[str], str] = str,
+        **settings: object,
+    ) -> Gateway:
+        """The gateway; it is stopped at the end of the test, which fails if it has logged a failure of its own."""
 
 
 class Client:

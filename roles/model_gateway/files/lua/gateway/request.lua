@@ -86,6 +86,11 @@ local function model_for(name, fixed, key)
     return model
 end
 
+-- Whether a stream goes to a client of HTTP/1.0: it ends where the connection ends, and only told can say that it was cut.
+local function unframed(path)
+    return ngx.req.http_version() < 1.1 and told.knows(path)
+end
+
 -- Where the gate is open and the server is plain HTTP, nothing more is to be done.
 local function go_on(model, name, key, stream, path)
     var.gateway_model = model.id
@@ -99,9 +104,7 @@ local function go_on(model, name, key, stream, path)
         if model.api_key then
             var.gateway_authorization = "Bearer " .. model.api_key
         end
-        -- An answer in HTTP/1.0 ends where the connection ends: only told can say that a stream was cut.
-        local unframed = stream and ngx.req.http_version() < 1.1
-        if not unframed then
+        if not (stream and unframed(path)) then
             return model.tls and ngx.exec("@tls") or nil
         end
     end
@@ -181,7 +184,7 @@ function M.access()
     if model.api_key then
         var.gateway_authorization = "Bearer " .. model.api_key
     end
-    if request.stream and ngx.req.http_version() < 1.1 then
+    if request.stream and unframed(request.path) then
         return told.stream(request)
     end
     if model.tls then
