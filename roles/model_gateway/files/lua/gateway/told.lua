@@ -36,6 +36,11 @@ local function from_open_webui()
         or var.http_x_openwebui_user_id
 end
 
+-- Whether the path's streams are known here.
+function told.knows(path)
+    return APIS[path] ~= nil
+end
+
 -- Whether a request that waits is told so.
 function told.wanted(request)
     return request.stream and config.settings.status_chunks ~= "off" and APIS[request.path] ~= nil
