@@ -194,7 +194,7 @@ def test_a_failure_after_headers_is_an_event(start: Start) -> None:
             assert data(hidden)["event"]["data"]["hidden"] is True
             assert data(error)["error"]["code"] == "switch_failed"
             assert data(error)["error"]["message"] == 'No "memory"\nleft'
-        until(lambda: '"error":"switch_failed"' in gateway.access_log(), "it is in the log")
+        assert gateway.logged(error="switch_failed")[0]["status"] == 200
         assert manager.in_flight() == 0
 
 

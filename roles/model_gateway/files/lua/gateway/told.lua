@@ -131,12 +131,18 @@ local function error_event(stream, refusal)
     return "data: " .. body .. "\n\n"
 end
 
--- Passes the server's answer on. Returns the error, or nil.
-local function answer(stream)
+-- Asks the server, unless that was done, and passes its answer on. Returns the error, or nil.
+local function answer(stream, server)
     local began = ngx.now()
-    local refusal = upstream.pass(stream.request, stream.api.ends, function(text)
-        say(stream, text)
-    end)
+    local refusal
+    if not server then
+        server, refusal = upstream.ask(stream.request)
+    end
+    if server then
+        refusal = upstream.stream(server, stream.api.ends, function(text)
+            say(stream, text)
+        end)
+    end
     ngx.var.gateway_told_seconds = string.format("%.3f", ngx.now() - began)
     return refusal
 end
@@ -220,8 +226,12 @@ end
 -- Answers a stream whose count has been taken, and that did not wait: for clients whose answers have no frame (HTTP/1.0), as by that
 -- alone an answer that was broken off looks complete.
 function told.stream(request)
+    local server, refusal = upstream.ask(request)
+    if not server then
+        return errors.answer(refusal)
+    end
     local stream = begin(request)
-    return finish(stream, answer(stream))
+    return finish(stream, answer(stream, server))
 end
 
 return told

@@ -20,7 +20,7 @@ local LONGEST_ERROR = 65536
 local NOT_PASSED = {}
 for name in
     ([[host connection keep-alive proxy-connection proxy-authorization proxy-authenticate te trailer transfer-encoding
-    upgrade expect content-length authorization x-api-key accept-encoding]]):gmatch("%S+")
+    upgrade expect content-length authorization x-api-key api-key cookie accept-encoding]]):gmatch("%S+")
 do
     NOT_PASSED[name] = true
 end
@@ -253,52 +253,27 @@ local function as_event(text)
     return "data: " .. text:gsub("\r?\n", "\ndata: ") .. "\n\n"
 end
 
-local function pass(sock, request, name, ends, give)
-    local sent, why = send(sock, request, gate.model(request.model))
+local function ask(sock, request, model, name)
+    local sent, why = send(sock, request, model)
     -- A server may answer before it has read everything, and close.
     local status, headers = read_head(sock)
     if not status then
         local reason = not sent and why or headers
-        return failure("upstream_failed", string.format("The server of %s did not answer: %s.", name, reason))
+        return nil, failure("upstream_failed", string.format("The server of %s did not answer: %s.", name, reason))
     end
     if status ~= 200 then
-        return refusal_of(sock, status, headers, name)
+        return nil, refusal_of(sock, status, headers, name)
     end
-    local complete, how
-    if (headers["content-type"] or ""):find("text/event-stream", 1, true) then
-        local stream = events(give)
-        complete, how = read_body(sock, headers, stream.take)
-        if how == "closed" and not stream.tail:find(ends, 1, true) then
-            complete = nil
-        end
-        if complete then
-            stream.flush()
-        end
-    else
-        local pieces = {}
-        complete, how = read_body(sock, headers, function(piece)
-            pieces[#pieces + 1] = piece
-        end)
-        if complete then
-            give(as_event(table.concat(pieces)))
-        end
-    end
-    if not complete then
-        return failure(
-            "upstream_failed",
-            string.format("The server of %s broke off its answer: %s.", name, how == "timeout" and "no more came" or how)
-        )
-    end
-    return nil
+    return headers
 end
 
--- Asks the server of the request's model and gives the events of its answer to `give`. `ends` is what a complete stream has near its
--- end. Returns nil, or the error: status, code, message, perhaps body (the JSON text as the server gave it).
-function upstream.pass(request, ends, give)
+-- Sends the request to the server of its model and reads the head of a good answer. Returns what `stream` takes, or nil and the
+-- error: status, code, message, perhaps body (the JSON text as the server gave it).
+function upstream.ask(request)
     local model = gate.model(request.model)
     local name = request.name or request.model
     if not model then
-        return failure("upstream_failed", "The model " .. name .. " was removed.")
+        return nil, failure("upstream_failed", "The model " .. name .. " was removed.")
     end
     local sock = ngx.socket.tcp()
     sock:settimeouts(CONNECT_SECONDS * 1000, SEND_SECONDS * 1000, READ_SECONDS * 1000)
@@ -307,11 +282,47 @@ function upstream.pass(request, ends, give)
         ok, why = sock:sslhandshake(nil, nil, false)
     end
     if not ok then
-        return failure("upstream_unreachable", string.format("The server of %s can't be reached: %s.", name, why))
+        return nil, failure("upstream_unreachable", string.format("The server of %s can't be reached: %s.", name, why))
     end
-    local refusal = pass(sock, request, name, ends, give)
-    sock:close()
-    return refusal
+    local headers, refusal = ask(sock, request, model, name)
+    if not headers then
+        sock:close()
+        return nil, refusal
+    end
+    return { sock = sock, headers = headers, name = name }
+end
+
+local function read_answer(server, ends, give)
+    if (server.headers["content-type"] or ""):find("text/event-stream", 1, true) then
+        local stream = events(give)
+        local complete, how = read_body(server.sock, server.headers, stream.take)
+        if complete and how == "closed" and not stream.tail:find(ends, 1, true) then
+            return nil, "closed"
+        elseif complete then
+            stream.flush()
+        end
+        return complete, how
+    end
+    local pieces = {}
+    local complete, how = read_body(server.sock, server.headers, function(piece)
+        pieces[#pieces + 1] = piece
+    end)
+    if complete then
+        give(as_event(table.concat(pieces)))
+    end
+    return complete, how
+end
+
+-- Gives the events of a server's answer to `give`, as they come. `ends` is what a complete stream has near its end. Returns nil when
+-- it was complete, or the error.
+function upstream.stream(server, ends, give)
+    local complete, how = read_answer(server, ends, give)
+    server.sock:close()
+    if complete then
+        return nil
+    end
+    local reason = how == "timeout" and "no more came" or how
+    return failure("upstream_failed", string.format("The server of %s broke off its answer: %s.", server.name, reason))
 end
 
 return upstream
