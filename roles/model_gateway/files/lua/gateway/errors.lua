@@ -76,7 +76,7 @@ function M.answer(err)
         headers["Allow"] = err.allow
     end
     ngx.var.gateway_error = err.code
-    local text = M.body(ngx.var.request_uri, err) .. "\n"
+    local text = (err.body or M.body(ngx.var.request_uri, err)) .. "\n"
     headers["Content-Length"] = #text
     ngx.print(text)
     return ngx.exit(200) -- the whole request; the status is that of above
