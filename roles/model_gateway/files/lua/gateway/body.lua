@@ -101,10 +101,13 @@ local function nested_end(p, i, n)
     return nil
 end
 
--- The text between two places, without its escapes.
+-- The text between two places, without its escapes; nil if it is none.
 local function text_of(p, from, to)
     local text = ffi.string(p + from, math.min(to - from, LONGEST_NAME))
-    if to - from <= LONGEST_NAME and find(text, "[%z\1-\31\\]") then
+    if find(text, "[%z\1-\31]") then
+        return nil
+    end
+    if to - from <= LONGEST_NAME and find(text, "\\", 1, true) then
         local decoded = cjson.decode('["' .. text .. '"]')
         return decoded and decoded[1]
     end
