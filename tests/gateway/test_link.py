@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.gateway.fake_link import FakeManager, Link, Waiter, model, playing
+from tests.gateway.fake_link import model, playing
 from tests.gateway.gatewaylib import Start
 from tests.gateway.played import DONE, Call, Server, streams, token, until
 
@@ -279,4 +279,3 @@ def test_a_stop_ends_at_once_when_nothing_waits(start: Start) -> None:
         gateway.quit()
         assert time.monotonic() - began < 6
         manager.until_linked(0)
-        assert isinstance(manager, FakeManager) and Link and Waiter
