@@ -67,6 +67,9 @@ def test_lines_come_as_the_network_likes(start: Start) -> None:
                 assert not call.answered
                 link.sock.sendall(piece)
             assert call.status == 200
+            # On that link: on a new one it would have been let go, too.
+            assert manager.links == [link]
+            assert len(manager.said("wait")) == 1
 
 
 def test_waiters_are_enrolled_again(start: Start) -> None:
