@@ -136,7 +136,9 @@ def test_what_makes_no_sense_ends_a_link_and_no_other(served: Served) -> None:
     bad = [b"{\n", b"3\n", b'{"t":"wait"}\n' + b"y" * 70000 + b"\n", b"z" * 70000]
     for data in bad:
         with served.connect() as client:
-            client.sendall(line(**HELLO) + data)
+            client.sendall(line(**HELLO))
+            assert client.recv(100)
+            client.sendall(data)
             assert is_closed(client)
     until(lambda: len(served.gateway.lost_links) == len(bad), "each is known to be gone")
     assert good.outcome(good.wait("a"))["t"] == "go"

@@ -293,9 +293,11 @@ class Gateway:
     def tick(self) -> float:
         """Do what is due; in how many seconds to call this again."""
         with self._changed:
+            now, busy = self._clock(), bool(self._links and self._schedule.waiting)
+            if self._is_due("publish", now):
+                self._publish()
             if not self._links:
                 return _QUIET_TICK_SECONDS
-            now, busy = self._clock(), bool(self._schedule.waiting)
             if self._is_due("count", now) or busy:
                 self._counts.ask(now)
             if self._is_due("estimate", now):
@@ -303,8 +305,6 @@ class Gateway:
                 self._tell_state()
             if self._is_due("tell", now):
                 self._room.tell_places()
-            if self._is_due("publish", now):
-                self._publish()
             return _TICK_SECONDS if busy else _QUIET_TICK_SECONDS
 
     def _is_due(self, what: str, now: float) -> bool:

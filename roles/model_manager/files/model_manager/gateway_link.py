@@ -40,7 +40,7 @@ class WorkerLink(asyncio.Protocol):
 
     def __init__(self, server: LinkServer) -> None:
         self.store = ""
-        self.name = "a worker"
+        self.name = "a connection to gateway_listen"
         self._server = server
         self._transport: asyncio.Transport | None = None
         self._left = b""
@@ -115,7 +115,7 @@ class WorkerLink(asyncio.Protocol):
         if hello.get("protocol") != PROTOCOL:
             self._drop(f"speaks protocol {hello.get('protocol')!r}, and this manager {PROTOCOL}: update the older one")
             return
-        self.name = f"worker {str(hello.get('worker'))[:40]!r}"
+        self.name = f"the gateway's worker {str(hello.get('worker'))[:40]!r}"
         self.store = str(hello.get("store") or "")
         if self._hurry:
             self._hurry.cancel()
@@ -124,7 +124,7 @@ class WorkerLink(asyncio.Protocol):
 
     def _drop(self, why: str) -> None:
         if self._transport and not self._transport.is_closing():
-            self._server.complain(f"the gateway's {self.name} {why}: its connection is closed")
+            self._server.complain(f"{self.name} {why}: it is closed")
             self._transport.abort()
 
 

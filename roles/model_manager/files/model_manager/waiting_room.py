@@ -26,6 +26,8 @@ BY = "gateway"
 _ENTER_SECONDS = 0.5
 _RETRY_SECONDS = 10.0
 _MOST_WAITERS = 20000
+# Nobody can have waited for longer.
+_LONGEST_WAIT_SECONDS = 86400.0
 _CODES: tuple[tuple[type[ManagerError], str], ...] = (
     (UnknownModel, "model_not_found"),
     (Conflict, "model_unavailable"),
@@ -106,7 +108,8 @@ class WaitingRoom:
 
     def wait(self, link: Link, message: Mapping[str, Any]) -> None:
         """One waits, or is answered at once. Raises ValueError, KeyError or TypeError at what makes no sense."""
-        number, waited = int(message["id"]), max(0.0, float(message.get("waited") or 0.0))
+        number = int(message["id"])
+        waited = min(max(0.0, float(message.get("waited") or 0.0)), _LONGEST_WAIT_SECONDS)
         self._came_in(link, number)
         if number in self._waiters[link]:
             return
