@@ -319,10 +319,14 @@ def test_counts_of_two_stores_are_added_and_those_that_are_old_are_none() -> Non
     for link in (one, other):
         counts.connected(link)
     counts.ask(clock())
-    counts.told(one, {"version": [5, 1], "counts": {"a": {"in_flight": 2, "idle": 0}}})
+    counts.told(one, {"version": [5, 1], "counts": {"a": {"in_flight": 2, "idle_seconds": 0}}})
     assert counts.of("a") is None
     counts.told(
-        other, {"version": [5, 2], "counts": {"a": {"in_flight": 0, "idle": 3.0}, "b": {"in_flight": 0, "idle": 1}}}
+        other,
+        {
+            "version": [5, 2],
+            "counts": {"a": {"in_flight": 0, "idle_seconds": 3.0}, "b": {"in_flight": 0, "idle_seconds": 1}},
+        },
     )
     assert counts.of("a") == (2, 0.0)
     clock.now += 2
@@ -334,7 +338,9 @@ def test_counts_of_two_stores_are_added_and_those_that_are_old_are_none() -> Non
     assert counts.of("a") == (0, 5.0)
     clock.now += 10
     assert counts.of("a") is None
-    for wrong in ({"in_flight": -1}, {"in_flight": True}, {"in_flight": 1.5}, {"in_flight": 0, "idle": "x"}, 7):
+    counts.told(other, {"version": [5, 2], "counts": []})
+    assert counts.of("a") == (0, None)
+    for wrong in ({"in_flight": -1}, {"in_flight": True}, {"in_flight": 1.5}, {"in_flight": 0, "idle_seconds": "x"}, 7):
         with pytest.raises((ValueError, TypeError, KeyError)):
             counts.told(other, {"version": [5, 2], "counts": {"a": wrong}})
 

@@ -87,8 +87,8 @@ class Counts:
         """
         boot, number = message["version"]
         found = {
-            str(model): Requests(_count(one["in_flight"]), _seconds(one.get("idle", 0)))
-            for model, one in message["counts"].items()
+            str(model): Requests(_count(one["in_flight"]), _seconds(one["idle_seconds"]))
+            for model, one in (message["counts"] or {}).items()  # Lua's empty table may come as a list
         }
         store, version = self._stores[link.store], (int(boot), int(number))
         before = {name: one.in_flight for name, one in store.counts.items()}
@@ -111,7 +111,7 @@ class Counts:
             found = store.counts.get(model)
             if found is not None:
                 in_flight += found.in_flight
-                idle.append((found.idle or 0.0) + now - store.told_at)
+                idle.append(found.idle + now - store.told_at)
         return Requests(in_flight, 0.0 if in_flight else min(idle, default=None)) if self._stores else None
 
     def left(self, models: Iterable[str], version: Version | None = None) -> int | None:
