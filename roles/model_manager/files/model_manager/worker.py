@@ -226,7 +226,8 @@ class Worker:
             self._board.note_holder("")
             if last and self._board.note_others_switch(last):
                 kept.extend(records.of_others(last))
-        return ticket.guard is None or ticket.guard()
+            guard = ticket.guard if ticket.guarded else None
+        return guard is None or guard()
 
     def _step(self, step: dict[str, Any]) -> None:
         """The engine tells of a step."""
