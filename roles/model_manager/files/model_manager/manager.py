@@ -71,7 +71,7 @@ class Manager:
         self._now = now
         context = Context(config, history, bus, clock, now, switcher)
         self._changed = context.changed
-        reconciler = Reconciler(config)
+        reconciler = Reconciler(config, clock, now)
         self._host = HostState(inventory, reconciler.breakers, now, clock)
         self._schedule = Schedule(config, self._host, now)
         self._control = Control(context, self._host)

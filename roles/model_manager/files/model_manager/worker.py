@@ -25,7 +25,7 @@ from .history import Switch
 from .host_state import HostState
 from .reconcile import Reconciler
 from .schedule import Schedule
-from .tickets import DONE, FAILED, RUNNING, Conflict, Ticket
+from .tickets import DONE, FAILED, RECONCILER, RUNNING, Conflict, Ticket
 
 _LOG = logging.getLogger(__name__)
 
@@ -227,7 +227,12 @@ class Worker:
             if last and self._board.note_others_switch(last):
                 kept.extend(records.of_others(last))
             guard = ticket.guard if ticket.guarded else None
-        return guard is None or guard()
+        if guard and not guard():
+            return False
+        if ticket.by != RECONCILER and not ticket.for_now:
+            with self._changed:
+                self._reconciler.begun(ticket.model, ticket.desired, last)
+        return True
 
     def _step(self, step: dict[str, Any]) -> None:
         """The engine tells of a step."""
