@@ -617,6 +617,23 @@ def test_a_crash_beside_a_switch_that_made_no_room_is_mended_too(played: Played)
         played.now += 1000.0
 
 
+@pytest.mark.parametrize("stopped", [False, True])
+def test_what_crashes_while_the_service_switches_is_told_from_what_that_has_stopped(
+    played: Played, stopped: bool
+) -> None:
+    """As when the Docker engine comes back: it ends one container after the other."""
+    played.config = dataclasses.replace(played.config, reload_idle_seconds=1.0)
+    played.begin()
+    played.tick()
+    played.crash("a")
+    assert named(played.reconciler.round(played.look())) == [("a", ACTIVE)]
+    played.seen["c"] = GONE
+    steps, _error = played.switch("a", ACTIVE)
+    steps += [{"action": "stop", "model": "c"}] if stopped else []
+    played.reconciler.ended(played.now, "a", ACTIVE, BY, {"steps": steps}, None)
+    assert named(played.tick()) == ([] if stopped else [("c", SLEEPING)])
+
+
 def test_one_that_rests_by_being_stopped_is_not_loaded_again(played: Played) -> None:
     played.config = dataclasses.replace(played.config, reload_idle_seconds=1.0)
     played.begin()

@@ -63,6 +63,8 @@ class Reconciler:
         self._intact: set[str] = set()
         # Those that a switch has stopped so that they start afresh.
         self._reload: set[str] = set()
+        # The switches of the service since the last look, by model and desired state, and whom each has stopped.
+        self._own: dict[tuple[str, str], set[str]] = {}
         self._states: dict[str, str] = {}
         self._state_since: dict[str, float] = {}
         self._kept_until: dict[str, float] = {}  # those that could not be let go
@@ -148,6 +150,8 @@ class Reconciler:
         # The engine's text names the setting.
         over_limit = (s["model"] for s in steps if s["action"] == STOP and "leak_limit_gb" in str(s.get("note")))
         self._reload.update(over_limit)
+        stopped = {step["model"] for step in steps if step["action"] == STOP and "failed" not in step}
+        self._own.setdefault((model, desired), set()).update(stopped)
         # Each is loaded first only once, so that one that can't load does not keep the active one waiting. And somebody
         # who asks for a model wants that one, and no others before it.
         self._first = self._first - {model} if by == BY else set()
@@ -221,6 +225,7 @@ class Reconciler:
                 if _broken(observed) and not ended and not undone:
                     why = observed.problem or "its server has ended"
                     self.breakers[name] = self.breaker(name).failed(seen.now, why, crashed=True)
+        self._own.clear()
         self._lost &= set(models)
         self._first &= set(models)
         for name in set(self.breakers) - set(models):
@@ -273,7 +278,9 @@ class Reconciler:
             return bool(last["state"] != ACTIVE)
         # A rival that was only loaded, to sleep, has given the GPU back.
         made_room = last["state"] == ACTIVE and any(m.id in last["models"] for m in seen.inventory.conflicting(model))
-        return made_room and model.id not in self._lost
+        # Of its own the service knows whom they have stopped: another one has crashed meanwhile.
+        stopped = self._own.get((last["models"][0], ACTIVE)) if made_room else None
+        return made_room and model.id not in self._lost and (stopped is None or model.id in stopped)
 
     @property
     def _intent(self) -> dict[str, Any]:
