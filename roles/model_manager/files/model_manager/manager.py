@@ -72,7 +72,7 @@ class Manager:
         self._now = now
         context = Context(config, history, bus, clock, now, switcher)
         self._changed = context.changed
-        reconciler = Reconciler(config)
+        reconciler = Reconciler(config, clock, now)
         self._host = HostState(inventory, reconciler.breakers, now, clock)
         self._schedule = Schedule(config, self._host, now)
         self._control = Control(context, self._host)
@@ -155,13 +155,14 @@ class Manager:
             self._control.check(found.id, desired, level, by, manual)
             for ticket in self._schedule.asked():
                 if ticket.asks_for != (found.id, desired, level, for_now) or (
-                    ticket is self._schedule.running and ticket.guard and not guard
+                    ticket is self._schedule.running and ticket.guarded and not guard
                 ):
                     continue  # what may yet turn out not to be done is no answer to who wants it done
                 ticket.waiters += 1
                 ticket.manual = ticket.manual or manual
                 if not guard:
-                    ticket.guard, ticket.by = None, by if ticket.by == RECONCILER else ticket.by
+                    ticket.unconditional += 1
+                    ticket.by = by if ticket.by == RECONCILER else ticket.by
                 if manual:
                     self._control.move_pin(ticket)
                 return ticket
@@ -173,7 +174,7 @@ class Manager:
                     max(1.0, last),
                 )
             ticket = Ticket(found.id, desired, level, by, for_now, manual, self._now(), self._withdraw, self._place)
-            ticket.guard = guard
+            ticket.guard, ticket.unconditional = guard, 0 if guard else 1
             self._schedule.waiting.append(ticket)
             if manual:
                 self._control.move_pin(ticket)
@@ -255,8 +256,13 @@ class Manager:
 
     def _withdraw(self, ticket: Ticket) -> bool:
         with self._changed:
+            # Only people go away: the manager waits for what it has asked for itself.
             ticket.waiters = max(0, ticket.waiters - 1)
-            if ticket.waiters or ticket not in self._schedule.waiting:
+            ticket.unconditional = max(0, ticket.unconditional - 1)
+            if ticket not in self._schedule.waiting:
+                return False
+            if ticket.waiters:
+                ticket.by = RECONCILER if ticket.guarded else ticket.by
                 return False
             self._schedule.waiting.remove(ticket)
             self._worker.end(

@@ -95,8 +95,9 @@ class Ticket:
         self.waiters = 1
         # Those of them who count for nobody's turn: too many of one kind.
         self.uncounted = 0
-        # Asked under the host's lock whether it is still to be done.
+        # Asked under the host's lock whether it is still to be done; unless some of those who wait want it in any case.
         self.guard: Callable[[], bool] | None = None
+        self.unconditional = 0
         self.future: concurrent.futures.Future[Ticket] = concurrent.futures.Future()
         self.future.set_running_or_notify_cancel()
         self.when_ended: list[Callable[[Ticket], None]] = []
@@ -107,6 +108,11 @@ class Ticket:
     def asks_for(self) -> tuple[str, str, int | None, bool]:
         """What is asked for; two who ask for the same can share a ticket."""
         return self.model, self.desired, self.level, self.for_now
+
+    @property
+    def guarded(self) -> bool:
+        """Whether it is only done if its guard says so."""
+        return self.guard is not None and not self.unconditional
 
     @property
     def ended(self) -> bool:

@@ -26,7 +26,7 @@ from .history import Switch
 from .host_state import HostState
 from .reconcile import Reconciler
 from .schedule import Schedule
-from .tickets import DONE, FAILED, RUNNING, Conflict, Ticket
+from .tickets import DONE, FAILED, RECONCILER, RUNNING, Conflict, Ticket
 
 _LOG = logging.getLogger(__name__)
 
@@ -254,7 +254,13 @@ class Worker:
             self._board.note_holder("")
             if last and self._board.note_others_switch(last):
                 kept.extend(records.of_others(last))
-        return ticket.guard is None or ticket.guard()
+            guard = ticket.guard if ticket.guarded else None
+        if guard and not guard():
+            return False
+        if ticket.by != RECONCILER and not ticket.for_now:
+            with self._changed:
+                self._reconciler.begun(ticket.model, ticket.desired, last)
+        return True
 
     def _step(self, step: dict[str, Any]) -> None:
         """The engine tells of a step."""
