@@ -465,6 +465,7 @@ def test_a_switch_that_takes_too_long_is_taken_back_when_the_service_ends(host: 
     assert ended(ticket).status == "failed"
     assert ticket.error is not None
     assert "the manager ends" in ticket.error["message"]
+    assert ticket.error["kind"] == "Busy"  # no server has failed
     assert host.states()["a"] == "active"
 
 

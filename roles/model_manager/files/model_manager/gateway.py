@@ -20,7 +20,7 @@ from .gateway_counts import Counts, Link, Requests
 from .guarded_lock import Superseded
 from .host_state import HostState
 from .schedule import Schedule
-from .tickets import RECONCILER, Busy, Ticket
+from .tickets import RECONCILER, Ticket, ending
 from .waiting_room import Meter, WaitingRoom
 
 # How long a switch waits for a worker after a start, and after the last one was lost: they come back, and until then
@@ -251,21 +251,21 @@ class Gateway:
                 asked = now
             self._changed.wait(pause)
 
-    def _concerned(self, ticket: Ticket) -> tuple[set[str], set[str]]:
+    def _concerned(self, ticket: Ticket) -> tuple[frozenset[str], frozenset[str]]:
         """Whose gates a switch closes, and whose requests have to end before it; nobody's where it changes nothing."""
         host, model = self._host, ticket.model
         rivals = host.rivals(model)
         if ticket.desired == plan.ACTIVE:
             unchanged = model in self._gates.open and not rivals & host.awake()
-            return (set(), set()) if unchanged else (rivals | {model}, rivals)
+            return (frozenset(), frozenset()) if unchanged else (rivals | {model}, rivals)
         if ticket.desired == plan.SLEEPING and host.loads_to_sleep(model, ticket.level):
             return rivals | {model}, rivals | {model}
-        return {model}, {model}
+        return frozenset({model}), frozenset({model})
 
     def _error_against(self, ticket: Ticket, leaving: Collection[str]) -> dict[str, Any] | None:
         """Why a switch that the engine has not begun with is not to be made; None: it is."""
         if self._schedule.closed:
-            return Busy("the manager ends", "try again when it runs again").as_dict()
+            return ending().as_dict()
         if ticket.waiters <= 0:
             return {"message": "nobody waits for it any more", "kind": "Withdrawn", "remedy": ""}
         used = self._counts.left(leaving) or any(map(self._room.waiting, leaving))

@@ -111,7 +111,7 @@ class Counts:
             found = store.counts.get(model)
             if found is not None:
                 in_flight += found.in_flight
-                idle.append(found.idle + now - store.told_at)
+                idle.append((found.idle or 0.0) + now - store.told_at)
         return Requests(in_flight, 0.0 if in_flight else min(idle, default=None)) if self._stores else None
 
     def left(self, models: Iterable[str], version: Version | None = None) -> int | None:

@@ -36,6 +36,7 @@ from .tickets import (
     Ticket,
     UnknownModel,
     Unsupported,
+    ending,
 )
 from .view import View
 from .worker import Worker
@@ -110,12 +111,15 @@ class Manager:
             self._schedule.closed = True
             waiting, self._schedule.waiting = self._schedule.waiting, []
             for ticket in waiting:
-                self._worker.end(ticket, error=_ending_error().as_dict())
+                self._worker.end(ticket, error=ending().as_dict())
             self._changed.notify_all()
         self._observer.end()
         ended = self._worker.join(timeout)
         self._observer.join(timeout)
         with self._changed:
+            left = self._schedule.running
+            if left:  # it hangs at a server: who waits for it is answered all the same
+                self._worker.end(left, error=ending().as_dict())
             self._control.save()
         return ended
 
@@ -151,7 +155,7 @@ class Manager:
                 raise Unsupported(f"level must be 1 or 2, and goes with sleeping, is {level} with {desired}")
             _check_sleeps(found, str(level))
             if self._schedule.closed:
-                raise _ending_error()
+                raise ending()
             self._control.check(found.id, desired, level, by, manual)
             for ticket in self._schedule.asked():
                 if ticket.asks_for != (found.id, desired, level, for_now) or (
@@ -280,7 +284,3 @@ def _check_sleeps(model: Model, level: str) -> None:
     """Raise Unsupported for a sleep of a server that may have no way to: the engine would not know its state."""
     if model.sleep_level == "stop" and level in ("1", "2"):
         raise Unsupported(f"{model.id} can't sleep: its sleep_level is stop", "set another one in vllm_models")
-
-
-def _ending_error() -> Busy:
-    return Busy("the manager ends", "try again when it runs again", 10.0)

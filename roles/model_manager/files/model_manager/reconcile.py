@@ -34,7 +34,7 @@ from .rules import Action, Situation, decide, is_unknown, obstacles, serves
 from .tickets import RECONCILER as BY
 
 # Errors of a switch that say nothing about its model.
-_NOT_ITS_FAULT = ("Superseded", "LockTimeout", "LockLost", "UnknownModel")
+_NOT_ITS_FAULT = ("Superseded", "LockTimeout", "LockLost", "UnknownModel", "Busy")
 
 
 class Reconciler:

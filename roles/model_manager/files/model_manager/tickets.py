@@ -58,6 +58,11 @@ class Busy(ManagerError):
     status = 503
 
 
+def ending() -> Busy:
+    """Why nothing is taken or done any more."""
+    return Busy("the manager ends", "try again when it runs again", 10.0)
+
+
 class Ticket:
     """One switch that was asked for. It is changed by the manager alone, under the manager's lock.
 
@@ -133,9 +138,9 @@ class Ticket:
         """Wait for it no longer. Whether that has taken it out of the queue: nobody else waits, it has not begun."""
         return self._withdraw(self)
 
-    def view(self) -> TicketView:
-        """What it is now."""
-        position, eta = self._eta(self)
+    def view(self, place: tuple[int | None, float | None] | None = None) -> TicketView:
+        """What it is now; `place` is its position and its time, where they are known already."""
+        position, eta = place or self._eta(self)
         names = {field.name for field in dataclasses.fields(TicketView)} - {"position", "eta_seconds"}
         return TicketView(**{name: getattr(self, name) for name in names}, position=position, eta_seconds=eta)
 

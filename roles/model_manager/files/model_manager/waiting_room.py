@@ -165,8 +165,9 @@ class WaitingRoom:
     def tell_places(self) -> None:
         """Tell those who wait how many come before, and how long it may take."""
         ahead, told = 0, {}
-        for ticket in self._schedule.asked():
-            told[ticket.id] = ahead, ticket.eta_seconds
+        forecast = self._schedule.forecast()
+        for ticket in forecast.tickets:
+            told[ticket.id] = ahead, forecast.places[ticket.id][1]
             ahead += max(0, ticket.waiters)
         for model, line in self._lines.items():
             if not len(line):

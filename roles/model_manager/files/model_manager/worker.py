@@ -26,7 +26,7 @@ from .history import Switch
 from .host_state import HostState
 from .reconcile import Reconciler
 from .schedule import Schedule
-from .tickets import DONE, FAILED, RECONCILER, RUNNING, Conflict, Ticket
+from .tickets import DONE, FAILED, RECONCILER, RUNNING, Conflict, Ticket, ending
 
 _LOG = logging.getLogger(__name__)
 
@@ -93,7 +93,9 @@ class Worker:
         return self._ended.get(number)
 
     def end(self, ticket: Ticket, result: dict[str, Any] | None = None, error: dict[str, Any] | None = None) -> None:
-        """The ticket is over: tell it."""
+        """The ticket is over: tell it, unless it was told already."""
+        if ticket.ended:
+            return
         ticket.status = FAILED if error else DONE
         ticket.ended_at = self._now()
         ticket.result, ticket.error = result, error
@@ -187,6 +189,8 @@ class Worker:
             error = {"message": str(failure), "kind": type(failure).__name__, "remedy": remedy}
         except Exception as failure:  # a mistake of ours: this switch has failed, the next one may not
             error = self._internal_error(f"{ticket.model} {ticket.desired}", failure)
+        if error and self._taken_back.locked():  # no server is to blame
+            error = {**ending().as_dict(), "message": error["message"]}
         with self._changed:
             host.generation += 1
             host.moving.clear()
