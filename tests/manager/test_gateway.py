@@ -16,7 +16,7 @@ from tests.manager.gateway_workers import Door, Refused, Store, Worker, linked
 from tests.manager.test_manager import command_line
 from tests.unit.plugins.module_utils.switching.conftest import Host
 
-ON = {"gateway_listen": "127.0.0.1:1", "gateway_token_file": "/nowhere", "linger_seconds": 0.0}
+ON: dict[str, Any] = {"gateway_listen": "127.0.0.1:1", "gateway_token_file": "/nowhere", "linger_seconds": 0.0}
 
 
 def two(host: Host, **standin: object) -> None:

@@ -18,6 +18,7 @@ from model_manager.config import Config
 from model_manager.context import Context
 from model_manager.control import Control
 from model_manager.events import Bus
+from model_manager.gateway import Gateway
 from model_manager.history import History
 from model_manager.host_state import HostState
 from model_manager.reconcile import Reconciler
@@ -45,7 +46,9 @@ class Desk:
             for number, model in enumerate(inventory.models)
         }
         self.schedule = Schedule(config, self.host, context.now)
-        self.board = Board(context, self.host, self.schedule, Control(context, self.host), reconciler)
+        # There is none: nobody asks it for a ticket or a model.
+        gateway = Gateway(context, self.host, self.schedule, {}, self.ask, inventory.find)
+        self.board = Board(context, self.host, self.schedule, Control(context, self.host), reconciler, gateway)
         self.events = context.bus.subscribe()
 
     def ask(self, model: str, desired: str = plan.ACTIVE, level: int | None = None, waiters: int = 1) -> Ticket:
