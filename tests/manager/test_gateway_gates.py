@@ -14,7 +14,7 @@ from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory i
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.plan import Observation
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from model_manager import gateway_models, view
+from model_manager import gateway_models, policy, view
 from model_manager.config import Config
 from model_manager.context import Context
 from model_manager.events import Bus
@@ -309,6 +309,26 @@ def test_a_line_counts_each_key_to_its_bound_and_forgets_who_left() -> None:
     assert len(line._by_age) < 200
     line.remove(waiters[-1])
     assert (line.oldest(), line.first(), line.links) == (None, None, {})
+
+
+def test_the_policy_sees_how_many_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    it = Room()
+    link = Link()
+    it.room.connected(link)
+    for number in range(30):
+        it.room.wait(link, {"id": number, "model": "a", "key": "greedy" if number < 25 else f"other{number}"})
+    it.room.wait(link, {"id": 99, "model": "b"})
+    it.room.settle()
+    seen: list[policy.Situation] = []
+
+    def decide(_policy: str, situation: policy.Situation) -> policy.Decision:
+        seen.append(situation)
+        return policy.Decision(None)
+
+    monkeypatch.setattr(policy, "decide", decide)
+    it.schedule.next()
+    assert {one.model: one.depth for one in seen[0].waiting} == {"a": KEY_DEPTH + 5, "b": 1}
+    assert seen[0].settings.rest_seconds == 0.5
 
 
 def test_counts_of_two_stores_are_added_and_those_that_are_old_are_none() -> None:
