@@ -16,9 +16,10 @@ from ansible_collections.homegpt.vllm.plugins.module_utils.switching.plan import
 from . import view
 from .context import Context
 from .control import Control
+from .gateway import Gateway
 from .host_state import HostState
 from .reconcile import Reconciler
-from .schedule import Schedule
+from .schedule import Forecast, Schedule
 from .view import ModelView, View
 
 
@@ -26,7 +27,13 @@ class Board:
     """Shows the host as it was observed last, and publishes what has changed since it was published."""
 
     def __init__(
-        self, context: Context, host: HostState, schedule: Schedule, control: Control, reconciler: Reconciler
+        self,
+        context: Context,
+        host: HostState,
+        schedule: Schedule,
+        control: Control,
+        reconciler: Reconciler,
+        gateway: Gateway,
     ) -> None:
         self._clock = context.clock
         self._now = context.now
@@ -35,6 +42,7 @@ class Board:
         self._schedule = schedule
         self._control = control
         self._reconciler = reconciler
+        self._gateway = gateway
         # What has been published of each model.
         self._told: dict[str, tuple[str, int | None, str]] = {}
         self._told_breakers: dict[str, dict[str, Any]] = {}
@@ -43,14 +51,15 @@ class Board:
         """The host as it was observed last."""
         host, running = self._host, self._schedule.running
         switches = running if running and running.desired == plan.ACTIVE else None
-        models = {model.id: self._model_view(model) for model in host.inventory.models}
+        forecast = self._schedule.forecast()
+        models = {model.id: self._model_view(model, forecast) for model in host.inventory.models}
         return View(
             models=models,
             active=[name for name, one in models.items() if one.state == view.READY],
             switching=(switches.from_model, switches.model) if switches else None,
             mode=self._control.mode,
             pinned=self._control.pinned,
-            queue=[ticket.view() for ticket in self._schedule.asked()],
+            queue=[ticket.view(forecast.places[ticket.id]) for ticket in forecast.tickets],
             age_seconds=max(0.0, self._clock() - host.observed_at),
             lock_holder=host.lock_holder,
             problem=host.problem,
@@ -58,7 +67,8 @@ class Board:
         )
 
     def publish_states(self) -> None:
-        """Tell of the models and breakers that have changed."""
+        """Tell of the models and breakers that have changed, the gateway first."""
+        self._gateway.refresh()
         for model in self._host.inventory.models:
             now = self._host.state_of(model.id)
             before = self._told.get(model.id)
@@ -76,7 +86,8 @@ class Board:
 
     def publish_queue(self) -> None:
         """Tell what waits now."""
-        shown = [ticket.view() for ticket in self._schedule.asked()]
+        forecast = self._schedule.forecast()
+        shown = [ticket.view(forecast.places[ticket.id]) for ticket in forecast.tickets]
         keys = ("id", "model", "desired", "position", "eta_seconds")
         self._bus.publish("queue", {"queue": [{key: getattr(one, key) for key in keys} for one in shown]})
 
@@ -85,6 +96,8 @@ class Board:
         if holder == self._host.lock_holder:
             return False
         self._host.lock_holder = holder
+        if holder:
+            self._gateway.foreign(holder)
         self._bus.publish("lock", {"holder": holder})
         return True
 
@@ -109,7 +122,7 @@ class Board:
             "retry_at": round(self._now() + left, 1) if left > 0 else None,
         }
 
-    def _model_view(self, model: Model) -> ModelView:
+    def _model_view(self, model: Model, forecast: Forecast) -> ModelView:
         host = self._host
         state, level, problem = host.state_of(model.id)
         seen = host.seen.get(model.id, Observation(plan.ERROR))
@@ -131,8 +144,8 @@ class Board:
             active_seconds=host.active_seconds(model.id),
             in_flight=host.in_flight(model.id),
             idle_seconds=host.idle_seconds(model.id),
-            queue_depth=sum(one.waiters for one in self._schedule.asked() if one.model == model.id),
-            eta_seconds=None if model.disabled else self._schedule.eta(model),
+            queue_depth=max(forecast.waiters(model.id), self._gateway.waiting(model.id)),
+            eta_seconds=None if model.disabled else self._schedule.eta(model, forecast),
             breaker=self._breaker(model.id),
             note=self._reconciler.notes.get(model.id, ""),
             eviction=host.eviction(model),

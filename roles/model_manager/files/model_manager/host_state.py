@@ -18,6 +18,7 @@ from ansible_collections.homegpt.vllm.plugins.module_utils.switching.plan import
 
 from . import eta, view
 from .breaker import Breaker
+from .gateway_counts import Requests
 from .tickets import Unsupported
 
 _EVICTION_OF_LEVEL = {
@@ -68,6 +69,9 @@ class HostState:
         self.active_since: dict[str, float] = {}
         self.held_gb: dict[str, float | None] = {}
         self.leaks: Mapping[str, Any] = {}
+        # The adapters that each server has told, and how many requests the gateway has, where there is one.
+        self.adapters: dict[str, tuple[str, ...]] = {}
+        self.requests: Callable[[str], Requests | None] = lambda _name: None
         # How the last switch ended, whoever made it, and who else has the host's lock now.
         self.last_switch: dict[str, Any] | None = None
         self.lock_holder = ""
@@ -77,6 +81,8 @@ class HostState:
         self.observed_at = clock()
         # Counts what makes a look at them that is under way an old one.
         self.generation = 0
+        # Of which inventory, and what is known of it already.
+        self._rivals: tuple[Inventory, dict[str, frozenset[str]]] = (inventory, {})
         self._breakers = breakers
         self._now = now
         self._clock = clock
@@ -152,19 +158,36 @@ class HostState:
         """The models that are active."""
         return {m.id for m in self.inventory.enabled if self.state_of(m.id)[0] == view.READY}
 
-    def rivals(self, name: str) -> set[str]:
+    def rivals(self, name: str) -> frozenset[str]:
         """The models that can't be active together with this one."""
-        return {m.id for one in self.inventory.models if one.id == name for m in self.inventory.conflicting(one)}
+        if self._rivals[0] is not self.inventory:
+            self._rivals = self.inventory, {}
+        known = self._rivals[1]
+        if name not in known:
+            found = (m.id for one in self.inventory.models if one.id == name for m in self.inventory.conflicting(one))
+            known[name] = frozenset(found)
+        return known[name]
 
     def in_flight(self, name: str) -> int | None:
         """The requests that a model has; None where that is unknown."""
+        told = self.requests(name)
+        if told:
+            return told.in_flight
         seen = self.seen.get(name)
         if seen is None or seen.state == plan.STOPPED:
             return 0 if seen else None
         return None if seen.running is None else seen.running + (seen.waiting or 0)
 
     def idle_seconds(self, name: str) -> float | None:
-        """For how long a model has had no request; None where that is unknown."""
+        """For how long a model has had no request, exactly where the gateway tells; None where that is unknown."""
+        told = self.requests(name)
+        if told is None or told.idle is None:
+            return self.unused_seconds(name)
+        active = self.active_seconds(name)
+        return told.idle if active is None else min(told.idle, active)
+
+    def unused_seconds(self, name: str) -> float | None:
+        """The same by what was observed, which also sees requests past the gateway, as late as the next look."""
         if name not in self._last_request:
             return None
         return 0.0 if self.in_flight(name) else max(0.0, self._clock() - self._last_request[name])
@@ -224,7 +247,11 @@ class HostState:
         """The seconds that a switch takes; `level` is the one at which those that leave will sleep, if it was given."""
         plans = {name: level if level else self.next_level(name) for name in leaving}
         seen = self.seen.get(coming or "", Observation(plan.STOPPED))
-        at = (2 if seen.level is None else seen.level) if seen.state == plan.SLEEPING else None
+        at = None
+        if seen.state == plan.SLEEPING:
+            at = 2 if seen.level is None else seen.level
+        elif coming and seen.state == plan.ACTIVE:
+            at = self.next_level(coming)  # it has made room before it comes again
         known = {m.id: costs.known(self.costs, m) for m in self._of((*leaving, coming))}
         sizes = {m.id: m.weights_gb for m in self.inventory.models}
         return eta.estimate(leaving, coming, at, known, self.timings, weights_gb=sizes, leave_at=plans)

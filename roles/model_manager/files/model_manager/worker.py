@@ -20,12 +20,13 @@ from . import records
 from .board import Board
 from .context import Context
 from .control import Control
-from .guarded_lock import GuardedLock
+from .gateway import Gateway
+from .guarded_lock import GuardedLock, Superseded
 from .history import Switch
 from .host_state import HostState
 from .reconcile import Reconciler
 from .schedule import Schedule
-from .tickets import DONE, FAILED, RUNNING, Conflict, Ticket
+from .tickets import DONE, FAILED, RECONCILER, RUNNING, Conflict, Ticket, ending
 
 _LOG = logging.getLogger(__name__)
 
@@ -50,6 +51,7 @@ class Worker:
         control: Control,
         reconciler: Reconciler,
         board: Board,
+        gateway: Gateway,
     ) -> None:
         self._context = context
         self._changed = context.changed
@@ -60,6 +62,7 @@ class Worker:
         self._control = control
         self._reconciler = reconciler
         self._board = board
+        self._gateway = gateway
         self._ended: collections.OrderedDict[str, Ticket] = collections.OrderedDict()
         self._take_back = threading.Event()
         self._taken_back = threading.Lock()
@@ -90,7 +93,9 @@ class Worker:
         return self._ended.get(number)
 
     def end(self, ticket: Ticket, result: dict[str, Any] | None = None, error: dict[str, Any] | None = None) -> None:
-        """The ticket is over: tell it."""
+        """The ticket is over: tell it, unless it was told already."""
+        if ticket.ended:
+            return
         ticket.status = FAILED if error else DONE
         ticket.ended_at = self._now()
         ticket.result, ticket.error = result, error
@@ -100,6 +105,7 @@ class Worker:
         try:
             for act in ticket.when_ended:
                 act(ticket)
+            self._gateway.ended(ticket)
             self._bus.publish("switch_ended", ticket.as_dict())
         finally:
             ticket.future.set_result(ticket)
@@ -158,6 +164,10 @@ class Worker:
         self._switch(ticket)
 
     def _switch(self, ticket: Ticket) -> None:
+        cleared = self._gateway.clear(ticket)
+        if cleared.error:
+            self._call_off(ticket, cleared.error)
+            return
         host = self._host
         inventory, stack_dir = host.inventory, self._context.config.stack_dir
         error: dict[str, Any] | None = None
@@ -165,10 +175,10 @@ class Worker:
         kept: list[Switch] = []
         try:
             with self._context.switcher(
-                self._with_evictions(inventory, ticket),
+                self._with_evictions(inventory, ticket, cleared.drain_seconds),
                 stack_dir,
                 sleep=self._sleep,
-                tell=lambda text: _LOG.info("%s", text),
+                tell=self._tell,
                 observer=self._step,
                 lock=GuardedLock(stack_dir, functools.partial(self._locked, ticket, kept)),
             ) as switcher:
@@ -179,6 +189,8 @@ class Worker:
             error = {"message": str(failure), "kind": type(failure).__name__, "remedy": remedy}
         except Exception as failure:  # a mistake of ours: this switch has failed, the next one may not
             error = self._internal_error(f"{ticket.model} {ticket.desired}", failure)
+        if error and self._taken_back.locked():  # no server is to blame
+            error = {**ending().as_dict(), "message": error["message"]}
         with self._changed:
             host.generation += 1
             host.moving.clear()
@@ -198,8 +210,25 @@ class Worker:
         for switch in (*kept, *([done] if done else [])):
             self._context.history.record_switch(switch)
 
-    def _with_evictions(self, inventory: Inventory, ticket: Ticket) -> Inventory:
-        """The inventory with the sleep levels that were set at run time."""
+    def _call_off(self, ticket: Ticket, error: dict[str, Any]) -> None:
+        """Nothing of this switch was begun but in the queue, and nothing will be."""
+        with self._changed:
+            ticket.begun_at = None
+            if error["kind"] == Superseded.__name__:
+                self._reconciler.ended(self._context.clock(), ticket.model, ticket.desired, ticket.by, None, error)
+            self._schedule.running = None
+            self.end(ticket, error=error)
+            self._board.publish_queue()
+            self._changed.notify_all()
+
+    def _tell(self, text: str) -> None:
+        """The engine tells what it waits for: whoever else has the host's lock switches now."""
+        _LOG.info("%s", text)
+        if text.startswith("waiting for another switch of this host"):
+            self._gateway.foreign(text)
+
+    def _with_evictions(self, inventory: Inventory, ticket: Ticket, drain_seconds: float | None) -> Inventory:
+        """The inventory with the sleep levels that were set at run time, and what is left of the time to drain."""
         with self._changed:
             levels = self._host.levels()
         if ticket.level is not None:
@@ -207,7 +236,10 @@ class Worker:
         models = tuple(
             dataclasses.replace(m, sleep_level=levels[m.id]) if levels.get(m.id) else m for m in inventory.models
         )
-        return Inventory(models, inventory.switching)
+        switching = inventory.switching
+        if drain_seconds is not None:
+            switching = dataclasses.replace(switching, drain_timeout_seconds=drain_seconds)
+        return Inventory(models, switching)
 
     def _sleep(self, seconds: float) -> None:
         """How the engine waits. When the service ends, the switch fails here, once, and the engine takes it back."""
@@ -226,7 +258,13 @@ class Worker:
             self._board.note_holder("")
             if last and self._board.note_others_switch(last):
                 kept.extend(records.of_others(last))
-        return ticket.guard is None or ticket.guard()
+            guard = ticket.guard if ticket.guarded else None
+        if guard and not guard():
+            return False
+        if ticket.by != RECONCILER and not ticket.for_now:
+            with self._changed:
+                self._reconciler.begun(ticket.model, ticket.desired, last)
+        return True
 
     def _step(self, step: dict[str, Any]) -> None:
         """The engine tells of a step."""
