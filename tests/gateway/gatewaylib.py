@@ -74,13 +74,16 @@ class Gateway:
         workers: int = 1,
         port: int | None = None,
         edit: Callable[[str], str] = str,
+        certificate: tuple[Path, Path] | None = None,
         **settings: object,
     ) -> None:
         # Not pytest's own folder: the workers are another user, who could not get into it.
         self.folder = Path(tempfile.mkdtemp(prefix="gateway-"))
         self.folder.chmod(0o755)
+        self.manager = manager
         self.port = port or free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.scheme = "https" if certificate else "http"
+        self.url = f"{self.scheme}://127.0.0.1:{self.port}"
         self.workers_wanted = workers
         self.edit = edit
         self.settings = {
@@ -90,11 +93,15 @@ class Gateway:
             **settings,
         }
         self.token = manager.token
+        self.forgiven: list[str] = []
         self.keys = keys
         self.spool = self.folder / "spool"
         self.spool.mkdir()
         (self.folder / "temp").mkdir()
         shutil.copytree(LUA, self.folder / "lua")
+        if certificate:
+            for name, file in zip(("tls.key", "tls.crt"), certificate, strict=True):
+                self._file(name, file.read_text(), 0o600)
         self.write()
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -162,13 +169,19 @@ class Gateway:
         assert self.process is not None
         assert self.process.poll() is None, f"nginx ended:\n{self.error_log()}"
         try:
-            return requests.get(f"http://127.0.0.1:{self.port}/health", timeout=5).status_code == 200
+            # Whose certificate it is, is not asked here.
+            return requests.get(self.url + "/health", verify=False, timeout=5).status_code == 200
         except requests.RequestException:
             return False
 
     def wait_known(self) -> Gateway:
-        """Wait until the models are known."""
-        until(lambda: requests.get(self.url + "/v1/models", timeout=5).status_code != 503, "the models are known")
+        """Wait until every worker has a link, and the models are known."""
+        self.manager.until_linked(self.workers_wanted)
+        headers = {"Authorization": f"Bearer {self.keys[0]['key']}"} if self.keys else {}
+        until(
+            lambda: requests.get(self.url + "/v1/models", headers=headers, verify=False, timeout=5).status_code == 200,
+            "the models are known",
+        )
         return self
 
     def workers(self) -> list[int]:

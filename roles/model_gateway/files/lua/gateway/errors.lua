@@ -1,7 +1,7 @@
 -- SPDX-License-Identifier: MIT
 -- What a client is told when it gets no answer of a model: in OpenAI's shape, on /v1/messages in Anthropic's.
 -- An error is a table: status, code (a word for programs), message, and by choice retry_after (seconds), should_retry (false:
--- the clients' libraries shall not try again by themselves), allow (the methods of a path), param.
+-- the clients' libraries shall not try again by themselves), allow (the methods of a path), param, body (the JSON text itself).
 local cjson = require "cjson.safe"
 
 local M = {}
@@ -76,7 +76,7 @@ function M.answer(err)
         headers["Allow"] = err.allow
     end
     ngx.var.gateway_error = err.code
-    local text = M.body(ngx.var.request_uri, err) .. "\n"
+    local text = (err.body or M.body(ngx.var.request_uri, err)) .. "\n"
     headers["Content-Length"] = #text
     ngx.print(text)
     return ngx.exit(200) -- the whole request; the status is that of above

@@ -47,7 +47,7 @@ local function timed_out(waiter)
         code = "wait_timeout",
         message = string.format(
             "Waited %d s for %s, the longest that may be waited: %s%s.",
-            waiter.deadline - waiter.began,
+            config.settings.max_wait_seconds,
             waiter.name,
             reason,
             place and ", and this request is at " .. words.place(place, eta) or ""
@@ -155,12 +155,16 @@ end
 
 -- A request has come; once for each, in the rewrite phase.
 function hold.arrived()
+    ngx.var.gateway_arrived = "1"
     link.count_requests(1)
 end
 
 -- A request has ended, in whatever way; in the log phase. A waiter that is still one has lost its client.
 function hold.ended()
-    link.count_requests(-1)
+    if ngx.var.gateway_arrived == "1" then
+        ngx.var.gateway_arrived = ""
+        link.count_requests(-1)
+    end
     local waiter = ngx.ctx.gateway_waiter
     if waiter then
         finish(waiter)

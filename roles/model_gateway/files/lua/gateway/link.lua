@@ -30,7 +30,7 @@ local requests = 0
 local told = {}
 local placeless = {}
 local up = false
-local down_since = ngx.now()
+local down_since = 0
 local heard = 0
 local exiting_since
 -- The lines to be sent; nil while there is no connection.
@@ -323,6 +323,7 @@ end
 -- Begins the link of this worker; for init_worker_by_lua.
 function link.start()
     wake = semaphore.new(0)
+    down_since = ngx.now()
     link.worker = string.format("%d.%08x", ngx.worker.pid(), math.random(0, 0x7fffffff))
     limits.start()
     local ok, why = ngx.timer.at(0, function(premature)

@@ -25,7 +25,6 @@ local NO_MODEL = {
     message = "The request must name its 'model'. GET /v1/models lists all.",
     param = "model",
 }
-local FAILED = { status = 502, code = "server_failed", message = "The model's server is gone." }
 
 -- Requests on their way to the location where they wait: ngx.ctx does not go there, a variable does.
 local passed_on, passed_number = {}, 0
@@ -201,6 +200,18 @@ function M.balance()
     end
     if not ok then
         ngx.log(ngx.ERR, "no server for a request: ", why or "its model is gone")
+        return ngx.exit(502)
+    end
+end
+
+-- Header filter: an answer of a server that says neither how long it is nor that it comes in chunks. No vLLM sends one, and where
+-- it is cut it would look complete.
+function M.framed()
+    if ngx.header["Content-Length"] or not var.upstream_status or var.upstream_http_transfer_encoding then
+        return
+    end
+    if ngx.status ~= 204 and ngx.status ~= 304 then
+        ngx.log(ngx.ERR, "the answer of ", var.gateway_counted, "'s server says nothing of its length")
         return ngx.exit(502)
     end
 end

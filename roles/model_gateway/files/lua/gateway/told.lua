@@ -12,14 +12,18 @@ local words = require "gateway.words"
 
 local told = {}
 
--- The paths that answer `"stream": true` with server-sent events, and the end that a complete stream has.
+-- The paths that answer `"stream": true` with server-sent events, and the lines one of which ends a complete stream.
+local DONE = { "data: [DONE]" }
 local APIS = {
-    ["/v1/chat/completions"] = { name = "chat", ends = "data: [DONE]" },
-    ["/v1/completions"] = { name = "completions", ends = "data: [DONE]" },
-    ["/v1/responses"] = { name = "responses", ends = "event: response." },
-    ["/v1/messages"] = { name = "messages", ends = "message_stop" },
-    ["/v1/audio/transcriptions"] = { name = "audio", ends = "data: [DONE]" },
-    ["/v1/audio/translations"] = { name = "audio", ends = "data: [DONE]" },
+    ["/v1/chat/completions"] = { name = "chat", ends = DONE },
+    ["/v1/completions"] = { name = "completions", ends = DONE },
+    ["/v1/responses"] = {
+        name = "responses",
+        ends = { "event: response.completed", "event: response.incomplete", "event: response.failed" },
+    },
+    ["/v1/messages"] = { name = "messages", ends = { "event: message_stop" } },
+    ["/v1/audio/transcriptions"] = { name = "audio", ends = DONE },
+    ["/v1/audio/translations"] = { name = "audio", ends = DONE },
 }
 
 -- A refusal at once still gets its status: so long is waited for the manager's first word.

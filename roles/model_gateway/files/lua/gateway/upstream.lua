@@ -213,7 +213,7 @@ end
 local function events(give)
     local rest = {}
     local size = 0
-    local self = { tail = "" }
+    local self = { last = "" }
     function self.take(piece)
         local whole
         if size == 0 and piece:sub(-2) == "\n\n" then
@@ -235,7 +235,7 @@ local function events(give)
             end
         end
         if whole then
-            self.tail = (self.tail .. whole):sub(-200)
+            self.last = whole
             give(whole)
         end
     end
@@ -292,11 +292,21 @@ function upstream.ask(request)
     return { sock = sock, headers = headers, name = name }
 end
 
+-- Whether a line of the text begins in one of these ways. Within JSON there is no line break.
+local function ends_with(text, ends)
+    for _i, line in ipairs(ends) do
+        if ("\n" .. text):find("\n" .. line, 1, true) then
+            return true
+        end
+    end
+    return false
+end
+
 local function read_answer(server, ends, give)
     if (server.headers["content-type"] or ""):find("text/event-stream", 1, true) then
         local stream = events(give)
         local complete, how = read_body(server.sock, server.headers, stream.take)
-        if complete and how == "closed" and not stream.tail:find(ends, 1, true) then
+        if complete and how == "closed" and not ends_with(stream.last, ends) then
             return nil, "closed"
         elseif complete then
             stream.flush()
@@ -313,8 +323,8 @@ local function read_answer(server, ends, give)
     return complete, how
 end
 
--- Gives the events of a server's answer to `give`, as they come. `ends` is what a complete stream has near its end. Returns nil when
--- it was complete, or the error.
+-- Gives the events of a server's answer to `give`, as they come. `ends`: how the last event of a complete stream may
+-- begin. Returns nil when it was complete, or the error.
 function upstream.stream(server, ends, give)
     local complete, how = read_answer(server, ends, give)
     server.sock:close()
