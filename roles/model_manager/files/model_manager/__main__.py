@@ -23,6 +23,7 @@ import uvicorn
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.__main__ import read_inventory
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors import InventoryError, SwitchingError
 
+from . import gateway_link
 from .app import create_app
 from .config import Config, ConfigError, read
 from .events import Bus
@@ -72,6 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         inventory = read_inventory(config.stack_dir)
         # First of all: one that nobody can reach is started again and again, and shall switch nothing meanwhile.
         door = _listen(config)
+        links = gateway_link.listen(config) if config.gateway_listen else None
     except (ConfigError, InventoryError) as error:
         _LOG.error("%s", error)
         return 2
@@ -84,11 +86,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with contextlib.ExitStack() as ending:
             ending.enter_context(door)
+            if links:
+                ending.enter_context(links)
             if config.traces_endpoint:
                 tracing = Tracing(config.traces_endpoint, platform.node())
                 manager.bus.listen(tracing.feed)
                 ending.callback(tracing.stop)
-            return _serve(config, manager, usage, door)
+            return _serve(config, manager, usage, door, links)
     except ConfigError as error:
         _LOG.error("%s", error)
         return 2
@@ -112,12 +116,13 @@ def _listen(config: Config) -> socket.socket:
         ) from None
 
 
-def _serve(config: Config, manager: Manager, usage: Usage, door: socket.socket) -> int:
+def _serve(config: Config, manager: Manager, usage: Usage, door: socket.socket, links: socket.socket | None) -> int:
     metrics = Metrics(manager.view, usage.totals)
     for listener in (usage.feed, metrics.feed):
         manager.bus.listen(listener)
+    manager.gateway.measure(metrics.gateway)
     manager.on_observed(usage.observed)
-    app = create_app(manager, config, [metrics.router(), usage.router()])
+    app = create_app(manager, config, [metrics.router(), usage.router()], links)
     manager.start()
     service = Service(
         uvicorn.Config(

@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
 from fastapi.openapi.utils import get_openapi
+from starlette.concurrency import run_in_threadpool
 
-from . import refusals
+from . import gateway_link, refusals
 from .config import Config
 from .control_api import ControlApi
 from .events_api import EventsApi
@@ -18,10 +21,28 @@ from .models_api import ModelsApi
 from .security import Guard, Rates, Tokens
 
 
-def create_app(manager: Manager, config: Config, routers: Iterable[APIRouter] = ()) -> FastAPI:
-    """The application. `routers` are those of other parts, such as the metrics. Raises ConfigError."""
+def create_app(
+    manager: Manager, config: Config, routers: Iterable[APIRouter] = (), links: socket.socket | None = None
+) -> FastAPI:
+    """The application. `routers` are those of other parts, such as the metrics. Raises ConfigError.
+
+    `links` is the socket at which the gateway's workers connect, where there is a gateway.
+    """
     tokens = Tokens.read(config.tokens_file)
+    link_token = gateway_link.read_token(config) if links else ""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        if links is None:
+            yield
+            return
+        async with gateway_link.serving(manager.gateway, link_token, links):
+            yield
+            # The workers are told how the last switch has left the models.
+            await run_in_threadpool(manager.stop)
+
     app = FastAPI(
+        lifespan=lifespan,
         title="Model manager",
         summary="Switches the models of a host.",
         version="1",

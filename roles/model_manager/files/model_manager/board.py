@@ -16,6 +16,7 @@ from ansible_collections.homegpt.vllm.plugins.module_utils.switching.plan import
 from . import view
 from .context import Context
 from .control import Control
+from .gateway import Gateway
 from .host_state import HostState
 from .reconcile import Reconciler
 from .schedule import Schedule
@@ -26,7 +27,13 @@ class Board:
     """Shows the host as it was observed last, and publishes what has changed since it was published."""
 
     def __init__(
-        self, context: Context, host: HostState, schedule: Schedule, control: Control, reconciler: Reconciler
+        self,
+        context: Context,
+        host: HostState,
+        schedule: Schedule,
+        control: Control,
+        reconciler: Reconciler,
+        gateway: Gateway,
     ) -> None:
         self._clock = context.clock
         self._now = context.now
@@ -35,6 +42,7 @@ class Board:
         self._schedule = schedule
         self._control = control
         self._reconciler = reconciler
+        self._gateway = gateway
         # What has been published of each model.
         self._told: dict[str, tuple[str, int | None, str]] = {}
         self._told_breakers: dict[str, dict[str, Any]] = {}
@@ -58,7 +66,8 @@ class Board:
         )
 
     def publish_states(self) -> None:
-        """Tell of the models and breakers that have changed."""
+        """Tell of the models and breakers that have changed, the gateway first."""
+        self._gateway.refresh()
         for model in self._host.inventory.models:
             now = self._host.state_of(model.id)
             before = self._told.get(model.id)
@@ -85,6 +94,8 @@ class Board:
         if holder == self._host.lock_holder:
             return False
         self._host.lock_holder = holder
+        if holder:
+            self._gateway.foreign(holder)
         self._bus.publish("lock", {"holder": holder})
         return True
 
@@ -131,7 +142,10 @@ class Board:
             active_seconds=host.active_seconds(model.id),
             in_flight=host.in_flight(model.id),
             idle_seconds=host.idle_seconds(model.id),
-            queue_depth=sum(one.waiters for one in self._schedule.asked() if one.model == model.id),
+            queue_depth=max(
+                sum(one.waiters for one in self._schedule.asked() if one.model == model.id),
+                self._gateway.waiting(model.id),
+            ),
             eta_seconds=None if model.disabled else self._schedule.eta(model),
             breaker=self._breaker(model.id),
             note=self._reconciler.notes.get(model.id, ""),

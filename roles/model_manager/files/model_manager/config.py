@@ -84,6 +84,13 @@ class Config:
     reload_idle_seconds: float = 300.0
     """A sleeping model whose server was lost is loaded again once whoever has to make room for that had no request for
     so long; 0: not before somebody asks for it."""
+    gateway_listen: str = ""
+    """The address and port at which the gateway's workers connect, `127.0.0.1:9001`; without one there is none."""
+    gateway_token_file: str = ""
+    """The file of the secret that the gateway and the service share."""
+    linger_seconds: float = 0.5
+    """With the gateway: how long a model without requests stays after its last answer before it makes room, with both
+    policies, unless somebody has waited for `max_wait_seconds`."""
     traces_endpoint: str = ""
     """The OpenTelemetry collector that gets a trace of each switch, by OTLP over HTTP: `http://127.0.0.1:4318`."""
     stop_timeout_seconds: float = 60.0
@@ -131,6 +138,27 @@ def _address(value: Any) -> str:
     except ValueError:
         raise _Wrong(f"must be an IP address, is {json.dumps(value)}: use 127.0.0.1, or 0.0.0.0 for all") from None
     return str(value)
+
+
+def address_and_port(text: str) -> tuple[str, int]:
+    """The IP address and the port of a text such as 127.0.0.1:9001 or [::1]:9001. Raises ValueError."""
+    host, colon, port = text.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = str(ipaddress.IPv6Address(host[1:-1]))
+    else:
+        host = str(ipaddress.IPv4Address(host))
+    if not colon or not port.isascii() or not port.isdigit() or not 1 <= int(port) <= 65535:
+        raise ValueError("no port")
+    return host, int(port)
+
+
+def _address_and_port(value: Any) -> str:
+    if value:
+        try:
+            address_and_port(_text(value))
+        except ValueError:
+            raise _Wrong(f"must be an IP address with a port, is {json.dumps(value)}: use 127.0.0.1:9001") from None
+    return _text(value)
 
 
 def _names(value: Any) -> tuple[str, ...]:
@@ -202,6 +230,9 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "retry_seconds": _number(0, above=True),
     "reconcile": _boolean,
     "reload_idle_seconds": _number(0),
+    "gateway_listen": _address_and_port,
+    "gateway_token_file": _file,
+    "linger_seconds": _number(0),
     "traces_endpoint": _url,
     "stop_timeout_seconds": _number(0),
 }
@@ -215,6 +246,8 @@ def parse(given: Any, path: str = "the configuration") -> Config:
     fields = _fields(given, {**_CHECKS, "models": lambda value: value}, "", mistakes)
     if "stack_dir" not in given:
         mistakes.append("stack_dir is missing: set it to the folder of the stack (vllm_stack_dir)")
+    if fields.get("gateway_listen") and not given.get("gateway_token_file"):
+        mistakes.append("gateway_token_file is missing: set it to the file of the gateway's link token")
     models = fields.get("models", {})
     if not isinstance(models, dict):
         mistakes.append(f'models must be an object, is {json.dumps(models)}: write it as {{"ID": {{...}}}}')

@@ -15,6 +15,8 @@ The kinds of events, with the keys of their data:
 - `mode`: `mode` and `pinned`
 - `eviction`: `model`, `weights`, `process`
 - `breaker`: `model`, `state` (closed, open, half_open), `failures`, `reason`, `retry_at` (seconds since 1970, or null)
+- `gateway`: `links` (its workers that are connected), `waiting` and `in_flight` (requests by model; only those
+  that have some)
 - `lost`: `events`, how many a reader has missed; -1 where nobody knows
 """
 

@@ -18,6 +18,7 @@ from ansible_collections.homegpt.vllm.plugins.module_utils.switching.plan import
 
 from . import eta, view
 from .breaker import Breaker
+from .gateway_counts import Requests
 from .tickets import Unsupported
 
 _EVICTION_OF_LEVEL = {
@@ -68,6 +69,9 @@ class HostState:
         self.active_since: dict[str, float] = {}
         self.held_gb: dict[str, float | None] = {}
         self.leaks: Mapping[str, Any] = {}
+        # The adapters that each server has told, and how many requests the gateway has, where there is one.
+        self.adapters: dict[str, tuple[str, ...]] = {}
+        self.requests: Callable[[str], Requests | None] = lambda _name: None
         # How the last switch ended, whoever made it, and who else has the host's lock now.
         self.last_switch: dict[str, Any] | None = None
         self.lock_holder = ""
@@ -158,13 +162,24 @@ class HostState:
 
     def in_flight(self, name: str) -> int | None:
         """The requests that a model has; None where that is unknown."""
+        told = self.requests(name)
+        if told:
+            return told.in_flight
         seen = self.seen.get(name)
         if seen is None or seen.state == plan.STOPPED:
             return 0 if seen else None
         return None if seen.running is None else seen.running + (seen.waiting or 0)
 
     def idle_seconds(self, name: str) -> float | None:
-        """For how long a model has had no request; None where that is unknown."""
+        """For how long a model has had no request, exactly where the gateway tells; None where that is unknown."""
+        told = self.requests(name)
+        if told is None or told.idle is None:
+            return self.unused_seconds(name)
+        active = self.active_seconds(name)
+        return told.idle if active is None else min(told.idle, active)
+
+    def unused_seconds(self, name: str) -> float | None:
+        """The same by what was observed, which also sees requests past the gateway, as late as the next look."""
         if name not in self._last_request:
             return None
         return 0.0 if self.in_flight(name) else max(0.0, self._clock() - self._last_request[name])

@@ -22,6 +22,7 @@ from .config import Config
 from .context import Context
 from .control import AUTO, MANUAL, Control
 from .events import Bus
+from .gateway import Gateway
 from .history import History, HistoryError
 from .host_state import HostState, eviction_level
 from .observer import Observed, Observer
@@ -75,8 +76,9 @@ class Manager:
         self._host = HostState(inventory, reconciler.breakers, now, clock)
         self._schedule = Schedule(config, self._host, now)
         self._control = Control(context, self._host)
-        self._board = Board(context, self._host, self._schedule, self._control, reconciler)
-        parts = (context, self._host, self._schedule, self._control, reconciler, self._board)
+        self.gateway = Gateway(context, self._host, self._schedule, reconciler.breakers, self.request, self._find)
+        self._board = Board(context, self._host, self._schedule, self._control, reconciler, self.gateway)
+        parts = (context, self._host, self._schedule, self._control, reconciler, self._board, self.gateway)
         self._worker = Worker(*parts)
         self._observer = Observer(*parts, self.request)
 

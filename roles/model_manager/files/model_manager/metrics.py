@@ -21,6 +21,7 @@ from prometheus_client.registry import Collector
 
 from . import view as states
 from .events import Event
+from .gateway_metrics import GatewayMetrics
 from .usage import Use
 from .view import ModelView, View
 
@@ -88,6 +89,7 @@ class Metrics:
             buckets=BUCKETS,
             registry=self.registry,
         )
+        self.gateway = GatewayMetrics(self.registry, BUCKETS)
         self.registry.register(_Host(view, totals, now))
         prometheus_client.ProcessCollector(registry=self.registry)
 
@@ -134,6 +136,7 @@ class Metrics:
         """All metrics in the format that `accept` asks for, and its content type."""
         for name in self._view().models:
             self._failures.labels(name)  # a counter that begins at 1 has never increased
+        self.gateway.models(self._view().models)
         # Not the library's choose_encoder: it fails at a version that is no number.
         if "application/openmetrics-text" in accept:
             text: bytes = openmetrics.generate_latest(self.registry)  # type: ignore[no-untyped-call]

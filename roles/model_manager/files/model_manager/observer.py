@@ -34,6 +34,7 @@ from . import records
 from .board import Board
 from .context import Context
 from .control import MANUAL, Control
+from .gateway import Gateway
 from .guarded_lock import still_holds
 from .history import Switch
 from .host_state import HostState
@@ -80,6 +81,7 @@ class Observer:
         control: Control,
         reconciler: Reconciler,
         board: Board,
+        gateway: Gateway,
         request: Request,
     ) -> None:
         self._context = context
@@ -91,6 +93,7 @@ class Observer:
         self._control = control
         self._reconciler = reconciler
         self._board = board
+        self._gateway = gateway
         self._request = request
         self._hooks: list[Callable[[Observed], None]] = []
         self._observing: Switcher | None = None
@@ -145,6 +148,8 @@ class Observer:
             return
         if changed or self._host.lock_holder or age >= self._config.observe_seconds:
             changed |= self._look_for_others()
+        if changed:
+            self._look_for_quick_ones()
         if changed or age >= self._config.observe_seconds or not self._observing:
             self._look()
             self._wake_worker()
@@ -163,6 +168,13 @@ class Observer:
             if self._schedule.running or generation != self._host.generation:
                 return False  # a lock that is held may be our own, or have been
             return self._board.note_holder(holder)
+
+    def _look_for_quick_ones(self) -> None:
+        """See whether somebody has switched so quickly that nobody has seen the lock held."""
+        last = status.read_last_switch(self._config.stack_dir)
+        with self._changed:
+            if not self._schedule.running and last != self._host.last_switch:
+                self._gateway.foreign("")
 
     def _look(self) -> None:
         """Observe all servers, and take over what they are unless a switch has begun or ended meanwhile."""
@@ -184,6 +196,7 @@ class Observer:
                 return host.servers[name].counters()
             return Counters()
 
+        adapters = {m.id: host.servers[m.id].adapters for m in inventory.enabled}
         counters = dict(zip(awake, host.each(count, awake), strict=True))
         desired = desired_state.read(inventory, stack_dir)
         known, last = state_files.models(stack_dir, state_files.COSTS), status.read_last_switch(stack_dir)
@@ -201,7 +214,9 @@ class Observer:
             self._host.observe(seen, counters, lock.active_since)
             if last and not self._schedule.running and self._board.note_others_switch(last):
                 kept = records.of_others(last)
+            self._host.adapters.update({name: tuple(told) for name, told in adapters.items() if told is not None})
             if undisturbed:
+                self._gateway.looked()
                 self._control.check_pin(self._schedule.asked())
             self._reconcile(inventory, last, former, lock_stamp, not undisturbed)
             self._board.publish_states()
@@ -237,7 +252,7 @@ class Observer:
             waiting={one.model for one in self._schedule.asked() if one.desired == plan.ACTIVE},
             manual=self._control.mode == MANUAL,
             kept_awake=self._host.kept_awake() | ({pinned} if pinned else set()),
-            idle_seconds={m.id: self._host.idle_seconds(m.id) for m in inventory.enabled},
+            idle_seconds={m.id: self._least_idle_seconds(m.id) for m in inventory.enabled},
         )
         for action in self._reconciler.round(situation):
             guard = functools.partial(still_holds, action, inventory, self._config.stack_dir)
@@ -247,6 +262,11 @@ class Observer:
                 _LOG.warning("%s is not brought to the state %s: %s", action.model, action.desired, error)
             else:
                 _LOG.info("%s is brought to the state %s: %s", action.model, action.desired, action.reason)
+
+    def _least_idle_seconds(self, name: str) -> float | None:
+        """For how long a model surely had no request, neither through the gateway nor past it."""
+        found = [self._host.idle_seconds(name), self._host.unused_seconds(name)]
+        return None if None in found else min(one for one in found if one is not None)
 
     def _engine(self) -> Switcher:
         if self._observing is None:
@@ -279,6 +299,7 @@ class Observer:
             self._host.generation += 1
             self._host.inventory = inventory
             bus.publish("inventory", {"models": [m.id for m in inventory.models]})
+            self._gateway.refresh()
         self._close()
         self._next_report = 0.0
 

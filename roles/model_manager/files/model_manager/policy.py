@@ -30,6 +30,7 @@ class Settings:
 
     `max_wait_seconds` bounds the wait of a request until its model is active, for `batched`. `linger_seconds` is
     how long an active model has to be idle before it makes room early; None: as long as the switch takes.
+    `rest_seconds` is how long it stays after its last answer, for both policies, as long as nobody waits too long.
     `min_active_seconds` is how long a model stays active at least, for both policies. `drain_seconds` is allowed for
     each drain beyond what it usually takes, so that the bound holds where a drain takes longer.
     """
@@ -38,6 +39,7 @@ class Settings:
     linger_seconds: float | None = None
     min_active_seconds: float = 0.0
     drain_seconds: float = 0.0
+    rest_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -112,23 +114,23 @@ def decide(policy: str, situation: Situation) -> Decision:
     return (_fifo if policy == FIFO else _batched)(situation, queue)
 
 
-def _fifo(situation: Situation, queue: Sequence[Waiting]) -> Decision:
-    held: list[Waiting] = []
+def _fifo(situation: Situation, queue: Sequence[Waiting], rests: bool = True) -> Decision:
+    held: dict[str, float] = {}
     for one in queue:
         # Who waits longer is never overtaken on its own GPUs.
-        if any(other.model in one.conflicts for other in held):
+        if any(name in one.conflicts for name in held):
             continue
-        if not _held_seconds(situation, one):
+        left = max(_held_seconds(situation, one), _rests_seconds(situation, one) if rests else 0.0)
+        if not left:
             return Decision(one.model, why=f"{one.model} has been waited for longest")
-        held.append(one)
-    again = min(_held_seconds(situation, one) for one in held)
-    return Decision(None, again, "the active model stays active for min_active_seconds")
+        held[one.model] = left
+    return Decision(None, min(held.values()), "the active model stays active for min_active_seconds, or rests")
 
 
 def _batched(situation: Situation, queue: Sequence[Waiting]) -> Decision:
     slack = _slack(situation, queue)
     if slack <= _EPSILON:
-        return _fifo(situation, queue)
+        return _fifo(situation, queue, rests=False)
     best: tuple[float, str] | None = None
     again = slack
     for one in queue:
@@ -162,6 +164,16 @@ def _held_seconds(situation: Situation, target: Waiting) -> float:
     return left if left > _EPSILON else 0.0
 
 
+def _rests_seconds(situation: Situation, target: Waiting) -> float:
+    """For how long an idle model that has to make room stays yet because its last answer has just ended."""
+    settings = situation.settings
+    if target.oldest_wait_seconds >= settings.max_wait_seconds:
+        return 0.0
+    idle = [one.idle_seconds for one in _displaced(situation, target) if one.in_flight == 0]
+    left = max((settings.rest_seconds - seconds for seconds in idle), default=0.0)
+    return left if left > _EPSILON else 0.0
+
+
 def _idle_in(situation: Situation, target: Waiting) -> float:
     """How long it takes until those that make room for it have been idle for long enough and may leave.
 
@@ -170,6 +182,7 @@ def _idle_in(situation: Situation, target: Waiting) -> float:
     linger = situation.settings.linger_seconds
     if linger is None:
         linger = _switch_seconds(situation, target)
+    linger = max(linger, situation.settings.rest_seconds)
     left = _held_seconds(situation, target)
     for one in _displaced(situation, target):
         left = max(left, linger - one.idle_seconds if one.in_flight == 0 else math.inf)

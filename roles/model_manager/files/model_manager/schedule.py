@@ -114,7 +114,7 @@ class Schedule:
             tuple(
                 policy.Waiting(
                     ticket.model,
-                    depth=max(1, ticket.waiters),
+                    depth=max(1, ticket.waiters - ticket.uncounted),
                     oldest_wait_seconds=max(0.0, now - ticket.asked_at),
                     arrive_seconds=host.estimate([], ticket.model),
                     leave_seconds=host.estimate([ticket.model], None),
@@ -124,6 +124,7 @@ class Schedule:
             ),
             policy.Settings(
                 max_wait_seconds=self._config.max_wait_seconds,
+                rest_seconds=self._config.linger_seconds if self._config.gateway_listen else 0.0,
                 min_active_seconds=settings.min_active_seconds,
                 drain_seconds=settings.drain_timeout_seconds,
             ),

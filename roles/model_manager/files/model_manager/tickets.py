@@ -93,6 +93,8 @@ class Ticket:
         self.result: dict[str, Any] | None = None
         self.error: dict[str, Any] | None = None
         self.waiters = 1
+        # Those of them who count for nobody's turn: too many of one kind.
+        self.uncounted = 0
         # Asked under the host's lock whether it is still to be done.
         self.guard: Callable[[], bool] | None = None
         self.future: concurrent.futures.Future[Ticket] = concurrent.futures.Future()

@@ -20,7 +20,8 @@ from . import records
 from .board import Board
 from .context import Context
 from .control import Control
-from .guarded_lock import GuardedLock
+from .gateway import Gateway
+from .guarded_lock import GuardedLock, Superseded
 from .history import Switch
 from .host_state import HostState
 from .reconcile import Reconciler
@@ -50,6 +51,7 @@ class Worker:
         control: Control,
         reconciler: Reconciler,
         board: Board,
+        gateway: Gateway,
     ) -> None:
         self._context = context
         self._changed = context.changed
@@ -60,6 +62,7 @@ class Worker:
         self._control = control
         self._reconciler = reconciler
         self._board = board
+        self._gateway = gateway
         self._ended: collections.OrderedDict[str, Ticket] = collections.OrderedDict()
         self._take_back = threading.Event()
         self._taken_back = threading.Lock()
@@ -100,6 +103,7 @@ class Worker:
         try:
             for act in ticket.when_ended:
                 act(ticket)
+            self._gateway.ended(ticket)
             self._bus.publish("switch_ended", ticket.as_dict())
         finally:
             ticket.future.set_result(ticket)
@@ -158,6 +162,10 @@ class Worker:
         self._switch(ticket)
 
     def _switch(self, ticket: Ticket) -> None:
+        cleared = self._gateway.clear(ticket)
+        if cleared.error:
+            self._call_off(ticket, cleared.error)
+            return
         host = self._host
         inventory, stack_dir = host.inventory, self._context.config.stack_dir
         error: dict[str, Any] | None = None
@@ -165,10 +173,10 @@ class Worker:
         kept: list[Switch] = []
         try:
             with self._context.switcher(
-                self._with_evictions(inventory, ticket),
+                self._with_evictions(inventory, ticket, cleared.drain_seconds),
                 stack_dir,
                 sleep=self._sleep,
-                tell=lambda text: _LOG.info("%s", text),
+                tell=self._tell,
                 observer=self._step,
                 lock=GuardedLock(stack_dir, functools.partial(self._locked, ticket, kept)),
             ) as switcher:
@@ -198,8 +206,25 @@ class Worker:
         for switch in (*kept, *([done] if done else [])):
             self._context.history.record_switch(switch)
 
-    def _with_evictions(self, inventory: Inventory, ticket: Ticket) -> Inventory:
-        """The inventory with the sleep levels that were set at run time."""
+    def _call_off(self, ticket: Ticket, error: dict[str, Any]) -> None:
+        """Nothing of this switch was begun but in the queue, and nothing will be."""
+        with self._changed:
+            ticket.begun_at = None
+            if error["kind"] == Superseded.__name__:
+                self._reconciler.ended(self._context.clock(), ticket.model, ticket.desired, ticket.by, None, error)
+            self._schedule.running = None
+            self.end(ticket, error=error)
+            self._board.publish_queue()
+            self._changed.notify_all()
+
+    def _tell(self, text: str) -> None:
+        """The engine tells what it waits for: whoever else has the host's lock switches now."""
+        _LOG.info("%s", text)
+        if text.startswith("waiting for another switch of this host"):
+            self._gateway.foreign(text)
+
+    def _with_evictions(self, inventory: Inventory, ticket: Ticket, drain_seconds: float | None) -> Inventory:
+        """The inventory with the sleep levels that were set at run time, and what is left of the time to drain."""
         with self._changed:
             levels = self._host.levels()
         if ticket.level is not None:
@@ -207,7 +232,10 @@ class Worker:
         models = tuple(
             dataclasses.replace(m, sleep_level=levels[m.id]) if levels.get(m.id) else m for m in inventory.models
         )
-        return Inventory(models, inventory.switching)
+        switching = inventory.switching
+        if drain_seconds is not None:
+            switching = dataclasses.replace(switching, drain_timeout_seconds=drain_seconds)
+        return Inventory(models, switching)
 
     def _sleep(self, seconds: float) -> None:
         """How the engine waits. When the service ends, the switch fails here, once, and the engine takes it back."""

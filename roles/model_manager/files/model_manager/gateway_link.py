@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: MIT
+"""The connections of the gateway's workers: lines of JSON over TCP, in the event loop of the service.
+
+Nothing here knows what the lines mean. A worker that sends what is no line of JSON, or takes nothing any more, loses
+its connection; it may come again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+import hashlib
+import hmac
+import json
+import logging
+import socket
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+from .config import Config, ConfigError, address_and_port
+from .gateway import Gateway
+
+_LOG = logging.getLogger(__name__)
+
+PROTOCOL = 1
+# The longest line that a worker may send.
+MOST_LINE_BYTES = 65536
+# What may pile up for a worker that takes nothing.
+MOST_UNSENT_BYTES = 8 * 2**20
+# nginx has a worker for each core, and those of before while they end.
+MOST_LINKS = 512
+# How long whoever connects may take to say who it is.
+_HELLO_SECONDS = 5.0
+_LEAST_TOKEN = 16
+
+
+class WorkerLink(asyncio.Protocol):
+    """One connection. The gateway knows it from its first line on, if that has the token."""
+
+    def __init__(self, server: LinkServer) -> None:
+        self.store = ""
+        self.name = "a worker"
+        self._server = server
+        self._transport: asyncio.Transport | None = None
+        self._left = b""
+        self._greeted = False
+        self._hurry: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Somebody has connected."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        sock = transport.get_extra_info("socket")
+        if sock is not None:
+            with contextlib.suppress(OSError):
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        if not self._server.came(self):
+            transport.abort()
+            return
+        loop = asyncio.get_running_loop()
+        self._hurry = loop.call_later(_HELLO_SECONDS, self._drop, "did not say who it is")
+
+    def data_received(self, data: bytes) -> None:
+        """A part of its lines."""
+        *lines, self._left = (self._left + data).split(b"\n")
+        if len(self._left) > MOST_LINE_BYTES or any(len(line) > MOST_LINE_BYTES for line in lines):
+            self._drop(f"sent a line of more than {MOST_LINE_BYTES} bytes")
+            return
+        try:
+            messages = [_message(line) for line in lines]
+            if messages and not self._greeted:
+                self._greet(messages.pop(0))
+            if messages and self._greeted:
+                self._server.gateway.take(self, messages)
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+            self._drop(f"sent what makes no sense ({type(error).__name__})")
+
+    def eof_received(self) -> bool:
+        """It sends no more: close."""
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It is gone."""
+        if self._hurry:
+            self._hurry.cancel()
+        self._server.went(self)
+        if self._greeted:
+            self._greeted = False
+            self._server.gateway.lost(self)
+
+    def send(self, message: Mapping[str, Any] | bytes) -> None:
+        """Send a message, or a line that is encoded already, from whatever thread."""
+        line = message if isinstance(message, bytes) else json.dumps(message, separators=(",", ":")).encode() + b"\n"
+        self._server.post(self, line)
+
+    def write(self, data: bytes) -> None:
+        """Write lines, within the event loop. Who does not take them is dropped."""
+        if self._transport is None or self._transport.is_closing():
+            return
+        if self._transport.get_write_buffer_size() + len(data) > MOST_UNSENT_BYTES:
+            self._drop("takes nothing any more")
+            return
+        self._transport.write(data)
+
+    def close(self) -> None:
+        """End it, once what was written is sent."""
+        if self._transport:
+            self._transport.close()
+
+    def _greet(self, hello: Mapping[str, Any]) -> None:
+        if hello.get("t") != "hello" or not self._server.knows(str(hello.get("token"))):
+            self._drop("has a wrong token, or none: the gateway and the manager must have the same link token")
+            return
+        if hello.get("protocol") != PROTOCOL:
+            self._drop(f"speaks protocol {hello.get('protocol')!r}, and this manager {PROTOCOL}: update the older one")
+            return
+        self.name = f"worker {str(hello.get('worker'))[:40]!r}"
+        self.store = str(hello.get("store") or "")
+        if self._hurry:
+            self._hurry.cancel()
+        self._greeted = True
+        self._server.gateway.connected(self)
+
+    def _drop(self, why: str) -> None:
+        if self._transport and not self._transport.is_closing():
+            self._server.complain(f"the gateway's {self.name} {why}: its connection is closed")
+            self._transport.abort()
+
+
+class LinkServer:
+    """All connections. What is to be sent is handed to the event loop, as much at once as there is."""
+
+    def __init__(self, gateway: Gateway, token: str) -> None:
+        self.gateway = gateway
+        self._digest = _digest(token)
+        self._links: set[WorkerLink] = set()
+        self._outbox: collections.deque[tuple[WorkerLink, bytes]] = collections.deque()
+        self._posted = False
+        self._loop = asyncio.get_running_loop()
+        self._complained: dict[str, float] = {}
+
+    def knows(self, token: str) -> bool:
+        """Whether this is the token."""
+        return hmac.compare_digest(_digest(token), self._digest)
+
+    def came(self, link: WorkerLink) -> bool:
+        """Somebody has connected; whether there is room."""
+        if len(self._links) >= MOST_LINKS:
+            self.complain(f"{MOST_LINKS} connections of the gateway's workers are open: no more are taken")
+            return False
+        self._links.add(link)
+        return True
+
+    def went(self, link: WorkerLink) -> None:
+        """Somebody has gone."""
+        self._links.discard(link)
+
+    def complain(self, text: str) -> None:
+        """Say what is wrong, the same at most once a minute: whoever can connect could fill the log."""
+        now = self._loop.time()
+        if now - self._complained.get(text, -60.0) >= 60:
+            if len(self._complained) > 100:
+                self._complained.clear()
+            self._complained[text] = now
+            _LOG.warning("%s", text)
+
+    def post(self, link: WorkerLink, line: bytes) -> None:
+        """Have a line sent; from whatever thread, in the order in which this is called."""
+        self._outbox.append((link, line))
+        if not self._posted:
+            self._posted = True
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                self._loop.call_soon_threadsafe(self._flush)
+
+    def _flush(self) -> None:
+        self._posted = False
+        lines: dict[WorkerLink, list[bytes]] = {}
+        with contextlib.suppress(IndexError):
+            while True:
+                link, line = self._outbox.popleft()
+                lines.setdefault(link, []).append(line)
+        for link, found in lines.items():
+            link.write(b"".join(found))
+
+    async def ticking(self) -> None:
+        """Have the gateway do what is due, for ever."""
+        while True:
+            await asyncio.sleep(self.gateway.tick())
+
+    async def close(self) -> None:
+        """Send what there is, and close all connections."""
+        self._flush()
+        for link in list(self._links):
+            link.close()
+        for _each in range(100):
+            if not self._links:
+                return
+            await asyncio.sleep(0.01)
+
+
+def read_token(config: Config) -> str:
+    """The secret that the gateway and the manager share. Raises ConfigError."""
+    path = config.gateway_token_file
+    try:
+        with open(path, encoding="utf-8") as file:
+            token = file.read().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no text"
+        raise ConfigError(path, [f"gateway_token_file can't be read ({reason}): write a random text into it"]) from None
+    if len(token) < _LEAST_TOKEN:
+        what = f"gateway_token_file has {len(token)} characters: write at least {_LEAST_TOKEN} random ones into it"
+        raise ConfigError(path, [what])
+    return token
+
+
+def listen(config: Config) -> socket.socket:
+    """A socket with the address for the workers. Raises OSError, whose text says what to do."""
+    host, port = address_and_port(config.gateway_listen)
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise OSError(
+            f"the service can't listen on {config.gateway_listen} ({error.strerror}): stop what else does, or correct "
+            "gateway_listen"
+        ) from None
+
+
+@contextlib.asynccontextmanager
+async def serving(gateway: Gateway, token: str, door: socket.socket) -> AsyncIterator[LinkServer]:
+    """Serve the gateway's workers at this socket, within the running event loop."""
+    server = LinkServer(gateway, token)
+    listening = await asyncio.get_running_loop().create_server(lambda: WorkerLink(server), sock=door)
+    ticking = asyncio.ensure_future(server.ticking())
+    try:
+        yield server
+    finally:
+        listening.close()
+        ticking.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await ticking
+        await server.close()
+
+
+def _message(line: bytes) -> dict[str, Any]:
+    found = json.loads(line)
+    if not isinstance(found, dict):
+        raise ValueError("no object")
+    return found
+
+
+def _digest(token: str) -> bytes:
+    return hashlib.sha256(token.encode()).digest()
