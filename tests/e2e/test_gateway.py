@@ -40,8 +40,8 @@ class Gated(Stack):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder, [contained("a", startup_mode="active"), contained("b")])
         self.gateway = f"{self.tag}-gateway"
-        self.port, self.link, self.manager = free_port(), free_port(), free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.door, self.link, self.manager = free_port(), free_port(), free_port()
+        self.url = f"http://127.0.0.1:{self.door}"
         self.more.update(
             model_manager_enabled=True,
             model_manager_systemd=False,
@@ -50,7 +50,7 @@ class Gated(Stack):
             model_gateway_enabled=True,
             model_gateway_image=IMAGE,
             model_gateway_container_name=self.gateway,
-            model_gateway_port=self.port,
+            model_gateway_port=self.door,
             model_gateway_link_port=self.link,
             model_gateway_api_keys=[{"name": "alice", "key": KEY}],
         )
@@ -205,7 +205,7 @@ def test_a_long_body_goes_by_the_spool(story: Story) -> None:
 
 def test_open_webui_asks_it_alone(story: Story) -> None:
     environment = dict(entry.split("=", 1) for entry in inspect(story.stack.webui)["Config"]["Env"])
-    assert environment["OPENAI_API_BASE_URLS"] == f"http://host.docker.internal:{story.stack.port}/v1"
+    assert environment["OPENAI_API_BASE_URLS"] == f"http://host.docker.internal:{story.stack.door}/v1"
     assert environment["OPENAI_API_KEYS"] == (story.stack.files / "webui-key").read_text().strip()
     assert json.loads(environment["OPENAI_API_CONFIGS"])["0"]["headers"]["X-OpenWebUI-Task"] == "{{TASK}}"
     told = requests.get(f"http://127.0.0.1:{story.stack.webui_port}/api/models", timeout=SECONDS).json()["data"]

@@ -215,7 +215,11 @@ GATEWAY = "http://host.docker.internal:8000/v1"
 @pytest.mark.parametrize(("asks", "key"), [(False, "dummy"), (True, "${MODEL_GATEWAY_WEBUI_KEY}")])
 def test_a_gateway_is_asked_alone(asks: bool, key: str) -> None:
     # No server's key is of interest, not even one that Open WebUI could not be given.
-    given = [{"args": {"api_key": "k;l"}}, {"args": {"runner": "pooling"}}, {"start_command": ["x"]}]
+    given: list[dict[str, Any]] = [
+        {"args": {"api_key": "k;l"}},
+        {"args": {"runner": "pooling"}},
+        {"start_command": ["x"]},
+    ]
     told = environment(*given, gateway_port=8000, gateway_key=asks)
     assert (told[URLS], told[KEYS]) == (GATEWAY, key)
     assert json.loads(told["OPENAI_API_CONFIGS"]) == {
