@@ -160,6 +160,7 @@ def test_only_what_differs_is_changed(host: Gated, play: Play) -> None:
     }
 
 
+@pytest.mark.whole
 def test_without_keys_nobody_has_one(host: Gated, play: Play) -> None:
     gateway = host.stack / "gateway"
     assert play(model_gateway_api_keys=[]).changed() == 2
@@ -168,6 +169,7 @@ def test_without_keys_nobody_has_one(host: Gated, play: Play) -> None:
     assert play(model_gateway_api_keys=[]).changed() == 0
 
 
+@pytest.mark.whole
 def test_a_certificate_comes_and_goes(host: Gated, play: Play) -> None:
     gateway = host.stack / "gateway"
     certificate, key = pair()
@@ -190,6 +192,7 @@ def test_a_certificate_comes_and_goes(host: Gated, play: Play) -> None:
     assert not (gateway / "tls.key").exists()
 
 
+@pytest.mark.whole
 def test_secrets_of_a_host_are_never_made_anew(host: Gated, play: Play) -> None:
     token = host.stack / "gateway/link-token"
     before = token.read_bytes()
