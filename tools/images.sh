@@ -2,11 +2,12 @@
 # SPDX-License-Identifier: MIT
 # Builds the container images that the tests use, from Debian packages alone; needs a Docker engine.
 #
-#   tools/images.sh [NAME ...]     base standin webui cpu fleet; all of them unless told otherwise
+#   tools/images.sh [NAME ...]     base standin webui gateway cpu fleet; all of them unless told otherwise
 #
 #   homegpt-base:bookworm   Debian with Python and little more
 #   vllm-standin:local      the stand-in (tests/standin) behind the entry point of vllm/vllm-openai
 #   webui-standin:local     a stand-in for Open WebUI
+#   gateway-debian:local    Debian's nginx with Lua, for the role model_gateway
 #   vllm-cpu:local          real vLLM for CPUs, with the models /models/tiny-a and /models/tiny-b
 #   fleet-host:SUITE        a host with sshd and the stand-in, for Debian bookworm and trixie
 #
@@ -109,6 +110,14 @@ webui() {
     build "$image" "$inputs" tests/images/webui
 }
 
+gateway() {
+    local image=gateway-debian:local inputs
+    base bookworm
+    inputs=$({ id_of homegpt-base:bookworm; digest_of tests/images/gateway; } | digest)
+    if is_there "$image" "$inputs"; then return; fi
+    build "$image" "$inputs" tests/images/gateway
+}
+
 cpu() {
     local image=vllm-cpu:local venv version suite inputs
     venv=$(bash tools/real_vllm.sh)
@@ -148,17 +157,17 @@ cpu() {
 }
 
 names=("$@")
-[ $# -gt 0 ] || names=(base standin webui cpu fleet)
+[ $# -gt 0 ] || names=(base standin webui gateway cpu fleet)
 for name in "${names[@]}"; do
     case $name in
     base) base bookworm ;;
-    standin | webui | cpu) "$name" ;;
+    standin | webui | gateway | cpu) "$name" ;;
     fleet)
         fleet bookworm 3.11
         fleet trixie 3.13
         ;;
     *)
-        say "there is no image $name: base, standin, webui, cpu or fleet"
+        say "there is no image $name: base, standin, webui, gateway, cpu or fleet"
         exit 1
         ;;
     esac

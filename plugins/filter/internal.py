@@ -47,6 +47,8 @@ FUNCTIONS = {
     "docker_problem": "containers.docker_problem",
     "dotenv_text": "compose.dotenv_text",
     "entrypoints": "compose.entrypoint_problems",
+    "gateway_keys": "gateway.keys",
+    "gateway_settings": "gateway.settings",
     "host_folders": "weights.folders_of_models",
     "load_batches": "placement.load_batches",
     "open_webui_environment": "open_webui.environment",

@@ -19,11 +19,19 @@ Models = typing.Sequence[typing.Mapping[str, typing.Any]]
 
 URLS = "OPENAI_API_BASE_URLS"
 KEYS = "OPENAI_API_KEYS"
+CONFIGS = "OPENAI_API_CONFIGS"
 PARAMS = "DEFAULT_MODEL_PARAMS"
 NO_PROXY = ("NO_PROXY", "no_proxy")
 
 # Its health check asks itself.
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+# The host as its containers know it; the service's extra_hosts says so.
+HOST = "host.docker.internal"
+# The key that the role model_gateway has made on the host, in .env.
+GATEWAY_KEY = "MODEL_GATEWAY_WEBUI_KEY"
+# By these the gateway tells the title of a chat from the chat itself. Open WebUI fills them in.
+HEADERS = {"X-OpenWebUI-Task": "{{TASK}}", "X-OpenWebUI-Chat": "{{CHAT_ID}}"}
 
 # For the list of models every server is asked at once, and the slowest is waited for: 10 s unless this is set. A server
 # that sleeps answers at once, and one that does not run refuses.
@@ -31,26 +39,41 @@ LIST_SECONDS = "3"
 
 
 def environment(
-    models: Models, env: typing.Any = None, models_for_all: bool = True, inline: bool = False
+    models: Models,
+    env: typing.Any = None,
+    models_for_all: bool = True,
+    inline: bool = False,
+    gateway_port: int = 0,
+    gateway_key: bool = False,
 ) -> dict[str, str]:
     """What the models add to the environment that was given, as texts for a compose file.
 
     What was given wins, and is left out here. Only hosts without a proxy and the models' default parameters are joined:
     who gives some does not mean the others to go. Raises ValueError for what mistakes() tells.
+
+    C(gateway_port): that of the host's gateway, which alone is asked then; 0 where there is none. C(gateway_key):
+    whether it asks for a key.
     """
-    wrong = list(mistakes(models, env))
+    wrong = list(mistakes(() if gateway_port else models, env))
     if wrong:
         raise ValueError("; ".join(wrong))
     own = _texts(env)
-    running = [model for model in models if not model["start_command"] and model["startup_mode"] != "disabled"]
-    talking = [model for model in running if _talks(model)]
-    known = {_url(model): compose.api_key(model).in_compose(inline) for model in talking}
+    enabled = [model for model in models if model["startup_mode"] != "disabled"]
+    running = [model for model in enabled if not model["start_command"]]
+    # The gateway reaches all of them.
+    talking = [model for model in (enabled if gateway_port else running) if _talks(model)]
+    gateway = "http://%s:%d/v1" % (HOST, gateway_port) if gateway_port else ""
+    if gateway:
+        known = {gateway: "${%s}" % GATEWAY_KEY if gateway_key else "dummy"}
+    else:
+        known = {_url(model): compose.api_key(model).in_compose(inline) for model in talking}
     urls = _entries(own[URLS]) if URLS in own else list(known)
     added = {
         "ENABLE_OPENAI_API": str(bool(urls)),
         URLS: ";".join(known),
         # A key goes to the address at its place: none of a model's to another server.
         KEYS: ";".join(known.get(url, "") for url in urls),
+        CONFIGS: _configs(urls, gateway),
         "ENABLE_OLLAMA_API": "False",
         "ENABLE_PERSISTENT_CONFIG": "False",
         # Else accounts of the role `user` see no model until an administrator shares each.
@@ -70,7 +93,7 @@ def environment(
         found[PARAMS] = compose.escape(json.dumps(params))
     # Programs differ in which of the two they read, and a lower-case one hides the other. A server of vectors may be
     # asked about documents.
-    unproxied = _unproxied(running, [own.get(name, "") for name in NO_PROXY])
+    unproxied = _unproxied(running, [own.get(name, "") for name in NO_PROXY], [HOST] if gateway else [])
     return {**found, **dict.fromkeys(NO_PROXY, compose.escape(",".join(unproxied)))}
 
 
@@ -112,6 +135,12 @@ def _url(model: typing.Mapping[str, typing.Any]) -> str:
     return "http://%s:%s/v1" % (model["container_name"], model["port"])
 
 
+def _configs(urls: typing.Sequence[str], gateway: str) -> str:
+    """What is set for each address by its number: the gateway is told which requests are tasks, and of which chat."""
+    found = {str(number): {"headers": HEADERS} for number, url in enumerate(urls) if gateway and url == gateway}
+    return json.dumps(found, separators=(",", ":")) if found else ""
+
+
 def _entries(urls: str) -> list[str]:
     return [url.strip() for url in urls.split(";")]
 
@@ -120,8 +149,8 @@ def _has_tool_parser(model: typing.Mapping[str, typing.Any]) -> bool:
     return bool(model["args"].get("enable_auto_tool_choice") and model["args"].get("tool_call_parser"))
 
 
-def _unproxied(models: Models, given: typing.Iterable[str]) -> list[str]:
+def _unproxied(models: Models, given: typing.Iterable[str], more: typing.Sequence[str] = ()) -> list[str]:
     entries = [entry.strip() for text in given for entry in text.split(",") if entry.strip()]
     if "*" in entries:
         return ["*"]  # it means all only where it stands alone
-    return list(dict.fromkeys([*entries, *LOOPBACK, *(model["container_name"] for model in models)]))
+    return list(dict.fromkeys([*entries, *LOOPBACK, *more, *(model["container_name"] for model in models)]))

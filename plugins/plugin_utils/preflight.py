@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import re
 import typing
 
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching import redaction
@@ -14,7 +13,7 @@ from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors impo
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.gpus import is_amd, is_mig
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import Inventory, Model, parse
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.texts import map_text
-from ansible_collections.homegpt.vllm.plugins.plugin_utils import open_webui, rollout, weights
+from ansible_collections.homegpt.vllm.plugins.plugin_utils import preflight_services, rollout, weights
 from ansible_collections.homegpt.vllm.plugins.plugin_utils.placement import names_of, place
 
 # The variables of the inventory that no role has in its name.
@@ -59,25 +58,15 @@ ASKED: dict[str, tuple[str, ...]] = {
 ROLLOUTS = ("switch", "roll_back")
 # The roles that a playbook plays.
 ROLES: dict[str, tuple[str, ...]] = {
-    "site": ("docker_host", "vllm_servers", "open_webui", "compose_stack", "model_manager"),
-    "bootstrap": ("vllm_servers", "open_webui", "model_manager"),
+    "site": ("docker_host", "vllm_servers", "open_webui", "compose_stack", "model_manager", "model_gateway"),
+    "bootstrap": ("vllm_servers", "open_webui", "model_manager", "model_gateway"),
     "prefetch": ("vllm_servers",),
-    "teardown": ("compose_stack", "vllm_servers", "open_webui", "docker_host"),
+    "teardown": ("compose_stack", "vllm_servers", "open_webui", "model_gateway", "docker_host"),
     "awx": ("awx",),
 }
-ALL_ROLES = ("awx", "compose_stack", "docker_host", "model_manager", "open_webui", "vllm_servers")
+ALL_ROLES = ("awx", "compose_stack", "docker_host", "model_gateway", "model_manager", "open_webui", "vllm_servers")
 PREFIXES = (*(f"{role}_" for role in ALL_ROLES), "vllm_", "switch_", "teardown_")
 BOOLEAN = ("record_canary", "teardown_data", "teardown_caches", "vllm_docker_host")
-# The manager's port unless the inventory has another. It is spoken for even where none is enabled: one may be later.
-MANAGER_PORT = 9000
-# Settings of the manager that have a variable of their own.
-MANAGER_SETTINGS = {
-    "allowed_hosts": "model_manager_allowed_hosts",
-    "listen": "model_manager_listen",
-    "port": "model_manager_port",
-    "stack_dir": "vllm_stack_dir",
-    "tokens_file": "model_manager_operator_tokens and model_manager_reader_tokens",
-}
 # Where a container has what the role mounts into every one.
 MOUNTS = (*weights.CACHES.values(), "/logs")
 Values = typing.Mapping[str, typing.Any]
@@ -111,6 +100,10 @@ def check(playbook: str, hosts: typing.Sequence[Host], unreadable: typing.Sequen
             inventories[host.name] = inventory
             found += [(host.name, mistake) for mistake in _own(playbook, host, inventory)]
         found += [(host.name, mistake) for mistake in _booleans(host.values)]
+    ids = {model.id for inventory in inventories.values() for model in inventory.models}
+    for host in hosts:
+        if host.name in inventories:
+            found += [(host.name, mistake) for mistake in preflight_services.unknown_models(host.values, ids)]
     mistakes = grouped(found, len(hosts) + len(unreadable))
     if not hosts:
         return mistakes
@@ -186,19 +179,8 @@ def _own(playbook: str, host: Host, inventory: Inventory) -> typing.Iterator[str
             yield str(error)
     if any(not model.start_command for model in inventory.enabled):
         yield from _volumes(host.values)
-    yield from _manager(host.values)
-    webui = _webui(host.values, inventory)
-    manager_port = _port(host.values.get("model_manager_port", MANAGER_PORT))
+    yield from preflight_services.mistakes(playbook, host.values, inventory)
     for model in inventory.models:
-        if model.host_port == manager_port:
-            yield f"{model.id}: host_port {model.host_port} is the manager's: choose another"
-        if webui and model.host_port == webui[0]:
-            yield f"{model.id}: host_port {model.host_port} is Open WebUI's: choose another, or another open_webui_port"
-        if webui and not model.start_command and model.container_name == webui[1]:
-            yield (
-                f"{model.id}: container_name {webui[1]} is Open WebUI's: choose another, or another "
-                "open_webui_container_name"
-            )
         yield from _foreign(model, host.values)
         if redaction.secrets_in_shell(model.entrypoint):
             yield (
@@ -207,44 +189,6 @@ def _own(playbook: str, host: Host, inventory: Inventory) -> typing.Iterator[str
             )
         if playbook in ("site", "bootstrap", "prefetch") and not model.disabled:
             yield from _unseen(model, host.values)
-    if webui and webui[0] == manager_port:
-        yield f"open_webui_port {webui[0]} is the manager's: choose another"
-    env = host.values.get("open_webui_env")
-    if webui and playbook in ("site", "bootstrap") and isinstance(env, (dict, type(None))):
-        yield from open_webui.mistakes(inventory.as_dict()["vllm_models"], env)
-
-
-def _webui(values: Values, inventory: Inventory) -> tuple[int, str] | None:
-    """The port and the name of the web interface's container, where there is to be one."""
-    enabled = str(values.get("open_webui_enabled", True)).lower() not in ("false", "no", "off", "0", "n", "f")
-    if not enabled or all(model.start_command for model in inventory.models):
-        return None
-    port = _port(values.get("open_webui_port", 3000))
-    return port, str(values.get("open_webui_container_name", "open-webui"))
-
-
-def _port(value: typing.Any) -> int:
-    """The port that a variable says; 0 where it says none."""
-    return int(str(value)) if str(value).isdecimal() else 0
-
-
-def _manager(values: Values) -> typing.Iterator[str]:
-    """What is wrong with the manager's variables. What its other settings may be is checked by the service itself."""
-    for name in ("model_manager_operator_tokens", "model_manager_reader_tokens"):
-        tokens = values.get(name) or []
-        if isinstance(tokens, str):
-            yield f"{name} must be a list: write it as [TOKEN]"
-            continue
-        for number, token in enumerate(tokens if isinstance(tokens, list) else []):
-            if not re.fullmatch(r"[!-~]{16,}", str(token)):
-                yield (
-                    f"{name}[{number}] must have at least 16 characters, no space, and only ASCII: make one with "
-                    "`openssl rand -hex 32`"
-                )
-    settings = values.get("model_manager_settings")
-    for key in settings if isinstance(settings, dict) else {}:
-        if key in MANAGER_SETTINGS:
-            yield f"model_manager_settings.{key} has a variable of its own: set {MANAGER_SETTINGS[key]} instead"
 
 
 def _foreign(model: Model, values: Values) -> typing.Iterator[str]:

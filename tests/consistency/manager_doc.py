@@ -8,7 +8,7 @@ import re
 import sys
 from pathlib import Path
 
-from ansible_collections.homegpt.vllm.plugins.plugin_utils.preflight import MANAGER_SETTINGS
+from ansible_collections.homegpt.vllm.plugins.plugin_utils.preflight_services import MANAGER_SETTINGS
 
 from tests.consistency import blocks
 

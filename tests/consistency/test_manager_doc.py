@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import ast
 
-from ansible_collections.homegpt.vllm.plugins.plugin_utils.preflight import MANAGER_SETTINGS
+from ansible_collections.homegpt.vllm.plugins.plugin_utils.preflight_services import MANAGER_SETTINGS
 
 from tests.consistency import blocks, manager_doc
 

@@ -20,7 +20,15 @@ def read(role: str, file: str) -> dict[str, Any]:
 
 
 def test_every_role_is_looked_at() -> None:
-    assert ROLES == ["awx", "compose_stack", "docker_host", "model_manager", "open_webui", "vllm_servers"]
+    assert ROLES == [
+        "awx",
+        "compose_stack",
+        "docker_host",
+        "model_gateway",
+        "model_manager",
+        "open_webui",
+        "vllm_servers",
+    ]
 
 
 @pytest.mark.parametrize("role", ROLES)

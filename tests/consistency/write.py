@@ -15,10 +15,20 @@ ROOT = Path(__file__).resolve().parents[2]
 def main() -> None:
     """Write every page."""
     sys.path.insert(0, str(ROOT / ".build"))  # pytest knows that by itself
-    from tests.consistency import blocks, homegpt_doc, inventory_doc, manager_doc, sizing_doc, speed_doc, support_doc
+    from tests.consistency import (
+        blocks,
+        gateway_doc,
+        homegpt_doc,
+        inventory_doc,
+        manager_doc,
+        sizing_doc,
+        speed_doc,
+        support_doc,
+    )
 
     files = homegpt_doc.render(str(Path(sys.executable).with_name("ansible-playbook")))
     for page, texts in (
+        (gateway_doc.PAGE, gateway_doc.rendered()),
         (homegpt_doc.PAGE, homegpt_doc.rendered(files)),
         (inventory_doc.PAGE, inventory_doc.rendered()),
         (manager_doc.PAGE, manager_doc.rendered()),

@@ -54,6 +54,7 @@ A = "vllm_models[0] (a)"
 B = "vllm_models[1] (b)"
 UNDEFINED = "refers to hf_tokn, which is not defined"
 QUOTE = ": put it in quotes"
+GATEWAY = {"model_manager_enabled": True, "model_gateway_enabled": True}
 FALSE = "is a boolean (False, as YAML reads a bare off or no)"
 TABLE = [
     # Which model.
@@ -284,6 +285,61 @@ TABLE = [
         "bootstrap",
         "host: model_manager_settings.port has a variable of its own: set model_manager_port instead",
         variables={"model_manager_settings": {"port": 9001, "policy": "batched"}},
+    ),
+    Row(
+        "the gateway without the manager",
+        "site",
+        "host: model_gateway_enabled needs the model manager, which switches for it: set model_manager_enabled: true, "
+        "or model_gateway_enabled: false",
+        variables={"model_gateway_enabled": True},
+    ),
+    Row(
+        "the gateway's port",
+        "site",
+        "host: b: host_port 8000 is the gateway's: choose another, or another model_gateway_port",
+        model={"host_port": 8000},
+        variables=GATEWAY,
+    ),
+    Row(
+        "its other port",
+        "status",
+        "host: b: host_port 9001 is the gateway's to the manager: choose another, or another model_gateway_link_port",
+        model={"host_port": 9001},
+        variables=GATEWAY,
+    ),
+    Row(
+        "the gateway's port and the web interface's",
+        "site",
+        "host: open_webui_port 8000 is the gateway's: choose another",
+        variables={**GATEWAY, "open_webui_port": 8000},
+    ),
+    Row(
+        "the gateway's container",
+        "site",
+        "host: b: container_name model-gateway is the gateway's: choose another, or another "
+        "model_gateway_container_name",
+        model={"container_name": "model-gateway"},
+        variables=GATEWAY,
+    ),
+    Row(
+        "a key of the gateway",
+        "site",
+        "host: model_gateway_api_keys[0].key must have at least 16 characters, no space, and only ASCII: make one with "
+        "`openssl rand -hex 32`",
+        variables={**GATEWAY, "model_gateway_api_keys": [{"name": "alice", "key": "short"}]},
+    ),
+    Row(
+        "a model of a key of the gateway",
+        "site",
+        "host: model_gateway_api_keys[0].models: there is no model zz; the models are: a, b, off",
+        variables={**GATEWAY, "model_gateway_api_keys": [{"name": "alice", "key": "k" * 16, "models": ["b", "zz"]}]},
+    ),
+    Row(
+        "a gateway for everybody",
+        "site",
+        "host: model_gateway_listen 0.0.0.0 lets everybody on the network use the models: set model_gateway_api_keys, "
+        "or model_gateway_without_keys: true if that is what you want",
+        variables={**GATEWAY, "model_gateway_listen": "0.0.0.0"},
     ),
     Row(
         "the web interface's name",

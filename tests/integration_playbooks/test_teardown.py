@@ -21,6 +21,9 @@ MORE = (
     "run/weights.json",
     "run/prefetch/a.json",
     "manager/config.json",
+    "gateway/nginx.conf",
+    "gateway/spool/0000000001",
+    "compose-model-gateway.yml",
 )
 DATA = ("logs/a/vllm.log", "open-webui/webui.db", "run/a.log")
 CACHE = "cache/huggingface/hub"

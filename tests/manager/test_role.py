@@ -132,6 +132,20 @@ def test_a_run_changes_only_what_differs(host: Managed, play: Play) -> None:
     }
 
 
+def test_a_gateway_is_told_of(host: Managed, play: Play) -> None:
+    """By which address and secret it is known; the role model_gateway makes the secret."""
+    config = host.stack / "manager/config.json"
+    before = json.loads(config.read_text(encoding="utf-8"))
+    assert play("-e", json.dumps({"model_gateway_enabled": True, "model_gateway_link_port": 9009})).changed() == 1
+    assert json.loads(config.read_text(encoding="utf-8")) == {
+        **before,
+        "gateway_listen": "127.0.0.1:9009",
+        "gateway_token_file": str(host.stack / "gateway/link-token"),
+    }
+    assert play().changed() == 1
+    assert json.loads(config.read_text(encoding="utf-8")) == before
+
+
 def test_wrong_settings_replace_nothing(host: Managed, play: Play) -> None:
     before = [(host.stack / "manager" / name).read_bytes() for name in ("config.json", "tokens")]
     wrong = {"model_manager_settings": {"polcy": "fifo", "max_queue": 0}}

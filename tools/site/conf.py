@@ -56,6 +56,7 @@ PAGES = (
     "switch",
     "fleet",
     "manager",
+    "gateway",
     "awx",
     "failure-modes",
     "vllm-versions",

@@ -26,12 +26,13 @@ def models(*given: dict[str, Any]) -> list[dict[str, Any]]:
     return list(parse(entries).as_dict()["vllm_models"]) if entries else []
 
 
-def environment(*given: dict[str, Any], env: dict[str, Any] | None = None, **more: bool) -> dict[str, str]:
+def environment(*given: dict[str, Any], env: dict[str, Any] | None = None, **more: int) -> dict[str, str]:
     """The whole environment, as the role's template puts it together."""
     inline = more.get("inline", False)
+    gateway = (more.get("gateway_port", 0), more.get("gateway_key", False))
     return {
         **compose_environment(env or {}, "OPEN_WEBUI_", inline),
-        **open_webui_environment(models(*given), env, more.get("models_for_all", True), inline),
+        **open_webui_environment(models(*given), env, more.get("models_for_all", True), inline, *gateway),
     }
 
 
@@ -206,3 +207,38 @@ def test_who_is_no_chat_model_is_known_to_the_proxy_alone() -> None:
     assert "DEFAULT_MODEL_PARAMS" not in told
     # It may be named as RAG_OPENAI_API_BASE_URL.
     assert told["NO_PROXY"] == told["no_proxy"] == f"{LOOPBACK},vllm-a,vllm-b"
+
+
+GATEWAY = "http://host.docker.internal:8000/v1"
+
+
+@pytest.mark.parametrize(("asks", "key"), [(False, "dummy"), (True, "${MODEL_GATEWAY_WEBUI_KEY}")])
+def test_a_gateway_is_asked_alone(asks: bool, key: str) -> None:
+    # No server's key is of interest, not even one that Open WebUI could not be given.
+    given: list[dict[str, Any]] = [
+        {"args": {"api_key": "k;l"}},
+        {"args": {"runner": "pooling"}},
+        {"start_command": ["x"]},
+    ]
+    told = environment(*given, gateway_port=8000, gateway_key=asks)
+    assert (told[URLS], told[KEYS]) == (GATEWAY, key)
+    assert json.loads(told["OPENAI_API_CONFIGS"]) == {
+        "0": {"headers": {"X-OpenWebUI-Task": "{{TASK}}", "X-OpenWebUI-Chat": "{{CHAT_ID}}"}}
+    }
+    assert told["NO_PROXY"] == told["no_proxy"] == f"{LOOPBACK},host.docker.internal,vllm-a,vllm-b"
+    # One that comes by the gateway from outside of containers has no parser either.
+    assert environment({"args": PARSER}, gateway_port=8000).get("DEFAULT_MODEL_PARAMS") is None
+    both = environment({"args": PARSER}, {"start_command": ["x"]}, gateway_port=8000)
+    assert both["DEFAULT_MODEL_PARAMS"] == '{"function_calling": "legacy"}'
+
+
+def test_a_gateway_among_addresses_of_ones_own() -> None:
+    told = environment({}, env={URLS: f"{OWN}; {GATEWAY}"}, gateway_port=8000, gateway_key=True, inline=True)
+    assert told[KEYS] == ";${MODEL_GATEWAY_WEBUI_KEY}"
+    assert list(json.loads(told["OPENAI_API_CONFIGS"])) == ["1"]
+    told = environment({}, env={URLS: OWN}, gateway_port=8000, gateway_key=True, inline=True)
+    assert (told.get(KEYS), told.get("OPENAI_API_CONFIGS")) == (None, None)
+
+
+def test_without_a_gateway_there_are_no_headers_of_it() -> None:
+    assert "OPENAI_API_CONFIGS" not in environment({})
