@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import APIRouter, FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from . import refusals
+from . import page, refusals
 from .config import Config
 from .control_api import ControlApi
 from .events_api import EventsApi
@@ -34,6 +34,7 @@ def create_app(manager: Manager, config: Config, routers: Iterable[APIRouter] = 
         ModelsApi(manager, config).router(),
         ControlApi(manager, config).router(),
         EventsApi(manager, config).router(),
+        page.router(bool(tokens.digests)),
     )
     for router in (*own, *routers):
         app.include_router(router, responses=refusals.described(*refusals.EVERY))
@@ -44,6 +45,7 @@ def create_app(manager: Manager, config: Config, routers: Iterable[APIRouter] = 
         hosts=config.allowed_hosts,
         max_body_bytes=config.max_body_bytes,
         rates=Rates(config.requests_per_second),
+        public=page.PATHS,
     )
     _describe(app, bool(tokens.digests))
     return app
