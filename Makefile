@@ -143,7 +143,7 @@ simulate: setup ## replay traces of requests against the policies of the model m
 
 .PHONY: screenshot
 screenshot: setup ## take the picture of the model manager's status page in docs/manager.md (needs Chromium)
-	.venv/bin/python -m tests.manager.screenshot docs/manager.png
+	PYTHONPATH=.build .venv/bin/python -m tests.manager.screenshot docs/manager.png
 
 .PHONY: lock
 lock: ## update the pinned requirements for every supported Python (needs uv)

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""A headless Chromium for the status page, which notes what goes wrong in a page, and axe, which checks a page."""
+"""A headless Chromium for the status page, which notes what goes wrong in a page, and axe, which checks a page.
+
+SCREENSHOTS=FOLDER keeps pictures of what failed, and of what axe has checked.
+"""
 
 from __future__ import annotations
 
@@ -44,8 +47,12 @@ class Tab:
         self.context.set_default_timeout(SECONDS * 1000)
         self.page: Page = self.context.new_page()
         self.errors: list[str] = []
-        self.page.on("console", lambda said: said.type in ("error", "warning") and self.errors.append(said.text))
+        self.page.on("console", self._note)
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+
+    def _note(self, said: Any) -> None:
+        if said.type in ("error", "warning"):
+            self.errors.append(said.text)
 
     def card(self, name: str) -> Any:
         """The card of a model, by the name that is shown."""
@@ -54,6 +61,11 @@ class Tab:
     def state(self, name: str) -> Any:
         """The state on that card."""
         return self.card(name).locator(".state")
+
+    def picture(self, name: str) -> None:
+        """Take a picture of the whole page, where SCREENSHOTS names a folder for that."""
+        if folder := os.environ.get("SCREENSHOTS"):
+            self.page.screenshot(path=os.path.join(folder, f"{name}.png"), full_page=True, animations="disabled")
 
     def grave(self) -> list[str]:
         """What axe finds that is serious or critical, with the elements."""
@@ -75,8 +87,7 @@ def visit(browser: Browser, url: str, **options: Any) -> Iterator[Tab]:
         tab.page.goto("/")
         yield tab
     except BaseException:
-        if folder := os.environ.get("SCREENSHOTS"):
-            tab.page.screenshot(path=os.path.join(folder, f"failed-{id(tab)}.png"), full_page=True)
+        tab.picture(f"failed-{id(tab)}")
         raise
     finally:
         tab.context.close()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Takes the picture of the status page for docs/manager.md: `python -m tests.manager.screenshot FILE`, `make screenshot`.
+"""Takes the picture of the status page for docs/manager.md: `python -m tests.manager.screenshot FILE`.
 
 The service, its page and the switches are real, the servers are stand-ins. Only the requests of the last day are made
 up: there was no such day.
@@ -7,23 +7,23 @@ up: there was no such day.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
-from typing import Any
 
 import requests
 
 from tests.manager.browser import find_chromium, started, visit
-from tests.manager.conftest import until
 from tests.manager.test_main import Service
 from tests.serverlib import ROOT
 from tests.unit.plugins.module_utils.switching.conftest import MARK, Host, Processes
 
-WIDTH, HEIGHT = 1280, 1180
+WIDTH, HEIGHT = 1200, 900
 # Name, description, GB when active, seconds to wake, GB that each sleep leaves behind; requests in the busiest hour.
 MODELS: dict[str, tuple[str, str, float, float, float, int]] = {
     "llama-70b": ("Llama 3.3 70B", "General chat", 76, 1.9, 0.05, 420),
@@ -46,6 +46,7 @@ def declare(host: Host) -> None:
             "sleep_seconds": wake / 3,
             "wake_seconds": wake,
             "load_seconds": 4 * wake,
+            "tokens_per_second": 100,
         }
         host.declare(name, name=shown, description=description, gpu_memory_gb=gb, standin=settings)
     host.declare("phi-4", name="Phi-4 14B", description="For experiments", startup_mode="disabled")
@@ -53,7 +54,6 @@ def declare(host: Host) -> None:
 
 def use(host: Host) -> None:
     """Make up the requests of the last day."""
-    sys.path.insert(0, str(ROOT / "roles/model_manager/files"))
     from model_manager.history import History
 
     (host.stack_dir / "run").mkdir(parents=True, exist_ok=True)
@@ -69,9 +69,15 @@ def use(host: Host) -> None:
     history.close()
 
 
-def switch(service: Service, model: str, **options: Any) -> requests.Response:
-    """Switch, and wait for it."""
-    return requests.post(f"{service.url}/switch", json={"model_id": model}, timeout=120, **options)
+def ask(host: Host, model: str) -> None:
+    """Have a request in flight for a while."""
+    body = {"model": model, "prompt": "Once upon a time", "max_tokens": 1000}
+
+    def call() -> None:
+        with contextlib.suppress(requests.RequestException):  # the server ends before
+            host.call(model, "POST", "/v1/completions", json=body)
+
+    threading.Thread(target=call, daemon=True).start()
 
 
 def take(file: Path, folder: Path, chromium: str) -> None:
@@ -80,24 +86,28 @@ def take(file: Path, folder: Path, chromium: str) -> None:
     declare(host)
     use(host)
     service = Service(host, reconcile=False, report_seconds=1)
-    for model in MODELS:
-        switch(service, model).raise_for_status()
-        if model == "gemma-27b":
-            unload = requests.post(f"{service.url}/api/models/unload/{model}", timeout=120)
-            unload.raise_for_status()
-    for _round in range(5):
-        for model in ROUND:
-            switch(service, model).raise_for_status()
-    with started(chromium) as browser, visit(
-        browser, service.url, viewport={"width": WIDTH, "height": HEIGHT}, color_scheme="light", device_scale_factor=1.5
-    ) as tab:
-        page = tab.page
+    calls = [*(f"wake/{model}" for model in MODELS), "unload/gemma-27b", *(f"wake/{model}" for model in 5 * ROUND)]
+    for call in calls:
+        requests.post(f"{service.url}/api/models/{call}", timeout=120).raise_for_status()
+    with (
+        started(chromium) as browser,
+        visit(
+            browser,
+            service.url,
+            viewport={"width": WIDTH, "height": HEIGHT},
+            color_scheme="light",
+            device_scale_factor=1.25,
+        ) as tab,
+    ):
         tab.card("Qwen3 Coder 30B").get_by_role("button", name="Switch to").click()
-        requests.post(f"{service.url}/switch?wait=false", json={"model_id": "llama-70b"}, timeout=30)
-        page.locator(".phase-wake").first.wait_for()
-        page.wait_for_timeout(600)
-        page.screenshot(path=file, animations="disabled")
-    until(lambda: not requests.get(f"{service.url}/switches", timeout=10).json()["queue"], "all is done")
+        tab.page.locator("#now .eyebrow", has_text="Active model").wait_for()
+        # What it holds is known a moment later.
+        tab.card("Qwen3 Coder 30B").get_by_text("62.0 GB of 62 GB").wait_for()
+        for _number in range(6):
+            ask(host, "qwen-coder")
+        tab.page.locator("dl", has_text="In flight6").wait_for()
+        tab.page.mouse.move(0, 0)
+        tab.page.screenshot(path=file, full_page=True, animations="disabled")
     service.end()
 
 

@@ -54,7 +54,6 @@ def write(folder, name, text):
         remove(path)
     if not os.path.isdir(os.path.dirname(path)):
         os.mkdir(os.path.dirname(path))
-        os.chmod(os.path.dirname(path), 0o755)
     with open(path + ".new", "w", encoding="utf-8", newline="") as file:
         file.write(text)
     os.chmod(path + ".new", 0o644)
@@ -64,6 +63,7 @@ def write(folder, name, text):
 def main():
     """Compare, write and remove."""
     folder, work = sys.argv[1:]
+    os.umask(0o022)
     texts = json.load(sys.stdin)
     gone = find_others(folder, texts) if os.path.isdir(folder) else []
     if work == "write":

@@ -66,6 +66,7 @@ class HostState:
         self.evictions: dict[str, tuple[str, str]] = {}
         self.last_active: dict[str, float] = {}
         self.active_since: dict[str, float] = {}
+        # The GPU memory that each held when that was looked at last; not of those whose state has changed since.
         self.held_gb: dict[str, float | None] = {}
         self.leaks: Mapping[str, Any] = {}
         # How the last switch ended, whoever made it, and who else has the host's lock now.
@@ -92,6 +93,8 @@ class HostState:
         for name, new in models.items():
             old = self.seen.get(name, Observation(plan.STOPPED))
             self.seen[name] = dataclasses.replace(new, running=old.running, waiting=old.waiting)
+            if new.state != old.state:
+                self.held_gb.pop(name, None)
             if _has_come_up(old, new):
                 self._last_request[name] = self._clock()
             if new.state == plan.ACTIVE and old.state != plan.ACTIVE:
@@ -104,6 +107,8 @@ class HostState:
         now = self._now()
         before, self.seen = self.seen, dict(seen)
         for name, one in seen.items():
+            if name in before and before[name].state != one.state:
+                self.held_gb.pop(name, None)
             if name in before and _has_come_up(before[name], one):
                 self._last_request[name] = self._clock()
             if one.state == plan.ACTIVE:
@@ -126,6 +131,8 @@ class HostState:
         name, action, level = step["model"], step["action"], step["level"]
         if step["event"] == "step_begun" and action in view.DURING_STEP:
             self.moving[name] = (view.DURING_STEP[action], None)
+            if action != plan.DRAIN:
+                self.held_gb.pop(name, None)
         elif step["event"] == "step_ended" and "failed" not in step:
             ends = {plan.SLEEP: view.ASLEEP, plan.STOP: view.STOPPED, plan.VERIFY: view.READY}
             if action in ends:

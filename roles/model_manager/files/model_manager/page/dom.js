@@ -57,19 +57,23 @@ export function list(parent, items, key, create, update) {
 
 export function seconds(value) {
   if (value < 0.995) return `${value.toFixed(2)} s`;
-  if (value < 9.95) return `${value.toFixed(1)} s`;
+  if (value < 9.95 && !Number.isInteger(value)) return `${value.toFixed(1)} s`;
   if (value < 120) return `${Math.round(value)} s`;
   if (value < 7200) return `${Math.round(value / 60)} min`;
   if (value < 172800) return `${Math.round(value / 3600)} h`;
   return `${Math.round(value / 86400)} days`;
 }
 
+// For what goes on: whole seconds.
+export const lasting = (value) => seconds(Math.max(1, Math.round(value)));
+
 // For what is expected: no more exact than it is known.
 export function about(value) {
-  return value < 1 ? "under 1 s" : `about ${seconds(value < 10 ? Math.round(value) : value)}`;
+  if (value < 1) return "under 1 s";
+  return `about ${value < 120 ? `${Math.round(value)} s` : seconds(value)}`;
 }
 
-export const gigabytes = (value) => `${value < 10 ? value.toFixed(value < 0.1 ? 3 : 2) : value.toFixed(1)} GB`;
+export const gigabytes = (value) => `${value < 10 ? value.toFixed(2) : value.toFixed(1)} GB`;
 export const count = (value) => numbers.format(value);
 export const compact = (value) => short.format(value);
 export const many = (value, one, more = `${one}s`) => `${count(value)} ${value === 1 ? one : more}`;

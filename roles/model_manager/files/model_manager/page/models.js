@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // The cards of the models: what each is, and the buttons for what can be done with it.
 
-import { about, byId, clock, gigabytes, list, make, many, mark, say, seconds, show } from "./dom.js";
+import { about, byId, clock, count, gigabytes, lasting, list, make, many, mark, say, show } from "./dom.js";
 
 const STATES = {
   ready: "Active",
@@ -13,6 +13,7 @@ const STATES = {
   error: "Error",
   disabled: "Disabled",
 };
+const NOISE_GB = 0.02;
 const STOP = { weights: "discard", process: "stop" };
 
 // What the buttons ask for: of the control API, because who clicks is a person.
@@ -20,7 +21,7 @@ const ACTIONS = {
   switch: { label: "Switch", to: " to ", path: "control/switch", primary: true },
   wake: { label: "Wake", to: " ", path: "control/wake", primary: true },
   load: { label: "Load", to: " ", path: "control/switch", primary: true },
-  sleep: { label: "Sleep", to: ": ", path: "control/sleep" },
+  sleep: { label: "Sleep", to: " ", path: "control/sleep" },
   unload: { label: "Unload", to: " ", path: "control/sleep", more: { eviction: STOP } },
   pin: { label: "Pin", to: " ", path: "control/pin" },
   unpin: { label: "Unpin", to: " ", path: "control/unpin" },
@@ -55,9 +56,9 @@ function doing(model, age) {
   const parts = [];
   const waits = model.eta_seconds === null ? null : `ready in ${about(model.eta_seconds)}`;
   if (model.state === "ready") {
-    if (model.active_seconds !== null) parts.push(`for ${seconds(Math.max(1, model.active_seconds + age))}`);
+    if (model.active_seconds !== null) parts.push(`for ${lasting(model.active_seconds + age)}`);
     if (model.in_flight) parts.push(many(model.in_flight, "request"));
-    else if (model.idle_seconds !== null) parts.push(`idle for ${seconds(Math.max(1, model.idle_seconds + age))}`);
+    else if (model.idle_seconds !== null) parts.push(`idle for ${lasting(model.idle_seconds + age)}`);
   } else if (model.state === "asleep") {
     if (model.level !== null) parts.push(`level ${model.level}`);
     if (waits) parts.push(waits);
@@ -82,15 +83,14 @@ function remarks(model) {
   return found;
 }
 
-// The odometer: what its server keeps from sleep to sleep.
+// The odometer: what its server keeps from sleep to sleep. Less than the noise is no growth.
 function odometer(leak) {
-  if (!leak) return ["", "", ""];
-  const held = leak.held_gb === null ? "" : `${gigabytes(leak.held_gb)} after sleep`;
-  const grows = leak.gb_per_sleep > 0 ? `, +${gigabytes(leak.gb_per_sleep)} with each` : "";
+  if (!leak || (leak.held_gb === null && leak.switches_left === null)) return ["", "", "good"];
   const left = leak.switches_left;
-  const fit = left === null ? "no limit in sight" : `fit for ${many(left, "more switch", "more switches")}`;
-  const level = left === null ? "good" : left < 5 ? "bad" : left < 25 ? "warn" : "good";
-  return [`${held || "after sleep"}${grows}`, fit, level];
+  const grows = leak.gb_per_sleep >= NOISE_GB ? `+${gigabytes(leak.gb_per_sleep)} a sleep` : "stable";
+  const held = leak.held_gb === null ? grows : `${gigabytes(leak.held_gb)}, ${grows}`;
+  const fit = left === null ? "" : `fit for ${many(left, "more switch", "more switches")}`;
+  return [held, fit, left === null || left >= 25 ? "good" : left < 5 ? "bad" : "warn"];
 }
 
 class Card {
@@ -120,9 +120,9 @@ class Card {
       make("p", {}, make("span", { class: "dim" }, "GPU memory"), this.held),
       make("div", { class: "meter", "aria-hidden": "true" }, this.bar),
     );
-    this.kept = make("span", { class: "dim" });
+    this.kept = make("span", { class: "amount" });
     this.fit = make("span", { class: "fit" });
-    this.odometer = make("p", { class: "odometer" }, this.kept, this.fit);
+    this.odometer = make("p", { class: "odometer" }, make("span", { class: "dim" }, "Kept asleep"), this.kept, this.fit);
     this.remarks = make("ul", { class: "remarks" });
     this.why = make("p", { class: "dim why", id: `why-${model.id}` });
     this.row = make("div", { class: "row actions" }, ...[...this.buttons.values()].map((one) => one.made));
@@ -154,11 +154,11 @@ class Card {
     show(this.description, model.description !== "");
     say(this.line, doing(model, age));
     const held = model.gpu_memory_held_gb;
-    show(this.memory, held !== null);
-    if (held !== null) {
-      say(this.held, model.gpu_memory_gb ? `${gigabytes(held)} of ${gigabytes(model.gpu_memory_gb)} when active` : gigabytes(held));
-      this.bar.style.width = `${Math.min(100, (100 * held) / most)}%`;
-    }
+    // What it holds after a switch is known a moment later.
+    if (held !== null) measured.add(model.id);
+    show(this.memory, measured.has(model.id) && model.state !== "stopped");
+    say(this.held, held === null ? "…" : `${gigabytes(held)}${model.gpu_memory_gb ? ` of ${count(model.gpu_memory_gb)} GB` : ""}`);
+    this.bar.style.width = `${Math.min(100, (100 * (held ?? 0)) / most)}%`;
     const [kept, fit, level] = odometer(model.leak);
     show(this.odometer, kept !== "");
     say(this.kept, kept);
@@ -188,6 +188,16 @@ class Card {
 }
 
 const cards = new Map();
+// The models whose memory was known once: those of which it will be again, after a switch.
+const measured = new Set();
+
+// The memory that all of them hold, in words; empty where nobody can tell.
+export function heldByAll(models) {
+  const up = models.filter((model) => measured.has(model.id) && model.state !== "stopped");
+  if (!measured.size) return "";
+  if (up.some((model) => model.gpu_memory_held_gb === null)) return "…";
+  return `${up.reduce((sum, model) => sum + model.gpu_memory_held_gb, 0).toFixed(1)} GB`;
+}
 
 // Show the models of a host; `reason` is why the caller may not change anything, `age` how old this is, in seconds.
 export function showModels(host, age, reason, act) {

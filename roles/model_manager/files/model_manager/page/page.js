@@ -7,7 +7,7 @@ import { request, showModels } from "./models.js";
 import { recordOf, rowOf, showNow, showQueue, showSwitches } from "./switches.js";
 import { showUsage } from "./usage.js";
 
-const PAGE = 10; // switches
+const PAGE = 8; // switches
 const LOOK_MS = 5000; // what no event tells: requests in flight, memory, times
 const CLOSE_MS = 150; // events that come together are one reason to look
 const USAGE_MS = 60000;

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 // What goes on now, what waits, and the last switches, each as a bar of its parts.
 
-import { about, byId, clock, draw, list, make, many, mark, say, seconds, show } from "./dom.js";
+import { about, byId, clock, count, draw, lasting, list, make, many, mark, say, seconds, show } from "./dom.js";
+import { heldByAll } from "./models.js";
 
 const WIDTH = 1000;
 const HEIGHT = 14;
@@ -10,7 +11,11 @@ const LEAST = 4;
 // A bar that is so many times longer than most of the others is cut short, so that theirs can be seen.
 const OUTLIER = 4;
 const WORDS = { active: "switch to", sleeping: "sleep of", stopped: "unload of" };
-const KNOWN = ["drain", "sleep", "stop", "wake", "start", "ready", "canary"];
+const KNOWN = ["drain", "sleep", "stop", "wake", "start", "ready", "canary", "between"];
+// Seconds between the steps that are worth a word.
+const LEAST_REST = 0.1;
+// Seconds in the queue that are.
+const LEAST_QUEUED = 0.5;
 
 // The parts of a switch in order: name, beginning and duration in seconds since the switch was asked of the engine.
 // A verify is the wait until the server is ready, and then the proof by an answer: the canary.
@@ -30,13 +35,15 @@ function phasesOf(steps, elapsed) {
   return found;
 }
 
-// The seconds of each name, in the order in which they began.
-function sums(phases) {
+// The seconds of each name, in the order in which they began; last what belongs to no step, such as looks at the GPUs.
+function sums(phases, total) {
   const found = new Map();
   for (const { name, long, failed } of phases) {
     const before = found.get(name) ?? { long: 0, failed: false };
     found.set(name, { long: before.long + long, failed: before.failed || failed });
   }
+  const rest = total - phases.reduce((sum, one) => sum + one.long, 0);
+  if (rest >= LEAST_REST) found.set("between", { long: rest, failed: false });
   return [...found];
 }
 
@@ -98,18 +105,24 @@ function title(row, nameOf) {
 function entry() {
   const node = make("li");
   node.append(
-    make("p", { class: "head" }, make("span", { class: "what" }), make("span", { class: "result" }), make("span", { class: "took" })),
+    make(
+      "p",
+      { class: "head" },
+      make("span", { class: "what" }),
+      make("span", { class: "result" }),
+      make("span", { class: "dim meta" }),
+      make("span", { class: "took" }),
+    ),
     make("div", { class: "track" }),
     make("ul", { class: "phases", "aria-label": "Its parts" }),
-    make("p", { class: "dim meta" }),
     make("p", { class: "wrong" }),
   );
   return node;
 }
 
 function fillEntry(node, row, scale, nameOf, now) {
-  const [head, track, parts, meta, wrong] = node.children;
-  const [what, result, took] = head.children;
+  const [head, track, parts, wrong] = node.children;
+  const [what, result, meta, took] = head.children;
   const elapsed = row.running ? Math.max(0, now - row.begun_at) : row.seconds;
   const phases = phasesOf(row.steps, elapsed);
   const total = Math.max(elapsed, ...phases.map(({ begun, long }) => begun + long));
@@ -121,7 +134,7 @@ function fillEntry(node, row, scale, nameOf, now) {
     if (what.textContent !== heading.map((one) => one.textContent ?? one).join("")) what.replaceChildren(...heading);
     track.replaceChildren(bar(phases, total, row.running ? Math.max(scale, total) : scale));
     mark(track, "data-long", total > scale * 1.001 && !row.running ? "" : null);
-    list(parts, sums(phases), ([name]) => name, ([name]) => make("li", { class: shade(name) }), (one, [name, { long, failed }]) => {
+    list(parts, sums(phases, total), ([name]) => name, ([name]) => make("li", { class: shade(name) }), (one, [name, { long, failed }]) => {
       say(one, `${name} ${seconds(long)}${failed ? " (failed)" : ""}`);
     });
   }
@@ -129,14 +142,25 @@ function fillEntry(node, row, scale, nameOf, now) {
   say(result, row.running ? "Running" : row.result === "failed" ? "Failed" : "");
   say(took, seconds(elapsed));
   const queued = row.begun_at - row.asked_at;
-  const when = row.running ? "now" : `${clock(row.ended_at)}, ${ago(now - row.ended_at)}`;
-  const more = [when, row.requested_by ? `by ${row.requested_by}` : "", queued >= 0.05 ? `queued ${seconds(queued)}` : ""];
-  say(meta, [...more, row.rung ? `escalated: ${row.rung.replaceAll("_", " ")}` : ""].filter((part) => part).join(" · "));
+  const more = [
+    row.running ? "" : ago(now, row.ended_at),
+    queued >= LEAST_QUEUED ? `queued ${seconds(queued)}` : "",
+    row.rung ? `escalated: ${row.rung.replaceAll("_", " ")}` : "",
+    by(row),
+  ];
+  say(meta, more.filter((part) => part).join(" · "));
   say(wrong, row.error);
   show(wrong, row.error !== "");
 }
 
-const ago = (past) => (past < 5 ? "just now" : `${seconds(past)} ago`);
+function ago(now, moment) {
+  const past = now - moment;
+  if (past < 5) return "just now";
+  return past < 3600 ? `${seconds(Math.round(past))} ago` : clock(moment);
+}
+
+// Who has asked for it: a client's address, or a part of the service or of the host.
+const by = (row) => (row.requested_by ? `by ${row.requested_by.replace(/^HTTP /, "")}` : "");
 
 // Up to the length of the bars: that of the longest, if it is no outlier.
 function scaleOf(rows) {
@@ -160,45 +184,52 @@ export function showQueue(queue, nameOf, age) {
     say(what, `${WORDS[ticket.desired]} ${nameOf(ticket.model)}`);
     const eta = ticket.eta_seconds === null ? "" : `done in ${about(Math.max(0, ticket.eta_seconds - age))}`;
     const others = ticket.waiters > 1 ? many(ticket.waiters, "caller") : "";
-    say(more, [eta, others, ticket.by ? `by ${ticket.by}` : ""].filter((part) => part).join(" · "));
+    say(more, [eta, others, by({ requested_by: ticket.by })].filter((part) => part).join(" · "));
   });
 }
+
+const stat = (name) => make("div", {}, make("dt", {}, name), make("dd"));
 
 // What goes on now: the switch that runs, or who is active.
 export function showNow(host, running, nameOf, age, now) {
   const place = byId("now");
   if (place.children.length < 2) {
     place.append(
-      make("p", { class: "eyebrow" }),
-      make("p", { class: "big" }),
-      make("p", { class: "dim" }),
+      make("div", { class: "who" }, make("p", { class: "eyebrow" }), make("p", { class: "big" }), make("p", { class: "dim" })),
+      make("dl", { class: "stats" }, ...["In flight", "Waiting", "GPU memory", "Asleep"].map(stat)),
       make("progress", { "aria-label": "Progress of the switch", max: "1", hidden: "" }),
     );
   }
-  const [, eyebrow, big, more, progress] = place.children;
+  const [, who, stats, progress] = place.children;
+  const [eyebrow, big, more] = who.children;
+  const active = host.models.filter((model) => model.state === "ready");
+  const told = active.filter((model) => model.in_flight !== null);
+  const values = [
+    active.length && !told.length ? "" : count(told.reduce((sum, model) => sum + model.in_flight, 0)),
+    count(host.queue.filter((ticket) => ticket.status === "queued").length),
+    heldByAll(host.models),
+    count(host.models.filter((model) => model.state === "asleep").length),
+  ];
+  values.forEach((value, number) => {
+    say(stats.children[number].lastChild, value);
+    show(stats.children[number], value !== "");
+  });
   show(progress, Boolean(running));
   mark(place, "data-busy", running ? "" : null);
-  if (running) {
-    const elapsed = Math.max(0, now - running.begun_at);
-    const left = running.eta_seconds === null ? null : Math.max(0, running.eta_seconds - age);
-    say(eyebrow, { active: "Switching to", sleeping: "Putting to sleep", stopped: "Unloading" }[running.desired]);
-    say(big, nameOf(running.model));
-    const step = running.steps.at(-1);
-    const doing = step && step.seconds === null ? `${step.action} of ${nameOf(step.model)}` : "";
-    say(more, [doing, left === null ? "" : left ? `${about(left)} left` : "any moment now"].filter((part) => part).join(" · "));
-    if (left === null) progress.removeAttribute("value");
-    else progress.value = Math.min(0.98, elapsed / Math.max(0.1, elapsed + left));
+  if (!running) {
+    say(eyebrow, active.length > 1 ? "Active models" : "Active model");
+    say(big, active.length ? active.map((model) => model.name).join(", ") : "None");
+    const since = active.length === 1 ? active[0].active_seconds : null;
+    say(more, since === null ? "" : `for ${lasting(since + age)}`);
     return;
   }
-  const active = host.models.filter((model) => model.state === "ready");
-  say(eyebrow, active.length > 1 ? "Active models" : "Active model");
-  say(big, active.length ? active.map((model) => model.name).join(", ") : "None");
-  const flying = active.reduce((sum, model) => sum + (model.in_flight ?? 0), 0);
-  const told = active.some((model) => model.in_flight !== null);
-  const held = host.models.filter((model) => model.gpu_memory_held_gb !== null);
-  const gb = held.reduce((sum, model) => sum + model.gpu_memory_held_gb, 0);
-  const parts = [active.length && told ? `${many(flying, "request")} in flight` : "", held.length ? `${gb.toFixed(1)} GB of GPU memory held` : ""];
-  const asleep = host.models.filter((model) => model.state === "asleep").length;
-  if (asleep) parts.push(`${asleep} asleep`);
-  say(more, parts.filter((part) => part).join(" · "));
+  const elapsed = Math.max(0, now - running.begun_at);
+  const left = running.eta_seconds === null ? null : Math.max(0, running.eta_seconds - age);
+  say(eyebrow, { active: "Switching to", sleeping: "Putting to sleep", stopped: "Unloading" }[running.desired]);
+  say(big, nameOf(running.model));
+  const step = running.steps.at(-1);
+  const doing = step && step.seconds === null ? `${step.action} of ${nameOf(step.model)}` : "";
+  say(more, [doing, left === null ? "" : left ? `${about(left)} left` : "any moment now"].filter((part) => part).join(" · "));
+  if (left === null) progress.removeAttribute("value");
+  else progress.value = Math.min(0.98, elapsed / Math.max(0.1, elapsed + left));
 }
