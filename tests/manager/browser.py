@@ -18,7 +18,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 SECONDS = 60  # for one step, on a busy machine
 PHONE = {"width": 360, "height": 740}
 DESKTOP = {"width": 1280, "height": 900}
-# What axe calls serious or critical has to be mended.
+# What axe calls serious or critical has to be corrected.
 GRAVE = ("serious", "critical")
 
 

@@ -238,6 +238,8 @@ def test_a_switch_by_a_click_is_seen_without_a_reload(browser: Browser, managed:
         assert managed.post("/switch", {"model_id": "a"}).status_code == 200
         expect(page.locator(".big")).to_have_text("Alpha")
         expect(page.locator("#switches > li").first.locator(".what")).to_have_text("Beta →  to Alpha")
+        kept = requests.get(managed.service.url + "/switches?limit=8", timeout=10).json()["switches"]
+        expect(page.locator("#switches > li")).to_have_count(len(kept))
         assert page.evaluate("window.kept") == "not reloaded"
         assert tab.errors == []
 

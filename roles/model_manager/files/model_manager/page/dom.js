@@ -38,21 +38,21 @@ export function show(node, shown) {
   if (node.hidden === shown) node.hidden = !shown;
 }
 
-// Make a list have one child for each item, in order. Children are kept, by their keys.
+// Make a list have one child for each item, in order; no two items have the same key. Children are kept, by their keys.
 export function list(parent, items, key, create, update) {
   const there = new Map([...parent.children].map((child) => [child.dataset.key, child]));
-  items.forEach((item, place) => {
+  const children = items.map((item) => {
     const name = String(key(item));
-    let child = there.get(name);
+    const child = there.get(name) ?? create(item);
     there.delete(name);
-    if (!child) {
-      child = create(item);
-      child.dataset.key = name;
-    }
-    if (parent.children[place] !== child) parent.insertBefore(child, parent.children[place] ?? null);
-    update(child, item);
+    child.dataset.key = name;
+    return child;
   });
-  for (const child of there.values()) child.remove();
+  children.forEach((child, place) => {
+    if (parent.children[place] !== child) parent.insertBefore(child, parent.children[place] ?? null);
+    update(child, items[place]);
+  });
+  while (parent.children.length > children.length) parent.lastElementChild.remove();
 }
 
 export function seconds(value) {

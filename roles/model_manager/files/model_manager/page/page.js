@@ -19,6 +19,7 @@ let host = null; // the answer of /models
 let hostAt = 0; // when that came, by the clock of this page
 let reason = ""; // why the caller may not change anything
 let running = null; // the switch that goes on, with its steps
+let over = ""; // the id of the last one of which the end was told: an answer that comes later may be older
 let records = []; // switches that have ended, the newest first
 let older = null; // from where to read on
 let paged = false; // whether older ones were asked for
@@ -161,7 +162,7 @@ function look() {
       again = false;
       host = await get("models");
       hostAt = performance.now();
-      const ticket = host.queue.find((one) => one.status === "running");
+      const ticket = host.queue.find((one) => one.status === "running" && one.id !== over);
       if (!ticket) running = null;
       else running = { ...ongoing(ticket, host.switching?.from ?? ""), eta_seconds: ticket.eta_seconds };
     } while (again);
@@ -268,6 +269,7 @@ const sameStep = (one, other) =>
   one.model === other.model && one.action === other.action && one.started_seconds === other.started_seconds;
 
 function ended(ticket) {
+  over = ticket.id;
   if (running?.id === ticket.id) running = null;
   if (ticket.error) complain(`${FAILED[ticket.desired]} ${nameOf(ticket.model)} has failed: ${ticket.error.message}`, ticket.error.remedy);
   else {
