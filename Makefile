@@ -86,8 +86,9 @@ webui: setup ## the real Open WebUI, as its role configures it, in a browser wit
 	OPEN_WEBUI=1 $(PYTEST) -s tests/webui
 
 .PHONY: manager
-manager: setup ## the model manager's service and role on stand-ins, its metrics in Debian's Prometheus
+manager: setup ## the model manager's service and role on stand-ins, its page in Chromium, its metrics in Debian's Prometheus
 	@command -v promtool || bash tools/apt.sh prometheus || echo "there is no Prometheus"
+	@command -v chromium || command -v google-chrome || bash tools/apt.sh chromium || echo "there is no browser"
 	$(PYTEST) tests/manager
 
 .PHONY: gateway
@@ -144,6 +145,10 @@ bench: images ## the ratios that the README states
 .PHONY: simulate
 simulate: setup ## replay traces of requests against the policies of the model manager
 	@PYTHONPATH=roles/model_manager/files .venv/bin/python -m tools.simulate
+
+.PHONY: screenshot
+screenshot: setup ## take the picture of the model manager's status page in docs/manager.md (needs Chromium)
+	PYTHONPATH=.build .venv/bin/python -m tests.manager.screenshot docs/manager.png
 
 .PHONY: lock
 lock: ## update the pinned requirements for every supported Python (needs uv)

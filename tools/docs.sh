@@ -38,7 +38,7 @@ echo "$total pages rendered"
 site=.build/site
 rm -rf "$site"
 mkdir -p "$site/source"
-cp docs/*.md docs/*.svg "$site/source"
+cp docs/*.md docs/*.svg docs/*.png "$site/source"
 # It wants a folder that nobody else can write to.
 mkdir -m 700 "$site/source/collections"
 antsibull-docs collection --use-current --squash-hierarchy --fail-on-error --dest-dir "$site/source/collections" homegpt.vllm

@@ -29,6 +29,7 @@ LEAK = {"sleeps": 12, "held_gb": 1.5, "gb_per_sleep": 0.1, "switches_left": 7}
 IDLE = ModelView(
     id="a",
     name="A",
+    description="",
     container_name="vllm-a",
     port=8000,
     host_port=8001,

@@ -11,6 +11,7 @@ import re
 import shlex
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -120,15 +121,23 @@ def test_a_run_changes_only_what_differs(host: Managed, play: Play) -> None:
     text = (program / "config.py").read_text(encoding="utf-8")
     (program / "config.py").write_text("raise SystemExit\n", encoding="utf-8")
     (program / "gone.py").write_text("", encoding="utf-8")
+    (program / "page" / "gone.js").write_text("", encoding="utf-8")
+    style = (program / "page" / "page.css").read_text(encoding="utf-8")
+    (program / "page" / "page.css").unlink()
     assert play("--check").changed() == 1
     assert (program / "gone.py").exists()
+    assert not (program / "page" / "page.css").exists()
     assert play().changed() == 1
     assert (program / "config.py").read_text(encoding="utf-8") == text
+    assert (program / "page" / "page.css").read_text(encoding="utf-8") == style
     assert not (program / "gone.py").exists()
+    assert not (program / "page" / "gone.js").exists()
     after = files(host.stack)
     assert {name for name in before if after[name] != before[name]} == {
         "manager/lib/model_manager",
         "manager/lib/model_manager/config.py",
+        "manager/lib/model_manager/page",
+        "manager/lib/model_manager/page/page.css",
     }
 
 
@@ -144,6 +153,31 @@ def test_a_gateway_is_told_of(host: Managed, play: Play) -> None:
     }
     assert play().changed() == 1
     assert json.loads(config.read_text(encoding="utf-8")) == before
+
+
+def test_the_program_is_written_whatever_is_in_its_place(tmp_path: Path) -> None:
+    def write(texts: dict[str, str]) -> list[str]:
+        command = [sys.executable, str(ROOT / "roles/model_manager/files/write.py"), str(tmp_path / "program"), "write"]
+        said = subprocess.run(command, input=json.dumps(texts), capture_output=True, text=True, check=True)
+        return said.stdout.split()
+
+    program = tmp_path / "program"
+    program.mkdir()
+    texts = {"a.py": "a\n", "page/b.js": "b\n"}
+    assert write(texts) == ["a.py", "page/b.js"]
+    assert (program / "page").stat().st_mode & 0o777 == 0o755
+    assert write(texts) == []
+    # A folder of others, to which a link leads, is not written to.
+    (program / "page").rename(tmp_path / "elsewhere")
+    (program / "page").symlink_to(tmp_path / "elsewhere")
+    (program / "a.py").unlink()
+    (program / "a.py" / "deep").mkdir(parents=True)
+    assert sorted(write(texts)) == ["a.py", "page", "page/b.js"]
+    assert not (program / "page").is_symlink()
+    assert {path.name: path.read_text() for path in program.rglob("*.*")} == {"a.py": "a\n", "b.js": "b\n"}
+    assert (tmp_path / "elsewhere" / "b.js").exists()
+    assert write({"a.py": "a\n"}) == ["page"]
+    assert not (program / "page").exists()
 
 
 def test_wrong_settings_replace_nothing(host: Managed, play: Play) -> None:
@@ -177,6 +211,10 @@ def test_the_command_that_it_shows_starts_the_service(host: Managed) -> None:
     try:
         assert get(f"{url}/health", OPERATOR) == (200, {"status": "healthy"}), log.read()
         assert get(f"{url}/models", "")[0] == 401
+        # Whoever opens it is asked for a token.
+        page = requests.get(url, timeout=10)
+        assert (page.status_code, 'data-tokens="needed"' in page.text) == (200, True)
+        assert requests.get(f"{url}/page/page.js", timeout=10).status_code == 200
         status, answer = get(f"{url}/models", READER)
         assert status == 200
         assert [model["id"] for model in answer["models"]] == ["a"]

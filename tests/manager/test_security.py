@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +60,11 @@ def _ask(
     base_url: str = "http://127.0.0.1:9000",
     rates: Rates | None = None,
     times: int = 1,
+    public: Sequence[str] = (),
     **options: Any,
 ) -> httpx.Response:
-    guard = Guard(application, tokens=tokens, hosts=["gpu.example"], max_body_bytes=100, rates=rates or Rates(1000.0))
+    limits: dict[str, Any] = {"max_body_bytes": 100, "rates": rates or Rates(1000.0)}
+    guard = Guard(application, tokens=tokens, hosts=["gpu.example"], public=public, **limits)
 
     async def ask() -> httpx.Response:
         transport = httpx.ASGITransport(guard, client=(client, 1234))
@@ -166,6 +169,29 @@ def test_a_host_that_is_no_host(application: Application, host: str) -> None:
 )
 def test_pages_of_other_sites_may_not_write(application: Application, origin: str, status: int) -> None:
     assert _ask(application, Tokens(), headers={"Origin": origin}).status_code == status
+
+
+@pytest.mark.parametrize(
+    ("site", "status"), [("same-origin", 200), ("none", 200), ("same-site", 403), ("cross-site", 403)]
+)
+def test_a_browser_tells_whose_page_writes(application: Application, site: str, status: int) -> None:
+    assert _ask(application, Tokens(), headers={"Sec-Fetch-Site": site}).status_code == status
+    assert _ask(application, Tokens(), "GET", headers={"Sec-Fetch-Site": site}).status_code == 200
+
+
+def test_a_public_path_may_be_read_without_a_token_and_not_written(application: Application, tmp_path: Path) -> None:
+    slow = Rates(1.0, lambda: 0.0)
+    statuses = [
+        _ask(application, _both(tmp_path), "GET", public=["/switch"], rates=slow).status_code for _each in range(6)
+    ]
+    assert statuses == [200] * 5 + [429]
+    # Nobody with a token waits for that.
+    headers = {"Authorization": f"Bearer {OPERATOR}"}
+    assert _ask(application, _both(tmp_path), public=["/switch"], rates=slow, headers=headers).status_code == 200
+    assert _ask(application, _both(tmp_path), "POST", public=["/switch"]).status_code == 401
+    assert _ask(application, _both(tmp_path), "GET", public=["/switch/"]).status_code == 401
+    foreign = _ask(application, _both(tmp_path), "GET", public=["/switch"], base_url="http://evil.example")
+    assert foreign.status_code == 403
 
 
 def test_no_answer_lets_another_site_read_it(application: Application) -> None:

@@ -174,6 +174,7 @@ class ModelAnswer(BaseModel):
     startup_mode: Literal["active", "sleep", "disabled"]
     status: Literal["active", "sleeping", "switching", "error", "disabled"]
     last_active: datetime.datetime | None = Field(description="When it was seen active last; null: never.")
+    description: str = Field(description="What the inventory says of it, for people.")
     state: Literal["ready", "sleepPending", "asleep", "waking", "stopped", "starting", "error", "disabled"]
     process_state: str = Field(
         description="`not_started`, `starting`, `running`, `sleeping:WEIGHTS+PROCESS` or `failed:REASON`."

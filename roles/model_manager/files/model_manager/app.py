@@ -12,7 +12,7 @@ from fastapi import APIRouter, FastAPI
 from fastapi.openapi.utils import get_openapi
 from starlette.concurrency import run_in_threadpool
 
-from . import gateway_link, refusals
+from . import gateway_link, page, refusals
 from .config import Config
 from .control_api import ControlApi
 from .events_api import EventsApi
@@ -55,6 +55,7 @@ def create_app(
         ModelsApi(manager, config).router(),
         ControlApi(manager, config).router(),
         EventsApi(manager, config).router(),
+        page.router(bool(tokens.digests)),
     )
     for router in (*own, *routers):
         app.include_router(router, responses=refusals.described(*refusals.EVERY))
@@ -65,6 +66,7 @@ def create_app(
         hosts=config.allowed_hosts,
         max_body_bytes=config.max_body_bytes,
         rates=Rates(config.requests_per_second),
+        public=page.PATHS,
     )
     _describe(app, bool(tokens.digests))
     return app

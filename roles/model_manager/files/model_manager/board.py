@@ -129,6 +129,7 @@ class Board:
         return ModelView(
             id=model.id,
             name=model.name,
+            description=model.description,
             container_name=model.container_name,
             port=model.port,
             host_port=model.host_port,

@@ -35,7 +35,8 @@ class EventStream(StreamingResponse):
 
     # FastAPI takes the status of its description from this default.
     def __init__(self, frames: AsyncIterator[str], status_code: int = 200, *, ended: Callable[[], None]) -> None:
-        super().__init__(frames, status_code)
+        # nginx keeps back what it passes on, unless it is told not to.
+        super().__init__(frames, status_code, {"X-Accel-Buffering": "no"})
         self._ended = ended
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

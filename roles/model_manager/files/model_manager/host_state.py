@@ -67,6 +67,7 @@ class HostState:
         self.evictions: dict[str, tuple[str, str]] = {}
         self.last_active: dict[str, float] = {}
         self.active_since: dict[str, float] = {}
+        # The GPU memory that each held when that was looked at last; not of those whose state has changed since.
         self.held_gb: dict[str, float | None] = {}
         self.leaks: Mapping[str, Any] = {}
         # The adapters that each server has told, and how many requests the gateway has, where there is one.
@@ -98,6 +99,8 @@ class HostState:
         for name, new in models.items():
             old = self.seen.get(name, Observation(plan.STOPPED))
             self.seen[name] = dataclasses.replace(new, running=old.running, waiting=old.waiting)
+            if new.state != old.state:
+                self.held_gb.pop(name, None)
             if _has_come_up(old, new):
                 self._last_request[name] = self._clock()
             if new.state == plan.ACTIVE and old.state != plan.ACTIVE:
@@ -110,6 +113,8 @@ class HostState:
         now = self._now()
         before, self.seen = self.seen, dict(seen)
         for name, one in seen.items():
+            if name in before and before[name].state != one.state:
+                self.held_gb.pop(name, None)
             if name in before and _has_come_up(before[name], one):
                 self._last_request[name] = self._clock()
             if one.state == plan.ACTIVE:
@@ -132,6 +137,8 @@ class HostState:
         name, action, level = step["model"], step["action"], step["level"]
         if step["event"] == "step_begun" and action in view.DURING_STEP:
             self.moving[name] = (view.DURING_STEP[action], None)
+            if action != plan.DRAIN:
+                self.held_gb.pop(name, None)
         elif step["event"] == "step_ended" and "failed" not in step:
             ends = {plan.SLEEP: view.ASLEEP, plan.STOP: view.STOPPED, plan.VERIFY: view.READY}
             if action in ends:

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import logging
+import math
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -47,6 +48,8 @@ _LOG = logging.getLogger(__name__)
 
 # How often is looked whether somebody else has switched, and the inventory has changed.
 _POLL_SECONDS = 0.25
+# After a switch, the GPU memory is looked at so soon, but no more often, however many switches there are.
+_REPORT_AFTER_SECONDS = 5.0
 # The servers have enough to do while a switch goes on, and it tells what it does.
 _OBSERVE_DURING_SWITCH_SECONDS = 10.0
 
@@ -99,7 +102,7 @@ class Observer:
         self._observing: Switcher | None = None
         self._models_stamp: Any = None
         self._stamps: tuple[Any, ...] = ()
-        self._next_report = 0.0
+        self._reported_at = -math.inf
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._observe_always, name="observer", daemon=True)
 
@@ -176,6 +179,12 @@ class Observer:
             if not self._schedule.running and last != self._host.last_switch:
                 self._gateway.foreign("")
 
+    def _report_is_due(self, inventory: Inventory) -> bool:
+        """Whether to look at what takes longer: from time to time, and soon after something has changed."""
+        unknown = any(m.id not in self._host.held_gb for m in inventory.enabled)
+        seconds = self._config.report_seconds
+        return self._clock() >= self._reported_at + (min(seconds, _REPORT_AFTER_SECONDS) if unknown else seconds)
+
     def _look(self) -> None:
         """Observe all servers, and take over what they are unless a switch has begun or ended meanwhile."""
         generation, inventory = self._host.generation, self._host.inventory
@@ -184,9 +193,10 @@ class Observer:
         locked, lock_stamp = lock.held_by(), _stamp(lock.path)
         lock.peek()
         held: dict[str, float | None] | None = None
-        if self._clock() >= self._next_report and not self._schedule.running:
-            self._next_report = self._clock() + self._config.report_seconds
-            seen, held = host.report()
+        if self._report_is_due(inventory) and not self._schedule.running:
+            self._reported_at = self._clock()
+            seen, told = host.report()
+            held = {**dict.fromkeys((m.id for m in inventory.enabled), None), **told}
         else:
             seen = host.observe(inventory.enabled, count_requests=True)
         awake = [m.id for m in inventory.enabled if seen[m.id].state == plan.ACTIVE]
@@ -210,8 +220,8 @@ class Observer:
                 return
             self._host.observed_at = self._clock()
             self._host.desired, self._host.costs, self._host.leaks = desired, known, leaks
-            self._host.held_gb = self._host.held_gb if held is None else held
             self._host.observe(seen, counters, lock.active_since)
+            self._host.held_gb = self._host.held_gb if held is None else held
             if last and not self._schedule.running and self._board.note_others_switch(last):
                 kept = records.of_others(last)
             self._host.adapters.update({name: tuple(told) for name, told in adapters.items() if told is not None})
@@ -301,7 +311,7 @@ class Observer:
             bus.publish("inventory", {"models": [m.id for m in inventory.models]})
             self._gateway.refresh()
         self._close()
-        self._next_report = 0.0
+        self._reported_at = -math.inf
 
     def _read_stamps(self) -> tuple[Any, ...]:
         """What changes when anybody switches: the lock's file, and what is recorded for a boot."""

@@ -14,7 +14,7 @@ import os
 import socket
 import stat
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -31,6 +31,8 @@ _FORWARDED = (b"forwarded", b"via", b"x-forwarded-for", b"x-real-ip")
 # How many clients' rates are remembered. Whoever has not asked for longest is forgotten first.
 _CLIENTS = 4096
 _BURST_SECONDS = 5.0
+# Where a request carries why its caller may not write.
+_WHY_NOT = "model_manager.why_not_write"
 _HEADERS = [(b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff")]
 
 
@@ -114,11 +116,19 @@ class Guard:
     """ASGI middleware that lets a request pass, or refuses it: 401, 403, 413 or 429, as JSON.
 
     `hosts` are names by which clients may call the manager; addresses, localhost and this machine's own name always
-    may be used: a page of the web can only pretend to be here under a name of its own (DNS rebinding).
+    may be used: a page of the web can only pretend to be here under a name of its own (DNS rebinding). `public` are
+    the paths that anybody may read, without a token: the files of the status page.
     """
 
     def __init__(
-        self, app: ASGIApp, *, tokens: Tokens, hosts: Iterable[str], max_body_bytes: int, rates: Rates
+        self,
+        app: ASGIApp,
+        *,
+        tokens: Tokens,
+        hosts: Iterable[str],
+        max_body_bytes: int,
+        rates: Rates,
+        public: Collection[str] = (),
     ) -> None:
         self._app = app
         self._tokens = tokens
@@ -126,6 +136,7 @@ class Guard:
         self._hosts = {name.lower() for name in names if name}
         self._max_body_bytes = max_body_bytes
         self._rates = rates
+        self._public = frozenset(public)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection."""
@@ -144,6 +155,10 @@ class Guard:
     def _check(self, scope: Scope) -> None:
         writes = scope["type"] == "http" and scope["method"] not in _READING
         self._check_host(scope, writes)
+        if scope["type"] == "http" and not writes and scope["path"] in self._public:
+            # Counted apart, too: it needs no token.
+            self._check_rate(f"{_client(scope)} public")
+            return
         try:
             self._check_role(scope, writes)
         except _Refused:
@@ -163,18 +178,28 @@ class Guard:
         name = _hostname(host)
         if not _is_address(name) and name not in self._hosts:
             raise _Refused(403, "the Host of this request is not allowed: add its name to allowed_hosts")
-        # A browser adds it to what a page of another site sends. Without CORS that page can't read the answer, but
+        if not writes and scope["type"] != "websocket":
+            return
+        # A browser adds these to what a page of another site sends. Without CORS that page can't read the answer, but
         # what it writes would be done, and a WebSocket read.
         origin = _header(scope, b"origin").decode("latin-1").lower()
         own = (f"http://{host.lower()}", f"https://{host.lower()}")
-        if origin and origin not in own and (writes or scope["type"] == "websocket"):
-            raise _Refused(403, "a page of another site (Origin) may not ask for this")
+        foreign = _header(scope, b"sec-fetch-site") in (b"cross-site", b"same-site")
+        if foreign or (origin and origin not in own):
+            raise _Refused(403, "a page of another site (Origin) may not ask for this; a proxy has to pass on the Host")
 
     def _check_role(self, scope: Scope, writes: bool) -> None:
+        why_not = self._why_not_write(scope)
+        if writes and why_not:
+            raise _Refused(403, why_not)
+        scope[_WHY_NOT] = why_not
+
+    def _why_not_write(self, scope: Scope) -> str:
+        """Why this caller may only read; empty: it may write. Raises _Refused for one that may not even read."""
         if not self._tokens.digests:
-            if writes and not _is_local(scope):
-                raise _Refused(403, "without tokens, only programs on this host may change anything: set tokens_file")
-            return
+            if _is_local(scope):
+                return ""
+            return "without tokens, only programs on this host may change anything: set tokens_file"
         scheme, _space, token = _header(scope, b"authorization").partition(b" ")
         role = self._tokens.role(token.strip()) if scheme.lower() == b"bearer" else ""
         if not role:
@@ -183,8 +208,7 @@ class Guard:
                 "a valid token is needed: send it as `Authorization: Bearer TOKEN`",
                 (b"www-authenticate", b"Bearer"),
             )
-        if writes and role != OPERATOR:
-            raise _Refused(403, "the token of a reader may not change anything: use an operator's")
+        return "" if role == OPERATOR else "the token of a reader may not change anything: use an operator's"
 
     async def _read(self, scope: Scope, receive: Receive) -> Receive:
         """Read the body whole, unless it is too long. Returns what hands it over."""
@@ -208,6 +232,11 @@ class Guard:
             return waiting.pop() if waiting else await receive()
 
         return replay
+
+
+def why_not_write(scope: Scope) -> str:
+    """Why the caller of a request that the guard has let pass may not change anything; empty: it may."""
+    return str(scope[_WHY_NOT])
 
 
 def _digest(token: bytes) -> bytes:

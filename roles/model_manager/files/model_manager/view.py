@@ -55,6 +55,8 @@ class ModelView:
 
     id: str
     name: str
+    description: str
+    """What the inventory says of it, for people."""
     container_name: str
     port: int
     host_port: int

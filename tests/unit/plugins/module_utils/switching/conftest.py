@@ -107,7 +107,7 @@ class Host:
         self.started: list[Command] = []
         self.events_before = 0
 
-    def declare(self, name: str, *, standin: dict[str, object] | None = None, **fields: Any) -> None:
+    def declare(self, name: str, /, *, standin: dict[str, object] | None = None, **fields: Any) -> None:
         """Declare a model; C(standin) are the settings of its stand-in: load_seconds is STANDIN_LOAD_SECONDS."""
         port = free_port()
         command = [sys.executable, str(STANDIN), "serve", f"org/{name}", "--host", "127.0.0.1", "--port", str(port)]
