@@ -38,7 +38,7 @@ from .guarded_lock import still_holds
 from .history import Switch
 from .host_state import HostState
 from .reconcile import Reconciler
-from .rules import Situation
+from .rules import Situation, is_unknown, serves
 from .schedule import Schedule
 from .tickets import RECONCILER, ManagerError, Ticket
 
@@ -204,6 +204,8 @@ class Observer:
             if undisturbed:
                 self._control.check_pin(self._schedule.asked())
             self._reconcile(inventory, last, former, lock_stamp, not undisturbed)
+            if undisturbed and not self._schedule.asked():
+                self._host.abandoned = self._abandoned(inventory)
             self._board.publish_states()
         # Without the lock: the history may have to wait for the disk.
         for switch in kept:
@@ -247,6 +249,22 @@ class Observer:
                 _LOG.warning("%s is not brought to the state %s: %s", action.model, action.desired, error)
             else:
                 _LOG.info("%s is brought to the state %s: %s", action.model, action.desired, action.reason)
+
+    def _abandoned(self, inventory: Inventory) -> set[str]:
+        """The models that should be active and do not run, that the service does not bring back now by itself."""
+        found = set()
+        for model in inventory.enabled:
+            seen = self._host.seen[model.id]
+            runs_not = seen.state in (plan.STOPPED, plan.ERROR) and not is_unknown(model, seen)
+            if self._host.desired.get(model.id) != plan.ACTIVE or not runs_not:
+                continue
+            # Who serves in its place was woken past the engine, or for now.
+            rivals = any(serves(self._host.seen[m.id]) for m in inventory.conflicting(model) if not m.disabled)
+            tried = self._config.reconcile and not self._reconciler.breaker(model.id).opened
+            unusable = seen.state == plan.ERROR and bool(self._reconciler.notes.get(model.id)) and not seen.dead
+            if not rivals and (unusable or not tried):
+                found.add(model.id)
+        return found
 
     def _engine(self) -> Switcher:
         if self._observing is None:
