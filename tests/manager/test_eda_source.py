@@ -347,7 +347,7 @@ def test_a_manager_may_have_a_token_of_its_own() -> None:
 def test_its_documentation_has_its_arguments_and_kinds() -> None:
     documentation = yaml.safe_load(SOURCE["DOCUMENTATION"])
     assert tuple(documentation["options"]) == SOURCE["_OPTIONS"]
-    (example,) = yaml.safe_load(SOURCE["EXAMPLES"])
+    example = yaml.safe_load(SOURCE["EXAMPLES"])[0]
     found, kinds = SOURCE["parse"](example["homegpt.vllm.manager_events"])
     assert [one["host"] for one in found] == ["gpu1", "gpu2"]
     assert kinds == ["state", "breaker"]
