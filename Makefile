@@ -50,7 +50,7 @@ format: setup ## format the Python files with ruff
 
 .PHONY: types
 types: setup ## mypy, strict for the core
-	mypy -p ansible_collections.homegpt.vllm.plugins -p model_manager -p tests -p tools -p bench
+	mypy -p ansible_collections.homegpt.vllm.plugins -p ansible_collections.homegpt.vllm.extensions -p model_manager -p tests -p tools -p bench
 
 .PHONY: sanity
 sanity: setup ## ansible-test sanity on a clean copy, nothing ignored
@@ -86,9 +86,10 @@ webui: setup ## the real Open WebUI, as its role configures it, in a browser wit
 	OPEN_WEBUI=1 $(PYTEST) -s tests/webui
 
 .PHONY: manager
-manager: setup ## the model manager's service and role on stand-ins, its page in Chromium, its metrics in Debian's Prometheus
+manager: setup ## the model manager's service, role and rulebooks on stand-ins, its page in Chromium, its metrics in Debian's Prometheus
 	@command -v promtool || bash tools/apt.sh prometheus || echo "there is no Prometheus"
 	@command -v chromium || command -v google-chrome || bash tools/apt.sh chromium || echo "there is no browser"
+	@bash tools/eda.sh || echo "there is no ansible-rulebook"
 	$(PYTEST) tests/manager
 
 .PHONY: gateway
@@ -155,6 +156,7 @@ lock: ## update the pinned requirements for every supported Python (needs uv)
 	$(LOCK) --fork-strategy fewest --generate-hashes --output-file $(SERVICE)/requirements.txt $(SERVICE)/requirements.in
 	$(LOCK) --fork-strategy fewest --generate-hashes --output-file $(SERVICE)/requirements-tracing.txt $(SERVICE)/requirements-tracing.in
 	$(LOCK) --fork-strategy requires-python --output-file requirements.txt requirements.in
+	$(LOCK) --fork-strategy requires-python --generate-hashes --output-file tools/eda-requirements.txt tools/eda-requirements.in
 
 LOCK := uv pip compile --quiet --universal --python-version 3.10 --no-annotate --custom-compile-command "make lock" --upgrade
 SERVICE := roles/model_manager/files

@@ -97,6 +97,141 @@ last_switch:
       type: str
       returned: always
       sample: gpt-oss-20b woke at the second attempt
+manager:
+  description:
+    - What the model manager of the host shows of itself. Null if the host has none, or none that was ever started.
+  returned: success
+  type: dict
+  version_added: 0.2.0
+  contains:
+    running:
+      description:
+        - Whether its process runs. If not, it was killed; C(switching), C(queue) and C(models) are then empty, and the
+          others are what holds when it is started again. A manager that was stopped shows nothing.
+      type: bool
+      returned: always
+      sample: true
+    problem:
+      description: Why what it shows may be outdated; empty if it is not.
+      type: str
+      returned: always
+      sample: ""
+    age_seconds:
+      description: How long ago it has shown this. It does so at each change, and at least every 30 seconds.
+      type: float
+      returned: always
+      sample: 2.1
+    address:
+      description: Where it listens.
+      type: str
+      returned: always
+      sample: http://127.0.0.1:9000
+    mode:
+      description: V(auto), or V(manual) if models are only switched by hand.
+      type: str
+      returned: always
+      sample: auto
+    pinned:
+      description: The id of the model that is kept active; null if none is.
+      type: str
+      returned: always
+      sample: gpt-oss-20b
+    policy:
+      description: Which request is served next, V(fifo) or V(batched).
+      type: str
+      returned: always
+      sample: fifo
+    reconciles:
+      description: Whether it brings lost models back without being asked.
+      type: bool
+      returned: always
+      sample: true
+    switching:
+      description:
+        - The switch to an active model that is under way. C(from) is the id of the model that makes room, empty if none
+          does, and C(to) the id of the one that becomes active. Null if there is none.
+      type: dict
+      returned: always
+      sample: {from: qwen3-vl-30b-a3b, to: gpt-oss-20b}
+    queue:
+      description: The switches that are under way and that wait, in their order.
+      type: list
+      elements: dict
+      returned: always
+      contains:
+        model:
+          description: The id of the model.
+          type: str
+          returned: always
+          sample: gpt-oss-20b
+        desired:
+          description: The state that it is brought to.
+          type: str
+          returned: always
+          sample: active
+        by:
+          description: Who has asked for it.
+          type: str
+          returned: always
+          sample: 10.0.0.7
+        waiters:
+          description: How many have asked for it.
+          type: int
+          returned: always
+          sample: 3
+        position:
+          description: Its place; 0 if it is under way.
+          type: int
+          returned: always
+          sample: 1
+        eta_seconds:
+          description: How long it takes until it is done, by past switches; null if that is unknown.
+          type: float
+          returned: always
+          sample: 12.4
+    models:
+      description: The models by their ids.
+      type: dict
+      returned: always
+      contains:
+        state:
+          description: One of ready, sleepPending, asleep, waking, stopped, starting, error, disabled.
+          type: str
+          returned: always
+          sample: asleep
+        desired:
+          description: The state that it should be in, V(active), V(sleeping) or V(stopped).
+          type: str
+          returned: always
+          sample: sleeping
+        down:
+          description: Whether it should be active, does not run, and the manager does not bring it back now.
+          type: bool
+          returned: always
+          sample: false
+        queue_depth:
+          description: How many wait for it.
+          type: int
+          returned: always
+          sample: 0
+        eta_seconds:
+          description: How long it takes until it can be active, by past switches; null if that is unknown.
+          type: float
+          returned: always
+          sample: 8.7
+        breaker:
+          description:
+            - Its circuit breaker, with C(state) (V(closed), V(open) or V(half_open)), the number of C(failures), the
+              C(reason) of the last one, and in C(retry_at) when it is tried again, in seconds since 1970. Null if it
+              has not failed.
+          type: dict
+          returned: always
+          sample: {state: open, failures: 3, reason: its server has ended, retry_at: 1795882811.3}
+        note:
+          description: Why the manager leaves it in another state than it should be in; empty if it does not.
+          type: str
+          returned: always
+          sample: ""
 models:
   description: The models by their ids.
   returned: success

@@ -8,6 +8,7 @@ import re
 import sys
 from pathlib import Path
 
+import yaml
 from ansible_collections.homegpt.vllm.plugins.plugin_utils.preflight_services import MANAGER_SETTINGS
 
 from tests.consistency import blocks
@@ -60,11 +61,34 @@ def metrics() -> list[tuple[str, str, str]]:
     return sorted((name, kind, meaning) for name, meaning, kind in found)
 
 
+def events() -> list[tuple[str, str]]:
+    """Return the kinds of events and what their data has, as the docstring of the module of events tells."""
+    docstring = str(ast.get_docstring(ast.parse((MODULE.parent / "events.py").read_text(encoding="utf-8"))))
+    items = re.split(r"^- ", docstring.split("\n\n", 1)[1].split("\n\n", 1)[1], flags=re.MULTILINE)[1:]
+    return [(kinds, " ".join(told.split())) for kinds, told in (item.split(": ", 1) for item in items)]
+
+
+def source_options() -> list[list[str]]:
+    """Return the options of the event source: name, default, meaning."""
+    text = (ROOT / "extensions/eda/plugins/event_source/manager_events.py").read_text(encoding="utf-8")
+    documentation = yaml.safe_load(text.split('DOCUMENTATION = r"""', 1)[1].split('"""', 1)[0])
+    return [
+        [
+            f"`{name}`",
+            f"`{option['default']}`" if "default" in option else "",
+            re.sub(r"\b[COV]\(([^)]*)\)", r"`\1`", " ".join(option["description"])),
+        ]
+        for name, option in documentation["options"].items()
+    ]
+
+
 def rendered() -> dict[str, str]:
     """Return the blocks of the page."""
     rows = [[f"`{name}`", *told] for name, told in settings().items() if name not in MANAGER_SETTINGS]
     metric_rows = [[f"`{name}`", kind, meaning] for name, kind, meaning in metrics()]
     return {
         "manager-settings": blocks.table(["key", "default", "meaning"], rows),
+        "manager-events": blocks.table(["kind", "data"], [list(each) for each in events()]),
+        "eda-options": blocks.table(["option", "default", "meaning"], source_options()),
         "manager-metrics": blocks.table(["metric", "type", "meaning"], metric_rows),
     }

@@ -181,6 +181,20 @@ def test_for_models_in_containers_it_is_hardened_and_works(machine: Machine, pla
     assert play(model_manager_models=CONTAINED) == 0
 
 
+def test_without_systemd_its_unit_is_removed_and_the_model_goes_on(machine: Machine, play: Play) -> None:
+    play()
+    assert machine.unit(UNIT)["ActiveState"] == "active"
+    predicted = play("--check", model_manager_systemd=False)
+    assert predicted > 0
+    assert machine.unit(UNIT)["ActiveState"] == "active"
+    assert play(model_manager_systemd=False) == predicted
+    assert machine.unit(UNIT)["LoadState"] == "not-found"
+    assert "homegpt-manager" not in machine.run("systemctl", "list-units", "--all", "--plain", "--no-legend")
+    assert machine.state() == "active"
+    assert play(model_manager_systemd=False) == 0
+    assert play("--check", model_manager_systemd=False) == 0
+
+
 def test_it_is_removed_and_the_model_goes_on(machine: Machine, play: Play) -> None:
     play()
     assert play("--check", model_manager_enabled=False) > 0

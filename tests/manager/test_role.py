@@ -264,10 +264,36 @@ def test_the_service_of_another_stack_is_not_replaced(host: Managed, play: Play,
     assert (files(host.stack / "manager"), files(units)) == before
 
 
+# What the role finds on a host without systemd; the service of this machine is left alone.
+WITHOUT_SYSTEMD = {"__model_manager_systemd": {"stat": {"exists": False}}}
+
+
+def test_the_unit_of_an_earlier_run_is_removed_where_systemd_shall_not_run_it(
+    host: Managed, play: Play, units: Path
+) -> None:
+    """Under a real systemd, tests/e2e/test_manager_unit.py has it."""
+    unit = units / "homegpt-manager.service"
+    unit.write_text(f"[Service]\nWorkingDirectory={host.stack}\n", encoding="utf-8")
+    given = "-e", json.dumps({"model_manager_unit_dir": str(units), **WITHOUT_SYSTEMD})
+    assert play(*given, "--check").changed() == 1
+    assert unit.exists()
+    assert play(*given).changed() == 1
+    assert not unit.exists()
+    assert (host.stack / "manager/config.json").exists()
+    assert play(*given).changed() == 0
+
+
 def test_it_is_removed_where_it_is_disabled(host: Managed, play: Play, units: Path) -> None:
     disabled = "-e", json.dumps({"model_manager_enabled": False, "model_manager_unit_dir": str(units)})
+    # As after it was killed: what it was told at run time, and what it shows.
+    run = host.stack / "run"
+    told = {"manager.json", "manager_view.json", "reconciler.json"}
+    for name in (*told, "manager.sqlite"):
+        (run / name).write_text("{}", encoding="utf-8")
     assert play(*disabled, "--check").changed() == 1
     assert (host.stack / "manager").exists()
     assert play(*disabled).changed() == 1
     assert not (host.stack / "manager").exists()
+    assert not told & {path.name for path in run.iterdir()}
+    assert (run / "manager.sqlite").exists(), "the history stays"
     assert (units / "homegpt-manager.service").exists(), "it is another stack's"

@@ -39,12 +39,14 @@ CHANGES = "changes"
 WEIGHTS = "weights"
 # What the model manager was told at run time: mode, pin, evictions. It writes this itself.
 MANAGER = "manager"
+# What the model manager shows of itself while it runs. It writes this itself; status reads it.
+MANAGER_VIEW = "manager_view"
 # What the model manager is about to do, and its circuit breakers. It writes this before it acts.
 RECONCILER = "reconciler"
 # What the models' servers had counted when the model manager asked them last. It writes this itself.
 USAGE = "usage"
 _ENGINE = (DESIRED_STATE, LAST_SWITCH, CANARY, DRAFTS, PROOF, MEMORY, ODOMETER, COSTS, CHANGES, WEIGHTS)
-ALL = (*_ENGINE, MANAGER, RECONCILER, USAGE)
+ALL = (*_ENGINE, MANAGER, MANAGER_VIEW, RECONCILER, USAGE)
 
 # No file takes as much.
 _ROOM_BYTES = 65536

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import time
 import typing
 
-from . import costs, memory, odometer, state_files
+from . import costs, manager_view, memory, odometer, state_files
 from .errors import Blocked, SwitchingError
 from .host import Host
 from .inventory import ESCALATION, Model
@@ -45,6 +46,7 @@ def report(host: Host, mem_available_gb: float | None = None) -> dict[str, typin
     return {
         "active_models": [name for name, state in seen.items() if state.state == ACTIVE],
         "last_switch": read_last_switch(host.stack_dir),
+        "manager": manager_view.read(host.stack_dir, time.time()),
         "warnings": unreadable(host),
         "models": {
             m.id: {
@@ -95,6 +97,9 @@ def unreadable(host: Host) -> list[str]:
     hidden = ["whether a model's last wake was confirmed"] if host.lock.unreadable else []
     if os.path.exists(path) and not os.access(path, os.R_OK):
         hidden.append("what the last switch was")
+    manager = state_files.path(host.stack_dir, state_files.MANAGER_VIEW)
+    if os.path.exists(manager) and not os.access(manager, os.R_OK):
+        hidden.append("what the model manager does")
     if not hidden:
         return []
     return [

@@ -13,13 +13,15 @@ _WIDEST = 60
 _HEADER = ("host", "model", "state", "level", "port", "running", "waiting", "gpu_gb")
 _KEYS = ("state", "level", "host_port", "running", "waiting", "gpu_memory_gb")
 _LEVELS = ("host", "model", "level_1", "level_2", "next_sleep")
+_MANAGERS = ("host", "manager", "mode", "reconciles", "switching", "waiting", "problem")
+_MANAGED = ("host", "model", "queue", "eta", "breaker", "note")
 # Columns that are left out where no model has such a text.
 _TEXTS = ("description", "problem")
 
 
 def status_lines(reports: typing.Mapping[str, typing.Mapping[str, typing.Any]]) -> list[str]:
-    """The lines of the table for Switcher.report() of each host, and of those with the last switch of each, and with
-    what sleeping and waking have taken.
+    """The lines of the table for Switcher.report() of each host, and of those with the last switch of each, with what
+    its model manager shows, and with what sleeping and waking have taken.
 
     What is not known is a dash.
     """
@@ -32,7 +34,15 @@ def status_lines(reports: typing.Mapping[str, typing.Mapping[str, typing.Any]]) 
     last = [_last(host, report["last_switch"]) for host, report in reports.items() if report.get("last_switch")]
     leaks = [_leak(host, name, model["leak"]) for host, name, model in models if _leaks(model)]
     measured = [_levels(*each) for each in models if _measured(each[2])]
-    more = [lines([header, *table]) for header, table in ((_SWITCHES, last), (_LEVELS, measured)) if table]
+    managers = [(host, report["manager"]) for host, report in reports.items() if report.get("manager")]
+    managed = [(host, *each) for host, manager in managers for each in manager["models"].items()]
+    tables = (
+        (_SWITCHES, last),
+        (_MANAGERS, [_manager(*each) for each in managers]),
+        (_MANAGED, [_managed(*each) for each in managed if _is_of_note(each[2])]),
+        (_LEVELS, measured),
+    )
+    more = [lines([header, *table]) for header, table in tables if table]
     more = [leaks, *more] if leaks else more
     return [*lines(rows), *(line for table in more for line in ("", *table))]
 
@@ -64,10 +74,40 @@ def _leak(host: str, name: str, leak: typing.Mapping[str, typing.Any]) -> str:
     )
 
 
+def _manager(host: str, manager: typing.Mapping[str, typing.Any]) -> tuple[str, ...]:
+    moving = manager["switching"]
+    waiting = sum(1 for one in manager["queue"] if one["position"] != 0)
+    return (
+        host,
+        "running" if manager["running"] else "not running",
+        f"pinned: {manager['pinned']}" if manager["pinned"] else manager["mode"],
+        "yes" if manager["reconciles"] else "no",
+        f"{moving['from'] or '-'} -> {moving['to']}" if moving else "-",
+        str(waiting) if manager["running"] else "-",
+        manager["problem"] or "-",
+    )
+
+
+def _is_of_note(model: typing.Mapping[str, typing.Any]) -> bool:
+    """Whether the manager has more to tell of a model than its state."""
+    return bool(model["queue_depth"] or model["note"] or model["down"] or (model["breaker"] or {}).get("failures"))
+
+
+def _managed(host: str, name: str, model: typing.Mapping[str, typing.Any]) -> tuple[str, ...]:
+    breaker, eta = model["breaker"], model["eta_seconds"]
+    told = "-"
+    if breaker and breaker["failures"]:
+        told = f"{breaker['state']} ({breaker['failures']})"
+        if breaker["retry_at"]:
+            told += time.strftime(" until %H:%M:%S UTC", time.gmtime(breaker["retry_at"]))
+    note = " ".join(str(model["note"] or (breaker or {}).get("reason") or "").split())
+    note = "down" + (f": {note}" if note else "") if model["down"] else note
+    return (host, name, str(model["queue_depth"]), "-" if eta is None else f"{eta:.1f} s", told, _short(note))
+
+
 def _last(host: str, switch: typing.Mapping[str, typing.Any]) -> tuple[str, ...]:
     ended = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(switch["ended"]))
     state = "" if switch["state"] == "active" else " " + str(switch["state"])
-    reason = str(switch["reason"])
     return (
         host,
         ended,
@@ -75,8 +115,12 @@ def _last(host: str, switch: typing.Mapping[str, typing.Any]) -> tuple[str, ...]
         f"{switch['seconds']:.1f}",
         str(switch["result"]),
         str(switch["rung"] or "-"),
-        (reason if len(reason) <= _WIDEST else reason[: _WIDEST - 3] + "...") or "-",
+        _short(str(switch["reason"])),
     )
+
+
+def _short(text: str) -> str:
+    return (text if len(text) <= _WIDEST else text[: _WIDEST - 3] + "...") or "-"
 
 
 def _cell(value: typing.Any) -> str:

@@ -31,6 +31,7 @@ from .events import Bus
 from .history import History
 from .manager import Manager
 from .metrics import Metrics
+from .status_file import StatusFile
 from .tracing import Tracing
 from .usage import Usage
 
@@ -118,8 +119,8 @@ def _listen(config: Config) -> socket.socket:
 
 
 def _serve(config: Config, manager: Manager, usage: Usage, door: socket.socket, links: socket.socket | None) -> int:
-    metrics = Metrics(manager.view, usage.totals)
-    for listener in (usage.feed, metrics.feed):
+    metrics, status_file = Metrics(manager.view, usage.totals), StatusFile(manager.view, config)
+    for listener in (usage.feed, metrics.feed, status_file.feed):
         manager.bus.listen(listener)
     manager.gateway.measure(metrics.gateway)
     manager.on_observed(usage.observed)
@@ -142,7 +143,11 @@ def _serve(config: Config, manager: Manager, usage: Usage, door: socket.socket, 
     # uvicorn raises the signal once more when it has ended; it was handled.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_given: None)
-    service.run([door])
+    status_file.start()
+    try:
+        service.run([door])
+    finally:
+        status_file.stop()
     return 0 if service.started else 1
 
 

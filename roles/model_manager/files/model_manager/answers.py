@@ -194,6 +194,7 @@ class ModelAnswer(BaseModel):
     eviction: dict[str, str]
     breaker: dict[str, Any] | None = Field(description="Its circuit breaker; null: it has not failed.")
     note: str = Field(description="Why the service leaves it as it is, though it is meant to be another; empty: no.")
+    down: bool = Field(description="It should be active, does not run, and the service does not bring it back now.")
 
     @classmethod
     def of(cls, model: ModelView) -> ModelAnswer:
@@ -223,6 +224,7 @@ class ModelsAnswer(BaseModel):
     age_seconds: float = Field(description="How long ago the servers were looked at.")
     lock_holder: str = Field(description="Who else switches on this host now; empty: nobody.")
     problem: str = Field(description="Why a new models.json is not used; empty: nothing is wrong with it.")
+    reconciles: bool = Field(description="Whether the service brings lost models back without being asked.")
 
     @classmethod
     def of(cls, view: View) -> ModelsAnswer:
@@ -239,6 +241,7 @@ class ModelsAnswer(BaseModel):
             age_seconds=view.age_seconds,
             lock_holder=view.lock_holder,
             problem=view.problem,
+            reconciles=view.reconciles,
         )
 
 

@@ -44,7 +44,7 @@ class Board:
         self._reconciler = reconciler
         self._gateway = gateway
         # What has been published of each model.
-        self._told: dict[str, tuple[str, int | None, str]] = {}
+        self._told: dict[str, tuple[str, int | None, str, bool]] = {}
         self._told_breakers: dict[str, dict[str, Any]] = {}
 
     def view(self) -> View:
@@ -64,19 +64,21 @@ class Board:
             lock_holder=host.lock_holder,
             problem=host.problem,
             last_switch=host.last_switch,
+            reconciles=self._reconciler.config.reconcile,
         )
 
     def publish_states(self) -> None:
         """Tell of the models and breakers that have changed, the gateway first."""
         self._gateway.refresh()
         for model in self._host.inventory.models:
-            now = self._host.state_of(model.id)
+            now = (*self._host.state_of(model.id), self._host.is_down(model.id))
             before = self._told.get(model.id)
             if now != before:
                 self._told[model.id] = now
-                state, level, problem = now
+                state, level, problem, down = now
                 data = {"model": model.id, "state": state, "level": level, "problem": problem}
-                self._bus.publish("state", {**data, "before": before[0] if before else None})
+                data.update(before=before[0] if before else None, desired=self._desired(model.id), down=down)
+                self._bus.publish("state", data)
             breaker = self._breaker(model.id)
             told = self._told_breakers.get(model.id)
             keys = ("state", "failures")
@@ -88,8 +90,9 @@ class Board:
         """Tell what waits now."""
         forecast = self._schedule.forecast()
         shown = [ticket.view(forecast.places[ticket.id]) for ticket in forecast.tickets]
-        keys = ("id", "model", "desired", "position", "eta_seconds")
-        self._bus.publish("queue", {"queue": [{key: getattr(one, key) for key in keys} for one in shown]})
+        keys = ("id", "model", "desired", "position", "eta_seconds", "waiters")
+        queue = [{key: getattr(one, key) for key in keys} for one in shown]
+        self._bus.publish("queue", {"queue": queue, "length": len(self._schedule.waiting)})
 
     def note_holder(self, holder: str) -> bool:
         """Somebody else has the host's lock now, or nobody has; whether that is new."""
@@ -108,6 +111,9 @@ class Board:
         self._host.last_switch = dict(last)
         self._bus.publish("switch_seen", dict(last))
         return True
+
+    def _desired(self, name: str) -> str:
+        return self._host.desired.get(name, "")
 
     def _breaker(self, name: str) -> dict[str, Any] | None:
         breaker = self._reconciler.breakers.get(name)
@@ -140,7 +146,7 @@ class Board:
             problem=problem,
             engine_state=seen.state,
             unknown=seen.unknown,
-            desired=host.desired.get(model.id, ""),
+            desired=self._desired(model.id),
             last_active=host.last_active.get(model.id),
             active_seconds=host.active_seconds(model.id),
             in_flight=host.in_flight(model.id),
@@ -152,4 +158,5 @@ class Board:
             eviction=host.eviction(model),
             gpu_memory_held_gb=host.held_gb.get(model.id),
             leak=host.leaks.get(model.id),
+            down=host.is_down(model.id),
         )

@@ -3,13 +3,15 @@
 
 The kinds of events, with the keys of their data:
 
-- `switch_queued`, `switch_begun`, `switch_ended`: those of `manager.Ticket.as_dict`; `switch_begun` has in `from_model`
-  what was active in the model's place, else an empty text
-- `step_begun`, `step_ended`: `ticket` (its id) and those of a step of the engine's Result
+- `switch_queued`, `switch_begun`, `switch_ended`: those of `GET /switches/ID`; `switch_begun` has in `from_model` what
+  was active in the model's place, else an empty text
+- `step_begun`, `step_ended`: `ticket` (its id) and those of a step of a switch's result
 - `switch_seen`: one that the module or the command line has made, as the engine has recorded it: `models`, `state`,
   `ended`, `seconds`, `result`, `rung`, `reason`
-- `state`: `model`, `state`, `level`, `problem`, `before` (the former state)
-- `queue`: `queue`, a list of what waits, each with `id`, `model`, `desired`, `position`, `eta_seconds`
+- `state`: `model`, `state`, `level`, `problem`, `before` (the former state), `desired`, and `down`: whether it should
+  be active, does not run, and the service does not bring it back now
+- `queue`: `queue`, a list of what is done and waits, each with `id`, `model`, `desired`, `position`, `eta_seconds` and
+  `waiters`; `length`, how many of them wait
 - `lock`: `holder`, who else switches on this host now, in words; empty when it is over
 - `inventory`: `models` (their ids), or `problem` where a new one can't be used and the old one is kept
 - `mode`: `mode` and `pinned`

@@ -76,6 +76,8 @@ class HostState:
         # How the last switch ended, whoever made it, and who else has the host's lock now.
         self.last_switch: dict[str, Any] | None = None
         self.lock_holder = ""
+        # The models that are to be active and do not serve, and that the service does not bring back now.
+        self.abandoned: set[str] = set()
         # Why a new inventory is not used.
         self.problem = ""
         # When the servers were looked at last, by `clock`.
@@ -160,6 +162,10 @@ class HostState:
             often = f"{breaker.limit} times within {breaker.window_seconds / 60:g} min"
             return view.ERROR, None, f"it has failed {often}, and is tried again now and then: {breaker.reason}"
         return view.OF_ENGINE[seen.state], seen.level, seen.problem
+
+    def is_down(self, name: str) -> bool:
+        """Whether a model should be active, does not run, and is not brought back by the service now."""
+        return name in self.abandoned and self.state_of(name)[0] in (view.STOPPED, view.ERROR)
 
     def awake(self) -> set[str]:
         """The models that are active."""

@@ -40,7 +40,7 @@ from .guarded_lock import still_holds
 from .history import Switch
 from .host_state import HostState
 from .reconcile import Reconciler
-from .rules import Situation
+from .rules import Situation, is_unknown, serves
 from .schedule import Schedule
 from .tickets import RECONCILER, ManagerError, Ticket
 
@@ -229,6 +229,8 @@ class Observer:
                 self._gateway.looked()
                 self._control.check_pin(self._schedule.asked())
             self._reconcile(inventory, last, former, lock_stamp, not undisturbed)
+            if undisturbed and not self._schedule.asked():
+                self._host.abandoned = self._abandoned(inventory)
             self._board.publish_states()
         # Without the lock: the history may have to wait for the disk.
         for switch in kept:
@@ -277,6 +279,22 @@ class Observer:
         """For how long a model surely had no request, neither through the gateway nor past it."""
         found = [self._host.idle_seconds(name), self._host.unused_seconds(name)]
         return None if None in found else min(one for one in found if one is not None)
+
+    def _abandoned(self, inventory: Inventory) -> set[str]:
+        """The models that should be active and do not run, that the service does not bring back now by itself."""
+        found = set()
+        for model in inventory.enabled:
+            seen = self._host.seen[model.id]
+            runs_not = seen.state in (plan.STOPPED, plan.ERROR) and not is_unknown(model, seen)
+            if self._host.desired.get(model.id) != plan.ACTIVE or not runs_not:
+                continue
+            # Who serves in its place was woken past the engine, or for now.
+            rivals = any(serves(self._host.seen[m.id]) for m in inventory.conflicting(model) if not m.disabled)
+            tried = self._config.reconcile and not self._reconciler.breaker(model.id).opened
+            unusable = seen.state == plan.ERROR and bool(self._reconciler.notes.get(model.id)) and not seen.dead
+            if not rivals and (unusable or not tried):
+                found.add(model.id)
+        return found
 
     def _engine(self) -> Switcher:
         if self._observing is None:

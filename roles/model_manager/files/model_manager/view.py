@@ -96,6 +96,8 @@ class ModelView:
     """The GPU memory that its server holds; None where nobody can tell."""
     leak: dict[str, Any] | None
     """What its server has kept of sleep to sleep, as the engine reports it."""
+    down: bool = False
+    """Whether it should be active, does not run, and is not brought back by the service now: somebody has to help."""
 
     @property
     def status(self) -> str:
@@ -157,3 +159,5 @@ class View:
     """Why a new `models.json` is not used; empty where there is none, or it is."""
     last_switch: dict[str, Any] | None
     """How the last switch ended, whoever made it, as the engine has recorded it."""
+    reconciles: bool = True
+    """Whether the service brings lost models back without being asked."""
