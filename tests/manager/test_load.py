@@ -246,10 +246,10 @@ def test_the_memory_of_the_service_stays_what_it_is(
     host.up(a="active", b=1)
     service = Service(host)
     services.append(service)
-    sizes = soak(service.url, service.process.pid, (150, 300))
+    sizes = soak(service.url, service.process.pid, (100, 200))
     with capsys.disabled():
         print("".join(f"\n{switches} switches: {size:.1f} MB" for switches, size in sizes))
-    assert [switches for switches, _size in sizes] == [150, 300]
+    assert [switches for switches, _size in sizes] == [100, 200]
     assert max(size for _switches, size in sizes) <= MOST_MB
     assert growth(sizes) < 0.1  # with so few switches, what is bounded still fills
 
