@@ -46,7 +46,11 @@ SETTINGS = {
     # Each round begins with all models loaded.
     "reload_idle_seconds": 1,
     "retry_seconds": 120,
+    # No server is hurt three times within that; one that can't load fails three times.
+    "breaker_minutes": 20 / 60,
 }
+# The least time from one round to the next, so that each of the three models is hurt once within the time above.
+ROUND_SECONDS = 7.0
 FAULTS_FILE = "/gpus/faults-{}.json"
 BROKEN = [{"path": "load", "fault": "die", "times": 0}]
 
@@ -146,7 +150,7 @@ class Rounds:
         hurt = getattr(self, "_" + fault)
         for each in range(number):
             self.until(self.rests, "all models are what they are meant to be")
-            begun = len(self.events())
+            began, begun = time.monotonic(), len(self.events())
             seconds, note, hurt_at = hurt()
             self.until(self.rests, "all models are what they are meant to be again")
             together = two_awake(self.events()[:hurt_at], begun) + two_awake(self.events(), hurt_at)
@@ -154,14 +158,15 @@ class Rounds:
             outcome.seconds.append(seconds)
             outcome.notes.append(note)
             self.say(f"  {fault} {each + 1}/{number}: {seconds:.1f} s, {note}")
+            time.sleep(max(0.0, began + ROUND_SECONDS - time.monotonic()))
         return outcome
 
     def _active(self) -> str:
         (name,) = [name for name, state in self.box.desired().items() if state == "active"]
         return name
 
-    def _other(self) -> str:
-        return self.chance.choice([name for name in NAMES if name != self._active()])
+    def _next(self) -> str:
+        return NAMES[(NAMES.index(self._active()) + 1) % len(NAMES)]
 
     def _switch(self, name: str) -> None:
         status, answer = self.box.ask("POST", "/switch", {"model_id": name})
@@ -169,7 +174,7 @@ class Rounds:
         assert self.serves(name)
 
     def _manager(self) -> tuple[float, str, int]:
-        before, target = self._active(), self._other()
+        before, target = self._active(), self._next()
         old = self.box.unit()["InvocationID"]
         status, _answer = self.box.ask("POST", "/switch?wait=false", {"model_id": target})
         assert status == 202, status
@@ -189,7 +194,7 @@ class Rounds:
         return seconds, "went back" if now == before else "was ready, and is recorded", hurt_at
 
     def _server(self) -> tuple[float, str, int]:
-        self._switch(self._other())
+        self._switch(self._next())
         name = self._active()
         hurt_at = len(self.events())
         self._kill(name)
@@ -203,7 +208,7 @@ class Rounds:
         self.box.run("sh", "-c", program)
 
     def _engine(self) -> tuple[float, str, int]:
-        self._switch(self._other())
+        self._switch(self._next())
         name, old = self._active(), self.box.unit("docker.service")["MainPID"]
         container = self._started(name)
         hurt_at = len(self.events())
@@ -223,7 +228,7 @@ class Rounds:
         return self.box.run("docker", "inspect", "--format", "{{.State.StartedAt}}", f"vllm-{name}")
 
     def _reboot(self) -> tuple[float, str, int]:
-        self._switch(self._other())
+        self._switch(self._next())
         name = self._active()
         began = time.monotonic()
         self.box.halt()
@@ -248,6 +253,7 @@ class Rounds:
             self.until(lambda: self._breaker(bad) == "open", f"the breaker of {bad} opens")
             opened = time.monotonic() - began
             tried = self.loads(bad, hurt_at)
+            assert tried > 0, "that it crashed once is no reason not to try it"
             self._switch(good)
             seconds = time.monotonic() - began
             assert self.box.ask("POST", "/switch", {"model_id": bad})[0] == 502
