@@ -274,7 +274,7 @@ def test_the_log_tells_of_each_request(start: Start) -> None:
         with Client(gateway) as client:
             client.send("\x16\x03\x01 garbage\r\n\r\n").receive()
         gateway.logged(2, status=400)
-        assert [row["path"] for row in gateway.log() if row["path"] != "/v1/models"] == [CHAT, "", ""]
+        assert [row["path"] for row in gateway.log() if row["path"] != "/v1/models"] == [CHAT, "/", "/"]
 
 
 def test_a_server_with_tls(start: Start, tmp_path: Path, certificate: tuple[Path, Path]) -> None:
