@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""The counts are exact: whatever becomes of requests, clients, servers and workers, none is left over, and none is missed."""
+"""The counts are exact: whatever becomes of requests, clients, servers and workers, none is left over or missed."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,7 @@ import pytest
 import requests
 
 from tests.gateway.fake_link import model, playing
-from tests.gateway.gatewaylib import Client, Gateway, Start, until
+from tests.gateway.gatewaylib import Client, Start, until
 from tests.gateway.played import Asked, Call, Server, answers, streams, token
 from tests.part import fewer
 from tests.serverlib import start_standin
@@ -98,7 +99,7 @@ def test_a_worker_that_is_killed(start: Start) -> None:
                         if isinstance(exc, TimeoutError):
                             raise
                         cut += 1
-                    except Exception:  # noqa: BLE001
+                    except Exception:
                         cut += 1
             manager.until_linked(2)
             assert manager.in_flight() == 20 - cut
@@ -171,7 +172,7 @@ def test_a_state_that_is_older_is_not_taken(start: Start) -> None:
 
 
 def test_no_request_slips_past_a_gate_that_was_closed(start: Start) -> None:
-    """As the manager does it: close, ask for the counts until they are 0; from then on the server must be asked nothing."""
+    """As the manager does it: close, ask for the counts until they are 0; from then on the server is asked nothing."""
     asleep = threading.Event()
     wrong: list[str] = []
 
@@ -236,7 +237,9 @@ def test_everything_at_once_leaves_nothing_behind(start: Start, tmp_path: Path) 
                     with contextlib.suppress(Exception):
                         if how == 0:
                             with Client(gateway) as raw:
-                                raw.post(CHAT, b'{"model":"m","stream":true,"messages":[{"role":"user","content":"x"}]}')
+                                raw.post(
+                                    CHAT, b'{"model":"m","stream":true,"messages":[{"role":"user","content":"x"}]}'
+                                )
                                 time.sleep(0.02)
                             status = "left"
                         else:
@@ -263,4 +266,3 @@ def test_everything_at_once_leaves_nothing_behind(start: Start, tmp_path: Path) 
             until(lambda: manager.in_flight() == 0, "nothing is in flight")
             assert set(statuses) <= {"200", "502", "left", "cut"}, statuses
             assert statuses["200"] > 20, statuses
-
