@@ -227,7 +227,7 @@ def running() -> Iterator[tuple[Way, Way]]:
 
 
 def measure(folder: Path, rounds: int) -> list[list[float]]:
-    """Return the samples of: CPU a request, requests a second (plain / gateway), p99 and first byte added, a large body.
+    """Return samples: CPU a request, requests a second (plain / gateway), p99 and first byte added, a 20 MB body.
 
     The ratios are gateway / plain but for the second; what is added is in ms.
     """

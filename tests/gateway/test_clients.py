@@ -202,10 +202,12 @@ def test_tls(servers: dict[str, Standin], certificate: tuple[Path, Path], versio
         gateway.wait_known()
         context = ssl.create_default_context(cafile=str(certificate[1]))
         context.minimum_version = context.maximum_version = version
-        with socket.create_connection(("127.0.0.1", gateway.port), timeout=20) as plain:
-            with context.wrap_socket(plain, server_hostname="localhost") as secure:
-                secure.sendall(b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-                assert secure.recv(65536).startswith(b"HTTP/1.1 200")
+        with (
+            socket.create_connection(("127.0.0.1", gateway.port), timeout=20) as plain,
+            context.wrap_socket(plain, server_hostname="localhost") as secure,
+        ):
+            secure.sendall(b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            assert secure.recv(65536).startswith(b"HTTP/1.1 200")
         with Client(gateway) as client:
             status, _headers, body = client.post(CHAT, BODY).answer()
             assert (status, json.loads(body)["error"]["code"]) == (400, "bad_request")

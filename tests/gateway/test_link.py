@@ -67,6 +67,9 @@ def test_lines_come_as_the_network_likes(start: Start) -> None:
                 assert not call.answered
                 link.sock.sendall(piece)
             assert call.status == 200
+            # On that link: on a new one it would have been let go, too.
+            assert manager.links == [link]
+            assert len(manager.said("wait")) == 1
 
 
 def test_waiters_are_enrolled_again(start: Start) -> None:
@@ -147,13 +150,14 @@ def test_a_manager_that_is_soon_back(start: Start) -> None:
 
 def test_a_wrong_token(start: Start) -> None:
     with playing(model("qwen", 9, "closed")) as manager:
-        gateway = start(manager)
+        gateway = start(manager, link_grace_seconds=1)
         manager.until_linked()
         manager.token = "another"
         manager.drop()
         until(lambda: "no link to the model manager" in gateway.error_log(), "it is logged")
         with Call(gateway.port, SMALL) as call:
             assert (call.status, call.json()["error"]["code"]) == (503, "manager_unavailable")
+            assert call.header("x-should-retry") is None
         assert manager.links == []
         assert manager.token not in gateway.error_log()
 

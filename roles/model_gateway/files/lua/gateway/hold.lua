@@ -153,8 +153,10 @@ function hold.wait(request)
     end
 end
 
--- A request that was held has ended, in whatever way; in the log phase. A waiter that is still one has lost its client.
+-- A request that was sent to the location where requests wait has ended, in whatever way; in the log phase. A waiter that is still
+-- one has lost its client.
 function hold.ended()
+    link.count_requests(-1)
     local waiter = ngx.ctx.gateway_waiter
     if waiter then
         finish(waiter)

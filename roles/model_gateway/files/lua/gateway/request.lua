@@ -217,11 +217,9 @@ function M.log()
         keys.leave()
     end
     local arrived = var.gateway_arrived
-    if arrived == "" then
-        return
-    end
-    count_requests(-1)
-    if arrived == "held" then
+    if arrived == "1" then
+        count_requests(-1)
+    elseif arrived == "held" then
         taken()
         hold.ended()
     end
