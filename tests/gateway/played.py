@@ -8,6 +8,7 @@ import http.client
 import json
 import select
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -184,9 +185,10 @@ def answers(value: Any, status: str = "200 OK") -> Script:
 
 
 class Server:
-    """A model's server that answers each request by a script, one to a connection."""
+    """A model's server that answers each request by a script, one to a connection; with a context it speaks TLS."""
 
-    def __init__(self, script: Script | None = None) -> None:
+    def __init__(self, script: Script | None = None, context: ssl.SSLContext | None = None) -> None:
+        self.context = context
         self.port = free_port()
         self.script = script or answers({"ok": True})
         self.asked: list[Asked] = []
@@ -211,6 +213,8 @@ class Server:
 
     def _serve(self, sock: socket.socket) -> None:
         with sock, contextlib.suppress(OSError, EOFError):
+            if self.context:
+                sock = self.context.wrap_socket(sock, server_side=True)
             asked = Asked(sock)
             self.asked.append(asked)
             self.script(asked)

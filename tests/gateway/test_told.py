@@ -9,7 +9,9 @@ import http.client
 import itertools
 import json
 import socket
+import ssl
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -467,6 +469,18 @@ def test_what_a_server_sees_of_the_client(start: Start) -> None:
             own = {"accept-encoding", "te", "connection"}
             names = [{name.lower() for name, _value in asked.headers} - own for asked in server.asked]
             assert names[0] == names[1]
+
+
+def test_a_server_with_tls(start: Start, certificate: tuple[Path, Path]) -> None:
+    key, cert = certificate
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(cert, key)
+    with Server(streams(), context) as server, playing(model("qwen", server.port, "closed", tls=True)) as manager:
+        gateway = start(manager)
+        with Call(gateway.port, STREAM | {"user": "x" * 2_000_000}) as call:
+            hello, world, done = after_wait(call, manager)
+            assert (hello + "\n\n", world + "\n\n", done + "\n\n") == (token("Hello"), token(" world"), DONE)
+        assert len(server.asked[0].body) > 2_000_000
 
 
 @pytest.mark.parametrize("gate", ["open", "closed"])
