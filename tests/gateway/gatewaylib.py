@@ -92,6 +92,7 @@ class Gateway:
         self.port = port or free_port()
         self.scheme = "https" if certificate else "http"
         self.url = f"{self.scheme}://127.0.0.1:{self.port}"
+        self.trusted = str(certificate[1]) if certificate else True
         self.workers_wanted = workers
         self.edit = edit
         self.settings = {
@@ -178,8 +179,7 @@ class Gateway:
         assert self.process is not None
         assert self.process.poll() is None, f"nginx ended:\n{self.error_log()}"
         try:
-            # Whose certificate it is, is not asked here.
-            return requests.get(self.url + "/health", verify=False, timeout=5).status_code == 200
+            return requests.get(self.url + "/health", verify=self.trusted, timeout=5).status_code == 200
         except requests.RequestException:
             return False
 
@@ -188,7 +188,10 @@ class Gateway:
         self.manager.until_linked(self.workers_wanted)
         headers = {"Authorization": f"Bearer {self.keys[0]['key']}"} if self.keys else {}
         until(
-            lambda: requests.get(self.url + "/v1/models", headers=headers, verify=False, timeout=5).status_code == 200,
+            lambda: (
+                requests.get(self.url + "/v1/models", headers=headers, verify=self.trusted, timeout=5).status_code
+                == 200
+            ),
             "the models are known",
         )
         return self

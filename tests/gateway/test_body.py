@@ -296,3 +296,24 @@ def test_a_body_over_the_limit(played: tuple[Gateway, Server], with_length: bool
         assert status == 413
         assert json.loads(body)["error"]["code"] == "request_too_large"
         assert len(server.asked) == before
+
+
+def test_a_body_is_there_while_it_is_read(played: tuple[Gateway, Server]) -> None:
+    """Lua's collector takes what nobody refers to, and a pointer is no reference: here it collects all the time."""
+    _gateway, server = played
+
+    def greedy(conf: str) -> str:
+        begin = "init_worker_by_lua_block {"
+        assert begin in conf
+        return conf.replace(begin, begin + ' collectgarbage("setpause", 50) collectgarbage("setstepmul", 1000)')
+
+    with playing(model("m", server.port)) as manager, Gateway(manager, edit=greedy) as gateway:
+        gateway.wait_known()
+        number = fewer("gateway", "make gateway", "bodies", 5_000, 300)
+        with Client(gateway) as client:
+            for index in range(number):
+                # Unknown, so that no server is asked; as many keys as take some time.
+                keys = ",".join(f'"key{index}{key}":["{"x" * key}"]' for key in range(20))
+                client.post("/v1/score", f'{{{keys},"m\\u006fdel":"none","other":{{}}}}'.encode())
+                status, _headers, body = client.answer()
+                assert (status, json.loads(body)["error"]["code"]) == (404, "model_not_found"), index

@@ -24,6 +24,9 @@ local LONGEST_NAME = 2048
 local LONGEST_HEAD = 8192
 local O_RDONLY, SEEK_END, PROT_READ, MAP_PRIVATE = 0, 2, 1, 2
 
+-- The text that is just being looked through.
+local kept
+
 local bytes_type = ffi.typeof("const uint8_t *")
 
 -- What a byte means outside of texts.
@@ -337,7 +340,10 @@ end
 function M.look()
     local text = ngx.req.get_body_data()
     if text then
-        return of_bytes(ffi.cast(bytes_type, text), #text)
+        -- A pointer does not keep a text from the collector; this does.
+        kept = text
+        local model, stream, err = of_bytes(ffi.cast(bytes_type, text), #text)
+        return model, stream, err
     end
     local file = ngx.req.get_body_file()
     if file then
