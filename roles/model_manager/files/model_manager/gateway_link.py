@@ -196,7 +196,12 @@ class LinkServer:
     async def ticking(self) -> None:
         """Have the gateway do what is due, for ever."""
         while True:
-            await asyncio.sleep(self.gateway.tick())
+            pause = 1.0
+            try:
+                pause = self.gateway.tick()
+            except Exception as failure:  # a mistake of ours: the next time may go well
+                self.complain(f"what is due for the gateway was not done: {failure!r}")
+            await asyncio.sleep(pause)
 
     async def close(self) -> None:
         """Send what there is, and close all connections."""
