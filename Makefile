@@ -27,7 +27,7 @@ demo: setup ## bootstrap and switch four stand-in models on this machine; KEEP=1
 .PHONY: test
 test: setup ## every test that needs no container engine and no real vLLM
 	$(PYTEST) -n 2 --dist loadfile tests --ignore tests/real --ignore tests/versions --ignore tests/e2e --ignore tests/fuzz --ignore tests/faults \
-		--ignore tests/fleet --ignore tests/webui --ignore tests/firewall --ignore tests/manager
+		--ignore tests/fleet --ignore tests/webui --ignore tests/firewall --ignore tests/manager --ignore tests/gateway
 
 .PHONY: fresh
 fresh: ## make demo and make test on bare Debian 12 and 13, as root and as a user; ROOTS="debian13 user" selects a single one (needs root)
@@ -89,6 +89,11 @@ webui: setup ## the real Open WebUI, as its role configures it, in a browser wit
 manager: setup ## the model manager's service and role on stand-ins, its metrics in Debian's Prometheus
 	@command -v promtool || bash tools/apt.sh prometheus || echo "there is no Prometheus"
 	$(PYTEST) tests/manager
+
+.PHONY: gateway
+gateway: setup ## the gateway in Debian's nginx, with stand-ins as its servers
+	@bash tools/nginx.sh || echo "there is no nginx with Lua"
+	$(PYTEST) tests/gateway
 
 .PHONY: faults
 faults: engine ## every step of a switch with every fault, kills, races, and a fuzz of the inventory

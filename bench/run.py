@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The figures that the README states, each a ratio or a delay measured in one run on this machine.
 
-    .venv/bin/python bench/run.py [--only core|playbook|ready|fleet|bootstrap|warm] [--quick] [--write]
+    .venv/bin/python bench/run.py [--only core|playbook|ready|fleet|bootstrap|warm|gateway] [--quick] [--write]
 
 `bootstrap` needs a Docker engine and the images for tests (`make images`), and takes eight minutes. `warm` needs real
 vLLM (`tools/real_vllm.sh`), 15 GB of RAM and ten minutes.
@@ -35,7 +35,7 @@ from ansible_collections.homegpt.vllm.plugins.module_utils.switching.http_connec
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import parse
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.switch import Switcher
 
-from bench import medians, warm
+from bench import gateway, medians, warm
 from tests.e2e.stack import PLAY, Stack, contained
 from tests.fleet.fleet import FORKS, NEW, OLD, Fleet
 from tests.part import leave_out
@@ -375,6 +375,23 @@ def measure_warm(folder: Path, rounds: int) -> list[Figure]:
     return figures
 
 
+# ---- the gateway ---------------------------------------------------------------------------------
+
+
+def measure_gateway(folder: Path, rounds: int) -> list[Figure]:
+    """Load the gateway and nginx's plain proxy_pass in front of the same server."""
+    figures = [
+        Figure("CPU a request, gateway / plain proxy_pass", 1.5),
+        Figure("requests a second, plain proxy_pass / gateway", 1.18),
+        Figure("99 of 100 requests, gateway - plain proxy_pass", 1, " ms"),
+        Figure("a stream's first byte, gateway - plain proxy_pass", 1, " ms"),
+        Figure("a body of 20 MB, gateway / plain proxy_pass", 1.3),
+    ]
+    for figure, samples in zip(figures, gateway.measure(folder, rounds), strict=True):
+        figure.samples += samples
+    return figures
+
+
 def show(figures: list[Figure], file: TextIO) -> None:
     """Print the table."""
     rows = [["", "min", "median", "max", "limit", "n", ""], *(figure.cells() for figure in figures)]
@@ -407,6 +424,7 @@ def main() -> int:
         "fleet": (measure_fleet, 9, FEW_ON_A_FLEET),
         "bootstrap": (measure_bootstrap, 1, 1),
         "warm": (measure_warm, 7, 3),
+        "gateway": (measure_gateway, 9, 3),
     }
     parser.add_argument("--only", choices=measures, help="measure only this")
     parser.add_argument("--quick", action="store_true", help="few repetitions, and not what takes minutes for one")

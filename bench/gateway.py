@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: MIT
+"""The gateway against nginx's plain proxy_pass, in front of the same server, by turns.
+
+The server is an nginx that answers at once, so that what is measured is the way and not the model. Both ways have one worker,
+keep their connections to the server, write an access log and buffer no answers. The load comes from wrk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tests.gateway.fake_link import model, playing
+from tests.gateway.gatewaylib import MODULES, MODULES_DIR, Gateway, until
+from tests.serverlib import ROOT, free_port
+
+CHAT = "/v1/chat/completions"
+LOAD_SECONDS = 3
+CONNECTIONS = 16
+STREAMS = 100
+UPLOADS = 3
+LOAD_MODULES = "".join(f"load_module {MODULES_DIR / name}; " for name in MODULES)
+
+SERVER = """
+pid %(folder)s/nginx.pid;
+worker_processes 1;
+error_log stderr error;
+events { worker_connections 4096; }
+http {
+    access_log off;
+    client_max_body_size 64m;
+    client_body_buffer_size 64m;
+    client_body_temp_path %(folder)s/body;
+    proxy_temp_path %(folder)s/proxy;
+    fastcgi_temp_path %(folder)s/fastcgi;
+    uwsgi_temp_path %(folder)s/uwsgi;
+    scgi_temp_path %(folder)s/scgi;
+    keepalive_requests 1000000;
+    server {
+        listen 127.0.0.1:%(port)s backlog=4096;
+        location = /v1/chat/completions { default_type application/json; return 200 '%(answer)s'; }
+        location = /v1/completions {
+            content_by_lua_block {
+                ngx.header.content_type = "text/event-stream"
+                ngx.print("data: one\\n\\n")
+                ngx.flush(true)
+                ngx.sleep(0.002)
+                ngx.print("data: [DONE]\\n\\n")
+            }
+        }
+        location = /v1/embeddings {
+            content_by_lua_block { ngx.req.read_body() ngx.print("{}") }
+        }
+    }
+}
+"""
+
+PLAIN = """
+pid %(folder)s/nginx.pid;
+worker_processes 1;
+error_log stderr error;
+events { worker_connections 16384; }
+http {
+    access_log %(folder)s/access.log combined buffer=32k flush=1s;
+    client_max_body_size 64m;
+    client_body_buffer_size 64k;
+    client_body_temp_path %(folder)s/body;
+    proxy_temp_path %(folder)s/proxy;
+    fastcgi_temp_path %(folder)s/fastcgi;
+    uwsgi_temp_path %(folder)s/uwsgi;
+    scgi_temp_path %(folder)s/scgi;
+    keepalive_requests 100000;
+    upstream server { server 127.0.0.1:%(server)s; keepalive 128; keepalive_requests 100000; keepalive_timeout 4s; }
+    server {
+        listen 127.0.0.1:%(port)s backlog=4096;
+        location / {
+            proxy_pass http://server;
+            proxy_http_version 1.1;
+            proxy_set_header Connection "";
+            proxy_buffering off;
+        }
+    }
+}
+"""
+
+# What a chat client of today sends: the model comes after the messages.
+MESSAGES = [
+    {"role": "system", "content": "You are a helpful assistant. Answer briefly and say when you do not know."},
+    {"role": "user", "content": "Why does bread rise? " * 8},
+    {"role": "assistant", "content": "Because the yeast makes gas, which the dough holds. " * 8},
+    {"role": "user", "content": "And why is it sometimes flat?"},
+]
+BODY = json.dumps({"messages": MESSAGES, "model": "m", "max_tokens": 256, "temperature": 0.7, "stream": False})
+ANSWER = json.dumps(
+    {
+        "id": "chatcmpl-0",
+        "object": "chat.completion",
+        "choices": [{"index": 0, "message": {"role": "assistant", "content": "Because " * 40}, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 100, "completion_tokens": 40, "total_tokens": 140},
+    }
+)
+STREAM = json.dumps({"messages": MESSAGES, "model": "m", "stream": True})
+IMAGE = json.dumps({"messages": [{"content": [{"image_url": {"url": "data:;base64," + "iVBORw0KGgo" * 1_900_000}}]}], "model": "m"})
+
+WRK = """
+wrk.method = "POST"
+wrk.headers["Content-Type"] = "application/json"
+wrk.body = [==[%s]==]
+function done(summary, latency, requests)
+    local errors = summary.errors
+    local bad = errors.connect + errors.read + errors.write + errors.status + errors.timeout
+    io.write(string.format('{"requests":%%d,"seconds":%%f,"bad":%%d,"p99":%%f}\\n',
+        summary.requests, summary.duration / 1e6, bad, latency:percentile(99) / 1e3))
+end
+"""
+
+
+@contextlib.contextmanager
+def nginx(conf: str, port: int, **names: object) -> Iterator[int]:
+    """Run an nginx of this configuration; the process of its worker."""
+    folder = Path(tempfile.mkdtemp(prefix="bench-nginx-"))
+    folder.chmod(0o777)
+    (folder / "nginx.conf").write_text(conf % {"folder": folder, "port": port, **names})
+    command = ["nginx", "-p", str(folder), "-e", "stderr", "-c", str(folder / "nginx.conf"), "-g"]
+    process = subprocess.Popen([*command, LOAD_MODULES + "daemon off;"], stdin=subprocess.DEVNULL)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    try:
+        until(lambda: children.read_text().split(), "nginx has a worker")
+        yield int(children.read_text().split()[0])
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(20)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def cpu_seconds(pid: int) -> float:
+    """What a process has taken of a core."""
+    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
+
+
+class Way:
+    """A port by which the server is reached, and the process that passes on."""
+
+    def __init__(self, port: int, pid: int) -> None:
+        self.port = port
+        self.pid = pid
+
+    def load(self, script: Path) -> dict[str, float]:
+        """Ask as fast as it goes; requests a second, CPU seconds a request, the 99th percentile of the latency in ms."""
+        before = cpu_seconds(self.pid)
+        command = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{LOAD_SECONDS}s", "-s", str(script)]
+        ended = subprocess.run(
+            [*command, f"http://127.0.0.1:{self.port}{CHAT}"], capture_output=True, text=True, check=True, timeout=120
+        )
+        told: dict[str, float] = json.loads(ended.stdout.splitlines()[-1])
+        assert told["bad"] == 0, ended.stdout
+        cpu = (cpu_seconds(self.pid) - before) / told["requests"]
+        return {"a_second": told["requests"] / told["seconds"], "cpu": cpu, "p99": told["p99"]}
+
+    def first_byte(self) -> float:
+        """The median of the times until a stream's first event is there, in ms."""
+        request = (
+            f"POST /v1/completions HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(STREAM)}\r\n\r\n{STREAM}"
+        ).encode()
+        times = []
+        with socket.create_connection(("127.0.0.1", self.port), timeout=20) as sock:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            for _number in range(STREAMS):
+                began = time.perf_counter()
+                sock.sendall(request)
+                data = b""
+                while b"data: one" not in data:
+                    data += sock.recv(65536)
+                times.append(time.perf_counter() - began)
+                while not data.endswith(b"0\r\n\r\n"):
+                    data += sock.recv(65536)
+        return statistics.median(times) * 1000
+
+    def upload(self) -> float:
+        """The least time that a body of 20 MB takes, in seconds."""
+        head = f"POST /v1/embeddings HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\nContent-Length: {len(IMAGE)}\r\n\r\n"
+        request = head.encode() + IMAGE.encode()
+        times = []
+        for _number in range(UPLOADS):
+            with socket.create_connection(("127.0.0.1", self.port), timeout=60) as sock:
+                began = time.perf_counter()
+                sock.sendall(request)
+                data = b""
+                while b"{}" not in data:
+                    piece = sock.recv(65536)
+                    assert piece, data
+                    data += piece
+                assert data.startswith(b"HTTP/1.1 200"), data
+                times.append(time.perf_counter() - began)
+        return min(times)
+
+
+@contextlib.contextmanager
+def running() -> Iterator[tuple[Way, Way]]:
+    """The plain way and the gateway, in front of one server."""
+    if not shutil.which("nginx"):
+        subprocess.run(["bash", str(ROOT / "tools/nginx.sh")], check=True)
+    if not shutil.which("wrk"):
+        subprocess.run(["bash", str(ROOT / "tools/apt.sh"), "wrk"], check=True)
+    server, plain = free_port(), free_port()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(nginx(SERVER, server, answer=ANSWER))
+        pid = stack.enter_context(nginx(PLAIN, plain, server=server))
+        manager = stack.enter_context(playing(model("m", server)))
+        gateway = stack.enter_context(Gateway(manager))
+        gateway.wait_known()
+        yield Way(plain, pid), Way(gateway.port, gateway.workers()[0])
+
+
+def measure(folder: Path, rounds: int) -> list[list[float]]:
+    """Return the samples of: CPU a request, requests a second (plain / gateway), p99 added, first byte added, a large body.
+
+    The ratios are gateway / plain but for the second; what is added is in ms.
+    """
+    script = folder / "wrk.lua"
+    script.write_text(WRK % BODY)
+    samples: list[list[float]] = [[] for _figure in range(5)]
+    with running() as (plain, gateway):
+        for way in (plain, gateway):
+            way.load(script)  # caches, and the compiler of Lua
+            way.first_byte()
+        for number in range(rounds):
+            ways = (plain, gateway) if number % 2 else (gateway, plain)
+            loads: dict[Way, dict[str, Any]] = {way: way.load(script) for way in ways}
+            first = {way: way.first_byte() for way in ways}
+            upload = {way: way.upload() for way in ways}
+            samples[0].append(loads[gateway]["cpu"] / loads[plain]["cpu"])
+            samples[1].append(loads[plain]["a_second"] / loads[gateway]["a_second"])
+            samples[2].append(loads[gateway]["p99"] - loads[plain]["p99"])
+            samples[3].append(first[gateway] - first[plain])
+            samples[4].append(upload[gateway] / upload[plain])
+    return samples

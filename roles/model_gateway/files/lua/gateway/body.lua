@@ -1,0 +1,343 @@
+-- SPDX-License-Identifier: MIT
+-- The model that a request's body names, and whether it asks for a stream, without decoding the rest: clients put megabytes of
+-- images before the name. A body in memory is looked through where it lies, one in a file by way of a mapping of it.
+local ffi = require "ffi"
+local cjson = require "cjson.safe"
+local var = ngx.var
+local C = ffi.C
+local find = string.find
+
+ffi.cdef [[
+void *memchr(const void *, int, size_t);
+void *memmem(const void *, size_t, const void *, size_t);
+int open(const char *, int, ...);
+int close(int);
+long lseek(int, long, int);
+void *mmap(void *, size_t, int, int, int, long);
+int munmap(void *, size_t);
+]]
+
+local M = {}
+
+-- Longer names are no model's. They are still read as far as this, to be told of.
+local LONGEST_NAME = 2048
+local LONGEST_HEAD = 8192
+local O_RDONLY, SEEK_END, PROT_READ, MAP_PRIVATE = 0, 2, 1, 2
+
+local bytes_type = ffi.typeof("const uint8_t *")
+
+-- What a byte means outside of texts.
+local QUOTE, OPEN, CLOSE, END, BLANK = 1, 2, 3, 4, 5
+local class = ffi.new("uint8_t[256]")
+class[0x22] = QUOTE
+class[0x7B], class[0x5B] = OPEN, OPEN
+class[0x7D], class[0x5D] = CLOSE, CLOSE
+local blank = ffi.new("uint8_t[256]")
+blank[0x20], blank[0x09], blank[0x0A], blank[0x0D] = 1, 1, 1, 1
+
+local function refuse(code, message)
+    return { status = 400, code = code, message = message }
+end
+
+local NO_JSON = refuse("invalid_json", "The request's body is not a JSON object.")
+local TWICE = refuse("duplicate_model", "The request names its model twice: there must be one 'model'.")
+local NO_TEXT = refuse("invalid_model", "The request's 'model' must be a text.")
+local NO_FORM = refuse("invalid_form", "The request's body is not the form that its Content-Type promises.")
+local ENCODED = {
+    status = 415,
+    code = "unsupported_media_type",
+    message = "The request's body is compressed; send it without a Content-Encoding.",
+}
+TWICE.param, NO_TEXT.param = "model", "model"
+
+local function skip_blanks(p, i, n)
+    while i < n and blank[p[i]] == 1 do
+        i = i + 1
+    end
+    return i
+end
+
+-- The place of the quote that ends the text which begins at i; nil if none does.
+local function text_end(p, i, n)
+    local at = i
+    while at < n do
+        local found = C.memchr(p + at, 0x22, n - at)
+        if found == nil then
+            return nil
+        end
+        local quote = tonumber(ffi.cast(bytes_type, found) - p)
+        local before = quote - 1
+        while before >= i and p[before] == 0x5C do
+            before = before - 1
+        end
+        if (quote - before) % 2 == 1 then
+            return quote
+        end
+        at = quote + 1
+    end
+    return nil
+end
+
+-- The place after the object or list that begins at i.
+local function nested_end(p, i, n)
+    local depth = 0
+    while i < n do
+        local what = class[p[i]]
+        if what == QUOTE then
+            i = text_end(p, i + 1, n)
+            if not i then
+                return nil
+            end
+        elseif what == OPEN then
+            depth = depth + 1
+        elseif what == CLOSE then
+            depth = depth - 1
+            if depth == 0 then
+                return i + 1
+            end
+        end
+        i = i + 1
+    end
+    return nil
+end
+
+-- The text between two places, without its escapes; nil if it is none.
+local function text_of(p, from, to)
+    local text = ffi.string(p + from, math.min(to - from, LONGEST_NAME))
+    if find(text, "[%z\1-\31]") then
+        return nil
+    end
+    if to - from <= LONGEST_NAME and find(text, "\\", 1, true) then
+        local decoded = cjson.decode('["' .. text .. '"]')
+        return decoded and decoded[1]
+    end
+    return text
+end
+
+local function is(p, from, to, word)
+    return to - from == #word and ffi.string(p + from, to - from) == word
+end
+
+-- Look through the keys of an object, whose bracket is there, and not those within. Returns the model (nil: it has none) and whether it asks for a stream; or nil, nil and
+-- the error.
+local function of_json(p, n)
+    local model, stream
+    local i = skip_blanks(p, skip_blanks(p, 0, n) + 1, n)
+    local first = true
+    while true do
+        if i >= n then
+            return nil, nil, NO_JSON
+        end
+        if first and p[i] == 0x7D then
+            break
+        end
+        first = false
+        -- A key.
+        if p[i] ~= 0x22 then
+            return nil, nil, NO_JSON
+        end
+        local from = i + 1
+        local to = text_end(p, from, n)
+        if not to then
+            return nil, nil, NO_JSON
+        end
+        local named, streamed = false, false
+        local length = to - from
+        if length == 5 then
+            named = is(p, from, to, "model")
+        elseif length == 6 then
+            streamed = is(p, from, to, "stream")
+        end
+        if length > 5 and length <= 36 and C.memchr(p + from, 0x5C, length) ~= nil then
+            -- The same word, written with escapes.
+            named = text_of(p, from, to) == "model"
+        end
+        i = skip_blanks(p, to + 1, n)
+        if i >= n or p[i] ~= 0x3A then
+            return nil, nil, NO_JSON
+        end
+        -- Its value.
+        i = skip_blanks(p, i + 1, n)
+        local begin = i
+        if i >= n then
+            return nil, nil, NO_JSON
+        end
+        local what = class[p[i]]
+        if what == QUOTE then
+            i = text_end(p, i + 1, n)
+            if not i then
+                return nil, nil, NO_JSON
+            end
+            i = i + 1
+        elseif what == OPEN then
+            i = nested_end(p, i, n)
+            if not i then
+                return nil, nil, NO_JSON
+            end
+        else
+            while i < n and p[i] ~= 0x2C and class[p[i]] == 0 and blank[p[i]] == 0 do
+                i = i + 1
+            end
+            if i == begin then
+                return nil, nil, NO_JSON
+            end
+        end
+        if named then
+            if model then
+                return nil, nil, TWICE
+            end
+            model = what == QUOTE and text_of(p, begin + 1, i - 1)
+            if not model then
+                return nil, nil, NO_TEXT
+            end
+        elseif streamed then
+            stream = is(p, begin, i, "true")
+        end
+        -- What comes after it.
+        i = skip_blanks(p, i, n)
+        if i >= n then
+            return nil, nil, NO_JSON
+        end
+        if p[i] == 0x2C then
+            i = skip_blanks(p, i + 1, n)
+            if i < n and p[i] == 0x7D then
+                return nil, nil, NO_JSON
+            end
+        elseif p[i] == 0x7D then
+            break
+        else
+            return nil, nil, NO_JSON
+        end
+    end
+    if skip_blanks(p, i + 1, n) < n then
+        return nil, nil, NO_JSON
+    end
+    return model, stream or false
+end
+
+-- Where a text is found at or after i; nil if nowhere.
+local function search(p, i, n, text)
+    if i >= n then
+        return nil
+    end
+    local found = C.memmem(p + i, n - i, text, #text)
+    if found == nil then
+        return nil
+    end
+    return tonumber(ffi.cast(bytes_type, found) - p)
+end
+
+-- The name of a form's part, from its headers; false for a file.
+local function part_name(head)
+    for line in (head .. "\r\n"):gmatch("(.-)\r\n") do
+        local value = line:match("^[Cc][Oo][Nn][Tt][Ee][Nn][Tt]%-[Dd][Ii][Ss][Pp][Oo][Ss][Ii][Tt][Ii][Oo][Nn]:%s*[Ff][Oo][Rr][Mm]%-[Dd][Aa][Tt][Aa](.*)$")
+        if value then
+            if find(value, ";%s*[Ff][Ii][Ll][Ee][Nn][Aa][Mm][Ee]%*?%s*=") then
+                return false
+            end
+            return value:match(';%s*[Nn][Aa][Mm][Ee]%s*=%s*"([^"]*)"') or value:match(";%s*[Nn][Aa][Mm][Ee]%s*=%s*([^;%s]+)")
+        end
+    end
+    return nil
+end
+
+-- Look through the parts of a form. Returns as of_json does.
+local function of_form(p, n, boundary)
+    local model, stream
+    local mark = "--" .. boundary
+    -- The first mark may begin the body; each other one begins a line.
+    local at = n >= #mark and ffi.string(p, #mark) == mark and 0 or nil
+    if not at then
+        local found = search(p, 0, n, "\r\n" .. mark)
+        at = found and found + 2
+    end
+    while at do
+        local i = at + #mark
+        if i + 2 <= n and p[i] == 0x2D and p[i + 1] == 0x2D then
+            return model, stream or false
+        end
+        local head_from = search(p, i, n, "\r\n")
+        local head_to = head_from and search(p, head_from, n, "\r\n\r\n")
+        if not head_to or head_to - head_from > LONGEST_HEAD then
+            return nil, nil, NO_FORM
+        end
+        local from = head_to + 4
+        -- An empty part: the line break before the next mark is the one that ends the head.
+        local to = search(p, from - 2, n, "\r\n" .. mark)
+        if not to then
+            return nil, nil, NO_FORM
+        end
+        local name = part_name(ffi.string(p + head_from, head_to - head_from))
+        if name == "model" then
+            if model then
+                return nil, nil, TWICE
+            end
+            model = ffi.string(p + from, math.max(0, math.min(to - from, LONGEST_NAME)))
+        elseif name == "stream" then
+            stream = ffi.string(p + from, math.max(0, math.min(to - from, 8))):lower()
+            stream = stream == "true" or stream == "1"
+        end
+        at = to + 2
+    end
+    return nil, nil, NO_FORM
+end
+
+-- A header is only asked for where the body is no JSON: each costs the time of looking through all. A form that could be taken for
+-- JSON by the server it goes to would be refused there.
+local function of_bytes(p, n)
+    local first = skip_blanks(p, 0, n)
+    if first < n and p[first] == 0x7B then
+        return of_json(p, n)
+    end
+    local encoding = var.http_content_encoding
+    if encoding and encoding ~= "" and encoding:lower() ~= "identity" then
+        return nil, nil, ENCODED
+    end
+    local kind = var.content_type
+    if not kind or not find(kind, "^[Mm][Uu][Ll][Tt][Ii][Pp][Aa][Rr][Tt]/[Ff][Oo][Rr][Mm]%-[Dd][Aa][Tt][Aa]") then
+        return nil, nil, NO_JSON
+    end
+    local boundary = kind:match('[Bb][Oo][Uu][Nn][Dd][Aa][Rr][Yy]="([^"]+)"') or kind:match("[Bb][Oo][Uu][Nn][Dd][Aa][Rr][Yy]=([^;%s]+)")
+    if not boundary or #boundary > 200 then
+        return nil, nil, NO_FORM
+    end
+    return of_form(p, n, boundary)
+end
+
+local function of_file(name)
+    local file = C.open(name, O_RDONLY)
+    if file < 0 then
+        error("the body's file cannot be opened: " .. name)
+    end
+    local n = tonumber(C.lseek(file, 0, SEEK_END))
+    local mapping = n > 0 and C.mmap(nil, n, PROT_READ, MAP_PRIVATE, file, 0)
+    C.close(file)
+    if n <= 0 then
+        return nil, nil, NO_JSON
+    end
+    if ffi.cast("intptr_t", mapping) == -1 then
+        error("the body's file cannot be mapped: " .. name)
+    end
+    local ok, model, stream, err = pcall(of_bytes, ffi.cast(bytes_type, mapping), n)
+    C.munmap(mapping, n)
+    if not ok then
+        error(model, 0)
+    end
+    return model, stream, err
+end
+
+-- The model that the body of this request names (nil: none) and whether it asks for a stream; or nil, nil and the error. The body
+-- must have been read.
+function M.look()
+    local text = ngx.req.get_body_data()
+    if text then
+        return of_bytes(ffi.cast(bytes_type, text), #text)
+    end
+    local file = ngx.req.get_body_file()
+    if file then
+        return of_file(file)
+    end
+    return nil, nil, NO_JSON
+end
+
+return M

@@ -1,0 +1,240 @@
+-- SPDX-License-Identifier: MIT
+-- A request's way: read and matched, counted and sent on; held where its model's gate is closed; and its end.
+local balancer = require "ngx.balancer"
+local body = require "gateway.body"
+local config = require "gateway.config"
+local errors = require "gateway.errors"
+local gate = require "gateway.gate"
+local hold = require "gateway.hold"
+local keys = require "gateway.keys"
+local link = require "gateway.link"
+local list = require "gateway.list"
+local routes = require "gateway.routes"
+local told = require "gateway.told"
+
+local var = ngx.var
+local get_method, read_body, set_uri = ngx.req.get_method, ngx.req.read_body, ngx.req.set_uri
+local posted = routes.posted
+local count_requests = link.count_requests
+
+local M = {}
+
+local NO_PATH = { status = 404, code = "not_found", message = "There is no such path here." }
+local POST_ONLY = { status = 405, code = "method_not_allowed", message = "This path takes POST alone.", allow = "POST" }
+local GET_ONLY = { status = 405, code = "method_not_allowed", message = "This path takes GET alone.", allow = "GET, HEAD" }
+local NO_MODEL = {
+    status = 400,
+    code = "model_required",
+    message = "The request must name its 'model'. GET /v1/models lists all.",
+    param = "model",
+}
+
+-- Requests on their way to the location where they wait: ngx.ctx does not go there, a variable does.
+local passed_on, passed_number = {}, 0
+
+local function pass_on(request, location)
+    passed_number = passed_number + 1
+    passed_on[passed_number] = request
+    var.gateway_passed = passed_number
+    var.gateway_arrived = "held"
+    return ngx.exec(location)
+end
+
+local function taken()
+    local number = tonumber(var.gateway_passed)
+    local request = number and passed_on[number]
+    if number then
+        passed_on[number] = nil
+        var.gateway_passed = ""
+    end
+    return request
+end
+
+local function forbidden(key, name)
+    return {
+        status = 403,
+        code = "model_not_allowed",
+        message = "The API key '" .. key.name .. "' may not use the model '" .. name .. "'.",
+        param = "model",
+    }
+end
+
+local function request_of(model, name, key, stream, path)
+    local args = var.args
+    return {
+        model = model.id,
+        name = name,
+        key = key and key.name or "",
+        max_waiting = key and key.max_waiting,
+        stream = stream,
+        path = path,
+        uri = args and args ~= "" and path .. "?" .. args or path,
+        task = var.http_x_openwebui_task or "",
+        began = ngx.now(),
+    }
+end
+
+-- The model that a request is for, by the name in its body and the one in its path, if it has one there.
+local function model_for(name, fixed, key)
+    local model = gate.find(fixed or name)
+    if not model then
+        return nil, gate.fresh() and list.no_such_model(fixed or name, key) or gate.STARTING
+    end
+    if not keys.allows(key, model.id) then
+        return nil, forbidden(key, model.id)
+    end
+    if fixed and name and gate.find(name) ~= model then
+        return nil, list.no_such_model(name, key)
+    end
+    return model
+end
+
+-- Whether a stream goes to a client of HTTP/1.0: it ends where the connection ends, and only told can say that it was cut.
+local function unframed(path)
+    return ngx.req.http_version() < 1.1 and told.knows(path)
+end
+
+-- Where the gate is open and the server is plain HTTP, nothing more is to be done.
+local function go_on(model, name, key, stream, path)
+    var.gateway_model = model.id
+    if var.request_uri ~= path then
+        set_uri(path)
+    end
+    local entered, why = gate.enter(model.id)
+    if why == "unknown" then
+        return errors.answer(list.no_such_model(name, key))
+    end
+    if entered then
+        model = gate.model(model.id)
+        if model.api_key then
+            var.gateway_authorization = "Bearer " .. model.api_key
+        end
+        if not (stream and unframed(path)) then
+            return model.tls and ngx.exec("@tls") or nil
+        end
+    end
+    local request = request_of(model, name, key, stream, path)
+    request.entered = entered
+    return pass_on(request, "@held")
+end
+
+local function post(path, fixed)
+    if get_method() ~= "POST" then
+        return errors.answer(POST_ONLY)
+    end
+    local key, err = keys.check()
+    err = err or keys.admit(key)
+    if err then
+        return errors.answer(err)
+    end
+    read_body()
+    local name, stream
+    name, stream, err = body.look()
+    if not err and not name and not fixed then
+        err = NO_MODEL
+    end
+    if err then
+        return errors.answer(err)
+    end
+    local model
+    model, err = model_for(name, fixed, key)
+    if not model then
+        return errors.answer(err)
+    end
+    return go_on(model, name or fixed, key, stream, path)
+end
+
+-- Rewrite phase: the request is read and matched, and enters if it can.
+function M.rewrite()
+    count_requests(1)
+    var.gateway_arrived = "1"
+    local uri = var.uri
+    local path = posted[uri]
+    if path then
+        return post(path)
+    end
+    local route = routes.of(uri)
+    if not route then
+        return errors.answer(NO_PATH)
+    end
+    if route.path then
+        return post(route.path, route.fixed)
+    end
+    local method = get_method()
+    if method ~= "GET" and method ~= "HEAD" then
+        return errors.answer(GET_ONLY)
+    end
+    local key, err = keys.check()
+    if err then
+        return errors.answer(err)
+    end
+    return list.answer(route, key)
+end
+
+-- Access phase of the location where requests wait. In a handler of its own: a client that leaves while its request is held goes
+-- unnoticed by the handler that has read the body.
+function M.access()
+    local request = taken()
+    if not request then
+        return ngx.exit(500)
+    end
+    if request.entered then
+        return told.stream(request)
+    end
+    local ok, err = hold.wait(request)
+    if not ok then
+        return errors.answer(err)
+    end
+    local model = gate.model(request.model)
+    if model.api_key then
+        var.gateway_authorization = "Bearer " .. model.api_key
+    end
+    if request.stream and unframed(request.path) then
+        return told.stream(request)
+    end
+    if model.tls then
+        return ngx.exec("@tls")
+    end
+end
+
+-- Which server a request is sent to.
+function M.balance()
+    local model = gate.model(var.gateway_counted)
+    local ok, why
+    if model then
+        ok, why = balancer.set_current_peer(model.host, model.port)
+    end
+    if not ok then
+        ngx.log(ngx.ERR, "no server for a request: ", why or "its model is gone")
+        return ngx.exit(502)
+    end
+end
+
+-- Header filter: an answer of a server that says neither how long it is nor that it comes in chunks. No vLLM sends one, and where
+-- it is cut it would look complete.
+function M.framed()
+    if ngx.header["Content-Length"] or not var.upstream_status or var.upstream_http_transfer_encoding then
+        return
+    end
+    if ngx.status ~= 204 and ngx.status ~= 304 then
+        ngx.log(ngx.ERR, "the answer of ", var.gateway_counted, "'s server says nothing of its length")
+        return ngx.exit(502)
+    end
+end
+
+-- Log phase, at the end of every request, however it ends.
+function M.log()
+    gate.leave()
+    if config.guarded then
+        keys.leave()
+    end
+    local arrived = var.gateway_arrived
+    if arrived == "1" then
+        count_requests(-1)
+    elseif arrived == "held" then
+        taken()
+        hold.ended()
+    end
+end
+
+return M

@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: MIT
+"""Who may ask for what, and that no secret goes where it does not belong."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import requests
+
+from tests.gateway.conftest import SERVER_KEY
+from tests.gateway.fake_link import model, playing
+from tests.gateway.gatewaylib import Gateway, Start, hashed
+from tests.gateway.played import Asked, Call, Server, answers, until
+from tests.gateway.fake_link import FakeManager
+
+CHAT = "/v1/chat/completions"
+ALL = "sk-of-alice-0123456789"
+SOME = "sk-of-bob-0123456789"
+KEYS: list[dict[str, Any]] = [
+    {"name": "alice", "key": ALL},
+    {"name": "bob", "key": SOME, "models": ["b"]},
+]
+
+
+@pytest.fixture(scope="module")
+def played() -> Iterator[Server]:
+    with Server(answers({"ok": True})) as server:
+        yield server
+
+
+@pytest.fixture
+def gateway(start: Start, played: Server) -> Iterator[Gateway]:
+    """Its models: a, whose server has a key of its own, and b."""
+    with playing(model("a", played.port, api_key=SERVER_KEY), model("b", played.port)) as manager:
+        yield start(manager, keys=KEYS)
+
+
+def ask(gateway: Gateway, name: str, **headers: str) -> requests.Response:
+    return requests.post(gateway.url + CHAT, json={"model": name}, headers=headers, timeout=20)
+
+
+def code(answer: requests.Response) -> tuple[int, str]:
+    return answer.status_code, answer.json()["error"]["code"]
+
+
+def test_a_key_is_needed_and_stays_here(gateway: Gateway, played: Server) -> None:
+    before = len(played.asked)
+    assert code(ask(gateway, "a")) == (401, "missing_api_key")
+    assert ask(gateway, "a").headers["WWW-Authenticate"] == "Bearer"
+    for wrong in (ALL + "x", ALL[:-1], ALL.upper(), "", SERVER_KEY, hashed(KEYS[0])["sha256"]):
+        assert ask(gateway, "a", Authorization=f"Bearer {wrong}").status_code == 401
+        assert ask(gateway, "a", **{"x-api-key": wrong}).status_code == 401
+    assert code(ask(gateway, "a", Authorization=f"Basic {ALL}")) == (401, "missing_api_key")
+    assert requests.get(gateway.url + "/v1/models", timeout=20).status_code == 401
+    assert len(played.asked) == before
+
+    shown: list[dict[str, str]] = [
+        {"Authorization": f"Bearer {ALL}"},
+        {"Authorization": f"bearer  {ALL}"},
+        {"x-api-key": ALL},
+        {"x-api-key": ALL, "Authorization": "Bearer wrong"},
+        {"Authorization": f"Bearer {ALL}", "x-api-key": SOME},
+    ]
+    for headers in [*shown, *shown]:  # the second time from what is remembered
+        more = {"Cookie": "session=secret-cookie", "Api-Key": ALL, "Proxy-Authorization": "Basic secret"}
+        assert ask(gateway, "a", **headers, **more).status_code == 200
+        assert played.asked[-1].header("Authorization") == f"Bearer {SERVER_KEY}"
+        assert ask(gateway, "b", **headers, **more).status_code == 200
+        assert played.asked[-1].header("Authorization") is None
+        for asked in played.asked[-2:]:
+            text = json.dumps([asked.line, asked.headers])
+            assert ALL not in text
+            assert SOME not in text
+            assert "secret-cookie" not in text
+            assert "Basic" not in text
+
+
+def test_a_key_has_its_models(gateway: Gateway, played: Server) -> None:
+    before = len(played.asked)
+    bob = {"Authorization": f"Bearer {SOME}"}
+    refused = ask(gateway, "a", **bob)
+    assert code(refused) == (403, "model_not_allowed")
+    assert refused.json()["error"]["message"] == "The API key 'bob' may not use the model 'a'."
+    assert code(requests.post(gateway.url + "/m/a" + CHAT, json={}, headers=bob, timeout=20)) == (403, "model_not_allowed")
+    listed = requests.get(gateway.url + "/v1/models", headers=bob, timeout=20).json()
+    assert [one["id"] for one in listed["data"]] == ["b"]
+    assert code(requests.get(gateway.url + "/v1/models/a", headers=bob, timeout=20)) == (404, "model_not_found")
+    assert "'a'" not in ask(gateway, "a1", **bob).json()["error"]["message"]  # not as the nearest one either
+    assert len(played.asked) == before
+    assert ask(gateway, "b", **bob).status_code == 200
+
+
+def test_anthropic_is_told_in_its_own_shape(gateway: Gateway) -> None:
+    answer = requests.post(gateway.url + "/v1/messages", json={"model": "a"}, headers={"x-api-key": "no"}, timeout=20)
+    assert answer.status_code == 401
+    assert answer.json()["error"]["type"] == "authentication_error"
+    assert answer.json()["type"] == "error"
+
+
+def test_nothing_secret_is_logged(gateway: Gateway) -> None:
+    ask(gateway, "a", Authorization=f"Bearer {ALL}")
+    ask(gateway, "a", Authorization="Bearer wrong-secret")
+    requests.post(f"{gateway.url}{CHAT}?api_key={ALL}", json={"model": "a"}, timeout=20)
+    rows = gateway.logged(2, path=CHAT, status=401)
+    assert [row["key"] for row in rows] == ["", ""]
+    assert gateway.logged(path=CHAT, status=200)[0]["key"] == "alice"
+    text = (gateway.folder / "access.log").read_text() + gateway.error_log()
+    for secret in (ALL, SERVER_KEY, "wrong-secret", gateway.token, hashed(KEYS[0])["sha256"]):
+        assert secret not in text
+
+
+def test_requests_a_minute(start: Start, played: Server) -> None:
+    with playing(model("b", played.port)) as manager:
+        gateway = start(manager, workers=2, keys=[{"name": "x", "key": "x", "requests_per_minute": 5}, *KEYS])
+        if time.time() % 60 > 50:
+            time.sleep(61 - time.time() % 60)  # the minute is not to end in the middle
+        headers = {"Authorization": "Bearer x", "Connection": "close"}
+        statuses = [ask(gateway, "b", **headers).status_code for _number in range(8)]
+        assert statuses == [200] * 5 + [429] * 3
+        refused = ask(gateway, "b", **headers)
+        assert code(refused) == (429, "rate_limit_exceeded")
+        assert 1 <= int(refused.headers["Retry-After"]) <= 60
+        assert ask(gateway, "b", Authorization=f"Bearer {ALL}").status_code == 200
+
+
+def test_requests_at_once(start: Start) -> None:
+    def slow(asked: Asked) -> None:
+        time.sleep(1.0)
+        answers({"ok": True})(asked)
+
+    with Server(slow) as server, playing(model("b", server.port)) as manager:
+        gateway = start(manager, workers=2, keys=[{"name": "x", "key": "x", "max_in_flight": 2}])
+        headers = {"Authorization": "Bearer x", "Connection": "close"}
+        calls = [Call(gateway.port, {"model": "b"}, headers=headers) for _number in range(2)]
+        until(lambda: len(server.asked) == 2, "both are there")
+        refused = ask(gateway, "b", **headers)
+        assert code(refused) == (429, "too_many_at_once")
+        assert refused.headers["Retry-After"] == "1"
+        calls[0].close()  # a client that goes away makes room, as one that is answered does
+        until(lambda: ask(gateway, "b", **headers).status_code == 200, "there is room")
+        assert calls[1].status == 200
+        until(lambda: manager.in_flight() == 0, "nothing is in flight")
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "said"),
+    [
+        ("keys.json", "{", "keys.json: is no JSON list"),
+        ("keys.json", '{"name": "x"}', "keys.json: is no JSON list"),
+        ("keys.json", '[{"name": "x", "sha256": "00", "models": ["*"]}]', "keys.json: key 1: sha256 must be 64"),
+        ("keys.json", json.dumps([{**hashed(KEYS[0]), "models": "a"}]), "key 1: models must be a list"),
+        ("keys.json", json.dumps([hashed(KEYS[0]), hashed(KEYS[0])]), "key 2: is the same as that of alice"),
+        ("keys.json", json.dumps([{**hashed(KEYS[0]), "max_in_flight": "2"}]), "max_in_flight must be a positive number"),
+        ("link-token", " \n", "link-token: is missing or empty"),
+        ("settings.json", '{"max_waiting": 0}', "settings.json: max_waiting must be a positive number"),
+        ("settings.json", '{"status_chunks": "on"}', "settings.json: status_chunks must be auto, webui, comments or off"),
+    ],
+)
+def test_wrong_files_open_nothing(start: Start, file: str, text: str, said: str) -> None:
+    with playing(model("b")) as manager:
+        gateway = start(manager, keys=KEYS)
+        path = gateway.folder / file
+        before = path.read_text()
+        path.write_text(text)
+        assert gateway.process is not None
+        gateway.process.send_signal(1)
+        until(lambda: said in gateway.error_log(), f"nginx says {said}")
+        # What was, goes on; and nginx does not begin with it either.
+        assert ask(gateway, "b").status_code == 401
+        with pytest.raises(AssertionError, match="nginx ended"):
+            broken = Gateway(manager, keys=KEYS)
+            try:
+                (broken.folder / file).write_text(text)
+                broken.start()
+            finally:
+                broken.stop()
+        path.write_text(before)
+        gateway.forgive("init_by_lua error", "failed to run init_by_lua")
+
+
+def test_keys_change_by_a_reload(start: Start, played: Server) -> None:
+    with playing(model("b", played.port)) as manager:
+        gateway = start(manager, keys=[])
+        assert ask(gateway, "b").status_code == 200
+        gateway.keys = KEYS
+        gateway.write()
+        gateway.reload()
+        assert ask(gateway, "b").status_code == 401
+        gateway.keys = [{"name": "alice", "key": "another"}]
+        gateway.write()
+        gateway.reload()
+        assert ask(gateway, "b", Authorization=f"Bearer {ALL}").status_code == 401
+        assert ask(gateway, "b", Authorization="Bearer another").status_code == 200
+
+
+def test_many_clients_with_keys(start: Start, played: Server) -> None:
+    with playing(model("b", played.port)) as manager:
+        keys = [{"name": f"key-{number}", "key": f"secret-{number}"} for number in range(200)]
+        gateway = start(manager, workers=2, keys=keys)
+
+        def one(number: int) -> int:
+            return ask(gateway, "b", Authorization=f"Bearer secret-{number}").status_code
+
+        with ThreadPoolExecutor(8) as pool:
+            assert list(pool.map(one, range(220))) == [200] * 200 + [401] * 20
