@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -19,6 +20,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import requests
+
+from tests.part import ROOT
 
 MOST_MB = 80.0
 MOST_GROWTH = 0.05
@@ -58,16 +61,13 @@ def _soak(url: str, pid: int, marks: Sequence[int], models: Sequence[str]) -> It
                 yield number, resident_mb(pid)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run it and return the exit status."""
+def run(switches: int) -> Iterator[Size]:
+    """A host, its service, and so many switches; how large it was after each tenth of them."""
+    sys.path.insert(0, str(ROOT / ".build"))
     from tests.manager.test_main import Service
     from tests.unit.plugins.module_utils.switching.conftest import MARK, Host, Processes
 
-    parser = argparse.ArgumentParser(prog="python -m tests.manager.soak", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--switches", type=int, default=SWITCHES)
-    switches = parser.parse_args(argv).switches
     marks = sorted({max(2, switches * tenth // 10) for tenth in range(1, 11)})
-    sizes: list[Size] = []
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
         os.environ[MARK] = folder
         processes = Processes(folder)
@@ -78,16 +78,28 @@ def main(argv: Sequence[str] | None = None) -> int:
             host.up(a="active", b=1)
             service = Service(host)
             try:
-                began = time.monotonic()
-                for number, size in _soak(service.url, service.process.pid, marks, ("b", "a")):
-                    sizes.append((number, size))
-                    print(f"{number:6} switches, {time.monotonic() - began:6.0f} s: {size:6.1f} MB", flush=True)
+                yield from _soak(service.url, service.process.pid, marks, ("b", "a"))
             finally:
                 service.process.terminate()
                 service.process.wait(30)
         finally:
             processes.kill()
             del os.environ[MARK]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run it and return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m tests.manager.soak", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--switches", type=int, default=SWITCHES)
+    switches = parser.parse_args(argv).switches
+    # What was started is to be ended, also where the shell has told a job of its own to ignore an interrupt.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_given: sys.exit(1))
+    sizes: list[Size] = []
+    began = time.monotonic()
+    for size in run(switches):
+        sizes.append(size)
+        print(f"{size[0]:6} switches, {time.monotonic() - began:6.0f} s: {size[1]:6.1f} MB", flush=True)
     largest = max(size for _number, size in sizes)
     print(f"grown by {growth(sizes):.1%} ({MOST_GROWTH:.0%} allowed), at most {largest:.1f} MB ({MOST_MB:g} allowed)")
     return 0 if growth(sizes) <= MOST_GROWTH and largest <= MOST_MB else 1

@@ -91,7 +91,8 @@ def _has_no_way(case: Any) -> bool:
     eviction = case.body.get("eviction") if isinstance(case.body, dict) else None
     if not eviction:
         return False
-    return eviction["process"] in NO_WAY or (case.path == "/control/sleep" and eviction["weights"] == "retain")
+    stays = case.path == "/control/sleep" and eviction == {"weights": "retain", "process": "keep_running"}
+    return eviction["process"] in NO_WAY or stays
 
 
 def test_whatever_is_asked_the_answer_is_as_described(
@@ -100,7 +101,7 @@ def test_whatever_is_asked_the_answer_is_as_described(
     service = serve()
     load_all_checks()
     (accepted,) = CHECKS.get_by_names(["positive_data_acceptance"])
-    each = fewer("manager", "make manager", "cases of schemathesis", 110, 8)
+    each = fewer("manager", "make manager", "cases of schemathesis", 85, 8)
     statuses: dict[int, int] = {}
     tried: dict[str, set[str]] = {}
     for mode in schemathesis.GenerationMode:
@@ -114,10 +115,12 @@ def test_whatever_is_asked_the_answer_is_as_described(
                 excluded = []
                 if name and mode == schemathesis.GenerationMode.POSITIVE:  # noqa: B023
                     _with_name(case, name)
-                    excluded = [accepted] if _has_no_way(case) else []
+                # schemathesis takes names out of answers, too.
+                if mode == schemathesis.GenerationMode.POSITIVE and _has_no_way(case):  # noqa: B023
+                    excluded = [accepted]
                 answer = case.call_and_validate(excluded_checks=excluded, timeout=PATIENCE_SECONDS)
                 if excluded:
-                    assert answer.status_code in (409, 422), answer.text
+                    assert answer.status_code in (404, 409, 422), answer.text
                 # No server has failed, the queue is never full, and the service does not end.
                 assert answer.status_code < 500, answer.text
                 statuses[answer.status_code] = statuses.get(answer.status_code, 0) + 1
