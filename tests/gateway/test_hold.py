@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import subprocess
+import sys
 import threading
 import time
 from typing import Any
@@ -12,8 +14,9 @@ from typing import Any
 import pytest
 
 from tests.gateway.fake_link import model, playing
-from tests.gateway.gatewaylib import Start
+from tests.gateway.gatewaylib import Start, missing
 from tests.gateway.played import DONE, Call, Server, answers, streams, until
+from tests.part import ROOT, fewer, quick
 
 SMALL = {"model": "qwen", "messages": [{"role": "user", "content": "Hi"}]}
 
@@ -213,12 +216,17 @@ def test_a_refusal_is_an_answer(start: Start, stream: bool) -> None:
         manager.on_wait = lambda waiter: {"t": "refuse"} | REFUSAL
         with Call(gateway.port, SMALL | {"stream": stream}) as call:
             assert (call.status, call.header("Retry-After")) == (503, "7")
+            # The clients' libraries would ask again by themselves, and cause the same switch.
+            assert call.header("x-should-retry") == "false"
             error = call.json()["error"]
             assert (error["code"], error["message"]) == ("switch_failed", REFUSAL["message"])
         with Call(gateway.port, SMALL | {"stream": stream, "max_tokens": 5}, "/v1/messages") as call:
             assert call.status == 503
             answer = call.json()
             assert (answer["type"], answer["error"]["message"]) == ("error", REFUSAL["message"])
+        manager.on_wait = lambda waiter: {"t": "refuse"} | REFUSAL | {"code": "queue_full"}
+        with Call(gateway.port, SMALL | {"stream": stream}) as call:
+            assert (call.status, call.header("x-should-retry")) == (503, None)
         assert manager.in_flight() == 0
 
 
@@ -314,6 +322,19 @@ def test_counts_are_exact_whatever_happens(start: Start) -> None:
                 stack.enter_context(Call(gateway.port, SMALL))
             manager.until_waiting(60)
             refused(gateway.port)
+
+
+def test_what_waiters_cost() -> None:
+    """Each its memory, all of them next to no CPU time, and none is forgotten."""
+    if missing():
+        pytest.skip(missing())
+    count = fewer("gateway", "make gateway", "waiters at once", 5000, 500)
+    seconds = "5" if quick() else "60"
+    command = [sys.executable, "-m", "tests.gateway.waiters", "--waiters", str(count), "--seconds", seconds]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600)
+    print(ended.stdout)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert f"{count} answered" in ended.stdout
 
 
 def test_a_manager_that_never_says_held(start: Start) -> None:

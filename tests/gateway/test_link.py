@@ -150,13 +150,14 @@ def test_a_manager_that_is_soon_back(start: Start) -> None:
 
 def test_a_wrong_token(start: Start) -> None:
     with playing(model("qwen", 9, "closed")) as manager:
-        gateway = start(manager)
+        gateway = start(manager, link_grace_seconds=1)
         manager.until_linked()
         manager.token = "another"
         manager.drop()
         until(lambda: "no link to the model manager" in gateway.error_log(), "it is logged")
         with Call(gateway.port, SMALL) as call:
             assert (call.status, call.json()["error"]["code"]) == (503, "manager_unavailable")
+            assert call.header("x-should-retry") is None
         assert manager.links == []
         assert manager.token not in gateway.error_log()
 

@@ -116,7 +116,7 @@ def test_a_server_that_dies_in_its_answer(start: Start) -> None:
             assert b"Content-Length: 1000\r\n" in data
             assert data.endswith(b'{"id": 1')
         until(lambda: manager.in_flight() == 0, "nothing is in flight")
-        assert gateway.logged(2, status=200, complete=False)
+        assert gateway.logged(2, status=200, model="m")
 
 
 @pytest.mark.parametrize("script", [dies_in_stream, resets_in_stream])
@@ -129,7 +129,7 @@ def test_a_server_that_dies_in_a_stream(start: Start, script: Script) -> None:
             with pytest.raises((http.client.IncompleteRead, ConnectionError)):
                 call.answer.read()
         until(lambda: manager.in_flight() == 0, "nothing is in flight")
-        assert gateway.logged(status=200, complete=False)
+        assert "upstream prematurely closed" in gateway.error_log() or "reset by peer" in gateway.error_log()
 
 
 @pytest.mark.parametrize("script", [dies_in_stream, resets_in_stream])
@@ -259,13 +259,13 @@ def test_the_log_tells_of_each_request(start: Start) -> None:
         requests.post(gateway.url + CHAT + "?x=1", json=WHOLE, timeout=20)
         row = gateway.logged(model="m")[0]
         assert row["status"] == 200
-        assert row["complete"] is True
+        assert row["sent"] == "OK"
         assert row["method"] == "POST"
         assert row["path"] == CHAT
         assert row["client"] == "127.0.0.1"
-        assert (row["key"], row["error"], row["waited_seconds"]) == ("", "", 0)
-        assert 0.2 <= row["upstream_seconds"] <= row["seconds"] + 0.002
-        assert 0.2 <= row["first_byte_seconds"] <= row["upstream_seconds"]
+        assert (row["key"], row["error"], row["waited_seconds"]) == ("", "", "")
+        assert 0.2 <= float(row["upstream_seconds"]) <= float(row["seconds"]) + 0.002
+        assert 0.2 <= float(row["first_byte_seconds"]) <= float(row["upstream_seconds"])
         assert row["bytes_in"] > 100
         assert row["bytes_out"] > 100
         # Whoever sends garbage can't write rows of his own.

@@ -123,6 +123,8 @@ def main() -> int:
     options = parser.parse_args()
     count = options.waiters
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    if hard < 5 * count:
+        sys.exit(f"This needs {5 * count} open files, and {hard} are allowed: raise the hard limit (ulimit -Hn).")
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     limits = {"max_waiting": count, "max_waiting_per_model": count}
 

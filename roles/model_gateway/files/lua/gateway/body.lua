@@ -103,11 +103,16 @@ end
 
 -- The text between two places, without its escapes; nil if it is none.
 local function text_of(p, from, to)
-    local text = ffi.string(p + from, math.min(to - from, LONGEST_NAME))
-    if find(text, "[%z\1-\31]") then
-        return nil
+    local length = math.min(to - from, LONGEST_NAME)
+    local escaped = false
+    for i = from, from + length - 1 do
+        if p[i] < 0x20 then
+            return nil
+        end
+        escaped = escaped or p[i] == 0x5C
     end
-    if to - from <= LONGEST_NAME and find(text, "\\", 1, true) then
+    local text = ffi.string(p + from, length)
+    if escaped and to - from <= LONGEST_NAME then
         local decoded = cjson.decode('["' .. text .. '"]')
         return decoded and decoded[1]
     end
