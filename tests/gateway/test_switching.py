@@ -35,8 +35,8 @@ __all__ = ("host", "processes", "stack_dir")
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
 CLIENTS = 8 if part.quick() else 32
-SWITCHES = 30 if part.quick() else 1000
-ROUNDS = 3 if part.quick() else 15
+SWITCHES = part.fewer("gateway", "make gateway", "switches under 32 clients that alternate", 1000, 30)
+ROUNDS = part.fewer("gateway", "make gateway", "rounds of each fault under them", 15, 2)
 # A manager that is started again may take longer than a request waits for it.
 WORDS = {"manager_unavailable", "starting", "switch_failed", "model_failing", "wait_timeout"}
 
