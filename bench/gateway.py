@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The gateway against nginx's plain proxy_pass, in front of the same server, by turns.
 
-The server is an nginx that answers at once, so that what is measured is the way and not the model. Both ways have one worker,
-keep their connections to the server, write an access log and buffer no answers. The load comes from wrk.
+The server is an nginx that answers at once, so that what is measured is the way and not the model. Both ways have one
+worker, keep their connections to the server, write an access log and buffer no answers. The load comes from wrk.
 """
 
 from __future__ import annotations
@@ -105,12 +105,14 @@ ANSWER = json.dumps(
     {
         "id": "chatcmpl-0",
         "object": "chat.completion",
-        "choices": [{"index": 0, "message": {"role": "assistant", "content": "Because " * 40}, "finish_reason": "stop"}],
+        "choices": [{"index": 0, "message": {"role": "assistant", "content": "Because " * 40}}],
         "usage": {"prompt_tokens": 100, "completion_tokens": 40, "total_tokens": 140},
     }
 )
 STREAM = json.dumps({"messages": MESSAGES, "model": "m", "stream": True})
-IMAGE = json.dumps({"messages": [{"content": [{"image_url": {"url": "data:;base64," + "iVBORw0KGgo" * 1_900_000}}]}], "model": "m"})
+IMAGE = json.dumps(
+    {"messages": [{"content": [{"image_url": {"url": "data:;base64," + "iVBORw0KGgo" * 1_900_000}}]}], "model": "m"}
+)
 
 WRK = """
 wrk.method = "POST"
@@ -156,7 +158,7 @@ class Way:
         self.pid = pid
 
     def load(self, script: Path) -> dict[str, float]:
-        """Ask as fast as it goes; requests a second, CPU seconds a request, the 99th percentile of the latency in ms."""
+        """Ask as fast as it goes: requests a second, CPU seconds a request, 99th percentile of the latency in ms."""
         before = cpu_seconds(self.pid)
         command = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{LOAD_SECONDS}s", "-s", str(script)]
         ended = subprocess.run(
@@ -189,7 +191,8 @@ class Way:
 
     def upload(self) -> float:
         """The least time that a body of 20 MB takes, in seconds."""
-        head = f"POST /v1/embeddings HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\nContent-Length: {len(IMAGE)}\r\n\r\n"
+        head = "POST /v1/embeddings HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\n"
+        head += f"Content-Length: {len(IMAGE)}\r\n\r\n"
         request = head.encode() + IMAGE.encode()
         times = []
         for _number in range(UPLOADS):
@@ -224,7 +227,7 @@ def running() -> Iterator[tuple[Way, Way]]:
 
 
 def measure(folder: Path, rounds: int) -> list[list[float]]:
-    """Return the samples of: CPU a request, requests a second (plain / gateway), p99 added, first byte added, a large body.
+    """Return samples: CPU a request, requests a second (plain / gateway), p99 and first byte added, a 20 MB body.
 
     The ratios are gateway / plain but for the second; what is added is in ms.
     """

@@ -24,7 +24,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what needs nginx where there is none, and say so."""
     reason = missing()
     for item in items:
-        if reason and item.path.parent == Path(__file__).parent and NEEDS_NGINX & set(getattr(item, "fixturenames", ())):
+        if (
+            reason
+            and item.path.parent == Path(__file__).parent
+            and NEEDS_NGINX & set(getattr(item, "fixturenames", ()))
+        ):
             item.add_marker(pytest.mark.skip(reason=reason))
 
 
@@ -40,7 +44,7 @@ def start() -> Iterator[Start]:
             keys: list[dict[str, Any]] | None = None,
             known: bool = True,
             edit: Callable[[str], str] = str,
-            **settings: object,
+            **settings: Any,
         ) -> Gateway:
             gateway = stack.enter_context(Gateway(manager, workers=workers, keys=keys, edit=edit, **settings))
             return gateway.wait_known() if known else gateway

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """A gateway in a folder of its own: nginx as its role would set it up, with Debian's packages, on free ports.
 
-    with Gateway(manager) as gateway:
-        requests.post(gateway.url + "/v1/chat/completions", json={"model": "a", ...})
-        assert gateway.log()[-1]["model"] == "a"
+with Gateway(manager) as gateway:
+    requests.post(gateway.url + "/v1/chat/completions", json={"model": "a", ...})
+    assert gateway.log()[-1]["model"] == "a"
 """
 
 from __future__ import annotations
@@ -36,7 +36,15 @@ MODULES = ("ndk_http_module.so", "ngx_http_lua_module.so")
 MODULES_DIR = Path("/usr/lib/nginx/modules")
 PATIENCE_SECONDS = 20.0
 # What nginx says when something is wrong with it or with its Lua. What clients and servers do is told as [error], too.
-FAILURES = ("[emerg]", "[alert]", "[crit]", "lua entry thread aborted", "failed to run", "runtime error", "lua coroutine")
+FAILURES = (
+    "[emerg]",
+    "[alert]",
+    "[crit]",
+    "lua entry thread aborted",
+    "failed to run",
+    "runtime error",
+    "lua coroutine",
+)
 
 
 def missing() -> str:
@@ -276,7 +284,7 @@ class Gateway:
 
 
 class Start(Protocol):
-    """Starts a gateway of a manager, which knows the models when it is returned; `settings` are keys of settings.json."""
+    """Starts a gateway of a manager, which knows the models when it is returned; `settings`: keys of settings.json."""
 
     def __call__(
         self,
@@ -286,7 +294,7 @@ class Start(Protocol):
         keys: list[dict[str, Any]] | None = None,
         known: bool = True,
         edit: Callable[[str], str] = str,
-        **settings: object,
+        **settings: Any,
     ) -> Gateway:
         """The gateway; it is stopped at the end of the test, which fails if it has logged a failure of its own."""
 

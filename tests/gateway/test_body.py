@@ -32,9 +32,12 @@ def played() -> Iterator[tuple[Gateway, Server]]:
     """A gateway with one model, m, whose server keeps what it was asked."""
     if missing():
         pytest.skip(missing())
-    with Server(answers({"ok": True})) as server, playing(model("m", server.port)) as manager:
-        with Gateway(manager) as gateway:
-            yield gateway.wait_known(), server
+    with (
+        Server(answers({"ok": True})) as server,
+        playing(model("m", server.port)) as manager,
+        Gateway(manager) as gateway,
+    ):
+        yield gateway.wait_known(), server
 
 
 def sent(played: tuple[Gateway, Server], body: bytes | str, kind: str = "application/json") -> tuple[int, Any]:
@@ -133,7 +136,10 @@ def test_a_name_that_is_no_text_at_all(played: tuple[Gateway, Server]) -> None:
 def test_compressed_bodies_are_refused(played: tuple[Gateway, Server]) -> None:
     gateway, server = played
     before = len(server.asked)
-    for encoding, body in (("gzip", gzip.compress(b'{"model":"m"}')), ("identity, deflate", zlib.compress(b'{"model":"m"}'))):
+    for encoding, body in (
+        ("gzip", gzip.compress(b'{"model":"m"}')),
+        ("identity, deflate", zlib.compress(b'{"model":"m"}')),
+    ):
         answer = requests.post(gateway.url + CHAT, data=body, headers={"Content-Encoding": encoding}, timeout=20)
         assert (answer.status_code, answer.json()["error"]["code"]) == (415, "unsupported_media_type")
     assert len(server.asked) == before
@@ -144,9 +150,9 @@ def test_compressed_bodies_are_refused(played: tuple[Gateway, Server]) -> None:
 
 def form(*parts: tuple[str, bytes], boundary: str = "XX", end: str = "--XX--\r\n") -> bytes:
     """A form of such headers and values."""
-    return b"".join(
-        f"--{boundary}\r\n{head}\r\n\r\n".encode() + value + b"\r\n" for head, value in parts
-    ) + end.encode()
+    return (
+        b"".join(f"--{boundary}\r\n{head}\r\n\r\n".encode() + value + b"\r\n" for head, value in parts) + end.encode()
+    )
 
 
 NAMED = 'Content-Disposition: form-data; name="model"'
@@ -246,7 +252,9 @@ def test_garbage_never_harms_a_worker(played: tuple[Gateway, Server]) -> None:
 def test_twenty_megabytes_of_an_image(played: tuple[Gateway, Server]) -> None:
     gateway, _server = played
     image = "iVBORw0KGgo" * 1_900_000
-    body = json.dumps({"messages": [{"content": [{"image_url": {"url": "data:image/png;base64," + image}}]}], "model": "m"})
+    body = json.dumps(
+        {"messages": [{"content": [{"image_url": {"url": "data:image/png;base64," + image}}]}], "model": "m"}
+    )
     began = time.monotonic()
     status, got = sent(played, body)
     assert time.monotonic() - began < 10

@@ -64,7 +64,9 @@ def test_slow_clients_are_cut_and_others_are_served(start: Start, servers: dict[
                 if part == "head":
                     client.send("POST /v1/chat/completions HTTP/1.1\r\nHost: gateway\r\nX-Slow: ")
                 else:
-                    client.send("POST /v1/chat/completions HTTP/1.1\r\nHost: gateway\r\nContent-Length: 1000000\r\n\r\n{")
+                    client.send(
+                        "POST /v1/chat/completions HTTP/1.1\r\nHost: gateway\r\nContent-Length: 1000000\r\n\r\n{"
+                    )
             with Client(gateway) as quick:
                 assert quick.post(CHAT, BODY).answer()[0] == 200
             assert (memory(gateway) - before) / len(slow) < 100
@@ -86,7 +88,10 @@ def test_large_headers(start: Start, servers: dict[str, Standin]) -> None:
         gateway = start(manager)
         mark = servers["b"].mark()
         before = memory(gateway)
-        for headers in ("X-Large: " + "x" * 10_000_000 + "\r\n", "".join(f"X-{n}: {'x' * 1000}\r\n" for n in range(10_000))):
+        for headers in (
+            "X-Large: " + "x" * 10_000_000 + "\r\n",
+            "".join(f"X-{n}: {'x' * 1000}\r\n" for n in range(10_000)),
+        ):
             with Client(gateway) as client, contextlib.suppress(ConnectionResetError, BrokenPipeError):
                 client.post(CHAT, BODY, headers=headers)
                 status, _headers, body = client.answer()
@@ -153,14 +158,14 @@ def test_expect_100_continue(gateway: Gateway) -> None:
 
 
 def test_a_client_that_closes_its_half_counts_as_gone(start: Start) -> None:
-    with Server(lambda asked: None if asked.gone(5) else answers({})(asked)) as server:
-        with playing(model("b", server.port)) as manager:
-            gateway = start(manager)
-            with Client(gateway) as client:
-                client.post(CHAT, BODY)
-                client.sock.shutdown(socket.SHUT_WR)
-                assert client.receive() == b""
-            manager.until(lambda: manager.in_flight() == 0, "nothing is in flight")
+    server = Server(lambda asked: None if asked.gone(5) else answers({})(asked))
+    with server, playing(model("b", server.port)) as manager:
+        gateway = start(manager)
+        with Client(gateway) as client:
+            client.post(CHAT, BODY)
+            client.sock.shutdown(socket.SHUT_WR)
+            assert client.receive() == b""
+        manager.until(lambda: manager.in_flight() == 0, "nothing is in flight")
 
 
 def test_no_version_and_no_temporary_files_of_nginx(gateway: Gateway) -> None:
@@ -184,22 +189,25 @@ def test_the_spool_is_emptied(start: Start, servers: dict[str, Standin]) -> None
         gateway = start(manager)
         large = json.dumps({"a": "x" * 3_000_000, "model": "b", "messages": []}).encode()
         with Client(gateway) as client:
-            client.send(f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(large)}\r\n\r\n".encode() + large[:2_000_000])
+            client.send(
+                f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(large)}\r\n\r\n".encode() + large[:2_000_000]
+            )
             manager.until(lambda: list(gateway.spool.rglob("*")), "the body is spooled")
         manager.until(lambda: not list(gateway.spool.rglob("*")), "the spool is empty")
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
 def test_tls(servers: dict[str, Standin], certificate: tuple[Path, Path], version: ssl.TLSVersion) -> None:
-    with playing(model("b", servers["b"].port)) as manager:
-        with Gateway(manager, certificate=certificate) as gateway:
-            gateway.wait_known()
-            context = ssl.create_default_context(cafile=str(certificate[1]))
-            context.minimum_version = context.maximum_version = version
-            with socket.create_connection(("127.0.0.1", gateway.port), timeout=20) as plain:
-                with context.wrap_socket(plain, server_hostname="localhost") as secure:
-                    secure.sendall(b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-                    assert secure.recv(65536).startswith(b"HTTP/1.1 200")
-            with Client(gateway) as client:
-                status, _headers, body = client.post(CHAT, BODY).answer()
-                assert (status, json.loads(body)["error"]["code"]) == (400, "bad_request")
+    with playing(model("b", servers["b"].port)) as manager, Gateway(manager, certificate=certificate) as gateway:
+        gateway.wait_known()
+        context = ssl.create_default_context(cafile=str(certificate[1]))
+        context.minimum_version = context.maximum_version = version
+        with (
+            socket.create_connection(("127.0.0.1", gateway.port), timeout=20) as plain,
+            context.wrap_socket(plain, server_hostname="localhost") as secure,
+        ):
+            secure.sendall(b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            assert secure.recv(65536).startswith(b"HTTP/1.1 200")
+        with Client(gateway) as client:
+            status, _headers, body = client.post(CHAT, BODY).answer()
+            assert (status, json.loads(body)["error"]["code"]) == (400, "bad_request")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The counts are exact: whatever becomes of requests, clients, servers and workers, none is left over, and none is missed."""
+"""The counts are exact: whatever becomes of requests, clients, servers and workers, none is left over or missed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 import requests
 
 from tests.gateway.fake_link import model, playing
-from tests.gateway.gatewaylib import Client, Gateway, Start, until
+from tests.gateway.gatewaylib import Client, Start, until
 from tests.gateway.played import Asked, Call, Server, answers, streams, token
 from tests.part import fewer
 from tests.serverlib import start_standin
@@ -98,7 +98,7 @@ def test_a_worker_that_is_killed(start: Start) -> None:
                         if isinstance(exc, TimeoutError):
                             raise
                         cut += 1
-                    except Exception:  # noqa: BLE001
+                    except Exception:
                         cut += 1
             manager.until_linked(2)
             assert manager.in_flight() == 20 - cut
@@ -171,7 +171,7 @@ def test_a_state_that_is_older_is_not_taken(start: Start) -> None:
 
 
 def test_no_request_slips_past_a_gate_that_was_closed(start: Start) -> None:
-    """As the manager does it: close, ask for the counts until they are 0; from then on the server must be asked nothing."""
+    """As the manager does it: close, ask for the counts until they are 0; from then on the server is asked nothing."""
     asleep = threading.Event()
     wrong: list[str] = []
 
@@ -221,46 +221,45 @@ def test_no_request_slips_past_a_gate_that_was_closed(start: Start) -> None:
 def test_everything_at_once_leaves_nothing_behind(start: Start, tmp_path: Path) -> None:
     """Clients that leave, servers that die, kills of workers and reloads; then the counts are 0."""
     seconds = fewer("gateway", "make gateway", "seconds of everything", 30, 4)
-    with start_standin("m", log=tmp_path / "m.log", tokens_per_second=200) as server:
-        with playing(model("m", server.port)) as manager:
-            gateway = start(manager, workers=2)
-            end = time.monotonic() + seconds
-            statuses: dict[str, int] = {}
+    standin = start_standin("m", log=tmp_path / "m.log", tokens_per_second=200)
+    with standin as server, playing(model("m", server.port)) as manager:
+        gateway = start(manager, workers=2)
+        end = time.monotonic() + seconds
+        statuses: dict[str, int] = {}
 
-            def client(number: int) -> None:
-                turn = 0
-                while time.monotonic() < end:
-                    turn += 1
-                    how = (number + turn) % 4
-                    status = "cut"
-                    with contextlib.suppress(Exception):
-                        if how == 0:
-                            with Client(gateway) as raw:
-                                raw.post(CHAT, b'{"model":"m","stream":true,"messages":[{"role":"user","content":"x"}]}')
-                                time.sleep(0.02)
-                            status = "left"
-                        else:
-                            answer = requests.post(gateway.url + CHAT, json=STREAM if how == 1 else BODY, timeout=30)
-                            status = str(answer.status_code)
-                    statuses[status] = statuses.get(status, 0) + 1
-
-            with ThreadPoolExecutor(8) as pool:
-                clients = [pool.submit(client, number) for number in range(8)]
-                number = 0
-                while time.monotonic() < end:
-                    number += 1
-                    time.sleep(0.4)
-                    if number % 3 == 0:
-                        gateway.kill_worker(gateway.workers()[0])
-                    elif number % 3 == 1:
-                        gateway.reload()
+        def client(number: int) -> None:
+            turn = 0
+            while time.monotonic() < end:
+                turn += 1
+                how = (number + turn) % 4
+                status = "cut"
+                with contextlib.suppress(Exception):
+                    if how == 0:
+                        with Client(gateway) as raw:
+                            raw.post(CHAT, b'{"model":"m","stream":true,"messages":[{"role":"user","content":"x"}]}')
+                            time.sleep(0.02)
+                        status = "left"
                     else:
-                        server.fault(CHAT, "refuse", times=5)
-                for one in clients:
-                    one.result()
-            until(lambda: not gateway.old_workers(), "the old workers end")
-            manager.until_linked(2)
-            until(lambda: manager.in_flight() == 0, "nothing is in flight")
-            assert set(statuses) <= {"200", "502", "left", "cut"}, statuses
-            assert statuses["200"] > 20, statuses
+                        answer = requests.post(gateway.url + CHAT, json=STREAM if how == 1 else BODY, timeout=30)
+                        status = str(answer.status_code)
+                statuses[status] = statuses.get(status, 0) + 1
 
+        with ThreadPoolExecutor(8) as pool:
+            clients = [pool.submit(client, number) for number in range(8)]
+            number = 0
+            while time.monotonic() < end:
+                number += 1
+                time.sleep(0.4)
+                if number % 3 == 0:
+                    gateway.kill_worker(gateway.workers()[0])
+                elif number % 3 == 1:
+                    gateway.reload()
+                else:
+                    server.fault(CHAT, "refuse", times=5)
+            for one in clients:
+                one.result()
+        until(lambda: not gateway.old_workers(), "the old workers end")
+        manager.until_linked(2)
+        until(lambda: manager.in_flight() == 0, "nothing is in flight")
+        assert set(statuses) <= {"200", "502", "left", "cut"}, statuses
+        assert statuses["200"] > 20, statuses

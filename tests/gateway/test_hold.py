@@ -156,7 +156,10 @@ def test_a_key_has_its_limit(start: Start) -> None:
 
 def test_limits_hold_over_all_workers(start: Start) -> None:
     with Server() as server, playing(model("qwen", server.port, "closed")) as manager, contextlib.ExitStack() as stack:
-        gateway = start(manager, workers=3, max_waiting=25)
+        # Without `reuseport` it may well be that one worker takes all connections.
+        gateway = start(
+            manager, workers=3, max_waiting=25, edit=lambda conf: conf.replace("backlog=", "reuseport backlog=")
+        )
         calls = [Call(gateway.port, SMALL) for _ in range(60)]
         for call in calls:
             stack.enter_context(call)

@@ -81,7 +81,12 @@ def post(gateway: Gateway, path: str, body: dict[str, Any], **more: Any) -> requ
 @pytest.mark.parametrize("path", JSON_PATHS)
 def test_a_path_goes_to_the_server_of_the_model(gateway: Gateway, marks: Marks, path: str) -> None:
     for name in "ab":
-        body = {"messages": [{"role": "user", "content": '"model": "none"'}], "prompt": "x", "input": "x", "model": name}
+        body = {
+            "messages": [{"role": "user", "content": '"model": "none"'}],
+            "prompt": "x",
+            "input": "x",
+            "model": name,
+        }
         assert post(gateway, path, body).status_code in (200, 404)
     assert marks.asked() == {"a": [f"POST {path}"], "b": [f"POST {path}"]}
 
@@ -111,7 +116,8 @@ def test_all_names_of_a_model_are_found(gateway: Gateway, marks: Marks, name: st
 
 
 @pytest.mark.parametrize(
-    "path", ["//v1//chat///completions", "/v1/chat/./completions", "/x/../v1/chat/completions", "/v1/chat%2Fcompletions"]
+    "path",
+    ["//v1//chat///completions", "/v1/chat/./completions", "/x/../v1/chat/completions", "/v1/chat%2Fcompletions"],
 )
 def test_what_was_matched_is_what_is_sent(gateway: Gateway, marks: Marks, path: str) -> None:
     with Client(gateway) as client:

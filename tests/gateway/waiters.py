@@ -80,26 +80,30 @@ def request(number: int) -> bytes:
 
 async def wait_one(number: int, port: int) -> str:
     """Ask, and read to the end. Returns what was wrong with the answer, or nothing."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    except OSError as problem:
+        return f"no connection: {problem}"
     try:
         writer.write(request(number))
         text = await reader.read(-1)
     except OSError as problem:
-        return str(problem)
+        return f"the connection was lost: {problem}"
     finally:
         writer.close()
     end = (DONE.strip() if number % 2 else '{"ok": true}').encode()
     return "" if text.startswith(b"HTTP/1.1 200") and end in text else text[-300:].decode(errors="replace")
 
 
-async def ask(count: int, port: int) -> list[str]:
-    """Ask so many times at once."""
+async def ask(count: int, port: int, came: list[str]) -> None:
+    """Ask so many times at once; what is wrong with each answer goes into `came`."""
     tasks = []
     for number in range(count):
         tasks.append(asyncio.create_task(wait_one(number, port)))
+        tasks[-1].add_done_callback(lambda task: came.append(task.result()))
         if number % 50 == 49:
             await asyncio.sleep(0.02)
-    return await asyncio.gather(*tasks)
+    await asyncio.gather(*tasks)
 
 
 def memory(pids: list[int]) -> int:
@@ -123,8 +127,8 @@ def main() -> int:
     options = parser.parse_args()
     count = options.waiters
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    if hard < 5 * count:
-        sys.exit(f"This needs {5 * count} open files, and {hard} are allowed: raise the hard limit (ulimit -Hn).")
+    if hard < 3 * count:
+        sys.exit(f"This needs {3 * count} open files, and {hard} are allowed: raise the hard limit (ulimit -Hn).")
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     limits = {"max_waiting": count, "max_waiting_per_model": count}
 
@@ -137,9 +141,10 @@ def main() -> int:
             pids = gateway.workers()
             memory_before = memory(pids)
             came: list[str] = []
-            client = threading.Thread(target=lambda: came.extend(asyncio.run(ask(count, gateway.port))))
+            client = threading.Thread(target=lambda: asyncio.run(ask(count, gateway.port, came)), daemon=True)
             client.start()
-            manager.until_waiting(count, 120)
+            manager.until(lambda: len(manager.waiters) == count or came, f"{count} wait", 120)
+            assert not came, f"somebody does not wait: {came[0]}"
             time.sleep(2)
             each = (memory(pids) - memory_before) / count
             began, used = time.monotonic(), cpu(pids)

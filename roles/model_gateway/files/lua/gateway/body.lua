@@ -123,7 +123,8 @@ local function is(p, from, to, word)
     return to - from == #word and ffi.string(p + from, to - from) == word
 end
 
--- Look through the keys of an object, whose bracket is there, and not those within. Returns the model (nil: it has none) and whether it asks for a stream; or nil, nil and
+-- Look through the keys of an object, whose bracket is there, and not those within. Returns the model (nil: it has none) and
+-- whether it asks for a stream; or nil, nil and
 -- the error.
 local function of_json(p, n)
     local model, stream
@@ -235,8 +236,8 @@ end
 -- The name of a form's part, from its headers; false for a file.
 local function part_name(head)
     for line in (head .. "\r\n"):gmatch("(.-)\r\n") do
-        local value = line:match("^[Cc][Oo][Nn][Tt][Ee][Nn][Tt]%-[Dd][Ii][Ss][Pp][Oo][Ss][Ii][Tt][Ii][Oo][Nn]:%s*[Ff][Oo][Rr][Mm]%-[Dd][Aa][Tt][Aa](.*)$")
-        if value then
+        local header, value = line:match("^([%w-]+):%s*(.*)$")
+        if header and header:lower() == "content-disposition" and value:sub(1, 9):lower() == "form-data" then
             if find(value, ";%s*[Ff][Ii][Ll][Ee][Nn][Aa][Mm][Ee]%*?%s*=") then
                 return false
             end

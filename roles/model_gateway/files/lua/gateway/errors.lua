@@ -87,8 +87,10 @@ end
 
 -- The page of an error of nginx's own: what it could not read, and servers that end or hang.
 function M.page()
-    -- The log is to have the path that was asked for. What is no path stays out.
-    pcall(ngx.req.set_uri, (ngx.var.request_uri or ""):match("^[^?]*"))
+    -- The log is to have the path that was asked for. What is none stays out.
+    if not pcall(ngx.req.set_uri, (ngx.var.request_uri or ""):match("^[^?]*")) then
+        ngx.req.set_uri("/")
+    end
     local status = ngx.status
     status = BECOMES[status] or status
     local page = PAGES[status] or PAGES[status >= 500 and 500 or 400]

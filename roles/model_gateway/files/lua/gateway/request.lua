@@ -210,18 +210,6 @@ function M.balance()
     end
 end
 
--- Header filter: an answer of a server that says neither how long it is nor that it comes in chunks. No vLLM sends one, and where
--- it is cut it would look complete.
-function M.framed()
-    if ngx.header["Content-Length"] or not var.upstream_status or var.upstream_http_transfer_encoding then
-        return
-    end
-    if ngx.status ~= 204 and ngx.status ~= 304 then
-        ngx.log(ngx.ERR, "the answer of ", var.gateway_counted, "'s server says nothing of its length")
-        return ngx.exit(502)
-    end
-end
-
 -- Log phase, at the end of every request, however it ends.
 function M.log()
     gate.leave()
