@@ -435,3 +435,8 @@ def test_five_thousand_waiters_are_light() -> None:
     assert time.process_time() - began < 10
     it.room.tell_places()
     assert sum(len(link.of("tell")) for link in links) == 12  # models, for each link
+    for link in links:
+        link.told.clear()
+    it.room.wait(links[0], {"id": 5001, "model": NAMES[0]})
+    it.room.settle()
+    assert [one["t"] for one in links[0].told] == ["held"], "one more is told with the others"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import gc
 import logging
 import os
@@ -37,6 +38,8 @@ from .tracing import Tracing
 from .usage import Usage
 
 _LOG = logging.getLogger("model_manager")
+# By malloc.h. glibc gives threads heaps of their own, and what one of them needed once stays with it.
+_M_ARENA_MAX = -8
 # Beyond the switch itself: for the last answers to be read.
 _ANSWER_SECONDS = 5
 
@@ -69,6 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     # The journal has the time of each line.
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s", stream=sys.stderr)
+    _share_heap()
     try:
         config = read(options.config)
         if options.check:
@@ -104,6 +108,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         manager.bus.close()
         usage.stop()
         history.close()
+
+
+def _share_heap() -> None:
+    """Have all threads share a heap. Not by MALLOC_ARENA_MAX, which servers that this service starts would inherit."""
+    with contextlib.suppress(AttributeError, OSError):  # another C library than glibc
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
 
 
 def _listen(config: Config) -> socket.socket:

@@ -26,6 +26,8 @@ from .waiting_room import Meter, WaitingRoom
 # How long a switch waits for a worker after a start, and after the last one was lost: they come back, and until then
 # take gates for open that are closed.
 _LINK_SECONDS = 3.0
+# How long a switch waits for those who were let go.
+_ENTER_SECONDS = 1.0
 # Who decides about a new ticket waits at most so long for counts that are as new.
 _ANSWER_SECONDS = 0.5
 # How long a switch waits at least until workers have said that they know of the closed gates.
@@ -214,7 +216,8 @@ class Gateway:
             if not concerned:
                 return Cleared()
             # Those who were let go come in first: else models that take turns could send them away for ever.
-            while any(self._room.entering(name) for name in leaving) and not self._schedule.closed:
+            until = self._clock() + _ENTER_SECONDS
+            while any(self._room.entering(name) for name in leaving) and self._clock() < until:
                 self._changed.wait(_POLL_SECONDS[0])
             self._switching, self._begun = ticket, False
             self._gates.close(concerned)

@@ -7,7 +7,7 @@ has the manager's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Protocol
 
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import Model
@@ -89,6 +89,8 @@ class WaitingRoom:
         self._let_go_at: dict[str, float] = {}
         # The models whose lines have changed since `settle`.
         self._changed: set[str] = set()
+        # Those who are the first to wait on a link for a model: their place is told at once.
+        self._untold: set[tuple[str, Link]] = set()
 
     # What workers say.
 
@@ -128,7 +130,10 @@ class WaitingRoom:
             self._refuse(link, number, Busy(f"{_MOST_WAITERS} requests wait already", "try again later"))
         else:
             self._waiters[link][number] = waiter
-            self._lines.setdefault(model, Line(model)).add(waiter)
+            line = self._lines.setdefault(model, Line(model))
+            if link not in line.links:
+                self._untold.add((model, link))
+            line.add(waiter)
             self._changed.add(model)
             if self.meter:
                 self.meter.held(model)
@@ -162,8 +167,8 @@ class WaitingRoom:
         at = self._let_go_at.get(model)
         return None if at is None else self._clock() - at
 
-    def tell_places(self) -> None:
-        """Tell those who wait how many come before, and how long it may take."""
+    def tell_places(self, untold: Collection[tuple[str, Link]] | None = None) -> None:
+        """Tell those who wait how many come before, and how long it may take; only those of some links, if given."""
         ahead, told = 0, {}
         forecast = self._schedule.forecast()
         for ticket in forecast.tickets:
@@ -176,7 +181,8 @@ class WaitingRoom:
             before, eta = told.get(found[0].id, (0, None)) if found else (0, None)
             message = {"t": "tell", "model": model, "ahead": before, "first": line.first(), "eta": eta}
             for link in line.links:
-                link.send(message)
+                if untold is None or (model, link) in untold:
+                    link.send(message)
 
     # What becomes of them.
 
@@ -197,6 +203,9 @@ class WaitingRoom:
                 if len(line) and model not in self._tickets and not later:
                     self._ask_for(line)
                 self._count_in(line)
+        if self._untold:
+            untold, self._untold = self._untold, set()
+            self.tell_places(untold)
 
     def ended(self, ticket: Ticket) -> None:
         """A ticket has ended, and gates are as they are now."""
