@@ -143,8 +143,6 @@ def test_a_new_host_gets_the_files_and_no_container(story: Story) -> None:
     assert shown
     story.command = shlex.split(shown[1])
     assert inspect(story.stack.gateway) == {}
-    assert story.play("site").changed() == 0
-    assert story.play("site", "--check").changed() == 0
 
 
 def test_bootstrap_starts_it(story: Story) -> None:
@@ -236,7 +234,6 @@ def test_keys_and_limits_come_into_force_without_an_interruption(story: Story) -
         lambda: story.chat("b", OTHER).status_code == 403, lambda: docker("logs", "--tail", "20", story.stack.gateway)
     )
     assert story.chat("b", text="x" * 1_100_000).status_code == 413
-    assert story.play("site", **more).changed() == 0
     assert story.play("site").changed() == 4
     until(
         lambda: story.chat("b", OTHER).status_code == 401, lambda: docker("logs", "--tail", "20", story.stack.gateway)
@@ -286,7 +283,6 @@ def test_a_configuration_that_is_refused_is_told(story: Story) -> None:
     # A run that failed is made up for.
     token.write_bytes(text)
     assert story.play("site").changed() == 1
-    assert story.play("site").changed() == 0
 
 
 def test_it_is_removed_where_it_is_disabled(story: Story) -> None:
@@ -301,7 +297,6 @@ def test_it_is_removed_where_it_is_disabled(story: Story) -> None:
     environment = dict(entry.split("=", 1) for entry in inspect(story.stack.webui)["Config"]["Env"])
     assert "OPENAI_API_CONFIGS" not in environment
     assert "host.docker.internal" not in environment["OPENAI_API_BASE_URLS"]
-    assert story.play("site", **off).changed() == 0
 
 
 def test_it_is_started_on_a_host_whose_models_run_and_torn_down(story: Story) -> None:
