@@ -34,7 +34,7 @@ LOAD_MODULES = "".join(f"load_module {MODULES_DIR / name}; " for name in MODULES
 SERVER = """
 pid %(folder)s/nginx.pid;
 worker_processes 1;
-error_log stderr warn;
+error_log stderr error;
 events { worker_connections 4096; }
 http {
     access_log off;
@@ -68,7 +68,7 @@ http {
 PLAIN = """
 pid %(folder)s/nginx.pid;
 worker_processes 1;
-error_log stderr warn;
+error_log stderr error;
 events { worker_connections 16384; }
 http {
     access_log %(folder)s/access.log combined buffer=32k flush=1s;

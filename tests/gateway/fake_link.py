@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
 """The manager's end of the link, played: what the workers of the gateway say is kept, what it says is up to the test.
 
-    with playing(model("qwen", port=8001, gate="closed")) as manager:
-        ...
-        manager.until_waiting(3)
-        manager.open("qwen")
-        manager.go("qwen")
+with playing(model("qwen", port=8001, gate="closed")) as manager:
+    ...
+    manager.until_waiting(3)
+    manager.open("qwen")
+    manager.go("qwen")
 """
 
 from __future__ import annotations

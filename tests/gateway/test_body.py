@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import random
 import string
 import time
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -131,10 +133,8 @@ def test_a_name_that_is_no_text_at_all(played: tuple[Gateway, Server]) -> None:
 def test_compressed_bodies_are_refused(played: tuple[Gateway, Server]) -> None:
     gateway, server = played
     before = len(server.asked)
-    for encoding in ("gzip", "br", "identity, gzip"):
-        answer = requests.post(
-            gateway.url + CHAT, data=b'{"model":"m"}', headers={"Content-Encoding": encoding}, timeout=20
-        )
+    for encoding, body in (("gzip", gzip.compress(b'{"model":"m"}')), ("identity, deflate", zlib.compress(b'{"model":"m"}'))):
+        answer = requests.post(gateway.url + CHAT, data=body, headers={"Content-Encoding": encoding}, timeout=20)
         assert (answer.status_code, answer.json()["error"]["code"]) == (415, "unsupported_media_type")
     assert len(server.asked) == before
 

@@ -77,7 +77,7 @@ def test_a_client_that_goes_away(start: Start, how: str) -> None:
                 until(lambda: manager.in_flight() == 0, "nothing is in flight", 5)
             # The server learns of it: it need not go on.
             assert server.asked[-1].gone(5)
-        assert gateway.logged(2, status=499, complete=False) or gateway.logged(complete=False)
+        assert gateway.logged(2, sent="", model="m")
 
 
 def test_a_worker_that_is_killed(start: Start) -> None:
@@ -105,11 +105,10 @@ def test_a_worker_that_is_killed(start: Start) -> None:
             for pid in gateway.workers():
                 gateway.kill_worker(pid)
             manager.until_linked(2)
-            assert manager.in_flight() == 0
+            until(lambda: manager.in_flight() == 0, "nothing is in flight")
         # What was killed has not taken the gates with it.
         server.script = answers({"ok": True})
         assert requests.post(gateway.url + CHAT, json=BODY, timeout=20).status_code == 200
-        gateway.forgive("exited on signal 9")
 
 
 def test_a_reload_cuts_nothing_and_forgets_nothing(start: Start) -> None:
@@ -124,7 +123,8 @@ def test_a_reload_cuts_nothing_and_forgets_nothing(start: Start) -> None:
                 manager.until(lambda: len(manager.links) >= 3, "the new workers have links, and the old one's stays")
             assert gateway.old_workers()
             manager.until_waiting(1)
-            assert manager.counts(manager.links[-1])["m"]["in_flight"] == 1
+            link = next(link for link in manager.links if link.pid in gateway.workers())
+            assert manager.counts(link)["m"]["in_flight"] == 1
             server.script = answers({"ok": True})
             assert requests.post(gateway.url + CHAT, json=BODY, timeout=20).status_code == 200
             stalling.on.set()
@@ -135,7 +135,7 @@ def test_a_reload_cuts_nothing_and_forgets_nothing(start: Start) -> None:
             assert held.status == 200
         until(lambda: not gateway.old_workers(), "the old workers end")
         manager.until_linked(2)
-        assert manager.in_flight() == 0
+        until(lambda: manager.in_flight() == 0, "nothing is in flight")
 
 
 def test_while_the_manager_is_down_open_gates_stay_open(start: Start) -> None:
@@ -151,8 +151,7 @@ def test_while_the_manager_is_down_open_gates_stay_open(start: Start) -> None:
         assert requests.get(gateway.url + "/v1/models", timeout=20).json()["data"][0]["id"] == "m"
         manager.start()
         manager.until_linked(2)
-        assert manager.in_flight() == 0
-        gateway.forgive("exited on signal 9")
+        until(lambda: manager.in_flight() == 0, "nothing is in flight")
 
 
 def test_a_state_that_is_older_is_not_taken(start: Start) -> None:
@@ -216,7 +215,7 @@ def test_no_request_slips_past_a_gate_that_was_closed(start: Start) -> None:
                 one.result()
         assert wrong == []
         assert done > 20
-        assert manager.in_flight() == 0
+        until(lambda: manager.in_flight() == 0, "nothing is in flight")
 
 
 def test_everything_at_once_leaves_nothing_behind(start: Start, tmp_path: Path) -> None:
@@ -261,12 +260,7 @@ def test_everything_at_once_leaves_nothing_behind(start: Start, tmp_path: Path) 
                     one.result()
             until(lambda: not gateway.old_workers(), "the old workers end")
             manager.until_linked(2)
-            assert manager.in_flight() == 0
+            until(lambda: manager.in_flight() == 0, "nothing is in flight")
             assert set(statuses) <= {"200", "502", "left", "cut"}, statuses
             assert statuses["200"] > 20, statuses
-            gateway.forgive("exited on signal 9")
 
-
-def all_in_flight(gateway: Gateway) -> int:
-    """What the manager of the gateway is told."""
-    return gateway.manager.in_flight()

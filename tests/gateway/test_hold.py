@@ -5,15 +5,18 @@ from __future__ import annotations
 
 import contextlib
 import json
+import subprocess
+import sys
 import threading
 import time
 from typing import Any
 
 import pytest
 
-from tests.gateway.fake_link import FakeManager, model, playing
-from tests.gateway.gatewaylib import Start
+from tests.gateway.fake_link import model, playing
+from tests.gateway.gatewaylib import Start, missing
 from tests.gateway.played import DONE, Call, Server, answers, streams, until
+from tests.part import ROOT, fewer, quick
 
 SMALL = {"model": "qwen", "messages": [{"role": "user", "content": "Hi"}]}
 
@@ -24,7 +27,8 @@ def chat(size: int = 0, **more: Any) -> dict[str, Any]:
 
 
 def test_one_waits_while_others_pass(start: Start) -> None:
-    with Server() as qwen, Server() as other:
+    with contextlib.ExitStack() as stack:
+        qwen, other = stack.enter_context(Server()), stack.enter_context(Server())
         with playing(model("qwen", qwen.port, "closed"), model("other", other.port)) as manager:
             gateway = start(manager)
             with Call(gateway.port, SMALL | {"seed": 17}) as held:
@@ -63,7 +67,7 @@ def test_they_are_released_in_order(start: Start) -> None:
             until(lambda number=number: len(server.asked) == number + 1, "the first one is served")  # type: ignore[misc]
         manager.go("qwen")
         until(lambda: len(server.asked) == 20, "all are served")
-        # The connections are made in order; which of them the server reads first is its own affair: after the first five.
+        # The connections are made in order; which the server reads first is its own affair, but for the first five.
         served = [json.loads(one.body)["seed"] for one in server.asked]
         assert served[:5] == [0, 1, 2, 3, 4]
         assert sorted(served) == list(range(20))
@@ -113,7 +117,8 @@ def refused(port: int, **more: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("stream", [False, True])
 def test_limits_are_exact(start: Start, limit: str, code: str, stream: bool) -> None:
     with Server() as server, playing(model("qwen", server.port, "closed"), model("b", 9, "closed")) as manager:
-        gateway = start(manager, **{limit: 3})
+        limits: dict[str, Any] = {limit: 3}
+        gateway = start(manager, **limits)
         for _again in range(2):
             with contextlib.ExitStack() as stack:
                 calls = [stack.enter_context(Call(gateway.port, SMALL)) for _ in range(3)]
@@ -137,7 +142,7 @@ def test_limits_are_exact(start: Start, limit: str, code: str, stream: bool) -> 
 
 
 def test_a_key_has_its_limit(start: Start) -> None:
-    keys = [{"name": "alice", "key": "a-key"}, {"name": "bob", "key": "b-key", "max_waiting": 1}]
+    keys: list[dict[str, Any]] = [{"name": "alice", "key": "a-key"}, {"name": "bob", "key": "b-key", "max_waiting": 1}]
     with Server() as server, playing(model("qwen", server.port, "closed")) as manager, contextlib.ExitStack() as stack:
         gateway = start(manager, keys=keys, max_waiting_per_key=2)
         for key, most in (("a-key", 2), ("b-key", 1)):
@@ -183,7 +188,9 @@ def test_nobody_waits_longer_than_may_be(start: Start) -> None:
             assert float(call.header("X-Queue-Wait-Seconds") or 0) >= 2
             error = call.json()["error"]
             assert error["code"] == "wait_timeout"
-            assert error["message"].startswith("Waited 2 s for qwen, the longest that may be waited: it is still sleeping")
+            assert error["message"].startswith(
+                "Waited 2 s for qwen, the longest that may be waited: it is still sleeping"
+            )
             assert "place 1, about 40 s" in error["message"]
             assert stream.status == 200
             *_told, last = stream.events()
@@ -193,7 +200,12 @@ def test_nobody_waits_longer_than_may_be(start: Start) -> None:
         assert manager.in_flight() == 0
 
 
-REFUSAL = {"status": 503, "code": "switch_failed", "message": "qwen could not be woken: no memory", "retry_after": 7}
+REFUSAL: dict[str, Any] = {
+    "status": 503,
+    "code": "switch_failed",
+    "message": "qwen could not be woken: no memory",
+    "retry_after": 7,
+}
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -204,12 +216,17 @@ def test_a_refusal_is_an_answer(start: Start, stream: bool) -> None:
         manager.on_wait = lambda waiter: {"t": "refuse"} | REFUSAL
         with Call(gateway.port, SMALL | {"stream": stream}) as call:
             assert (call.status, call.header("Retry-After")) == (503, "7")
+            # The clients' libraries would ask again by themselves, and cause the same switch.
+            assert call.header("x-should-retry") == "false"
             error = call.json()["error"]
             assert (error["code"], error["message"]) == ("switch_failed", REFUSAL["message"])
         with Call(gateway.port, SMALL | {"stream": stream, "max_tokens": 5}, "/v1/messages") as call:
             assert call.status == 503
             answer = call.json()
             assert (answer["type"], answer["error"]["message"]) == ("error", REFUSAL["message"])
+        manager.on_wait = lambda waiter: {"t": "refuse"} | REFUSAL | {"code": "queue_full"}
+        with Call(gateway.port, SMALL | {"stream": stream}) as call:
+            assert (call.status, call.header("x-should-retry")) == (503, None)
         assert manager.in_flight() == 0
 
 
@@ -286,7 +303,11 @@ def test_counts_are_exact_whatever_happens(start: Start) -> None:
             manager.refuse("qwen", 10, **REFUSAL)
             manager.open("qwen")
             manager.go("qwen")
-            readers = [threading.Thread(target=lambda call=call: call.answer.read()) for call in calls if call not in calls[::7]]  # noqa: E501
+            readers = [
+                threading.Thread(target=lambda call=call: call.answer.read())
+                for call in calls
+                if call not in calls[::7]
+            ]
             for reader in readers:
                 reader.start()
             for reader in readers:
@@ -301,6 +322,19 @@ def test_counts_are_exact_whatever_happens(start: Start) -> None:
                 stack.enter_context(Call(gateway.port, SMALL))
             manager.until_waiting(60)
             refused(gateway.port)
+
+
+def test_what_waiters_cost() -> None:
+    """Each its memory, all of them next to no CPU time, and none is forgotten."""
+    if missing():
+        pytest.skip(missing())
+    count = fewer("gateway", "make gateway", "waiters at once", 5000, 500)
+    seconds = "5" if quick() else "60"
+    command = [sys.executable, "-m", "tests.gateway.waiters", "--waiters", str(count), "--seconds", seconds]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=600)
+    print(ended.stdout)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert f"{count} answered" in ended.stdout
 
 
 def test_a_manager_that_never_says_held(start: Start) -> None:
@@ -318,4 +352,3 @@ def test_a_manager_that_never_says_held(start: Start) -> None:
             assert call.status == 200
             # It has not waited long enough to be told anything.
             assert call.events()[-1] == DONE.strip()
-            assert isinstance(manager, FakeManager)

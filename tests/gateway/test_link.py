@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.gateway.fake_link import FakeManager, Link, Waiter, model, playing
+from tests.gateway.fake_link import model, playing
 from tests.gateway.gatewaylib import Start
 from tests.gateway.played import DONE, Call, Server, streams, token, until
 
@@ -67,6 +67,9 @@ def test_lines_come_as_the_network_likes(start: Start) -> None:
                 assert not call.answered
                 link.sock.sendall(piece)
             assert call.status == 200
+            # On that link: on a new one it would have been let go, too.
+            assert manager.links == [link]
+            assert len(manager.said("wait")) == 1
 
 
 def test_waiters_are_enrolled_again(start: Start) -> None:
@@ -147,13 +150,14 @@ def test_a_manager_that_is_soon_back(start: Start) -> None:
 
 def test_a_wrong_token(start: Start) -> None:
     with playing(model("qwen", 9, "closed")) as manager:
-        gateway = start(manager)
+        gateway = start(manager, link_grace_seconds=1)
         manager.until_linked()
         manager.token = "another"
         manager.drop()
         until(lambda: "no link to the model manager" in gateway.error_log(), "it is logged")
         with Call(gateway.port, SMALL) as call:
             assert (call.status, call.json()["error"]["code"]) == (503, "manager_unavailable")
+            assert call.header("x-should-retry") is None
         assert manager.links == []
         assert manager.token not in gateway.error_log()
 
@@ -279,4 +283,3 @@ def test_a_stop_ends_at_once_when_nothing_waits(start: Start) -> None:
         gateway.quit()
         assert time.monotonic() - began < 6
         manager.until_linked(0)
-        assert isinstance(manager, FakeManager) and Link and Waiter

@@ -59,7 +59,7 @@ def dies_without_a_frame(asked: Asked) -> None:
     asked.send('{"id": 1')
 
 
-@pytest.mark.parametrize("script", [dies_before, dies_reset, dies_in_head, not_http])
+@pytest.mark.parametrize("script", [dies_before, dies_reset, dies_in_head])
 @pytest.mark.parametrize("version", ["1.0", "1.1"])
 def test_a_server_that_dies_before_it_answers(start: Start, script: Script, version: str) -> None:
     with Server(script) as server, playing(model("m", server.port)) as manager:
@@ -79,8 +79,22 @@ def test_a_server_that_dies_before_it_answers(start: Start, script: Script, vers
         assert (status, json.loads(body)["error"]["type"]) == (502, "api_error")
         # A request is sent once, whatever becomes of it.
         assert len(server.asked) == 2
-        assert manager.in_flight() == 0
+        until(lambda: manager.in_flight() == 0, "nothing is in flight")
         assert gateway.logged(2, status=502, model="m", error="server_failed")
+
+
+def test_a_server_that_speaks_no_http(start: Start) -> None:
+    """nginx takes it for HTTP/0.9 and answers likewise: the client sees no answer, but an end."""
+    with Server(not_http) as server, playing(model("m", server.port)) as manager:
+        gateway = start(manager)
+        for version in ("1.0", "1.1"):
+            with Client(gateway) as client:
+                data = client.post(CHAT, json.dumps(WHOLE).encode(), version=version).receive()
+            assert not data.startswith(b"HTTP/")
+            assert b"garbage" not in data
+        with pytest.raises(requests.RequestException):
+            requests.post(gateway.url + CHAT, json=WHOLE, timeout=20)
+        until(lambda: manager.in_flight() == 0, "nothing is in flight")
 
 
 def test_a_server_that_is_not_there(start: Start) -> None:
@@ -89,7 +103,7 @@ def test_a_server_that_is_not_there(start: Start) -> None:
         for body in (WHOLE, STREAM):
             answer = requests.post(gateway.url + CHAT, json=body, timeout=20)
             assert (answer.status_code, answer.json()["error"]["code"]) == (502, "server_failed")
-        assert manager.in_flight() == 0
+        until(lambda: manager.in_flight() == 0, "nothing is in flight")
 
 
 def test_a_server_that_dies_in_its_answer(start: Start) -> None:
@@ -101,8 +115,8 @@ def test_a_server_that_dies_in_its_answer(start: Start) -> None:
             # It said how long it would be, and so the client knows.
             assert b"Content-Length: 1000\r\n" in data
             assert data.endswith(b'{"id": 1')
-        assert manager.in_flight() == 0
-        assert gateway.logged(2, status=200, complete=False)
+        until(lambda: manager.in_flight() == 0, "nothing is in flight")
+        assert gateway.logged(2, status=200, model="m")
 
 
 @pytest.mark.parametrize("script", [dies_in_stream, resets_in_stream])
@@ -114,8 +128,8 @@ def test_a_server_that_dies_in_a_stream(start: Start, script: Script) -> None:
             assert call.event() == token("two").strip()
             with pytest.raises((http.client.IncompleteRead, ConnectionError)):
                 call.answer.read()
-        assert manager.in_flight() == 0
-        assert gateway.logged(status=200, complete=False)
+        until(lambda: manager.in_flight() == 0, "nothing is in flight")
+        assert "upstream prematurely closed" in gateway.error_log() or "reset by peer" in gateway.error_log()
 
 
 @pytest.mark.parametrize("script", [dies_in_stream, resets_in_stream])
@@ -130,7 +144,7 @@ def test_an_http_10_client_is_told_of_a_death_in_a_stream(start: Start, script: 
         assert events[:2] == [token("one").strip(), token("two").strip()]
         assert "broke off" in json.loads(events[2].removeprefix("data: "))["error"]["message"]
         assert len(events) == 3
-        assert manager.in_flight() == 0
+        until(lambda: manager.in_flight() == 0, "nothing is in flight")
 
 
 def test_an_http_10_client_gets_whole_answers(start: Start, tmp_path: Path) -> None:
@@ -146,7 +160,7 @@ def test_an_http_10_client_gets_whole_answers(start: Start, tmp_path: Path) -> N
                 assert text.endswith(b"data: [DONE]\n\n")
             else:
                 assert json.loads(text)["choices"]
-        assert manager.in_flight() == 0
+        until(lambda: manager.in_flight() == 0, "nothing is in flight")
 
 
 def test_an_answer_whose_end_nobody_could_tell_is_refused(start: Start) -> None:
@@ -157,7 +171,7 @@ def test_an_answer_whose_end_nobody_could_tell_is_refused(start: Start) -> None:
                 status, _headers, body = client.post(CHAT, json.dumps(WHOLE).encode(), version=version).answer()
             assert status == 502
             assert json.loads(body)["error"]["code"] == "server_failed"
-        assert manager.in_flight() == 0
+        until(lambda: manager.in_flight() == 0, "nothing is in flight")
 
 
 def test_a_stream_comes_as_it_flows(start: Start) -> None:
@@ -245,13 +259,13 @@ def test_the_log_tells_of_each_request(start: Start) -> None:
         requests.post(gateway.url + CHAT + "?x=1", json=WHOLE, timeout=20)
         row = gateway.logged(model="m")[0]
         assert row["status"] == 200
-        assert row["complete"] is True
+        assert row["sent"] == "OK"
         assert row["method"] == "POST"
         assert row["path"] == CHAT
         assert row["client"] == "127.0.0.1"
-        assert (row["key"], row["error"], row["waited_seconds"]) == ("", "", 0)
-        assert 0.2 <= row["upstream_seconds"] <= row["seconds"] + 0.002
-        assert 0.2 <= row["first_byte_seconds"] <= row["upstream_seconds"]
+        assert (row["key"], row["error"], row["waited_seconds"]) == ("", "", "")
+        assert 0.2 <= float(row["upstream_seconds"]) <= float(row["seconds"]) + 0.002
+        assert 0.2 <= float(row["first_byte_seconds"]) <= float(row["upstream_seconds"])
         assert row["bytes_in"] > 100
         assert row["bytes_out"] > 100
         # Whoever sends garbage can't write rows of his own.
@@ -259,8 +273,8 @@ def test_the_log_tells_of_each_request(start: Start) -> None:
             client.send('POST /"},{"\x01 HTTP/1.1\r\nHost: x\r\n\r\n').receive()
         with Client(gateway) as client:
             client.send("\x16\x03\x01 garbage\r\n\r\n").receive()
-        rows = gateway.logged(3)
-        assert [row["model"] for row in rows] == ["m", "", ""]
+        gateway.logged(2, status=400)
+        assert [row["path"] for row in gateway.log() if row["path"] != "/v1/models"] == [CHAT, "", ""]
 
 
 def test_a_server_with_tls(start: Start, tmp_path: Path, certificate: tuple[Path, Path]) -> None:

@@ -3,8 +3,9 @@
 
     python -m tests.gateway.waiters [--waiters 5000] [--seconds 60] [--workers 1]
 
-Half of them are streams, of which half are Open WebUI's. The memory is that of nginx's workers (RssAnon), and CPU time is theirs
-while all wait; kernel memory for the connections is not in it. Fails if one is above the limits below, or a waiter has no answer.
+Half of them are streams, of which half are Open WebUI's. The memory is that of nginx's workers (RssAnon), without
+the kernel's for the connections; CPU time is theirs while all wait. Fails if one is above the limits below, or a waiter
+has no answer.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
             stream = json.loads(await reader.readexactly(length))["stream"]
             text = (token("Hello") + DONE if stream else '{"ok": true}').encode()
             kind = "text/event-stream" if stream else "application/json"
-            writer.write(f"HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: {len(text)}\r\n\r\n".encode() + text)
+            writer.write(
+                f"HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: {len(text)}\r\n\r\n".encode() + text
+            )
             await writer.drain()
     except (asyncio.IncompleteReadError, ConnectionError):
         pass
@@ -65,9 +68,13 @@ class Server:
 def request(number: int) -> bytes:
     """One of the waiters' requests."""
     stream = number % 2 == 1
-    body = json.dumps({"messages": [{"role": "user", "content": "Hi " * 50}], "model": "qwen", "stream": stream}).encode()
+    body = json.dumps(
+        {"messages": [{"role": "user", "content": "Hi " * 50}], "model": "qwen", "stream": stream}
+    ).encode()
     webui = "X-OpenWebUI-Chat: c\r\n" if number % 4 == 1 else ""
-    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: gateway\r\nConnection: close\r\nContent-Type: application/json\r\n"
+    head = (
+        "POST /v1/chat/completions HTTP/1.1\r\nHost: gateway\r\nConnection: close\r\nContent-Type: application/json\r\n"
+    )
     return f"{head}{webui}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 
@@ -116,6 +123,8 @@ def main() -> int:
     options = parser.parse_args()
     count = options.waiters
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    if hard < 3 * count:
+        sys.exit(f"This needs {3 * count} open files, and {hard} are allowed: raise the hard limit (ulimit -Hn).")
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     limits = {"max_waiting": count, "max_waiting_per_model": count}
 
@@ -147,8 +156,11 @@ def main() -> int:
             wrong = [problem for problem in came if problem]
             in_flight = manager.in_flight()
     answered = len(came) - len(wrong)
-    print(f"{count} waiters for {options.seconds:g} s in {options.workers} worker(s): {each / 1000:.1f} kB each when all had come,")
-    print(f"{most / 1000:.1f} kB at most; {share:.2%} CPU while they waited; {answered} answered within {took:.1f} s of the go;")
+    print(f"{count} waiters for {options.seconds:g} s in {options.workers} worker(s):")
+    print(
+        f"{each / 1000:.1f} kB each when all had come, {most / 1000:.1f} kB at most; {share:.2%} CPU while they waited;"
+    )
+    print(f"{answered} answered within {took:.1f} s of the go;")
     print(f"in flight after it: {in_flight}")
     for problem in wrong[:3]:
         print("wrong:", problem)

@@ -21,7 +21,7 @@ local ANTHROPIC = {
     [503] = "overloaded_error",
     [504] = "timeout_error",
 }
--- What nginx refuses by itself. 494 to 497 are its own numbers, which become 431 and 400.
+-- What nginx refuses by itself. 495 to 497 are its own numbers.
 local PAGES = {
     [400] = { "bad_request", "This is no request that HTTP knows." },
     [403] = { "forbidden", "This is not allowed." },
@@ -39,7 +39,7 @@ local PAGES = {
     [504] = { "server_timeout", "The model's server did not answer in time." },
     [505] = { "version_not_supported", "The request has a version of HTTP that is not supported." },
 }
-local BECOMES = { [494] = 431, [495] = 400, [496] = 400, [497] = 400 }
+local BECOMES = { [495] = 400, [496] = 400, [497] = 400 }
 
 local function anthropic(path)
     return path and (path:find("/v1/messages", 1, true) or path:find("/v1//messages", 1, true)) ~= nil
@@ -77,13 +77,18 @@ function M.answer(err)
     end
     ngx.var.gateway_error = err.code
     local text = (err.body or M.body(ngx.var.request_uri, err)) .. "\n"
-    headers["Content-Length"] = #text
+    -- A server that spoke no HTTP makes nginx answer in HTTP/0.9, whose end is that of the connection.
+    if ngx.req.http_version() ~= 0.9 then
+        headers["Content-Length"] = #text
+    end
     ngx.print(text)
     return ngx.exit(200) -- the whole request; the status is that of above
 end
 
 -- The page of an error of nginx's own: what it could not read, and servers that end or hang.
 function M.page()
+    -- The log is to have the path that was asked for. What is no path stays out.
+    pcall(ngx.req.set_uri, (ngx.var.request_uri or ""):match("^[^?]*"))
     local status = ngx.status
     status = BECOMES[status] or status
     local page = PAGES[status] or PAGES[status >= 500 and 500 or 400]

@@ -302,11 +302,10 @@ function M.enter(id)
     return nil, open and "closed" or "unknown"
 end
 
--- End what enter has begun for this request, if it has.
+-- End what enter has begun for this request, if it has: once, in the log phase.
 function M.leave()
     local id = var.gateway_counted
     if id and id ~= "" then
-        var.gateway_counted = ""
         local names = names_of(id)
         dict:incr(names.count, -1, 0)
         dict:set(names.idle, ngx.now())

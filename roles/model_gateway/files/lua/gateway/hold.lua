@@ -153,18 +153,10 @@ function hold.wait(request)
     end
 end
 
--- A request has come; once for each, in the rewrite phase.
-function hold.arrived()
-    ngx.var.gateway_arrived = "1"
-    link.count_requests(1)
-end
-
--- A request has ended, in whatever way; in the log phase. A waiter that is still one has lost its client.
+-- A request that was sent to the location where requests wait has ended, in whatever way; in the log phase. A waiter that is still
+-- one has lost its client.
 function hold.ended()
-    if ngx.var.gateway_arrived == "1" then
-        ngx.var.gateway_arrived = ""
-        link.count_requests(-1)
-    end
+    link.count_requests(-1)
     local waiter = ngx.ctx.gateway_waiter
     if waiter then
         finish(waiter)

@@ -130,11 +130,10 @@ function M.admit(key)
     return nil
 end
 
--- End what admit has begun for this request, if it has.
+-- End what admit has begun for this request, if it has: once, in the log phase.
 function M.leave()
     local name = var.gateway_key_counted
     if name and name ~= "" then
-        var.gateway_key_counted = ""
         gate.add("key", name, -1)
     end
 end

@@ -22,6 +22,15 @@ local RETRY_SECONDS = 0.25
 -- An old worker whose count of requests never gets to 0 ends all the same.
 local LINGER_SECONDS = 60
 
+-- Refusals that an SDK's own second attempt would only meet again, or for which it would cause another switch.
+local NOT_AGAIN = {
+    busy_task = true,
+    model_failing = true,
+    model_unavailable = true,
+    switch_failed = true,
+    unsupported = true,
+}
+
 local waiters = {}
 local waiting = 0
 local last_id = 0
@@ -196,11 +205,16 @@ end
 function handle.refuse(message)
     local waiter = waiters[message.id]
     if waiter then
+        local should_retry
+        if NOT_AGAIN[message.code] then
+            should_retry = false
+        end
         refuse(waiter, {
             status = tonumber(message.status) or 503,
             code = message.code,
             message = message.message,
             retry_after = tonumber(message.retry_after),
+            should_retry = should_retry,
         })
     end
 end
@@ -312,7 +326,7 @@ local function run()
         end
         -- Once for each reason, not for each of many attempts.
         if was_up or why ~= last_why then
-            ngx.log(ngx.WARN, "no link to the model manager: ", why)
+            ngx.log(ngx.ERR, "no link to the model manager: ", why)
             last_why = why
         end
         tick()

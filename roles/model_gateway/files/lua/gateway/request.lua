@@ -2,10 +2,12 @@
 -- A request's way: read and matched, counted and sent on; held where its model's gate is closed; and its end.
 local balancer = require "ngx.balancer"
 local body = require "gateway.body"
+local config = require "gateway.config"
 local errors = require "gateway.errors"
 local gate = require "gateway.gate"
 local hold = require "gateway.hold"
 local keys = require "gateway.keys"
+local link = require "gateway.link"
 local list = require "gateway.list"
 local routes = require "gateway.routes"
 local told = require "gateway.told"
@@ -13,6 +15,7 @@ local told = require "gateway.told"
 local var = ngx.var
 local get_method, read_body, set_uri = ngx.req.get_method, ngx.req.read_body, ngx.req.set_uri
 local posted = routes.posted
+local count_requests = link.count_requests
 
 local M = {}
 
@@ -33,6 +36,7 @@ local function pass_on(request, location)
     passed_number = passed_number + 1
     passed_on[passed_number] = request
     var.gateway_passed = passed_number
+    var.gateway_arrived = "held"
     return ngx.exec(location)
 end
 
@@ -93,7 +97,9 @@ end
 -- Where the gate is open and the server is plain HTTP, nothing more is to be done.
 local function go_on(model, name, key, stream, path)
     var.gateway_model = model.id
-    set_uri(path)
+    if var.request_uri ~= path then
+        set_uri(path)
+    end
     local entered, why = gate.enter(model.id)
     if why == "unknown" then
         return errors.answer(list.no_such_model(name, key))
@@ -140,7 +146,7 @@ end
 
 -- Rewrite phase: the request is read and matched, and enters if it can.
 function M.rewrite()
-    hold.arrived()
+    count_requests(1)
     var.gateway_arrived = "1"
     local uri = var.uri
     local path = posted[uri]
@@ -218,10 +224,15 @@ end
 
 -- Log phase, at the end of every request, however it ends.
 function M.log()
-    taken()
     gate.leave()
-    keys.leave()
-    if var.gateway_arrived == "1" then
+    if config.guarded then
+        keys.leave()
+    end
+    local arrived = var.gateway_arrived
+    if arrived == "1" then
+        count_requests(-1)
+    elseif arrived == "held" then
+        taken()
         hold.ended()
     end
 end

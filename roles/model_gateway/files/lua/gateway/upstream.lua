@@ -253,18 +253,31 @@ local function as_event(text)
     return "data: " .. text:gsub("\r?\n", "\ndata: ") .. "\n\n"
 end
 
-local function ask(sock, request, model, name)
-    local sent, why = send(sock, request, model)
-    -- A server may answer before it has read everything, and close.
+-- Sends the request and reads the head of the answer, into `server`. Returns nil, or the error.
+local function ask(server, request, model)
+    local sock = server.sock
+    local broken
+    -- Aside: a server may answer before it has read everything, and read no further.
+    server.sender = ngx.thread.spawn(function()
+        local sent, why = send(sock, request, model)
+        broken = not sent and why or nil
+    end)
     local status, headers = read_head(sock)
     if not status then
-        local reason = not sent and why or headers
-        return nil, failure("upstream_failed", string.format("The server of %s did not answer: %s.", name, reason))
+        local reason = broken or headers
+        return failure("upstream_failed", string.format("The server of %s did not answer: %s.", server.name, reason))
     end
     if status ~= 200 then
-        return nil, refusal_of(sock, status, headers, name)
+        return refusal_of(sock, status, headers, server.name)
     end
-    return headers
+    server.headers = headers
+    return nil
+end
+
+local function close(server)
+    -- One that still sends keeps the connection from being closed; before, nothing could be read any more.
+    ngx.thread.kill(server.sender)
+    server.sock:close()
 end
 
 -- Sends the request to the server of its model and reads the head of a good answer. Returns what `stream` takes, or nil and the
@@ -284,12 +297,13 @@ function upstream.ask(request)
     if not ok then
         return nil, failure("upstream_unreachable", string.format("The server of %s can't be reached: %s.", name, why))
     end
-    local headers, refusal = ask(sock, request, model, name)
-    if not headers then
-        sock:close()
+    local server = { sock = sock, name = name }
+    local refusal = ask(server, request, model)
+    if refusal then
+        close(server)
         return nil, refusal
     end
-    return { sock = sock, headers = headers, name = name }
+    return server
 end
 
 -- Whether a line of the text begins in one of these ways. Within JSON there is no line break.
@@ -327,7 +341,7 @@ end
 -- begin. Returns nil when it was complete, or the error.
 function upstream.stream(server, ends, give)
     local complete, how = read_answer(server, ends, give)
-    server.sock:close()
+    close(server)
     if complete then
         return nil
     end
