@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The figures that the README states, each a ratio or a delay measured in one run on this machine.
 
-    .venv/bin/python bench/run.py [--only core|playbook|ready|fleet|bootstrap|warm|gateway] [--quick] [--write]
+    .venv/bin/python bench/run.py [--only core|manager|gateway|playbook|...] [--quick] [--write]
 
 `bootstrap` needs a Docker engine and the images for tests (`make images`), and takes eight minutes. `warm` needs real
 vLLM (`tools/real_vllm.sh`), 15 GB of RAM and ten minutes.
@@ -35,7 +35,7 @@ from ansible_collections.homegpt.vllm.plugins.module_utils.switching.http_connec
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import parse
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.switch import Switcher
 
-from bench import gateway, medians, warm
+from bench import gateway, manager, medians, warm
 from tests.e2e.stack import PLAY, Stack, contained
 from tests.fleet.fleet import FORKS, NEW, OLD, Fleet
 from tests.part import leave_out
@@ -168,6 +168,52 @@ def measure_core_with(folder: Path, rounds: int, canary: str, figure: Figure) ->
                 alone, core = timed(lambda: bare(calls["b"])), timed(lambda: switch("a"))
             assert [is_sleeping(server.port) for server in servers] == [False, True]
             figure.samples.append(core / alone)
+
+
+# ---- the model manager's service against the bare calls -----------------------------------------
+
+
+def measure_manager(folder: Path, rounds: int) -> list[Figure]:
+    """Time `POST /switch` against the bare sequence of the calls that it makes: those are the servers' own time."""
+    ratio = Figure("POST /switch / its HTTP calls alone", 1.3)
+    added = Figure("POST /switch over its HTTP calls alone, median", 10, " ms")
+    late = Figure("POST /switch over its HTTP calls alone, 99 of 100", 30, " ms")
+    switching = {"canary": "off"}
+    with pair(folder) as servers:
+        models = models_of(servers)
+
+        def switch(model: str) -> None:
+            with Switcher(parse(models, switching), str(folder / "stack")) as switcher:
+                assert switcher.switch(model).changed
+
+        for model in "ba":
+            switch(model)
+        calls = {model: recorded(lambda: switch(model), servers) for model in "ba"}  # noqa: B023
+        with manager.service(folder / "stack", models, switching) as service:
+
+            def by_service(model: str) -> float:
+                service.settle()
+                marks = [server.mark() for server in servers]
+                seconds = service.switch(model)
+                for server, mark in zip(servers, marks, strict=True):
+                    made = [f"{method} {path}" for port, method, path, *_more in calls[model] if port == server.port]
+                    # What comes after is the service's look at the servers.
+                    assert server.accesses(since=mark)[: len(made)] == made
+                service.settle()
+                return seconds
+
+            by_service("b")  # warms the caches
+            by_service("a")
+            for number in range(rounds):
+                if number % 2:
+                    through, alone = by_service("b"), timed(lambda: bare(calls["a"]))
+                else:
+                    alone, through = timed(lambda: bare(calls["b"])), by_service("a")
+                assert [is_sleeping(server.port) for server in servers] == [False, True]
+                ratio.samples.append(through / alone)
+                added.samples.append((through - alone) * 1000)
+    late.samples.append(statistics.quantiles(added.samples, n=100)[98])
+    return [ratio, added, late]
 
 
 # ---- switch.yml against a ping, and against uri ------------------------------------------------
@@ -419,6 +465,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     measures = {
         "core": (measure_core, 100, 20),
+        "manager": (measure_manager, 200, 20),
         "playbook": (measure_playbook, 9, 5),
         "ready": (measure_ready, 36, 6),
         "fleet": (measure_fleet, 9, FEW_ON_A_FLEET),

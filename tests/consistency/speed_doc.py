@@ -20,6 +20,18 @@ ROWS = (
         ),
     ),
     (
+        "a switch by the model manager (`POST /switch`), against the bare sequence of the same HTTP calls",
+        ("POST /switch / its HTTP calls alone",),
+    ),
+    (
+        "the same, what it takes beyond these calls",
+        ("POST /switch over its HTTP calls alone, median",),
+    ),
+    (
+        "the same, what 99 of 100 do not exceed",
+        ("POST /switch over its HTTP calls alone, 99 of 100",),
+    ),
+    (
         "`switch.yml` on one host, the report included, against a play with one `ping`; its CPU against that play's",
         ("switch.yml / a play with one ping", "CPU of switch.yml / of a play with one ping"),
     ),

@@ -7,19 +7,16 @@ Its one model is a stand-in that a start_command starts, since no engine can run
 from __future__ import annotations
 
 import json
-import platform
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.e2e.managed import service_wheels
 from tests.e2e.test_systemd_unit import MODEL, STACK, Machine, image, machine, until
 from tests.playbooklib import Ansible
-from tests.serverlib import ROOT
 
 __all__ = ("image", "machine")
 
@@ -46,16 +43,7 @@ CONTAINED = [{"id": "contained", "model": "org/contained", "host_port": 8009}]
 @pytest.fixture(scope="module")
 def wheels(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheels of the service's packages for the machine's Python."""
-    folder = tmp_path_factory.mktemp("wheels")
-    version = machine.run("python3", "-c", "import sys; print('%d.%d' % sys.version_info[:2])")
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--dest", str(folder)]
-    command += ["--require-hashes", "--only-binary", ":all:", "--python-version", version]
-    for tag in ("manylinux2014", "manylinux_2_17", "manylinux_2_28"):
-        command += ["--platform", f"{tag}_{platform.machine()}"]
-    command += ["--requirement", str(ROOT / "roles/model_manager/files/requirements.txt")]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert ended.returncode == 0, ended.stderr
-    return folder
+    return service_wheels(machine, tmp_path_factory.mktemp("wheels"))
 
 
 Play = Callable[..., int]

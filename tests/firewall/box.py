@@ -16,9 +16,9 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Self
 
 from tests.playbooklib import Host
 from tests.serverlib import ROOT
@@ -47,10 +47,11 @@ def until(true: Callable[[], bool], story: Callable[[], str], seconds: float = 9
 
 
 class Box(Host):
-    """The host. Ansible enters its namespaces."""
+    """The host. Ansible enters its namespaces. Files of this machine that are C(shared) can be read there, too."""
 
-    def __init__(self, folder: Path, suite: str, models: list[dict[str, Any]]) -> None:
+    def __init__(self, folder: Path, suite: str, models: list[dict[str, Any]], shared: Iterable[Path] = ()) -> None:
         super().__init__(folder, models)
+        self.shared = list(map(str, shared))
         self.stack = Path("/opt/homegpt")
         self.folder = folder / "box"
         self.folder.mkdir()
@@ -78,7 +79,7 @@ class Box(Host):
             "docker_host_packages_from": "distribution",
         }
 
-    def __enter__(self) -> Box:
+    def __enter__(self) -> Self:
         try:
             # Ends with whoever runs the tests. Its end ends all that is in it, and the interfaces.
             self.near = subprocess.Popen(["setpriv", "--pdeathsig", "KILL", "unshare", "--net", "sleep", "infinity"])
@@ -101,7 +102,7 @@ class Box(Host):
         script = ROOT / "tests/firewall/box.sh"
         namespaces = ["--net", "--mount", "--pid", "--uts", "--ipc", "--cgroup", "--fork", "--kill-child=KILL"]
         enter = f'echo $$ >"{self.group}/cgroup.procs" && exec "$@"'
-        boot = ["bash", str(script), self.root, str(self.folder), self.suite]
+        boot = ["bash", str(script), self.root, str(self.folder), self.suite, *self.shared]
         self.machine = subprocess.Popen(
             ["setpriv", "--pdeathsig", "KILL", "bash", "-c", enter, "bash", "unshare", *namespaces, *boot],
             stdin=subprocess.DEVNULL,
@@ -141,10 +142,28 @@ class Box(Host):
             20,
         )
 
-    def run(self, *words: str, check: bool = True, text: str | None = None) -> str:
+    def run(self, *words: str, check: bool = True, text: str | None = None, timeout: float = 120) -> str:
         """Return what a command on the host printed."""
+        return command(*self._inside, *words, check=check, text=text, timeout=timeout)
+
+    @property
+    def _inside(self) -> list[str]:
         spaces = ["--mount", "--net", "--pid", "--uts", "--ipc", "--cgroup"]
-        return command("nsenter", "--target", str(self.pid), *spaces, "--", *words, check=check, text=text)
+        return ["nsenter", "--target", str(self.pid), *spaces, "--"]
+
+    def feed(self, source: IO[bytes], *words: str) -> None:
+        """Run a command on the host that reads this."""
+        subprocess.run([*self._inside, *words], stdin=source, check=True, timeout=300)
+
+    def install_compose(self) -> None:
+        """Give the host this machine's `docker compose`."""
+        folders = ["~/.docker", "/usr/local/lib/docker", "/usr/libexec/docker", "/usr/lib/docker"]
+        plugins = [Path(folder).expanduser() / "cli-plugins/docker-compose" for folder in folders]
+        found = [plugin for plugin in plugins if plugin.exists()]
+        assert found, "docker compose is not on this machine: make engine"
+        target = "/usr/local/lib/docker/cli-plugins/docker-compose"
+        with found[0].open("rb") as program:
+            self.feed(program, "sh", "-c", f"install -D /dev/null {target} && cat >{target} && chmod 0755 {target}")
 
     def neighbour(self, *words: str, check: bool = True) -> str:
         """Return what a command in the neighbour's place printed."""

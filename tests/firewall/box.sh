@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: MIT
-# Boots a root with systemd as a host of its own:  tests/firewall/box.sh ROOT FOLDER NAME     FOLDER takes what is written
+# Boots a root with systemd as a host of its own:  tests/firewall/box.sh ROOT FOLDER NAME [PATH ...]
+# FOLDER takes what is written; each PATH of this machine can be read there at the same place.
 # tests/firewall/box.py calls it in namespaces of its own, as their first process: all mounts and processes end with it.
 set -euo pipefail
 lower=$1 folder=$2 name=$3
+shared=("${@:4}")
 root=$folder/root
 
 mount --make-rprivate /
@@ -27,6 +29,12 @@ mount -t tmpfs -o mode=1777 tmpfs "$root/tmp"
 # The engine's layers can't lie on a layer.
 mkdir -p "$root/var/lib/docker"
 mount --bind "$folder/engine" "$root/var/lib/docker"
+
+for path in "${shared[@]}"; do
+    if [ -d "$path" ]; then mkdir -p "$root$path"; else mkdir -p "$root${path%/*}" && touch "$root$path"; fi
+    mount --bind "$path" "$root$path"
+    mount -o remount,bind,ro "$root$path"
+done
 
 echo "$name" >"$root/etc/hostname"
 hostname "$name"

@@ -6,7 +6,8 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 suite=$1
-packages=busybox-static,ca-certificates,curl,dbus,docker.io,iproute2,iptables,nftables,python3,python3-requests,systemd,systemd-sysv,ufw
+packages=busybox-static,ca-certificates,curl,dbus,docker.io,iproute2,iptables,libnuma1,nftables,python3,python3-requests,python3-venv,systemd
+packages+=,systemd-sysv,ufw
 [ "$suite" = bookworm ] || packages+=,docker-cli
 cache=${HOMEGPT_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/homegpt.vllm}/firewall
 root=$cache/$suite

@@ -11,7 +11,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
@@ -47,15 +46,7 @@ PLAY = 500.0
 def box(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
     """A host with the engine, the image and compose, on which nothing was provisioned."""
     with Box(tmp_path_factory.mktemp(request.param), request.param, MODELS) as made:
-        folders = ["~/.docker", "/usr/local/lib/docker", "/usr/libexec/docker", "/usr/lib/docker"]
-        plugins = [Path(folder).expanduser() / "cli-plugins/docker-compose" for folder in folders]
-        found = [plugin for plugin in plugins if plugin.exists()]
-        assert found, "docker compose is not on this machine: make engine"
-        target = "/usr/local/lib/docker/cli-plugins/docker-compose"
-        copy = ["sh", "-c", f"install -D /dev/null {target} && cat >{target} && chmod 0755 {target}"]
-        copy = ["nsenter", "--target", str(made.pid), "--mount", "--", *copy]
-        with found[0].open("rb") as program:
-            subprocess.run(copy, stdin=program, check=True)
+        made.install_compose()
         made.run("sh", text=IMAGE)
         yield made
 

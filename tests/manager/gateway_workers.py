@@ -97,7 +97,7 @@ class Store:
         with self.lock:
             now = time.monotonic()
             counts = {
-                name: {"in_flight": number, "idle": 0 if number else now - self.ended.get(name, now)}
+                name: {"in_flight": number, "idle_seconds": 0 if number else now - self.ended.get(name, now)}
                 for name, number in self.in_flight.items()
             }
             return {"version": self.version, "counts": counts}

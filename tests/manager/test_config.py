@@ -88,6 +88,19 @@ def test_an_allowed_host_is_a_name_alone(name: str) -> None:
     assert config.parse({"stack_dir": "/s", "allowed_hosts": ["gpu1.example", "2001:db8:0:1:2:3:4:5"]}).allowed_hosts
 
 
+@pytest.mark.parametrize("value", ["9001", "localhost:9001", "127.0.0.1", "127.0.0.1:0", "127.0.0.1:x", "::1:9001", 7])
+def test_the_gateways_address_has_a_port(value: object) -> None:
+    (found,) = mistakes({"stack_dir": "/s", "gateway_listen": value, "gateway_token_file": "/t"})
+    assert found.startswith("gateway_listen must be ")
+
+
+def test_a_gateway_has_a_token() -> None:
+    (found,) = mistakes({"stack_dir": "/s", "gateway_listen": "127.0.0.1:9001"})
+    assert found.startswith("gateway_token_file is missing")
+    given = {"stack_dir": "/s", "gateway_listen": "[::1]:9001", "gateway_token_file": "/t"}
+    assert config.address_and_port(config.parse(given).gateway_listen) == ("::1", 9001)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -1, "1", None, True])
 def test_a_time_is_a_number_that_ends(value: object) -> None:
     assert len(mistakes({"stack_dir": "/s", "retry_seconds": value})) == 1

@@ -16,7 +16,7 @@ from tests.manager.gateway_workers import Door, Refused, Store, Worker, linked
 from tests.manager.test_manager import command_line
 from tests.unit.plugins.module_utils.switching.conftest import Host
 
-ON = {"gateway_listen": "127.0.0.1:1", "gateway_token_file": "/nowhere", "linger_seconds": 0.0}
+ON: dict[str, Any] = {"gateway_listen": "127.0.0.1:1", "gateway_token_file": "/nowhere", "linger_seconds": 0.0}
 
 
 def two(host: Host, **standin: object) -> None:
@@ -403,13 +403,17 @@ def test_those_who_wait_are_told_their_place_and_the_time(host: Host, manage: Ma
     with linked(manager.gateway) as (_door, (worker,)):
         worker.wait("b")
         until(lambda: [ticket.status for ticket in manager.view().queue] == ["running"], "it has begun")
-        for _each in range(3):
-            worker.wait("c")
-        until(lambda: [one for one in worker.of("tell") if one["model"] == "c"], "they are told")
-        told = next(one for one in worker.of("tell") if one["model"] == "c")
-        assert (told["ahead"], told["first"]) == (1, 1)
-        assert told["eta"] > 0
-        until(lambda: [one for one in worker.of("tell") if one["model"] == "b"], "this one, too")
+        waiting = [worker.wait("c") for _each in range(3)]
+
+        def told(model: str, first: int) -> list[dict[str, Any]]:
+            return [one for one in worker.of("tell") if (one["model"], one["first"]) == (model, first)]
+
+        assert until(lambda: told("c", 1), "they are told") < 1, "at once"
+        assert told("c", 1)[0]["ahead"] == 1
+        assert told("c", 1)[0]["eta"] > 0
+        until(lambda: len(told("b", 1)) > 1, "this one is told again")
+        worker.send(t="gone", id=waiting[0])
+        until(lambda: told("c", 2), "their places have changed")
 
 
 def test_the_events_and_the_status_show_the_gateways_counts(host: Host, manage: Manage) -> None:

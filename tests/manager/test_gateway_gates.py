@@ -14,7 +14,7 @@ from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory i
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.plan import Observation
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from model_manager import gateway_models, view
+from model_manager import gateway_models, policy, view
 from model_manager.config import Config
 from model_manager.context import Context
 from model_manager.events import Bus
@@ -311,6 +311,26 @@ def test_a_line_counts_each_key_to_its_bound_and_forgets_who_left() -> None:
     assert (line.oldest(), line.first(), line.links) == (None, None, {})
 
 
+def test_the_policy_sees_how_many_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    it = Room()
+    link = Link()
+    it.room.connected(link)
+    for number in range(30):
+        it.room.wait(link, {"id": number, "model": "a", "key": "greedy" if number < 25 else f"other{number}"})
+    it.room.wait(link, {"id": 99, "model": "b"})
+    it.room.settle()
+    seen: list[policy.Situation] = []
+
+    def decide(_policy: str, situation: policy.Situation) -> policy.Decision:
+        seen.append(situation)
+        return policy.Decision(None)
+
+    monkeypatch.setattr(policy, "decide", decide)
+    it.schedule.next()
+    assert {one.model: one.depth for one in seen[0].waiting} == {"a": KEY_DEPTH + 5, "b": 1}
+    assert seen[0].settings.rest_seconds == 0.5
+
+
 def test_counts_of_two_stores_are_added_and_those_that_are_old_are_none() -> None:
     clock = Clock()
     counts = Counts(clock)
@@ -319,10 +339,14 @@ def test_counts_of_two_stores_are_added_and_those_that_are_old_are_none() -> Non
     for link in (one, other):
         counts.connected(link)
     counts.ask(clock())
-    counts.told(one, {"version": [5, 1], "counts": {"a": {"in_flight": 2, "idle": 0}}})
+    counts.told(one, {"version": [5, 1], "counts": {"a": {"in_flight": 2, "idle_seconds": 0}}})
     assert counts.of("a") is None
     counts.told(
-        other, {"version": [5, 2], "counts": {"a": {"in_flight": 0, "idle": 3.0}, "b": {"in_flight": 0, "idle": 1}}}
+        other,
+        {
+            "version": [5, 2],
+            "counts": {"a": {"in_flight": 0, "idle_seconds": 3.0}, "b": {"in_flight": 0, "idle_seconds": 1}},
+        },
     )
     assert counts.of("a") == (2, 0.0)
     clock.now += 2
@@ -334,7 +358,9 @@ def test_counts_of_two_stores_are_added_and_those_that_are_old_are_none() -> Non
     assert counts.of("a") == (0, 5.0)
     clock.now += 10
     assert counts.of("a") is None
-    for wrong in ({"in_flight": -1}, {"in_flight": True}, {"in_flight": 1.5}, {"in_flight": 0, "idle": "x"}, 7):
+    counts.told(other, {"version": [5, 2], "counts": []})
+    assert counts.of("a") == (0, None)
+    for wrong in ({"in_flight": -1}, {"in_flight": True}, {"in_flight": 1.5}, {"in_flight": 0, "idle_seconds": "x"}, 7):
         with pytest.raises((ValueError, TypeError, KeyError)):
             counts.told(other, {"version": [5, 2], "counts": {"a": wrong}})
 
@@ -409,3 +435,8 @@ def test_five_thousand_waiters_are_light() -> None:
     assert time.process_time() - began < 10
     it.room.tell_places()
     assert sum(len(link.of("tell")) for link in links) == 12  # models, for each link
+    for link in links:
+        link.told.clear()
+    it.room.wait(links[0], {"id": 5001, "model": NAMES[0]})
+    it.room.settle()
+    assert [one["t"] for one in links[0].told] == ["held"], "one more is told with the others"

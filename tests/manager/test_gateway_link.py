@@ -39,8 +39,9 @@ class Recorder:
         link.send({"t": "state", "version": [1, 1], "models": []})
 
     def lost(self, link: Any) -> None:
-        self.links.remove(link)
-        self.lost_links.append(link)
+        if link in self.links:  # else it has never said who it is
+            self.links.remove(link)
+            self.lost_links.append(link)
 
     def take(self, link: Any, messages: Iterable[Mapping[str, Any]]) -> None:
         for message in messages:
@@ -136,7 +137,9 @@ def test_what_makes_no_sense_ends_a_link_and_no_other(served: Served) -> None:
     bad = [b"{\n", b"3\n", b'{"t":"wait"}\n' + b"y" * 70000 + b"\n", b"z" * 70000]
     for data in bad:
         with served.connect() as client:
-            client.sendall(line(**HELLO) + data)
+            client.sendall(line(**HELLO))
+            assert client.recv(100)
+            client.sendall(data)
             assert is_closed(client)
     until(lambda: len(served.gateway.lost_links) == len(bad), "each is known to be gone")
     assert good.outcome(good.wait("a"))["t"] == "go"
@@ -172,9 +175,13 @@ def test_who_takes_nothing_is_cut_off_before_it_costs_memory(served: Served) -> 
 def test_there_is_a_bound_to_the_links(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gateway_link, "MOST_LINKS", 20)
     clients = [served.connect() for _each in range(20)]
-    until(lambda: len(clients) == 20, "they are there")
+    for client in clients:
+        client.sendall(line(**HELLO))
+        assert client.recv(100)
     with served.connect() as one_more:
+        one_more.sendall(line(**HELLO))
         assert is_closed(one_more)
+    assert len(served.gateway.links) == 20
     for client in clients:
         client.close()
 
@@ -184,6 +191,17 @@ def test_there_is_a_bound_to_the_links(served: Served, monkeypatch: pytest.Monke
             return client.recv(100).startswith(b'{"t":"state"')
 
     until(let_in, "there is room again")
+
+
+def test_those_who_say_nothing_keep_nobody_out(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gateway_link, "MOST_STRANGERS", 10)
+    clients = [served.connect() for _each in range(30)]
+    assert all(is_closed(client) for client in clients[:20])
+    good = Worker(served.port)
+    assert good.outcome(good.wait("a"))["t"] == "go"
+    good.close()
+    for client in clients:
+        client.close()
 
 
 def test_who_says_nothing_is_cut_off(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -110,7 +110,8 @@ def play(host: Host, manage: Manage, policy: str) -> Played:
 def test_batched_needs_a_third_of_the_switches_and_keeps_its_bound(host: Host, manage: Manage) -> None:
     host.settings["drain_timeout_seconds"] = 0.5
     for name in ("a", "b"):
-        host.declare(name, weights_gb=0.1)
+        # A switch takes longer than the model that is active is idle between two of its requests.
+        host.declare(name, weights_gb=0.1, standin={"sleep_seconds": 0.1, "wake_seconds": 0.3})
     host.up(a="active", b=1)
     fifo = play(host, manage, "fifo")
     batched = play(host, manage, "batched")

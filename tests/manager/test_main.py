@@ -17,13 +17,17 @@ from typing import Any
 
 import pytest
 import requests
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching import state_files
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching import desired_state, state_files
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from tests.manager.conftest import until, write_inventory
 from tests.serverlib import free_port
 from tests.unit.plugins.module_utils.switching.conftest import Host
+
+# What a process runs that is the service with a part of the engine replaced.
+ENGINE = "import ansible_collections.homegpt.vllm.plugins.module_utils.switching.switch as s; s.{}"
+MAIN = "import sys; from model_manager.__main__ import main; raise SystemExit(main(sys.argv[1:]))"
 
 
 class Service:
@@ -40,10 +44,12 @@ class Service:
         self.log = host.stack_dir / "manager.log"
         self.process = self.start()
 
-    def start(self) -> subprocess.Popen[bytes]:
-        """Start it and wait until it answers, or has ended."""
+    def start(self, before: str = "") -> subprocess.Popen[bytes]:
+        """Start it and wait until it answers, or has ended; `before` is Python that its process runs first."""
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}  # as this test has it
         command = [sys.executable, "-m", "model_manager", str(self.config)]
+        if before:
+            command[1:3] = ["-c", f"{before}; {MAIN}"]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
         until(lambda: self.process.poll() is not None or self._answers(), "it answers")
@@ -148,6 +154,32 @@ def test_after_a_kill_in_mid_switch_the_host_comes_back_to_what_it_was_meant_to_
     service.start()
     until(lambda: service.active() == "a", "a is active again")
     until(lambda: host.states() == {"a": "active", "b": "sleeping"}, "nothing else is done")
+
+
+@pytest.mark.parametrize("end", ["status.record_last_switch", "desired_state.write"])
+def test_a_switch_that_was_done_when_the_service_was_killed_counts(
+    host: Host, services: list[Service], end: str
+) -> None:
+    """The servers are as asked for; only the last records are missing. Killed there, at that very call."""
+    two(host)
+    host.up(a="active", b=1)
+    service = Service(host)
+    services.append(service)
+    requests.post(service.url + "/switch", json={"model_id": "a"}, timeout=30).raise_for_status()
+    assert service.end() == 0
+    service.start(
+        before=f"import os, signal; {ENGINE.format(end)} = lambda *given: os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    thread, answers = service.switch("b")
+    assert service.process.wait(timeout=30) == -signal.SIGKILL
+    thread.join(10)
+    assert answers == []
+    assert desired_state.recorded(str(host.stack_dir)) == {"a": "active", "b": "sleeping"}
+    service.start()
+    until(lambda: desired_state.recorded(str(host.stack_dir))["b"] == "active", "it is recorded")
+    assert service.active() == "b"
+    assert host.states() == {"a": "sleeping", "b": "active"}
+    assert [call for call in host.changing_calls("a") if call.startswith("POST /wake_up")] == []
 
 
 def test_what_is_set_up_wrongly_ends_it_at_once_with_what_to_do(

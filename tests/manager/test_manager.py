@@ -17,6 +17,7 @@ import pytest
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching import desired_state, state_files
 from model_manager import view
 from model_manager.manager import Busy, Conflict, Manager, Ticket, UnknownModel, Unsupported
+from model_manager.tickets import RECONCILER
 
 from tests.manager.conftest import Manage, ended, until, write_inventory
 from tests.unit.plugins.module_utils.switching.conftest import Host
@@ -174,6 +175,42 @@ def test_a_ticket_that_nobody_waits_for_is_taken_out_of_the_queue(host: Host, ma
     assert ended(first).status == "done"
     assert active(manager) == ["b"]
     assert manager.ticket(waiting.id) is waiting
+
+
+def test_who_joins_what_the_manager_does_by_itself_and_leaves_again_leaves_it_guarded(
+    host: Host, manage: Manage
+) -> None:
+    two(host, wake_seconds=0.4)
+    manager = manage(reconcile=False)
+    asked: list[str] = []
+
+    def guard() -> bool:
+        asked.append("guard")
+        return False
+
+    def waiting() -> Ticket:
+        """What the manager asks for by itself, while another switch runs."""
+        first = manager.request("b" if active(manager) == ["a"] else "a")
+        until(lambda: first.status == "running", "it has begun")
+        return manager.request("b", "stopped", by=RECONCILER, guard=guard)
+
+    ticket = waiting()
+    for _each in range(2):
+        assert manager.request("b", "stopped", by="somebody") is ticket
+    assert ticket.by == "somebody"
+    assert not ticket.cancel()
+    assert ticket.by == "somebody"
+    assert not ticket.cancel()
+    assert ticket.by == RECONCILER
+    assert (ended(ticket).error or {})["kind"] == "Superseded"
+    assert asked == ["guard"]
+    assert state(manager, "b") == view.READY
+
+    ticket = waiting()
+    assert manager.request("b", "stopped", by="somebody") is ticket
+    assert ended(ticket).error is None, "somebody wants it in any case"
+    assert asked == ["guard"]
+    assert state(manager, "b") == view.STOPPED
 
 
 def test_a_switch_that_fails_is_told_without_secrets(host: Host, manage: Manage) -> None:
@@ -428,6 +465,7 @@ def test_a_switch_that_takes_too_long_is_taken_back_when_the_service_ends(host: 
     assert ended(ticket).status == "failed"
     assert ticket.error is not None
     assert "the manager ends" in ticket.error["message"]
+    assert ticket.error["kind"] == "Busy"  # no server has failed
     assert host.states()["a"] == "active"
 
 

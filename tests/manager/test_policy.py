@@ -41,6 +41,20 @@ def chosen(policy: str, *found: Active | Waiting, **given: float) -> tuple[str |
 # ---- one situation -------------------------------------------------------------------------------
 
 
+def test_a_model_rests_after_its_last_answer_but_keeps_nobody_waiting_for_too_long() -> None:
+    rest = {"rest_seconds": 0.5, "max_wait_seconds": 60.0}
+    for policy, more in ((FIFO, {}), (BATCHED, {"linger_seconds": 0.0})):
+        found = chosen(policy, active("a", idle=0.2), waiting("b"), **rest, **more)
+        assert found == (None, 0.3)
+        assert chosen(policy, active("a", idle=0.6), waiting("b"), **rest, **more)[0] == "b"
+        # Nor does one rest that is not asked to leave.
+        assert chosen(policy, active("c", idle=0.2), waiting("b", conflicts="a"), **rest, **more)[0] == "b"
+    assert chosen(FIFO, active("a", idle=0.2), waiting("b", wait=60), **rest)[0] == "b"
+    assert chosen(FIFO, active("a", in_flight=1), waiting("b"), **rest)[0] == "b", "its requests are waited for anyway"
+    # Where the bound can't be kept otherwise, nothing rests.
+    assert chosen(BATCHED, active("a", idle=0.2), waiting("b", wait=58), **rest)[0] == "b"
+
+
 @pytest.mark.parametrize("policy", POLICIES)
 def test_without_a_request_that_waits_nothing_is_switched(policy: str) -> None:
     assert chosen(policy) == (None, None)

@@ -15,7 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching import desired_state, state_files, status
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching import (
+    desired_state,
+    processes,
+    state_files,
+    status,
+)
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import Inventory, parse
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.metrics import Counters
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.plan import (
@@ -358,7 +363,7 @@ class Played:
 
     def begin(self) -> None:
         """The service starts, maybe after it was killed."""
-        self.reconciler = Reconciler(self.config)
+        self.reconciler = Reconciler(self.config, lambda: self.now, lambda: self.now + 1e9)
 
     def look(self) -> Situation:
         observed = {name: HUNG if name in self.hidden else one for name, one in self.seen.items()}
@@ -490,6 +495,96 @@ def test_one_whose_active_model_cannot_load_serves_others(played: Played) -> Non
     assert played.awake() == {"b", "d"}
 
 
+def test_a_restart_of_the_service_gives_a_model_that_cannot_load_no_new_chance_and_a_boot_one(
+    played: Played, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    played.bad = {"a"}
+    played.crash("a")
+    for _round in range(30):
+        played.tick()
+    tried = len(played.loads)
+    before = played.reconciler.breaker("a")
+    assert before.state(played.now) == OPEN
+    for _restart in range(20):
+        played.begin()
+        assert played.reconciler.breaker("a") == before
+        played.tick()
+    assert len(played.loads) == tried
+    played.now = before.retry_at
+    played.begin()
+    assert named(played.tick()) == [("a", ACTIVE)], "it is tried when it would have been"
+    assert not played.reconciler.breaker("a").allows(played.now + 299.0)
+    monkeypatch.setattr(processes, "boot_id", lambda: "another boot")
+    played.begin()
+    assert [named(played.tick()) for _round in range(3)] == [[("a", ACTIVE)], [], []]
+    # One that was about to be opened is still about to be.
+    played.reconciler.breakers["d"] = breaker().failed(played.now, "it died").failed(played.now, "it died")
+    played.bad = {"d"}
+    played.crash("d")
+    played.tick()
+    played.begin()
+    assert played.reconciler.breaker("d").opened
+
+
+@pytest.mark.parametrize("broken", [[], {"a": 1}, {"a": {"failures": ["x"]}}, {"a": {"failures": None, "opened": 1}}])
+def test_a_record_of_breakers_that_can_not_be_read_is_none(tmp_path: Path, broken: Any) -> None:
+    content = {"breakers": broken, "boot": processes.boot_id(), "switching": 7, "first": 7}
+    state_files.write(str(tmp_path), state_files.RECONCILER, content)
+    played = Played(tmp_path)
+    assert played.reconciler.breaker("a") == breaker()
+    assert played.tick() == []
+
+
+def test_a_corrected_time_of_day_makes_no_rest_longer() -> None:
+    opened = breaker().failed(10.0, "x").failed(20.0, "x").failed(30.0, "it died")
+    assert breaker().restored(opened.as_dict(1000.0), 1000.0, 31.0) == opened
+    # It was an hour ahead when it was written.
+    later = breaker().restored(opened.as_dict(4600.0), 1000.0, 31.0)
+    assert later.failures == (31.0, 31.0, 31.0) and later.retry_at == 331.0 and later.opened
+
+
+@pytest.mark.parametrize(
+    ("asked", "observed", "done"),
+    [
+        (("b", ACTIVE), {"a": ASLEEP, "b": AWAKE}, ("b", ACTIVE)),
+        (("b", ACTIVE), {"a": ASLEEP, "b": HALF_AWAKE}, ("a", ACTIVE)),
+        (("b", ACTIVE), {"a": ASLEEP, "b": ASLEEP}, ("a", ACTIVE)),
+        (("b", ACTIVE), {}, None),
+        (("a", SLEEPING), {"a": ASLEEP}, ("a", SLEEPING)),
+        (("a", SLEEPING), {"a": GONE}, ("a", ACTIVE)),
+        (("b", STOPPED), {"b": GONE}, ("b", STOPPED)),
+        (("b", STOPPED), {"b": ASLEEP}, None),
+        (("nobody", ACTIVE), {}, None),
+    ],
+)
+def test_what_was_done_when_the_service_was_killed_is_recorded_and_else_undone(
+    played: Played, asked: tuple[str, str], observed: dict[str, Observation], done: tuple[str, str] | None
+) -> None:
+    """The engine records what is desired after all else: who asked for it may have it already."""
+    played.switch("d", ACTIVE, for_now=True)
+    played.reconciler.begun(*asked, played.last)
+    played.lock += 1
+    played.seen.update(observed)
+    played.begin()
+    assert named(played.tick()) == ([done] if done else [])
+    wanted = {name for name, state in played.desired.items() if state == ACTIVE}
+    assert played.awake() == wanted
+    played.begin()
+    assert [played.tick() for _round in range(3)] == [[]] * 3, "it is over"
+
+
+@pytest.mark.parametrize("others", [False, True])
+def test_who_has_switched_since_the_service_was_killed_is_not_overruled(played: Played, others: bool) -> None:
+    played.reconciler.begun("b", ACTIVE, played.last)
+    if others:
+        played.switch("c", STOPPED, for_now=True)
+        played.seen["a"], played.seen["b"] = ASLEEP, AWAKE
+    else:  # its own record of how it ended was written
+        played.switch("b", ACTIVE, for_now=True)
+    played.begin()
+    assert named(played.tick()) == ([] if others else [("b", ACTIVE)])
+
+
 def test_what_a_switch_leaves_for_now_is_left_so_also_where_the_model_ends_with_it(played: Played) -> None:
     played.switch("b", ACTIVE, for_now=True)
     assert played.desired["a"] == ACTIVE
@@ -520,6 +615,23 @@ def test_a_crash_beside_a_switch_that_made_no_room_is_mended_too(played: Played)
         played.crash("a")
         assert named(played.tick()) == [("a", ACTIVE)]
         played.now += 1000.0
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_what_crashes_while_the_service_switches_is_told_from_what_that_has_stopped(
+    played: Played, stopped: bool
+) -> None:
+    """As when the Docker engine comes back: it ends one container after the other."""
+    played.config = dataclasses.replace(played.config, reload_idle_seconds=1.0)
+    played.begin()
+    played.tick()
+    played.crash("a")
+    assert named(played.reconciler.round(played.look())) == [("a", ACTIVE)]
+    played.seen["c"] = GONE
+    steps, _error = played.switch("a", ACTIVE)
+    steps += [{"action": "stop", "model": "c"}] if stopped else []
+    played.reconciler.ended(played.now, "a", ACTIVE, BY, {"steps": steps}, None)
+    assert named(played.tick()) == ([] if stopped else [("c", SLEEPING)])
 
 
 def test_one_that_rests_by_being_stopped_is_not_loaded_again(played: Played) -> None:
@@ -642,8 +754,8 @@ def test_whatever_happens_the_host_comes_back_to_what_is_desired(
     for at, name in played.loads:
         if name in played.bad:
             recent = [1 for other, who in played.loads if who == name and at <= other < at + 600.0]
-            # Whoever asks for it by the command line, or restarts the service, may try again.
-            by_hand = sum(event[0] in ("switch", "reboot", "restart", "good") for event in events)
+            # Whoever asks for it by the command line may try again.
+            by_hand = sum(event[0] in ("switch", "good") for event in events)
             assert len(recent) <= (limit + 2) * (1 + by_hand)
     played.hidden.clear()
     played.bad.clear()

@@ -39,7 +39,7 @@ CHANGES = "changes"
 WEIGHTS = "weights"
 # What the model manager was told at run time: mode, pin, evictions. It writes this itself.
 MANAGER = "manager"
-# Which models the model manager is about to load by itself. It writes this before it does.
+# What the model manager is about to do, and its circuit breakers. It writes this before it acts.
 RECONCILER = "reconciler"
 # What the models' servers had counted when the model manager asked them last. It writes this itself.
 USAGE = "usage"

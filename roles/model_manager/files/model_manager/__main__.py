@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import logging
 import os
 import platform
@@ -26,6 +27,7 @@ from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors impo
 from . import gateway_link
 from .app import create_app
 from .config import Config, ConfigError, read
+from .connections import Connection
 from .events import Bus
 from .history import History
 from .manager import Manager
@@ -34,6 +36,8 @@ from .tracing import Tracing
 from .usage import Usage
 
 _LOG = logging.getLogger("model_manager")
+# By malloc.h. glibc gives threads heaps of their own, and what one of them needed once stays with it.
+_M_ARENA_MAX = -8
 # Beyond the switch itself: for the last answers to be read.
 _ANSWER_SECONDS = 5
 
@@ -66,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     # The journal has the time of each line.
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s", stream=sys.stderr)
+    _share_heap()
     try:
         config = read(options.config)
         if options.check:
@@ -103,6 +108,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         history.close()
 
 
+def _share_heap() -> None:
+    """Have all threads share a heap. Not by MALLOC_ARENA_MAX, which servers that this service starts would inherit."""
+    with contextlib.suppress(AttributeError, OSError):  # another C library than glibc
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
+
+
 def _listen(config: Config) -> socket.socket:
     """A socket with the address of the service. Raises OSError, whose text says what to do."""
     family = socket.AF_INET6 if ":" in config.listen else socket.AF_INET
@@ -130,6 +141,8 @@ def _serve(config: Config, manager: Manager, usage: Usage, door: socket.socket, 
             log_config=None,  # as set up above
             access_log=False,
             server_header=False,
+            http=Connection,
+            limit_concurrency=config.max_connections,
             ws_max_size=config.max_body_bytes,
             # Twice: a switch may go on for so long, and be taken back for as long.
             timeout_graceful_shutdown=int(2 * config.stop_timeout_seconds) + _ANSWER_SECONDS,

@@ -19,7 +19,7 @@ from .control import Control
 from .gateway import Gateway
 from .host_state import HostState
 from .reconcile import Reconciler
-from .schedule import Schedule
+from .schedule import Forecast, Schedule
 from .view import ModelView, View
 
 
@@ -51,14 +51,15 @@ class Board:
         """The host as it was observed last."""
         host, running = self._host, self._schedule.running
         switches = running if running and running.desired == plan.ACTIVE else None
-        models = {model.id: self._model_view(model) for model in host.inventory.models}
+        forecast = self._schedule.forecast()
+        models = {model.id: self._model_view(model, forecast) for model in host.inventory.models}
         return View(
             models=models,
             active=[name for name, one in models.items() if one.state == view.READY],
             switching=(switches.from_model, switches.model) if switches else None,
             mode=self._control.mode,
             pinned=self._control.pinned,
-            queue=[ticket.view() for ticket in self._schedule.asked()],
+            queue=[ticket.view(forecast.places[ticket.id]) for ticket in forecast.tickets],
             age_seconds=max(0.0, self._clock() - host.observed_at),
             lock_holder=host.lock_holder,
             problem=host.problem,
@@ -85,7 +86,8 @@ class Board:
 
     def publish_queue(self) -> None:
         """Tell what waits now."""
-        shown = [ticket.view() for ticket in self._schedule.asked()]
+        forecast = self._schedule.forecast()
+        shown = [ticket.view(forecast.places[ticket.id]) for ticket in forecast.tickets]
         keys = ("id", "model", "desired", "position", "eta_seconds")
         self._bus.publish("queue", {"queue": [{key: getattr(one, key) for key in keys} for one in shown]})
 
@@ -120,7 +122,7 @@ class Board:
             "retry_at": round(self._now() + left, 1) if left > 0 else None,
         }
 
-    def _model_view(self, model: Model) -> ModelView:
+    def _model_view(self, model: Model, forecast: Forecast) -> ModelView:
         host = self._host
         state, level, problem = host.state_of(model.id)
         seen = host.seen.get(model.id, Observation(plan.ERROR))
@@ -142,11 +144,8 @@ class Board:
             active_seconds=host.active_seconds(model.id),
             in_flight=host.in_flight(model.id),
             idle_seconds=host.idle_seconds(model.id),
-            queue_depth=max(
-                sum(one.waiters for one in self._schedule.asked() if one.model == model.id),
-                self._gateway.waiting(model.id),
-            ),
-            eta_seconds=None if model.disabled else self._schedule.eta(model),
+            queue_depth=max(forecast.waiters(model.id), self._gateway.waiting(model.id)),
+            eta_seconds=None if model.disabled else self._schedule.eta(model, forecast),
             breaker=self._breaker(model.id),
             note=self._reconciler.notes.get(model.id, ""),
             eviction=host.eviction(model),

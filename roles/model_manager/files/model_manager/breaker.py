@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 CLOSED, OPEN, HALF_OPEN = "closed", "open", "half_open"
 
@@ -55,3 +56,31 @@ class Breaker:
         """The breaker after the model came up. If it was open, one failure soon after this opens it again."""
         failures = (now,) * (self.limit - 1) if self.opened else self.failures
         return dataclasses.replace(self, failures=failures, opened=False, retry_at=-math.inf, reason="")
+
+    def rested(self) -> Breaker:
+        """The breaker when the model may be tried at once. If it was open, one failure makes it wait again."""
+        return dataclasses.replace(self, retry_at=-math.inf)
+
+    def as_dict(self, shift: float) -> dict[str, Any]:
+        """Plain data for `restored`, with all times moved by `shift` seconds to a clock that outlives the process."""
+        return {
+            "failures": [at + shift for at in self.failures],
+            "opened": self.opened,
+            "retry_at": self.retry_at + shift if math.isfinite(self.retry_at) else None,
+            "reason": self.reason,
+        }
+
+    def restored(self, saved: Any, shift: float, now: float) -> Breaker:
+        """The breaker with what `as_dict` has saved; as it is where that can't be read.
+
+        A clock that was corrected meanwhile makes no failure later than `now`, and no rest longer than `retry_seconds`.
+        """
+        try:
+            failures = sorted(min(now, float(at) - shift) for at in saved["failures"])
+            retry_at = saved["retry_at"]
+            rests_until = -math.inf if retry_at is None else min(float(retry_at) - shift, now + self.retry_seconds)
+            opened, reason = bool(saved["opened"]), str(saved["reason"])
+        except (KeyError, TypeError, ValueError):
+            return self
+        kept = tuple(failures[-self.limit :])
+        return dataclasses.replace(self, failures=kept, opened=opened, retry_at=rests_until, reason=reason)

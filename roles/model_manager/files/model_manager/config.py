@@ -55,6 +55,8 @@ class Config:
     """How often one client may ask on average; five seconds' worth may come at once."""
     max_readers: int = 100
     """How many may read the events at once."""
+    max_connections: int = 1000
+    """How many connections clients may have at once. Whoever waits for a switch has one."""
     policy: str = "fifo"
     """Who is switched to next: `fifo`, in the order of the requests; `batched`, requests for the active model first."""
     max_wait_seconds: float = 120.0
@@ -218,6 +220,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "max_body_bytes": _whole(1),
     "requests_per_second": _number(1),
     "max_readers": _whole(1),
+    "max_connections": _whole(1),
     "policy": _policy,
     "max_wait_seconds": _number(0),
     "observe_seconds": _number(0, above=True),

@@ -80,8 +80,9 @@ class Gates:
 
     def estimate(self) -> None:
         """Look anew how long it would take until each model is active."""
-        models = self._host.inventory.enabled
-        self._etas = {m.id: None if m.id in self.open else self._schedule.eta(m) for m in models}
+        forecast = self._schedule.forecast()
+        models = [m for m in self._host.inventory.enabled if m.id not in self.open]
+        self._etas = {m.id: self._schedule.eta(m, forecast) for m in models}
 
     def close(self, names: Collection[str]) -> None:
         """A switch of this service concerns these models."""

@@ -20,12 +20,14 @@ from .gateway_counts import Counts, Link, Requests
 from .guarded_lock import Superseded
 from .host_state import HostState
 from .schedule import Schedule
-from .tickets import RECONCILER, Busy, Ticket
+from .tickets import RECONCILER, Ticket, ending
 from .waiting_room import Meter, WaitingRoom
 
 # How long a switch waits for a worker after a start, and after the last one was lost: they come back, and until then
 # take gates for open that are closed.
 _LINK_SECONDS = 3.0
+# How long a switch waits for those who were let go.
+_ENTER_SECONDS = 1.0
 # Who decides about a new ticket waits at most so long for counts that are as new.
 _ANSWER_SECONDS = 0.5
 # How long a switch waits at least until workers have said that they know of the closed gates.
@@ -214,7 +216,8 @@ class Gateway:
             if not concerned:
                 return Cleared()
             # Those who were let go come in first: else models that take turns could send them away for ever.
-            while any(self._room.entering(name) for name in leaving) and not self._schedule.closed:
+            until = self._clock() + _ENTER_SECONDS
+            while any(self._room.entering(name) for name in leaving) and self._clock() < until:
                 self._changed.wait(_POLL_SECONDS[0])
             self._switching, self._begun = ticket, False
             self._gates.close(concerned)
@@ -251,21 +254,21 @@ class Gateway:
                 asked = now
             self._changed.wait(pause)
 
-    def _concerned(self, ticket: Ticket) -> tuple[set[str], set[str]]:
+    def _concerned(self, ticket: Ticket) -> tuple[frozenset[str], frozenset[str]]:
         """Whose gates a switch closes, and whose requests have to end before it; nobody's where it changes nothing."""
         host, model = self._host, ticket.model
         rivals = host.rivals(model)
         if ticket.desired == plan.ACTIVE:
             unchanged = model in self._gates.open and not rivals & host.awake()
-            return (set(), set()) if unchanged else (rivals | {model}, rivals)
+            return (frozenset(), frozenset()) if unchanged else (rivals | {model}, rivals)
         if ticket.desired == plan.SLEEPING and host.loads_to_sleep(model, ticket.level):
             return rivals | {model}, rivals | {model}
-        return {model}, {model}
+        return frozenset({model}), frozenset({model})
 
     def _error_against(self, ticket: Ticket, leaving: Collection[str]) -> dict[str, Any] | None:
         """Why a switch that the engine has not begun with is not to be made; None: it is."""
         if self._schedule.closed:
-            return Busy("the manager ends", "try again when it runs again").as_dict()
+            return ending().as_dict()
         if ticket.waiters <= 0:
             return {"message": "nobody waits for it any more", "kind": "Withdrawn", "remedy": ""}
         used = self._counts.left(leaving) or any(map(self._room.waiting, leaving))
@@ -293,9 +296,11 @@ class Gateway:
     def tick(self) -> float:
         """Do what is due; in how many seconds to call this again."""
         with self._changed:
+            now, busy = self._clock(), bool(self._links and self._schedule.waiting)
+            if self._is_due("publish", now):
+                self._publish()
             if not self._links:
                 return _QUIET_TICK_SECONDS
-            now, busy = self._clock(), bool(self._schedule.waiting)
             if self._is_due("count", now) or busy:
                 self._counts.ask(now)
             if self._is_due("estimate", now):
@@ -303,8 +308,6 @@ class Gateway:
                 self._tell_state()
             if self._is_due("tell", now):
                 self._room.tell_places()
-            if self._is_due("publish", now):
-                self._publish()
             return _TICK_SECONDS if busy else _QUIET_TICK_SECONDS
 
     def _is_due(self, what: str, now: float) -> bool:

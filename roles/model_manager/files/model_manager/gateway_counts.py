@@ -87,8 +87,8 @@ class Counts:
         """
         boot, number = message["version"]
         found = {
-            str(model): Requests(_count(one["in_flight"]), _seconds(one.get("idle", 0)))
-            for model, one in message["counts"].items()
+            str(model): Requests(_count(one["in_flight"]), _seconds(one["idle_seconds"]))
+            for model, one in (message["counts"] or {}).items()  # Lua's empty table may come as a list
         }
         store, version = self._stores[link.store], (int(boot), int(number))
         before = {name: one.in_flight for name, one in store.counts.items()}

@@ -30,6 +30,8 @@ MOST_LINE_BYTES = 65536
 MOST_UNSENT_BYTES = 8 * 2**20
 # nginx has a worker for each core, and those of before while they end.
 MOST_LINKS = 512
+# Of those who have not said who they are yet, the one that is there longest goes when more come.
+MOST_STRANGERS = 64
 # How long whoever connects may take to say who it is.
 _HELLO_SECONDS = 5.0
 _LEAST_TOKEN = 16
@@ -40,7 +42,7 @@ class WorkerLink(asyncio.Protocol):
 
     def __init__(self, server: LinkServer) -> None:
         self.store = ""
-        self.name = "a worker"
+        self.name = "a connection to gateway_listen"
         self._server = server
         self._transport: asyncio.Transport | None = None
         self._left = b""
@@ -55,17 +57,15 @@ class WorkerLink(asyncio.Protocol):
         if sock is not None:
             with contextlib.suppress(OSError):
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        if not self._server.came(self):
-            transport.abort()
-            return
+        self._server.came(self)
         loop = asyncio.get_running_loop()
-        self._hurry = loop.call_later(_HELLO_SECONDS, self._drop, "did not say who it is")
+        self._hurry = loop.call_later(_HELLO_SECONDS, self.drop, "did not say who it is")
 
     def data_received(self, data: bytes) -> None:
         """A part of its lines."""
         *lines, self._left = (self._left + data).split(b"\n")
         if len(self._left) > MOST_LINE_BYTES or any(len(line) > MOST_LINE_BYTES for line in lines):
-            self._drop(f"sent a line of more than {MOST_LINE_BYTES} bytes")
+            self.drop(f"sent a line of more than {MOST_LINE_BYTES} bytes")
             return
         try:
             messages = [_message(line) for line in lines]
@@ -74,7 +74,7 @@ class WorkerLink(asyncio.Protocol):
             if messages and self._greeted:
                 self._server.gateway.take(self, messages)
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-            self._drop(f"sent what makes no sense ({type(error).__name__})")
+            self.drop(f"sent what makes no sense ({type(error).__name__})")
 
     def eof_received(self) -> bool:
         """It sends no more: close."""
@@ -85,9 +85,7 @@ class WorkerLink(asyncio.Protocol):
         if self._hurry:
             self._hurry.cancel()
         self._server.went(self)
-        if self._greeted:
-            self._greeted = False
-            self._server.gateway.lost(self)
+        self._server.gateway.lost(self)
 
     def send(self, message: Mapping[str, Any] | bytes) -> None:
         """Send a message, or a line that is encoded already, from whatever thread."""
@@ -99,7 +97,7 @@ class WorkerLink(asyncio.Protocol):
         if self._transport is None or self._transport.is_closing():
             return
         if self._transport.get_write_buffer_size() + len(data) > MOST_UNSENT_BYTES:
-            self._drop("takes nothing any more")
+            self.drop("takes nothing any more")
             return
         self._transport.write(data)
 
@@ -110,21 +108,24 @@ class WorkerLink(asyncio.Protocol):
 
     def _greet(self, hello: Mapping[str, Any]) -> None:
         if hello.get("t") != "hello" or not self._server.knows(str(hello.get("token"))):
-            self._drop("has a wrong token, or none: the gateway and the manager must have the same link token")
+            self.drop("has a wrong token, or none: the gateway and the manager must have the same link token")
             return
         if hello.get("protocol") != PROTOCOL:
-            self._drop(f"speaks protocol {hello.get('protocol')!r}, and this manager {PROTOCOL}: update the older one")
+            self.drop(f"speaks protocol {hello.get('protocol')!r}, and this manager {PROTOCOL}: update the older one")
             return
-        self.name = f"worker {str(hello.get('worker'))[:40]!r}"
+        self.name = f"the gateway's worker {str(hello.get('worker'))[:40]!r}"
         self.store = str(hello.get("store") or "")
         if self._hurry:
             self._hurry.cancel()
-        self._greeted = True
-        self._server.gateway.connected(self)
+        self._greeted = self._server.greeted(self)
+        if self._greeted:
+            self._server.gateway.connected(self)
 
-    def _drop(self, why: str) -> None:
+    def drop(self, why: str) -> None:
+        """End it at once, and say why."""
+        self._server.went(self)
         if self._transport and not self._transport.is_closing():
-            self._server.complain(f"the gateway's {self.name} {why}: its connection is closed")
+            self._server.complain(f"{self.name} {why}: it is closed")
             self._transport.abort()
 
 
@@ -135,6 +136,7 @@ class LinkServer:
         self.gateway = gateway
         self._digest = _digest(token)
         self._links: set[WorkerLink] = set()
+        self._strangers: dict[WorkerLink, None] = {}
         self._outbox: collections.deque[tuple[WorkerLink, bytes]] = collections.deque()
         self._posted = False
         self._loop = asyncio.get_running_loop()
@@ -144,16 +146,24 @@ class LinkServer:
         """Whether this is the token."""
         return hmac.compare_digest(_digest(token), self._digest)
 
-    def came(self, link: WorkerLink) -> bool:
-        """Somebody has connected; whether there is room."""
+    def came(self, link: WorkerLink) -> None:
+        """Somebody has connected."""
+        self._strangers[link] = None
+        if len(self._strangers) > MOST_STRANGERS:
+            next(iter(self._strangers)).drop("makes room for others: too many have not said who they are")
+
+    def greeted(self, link: WorkerLink) -> bool:
+        """Somebody has said who it is; whether there is room."""
+        self._strangers.pop(link, None)
         if len(self._links) >= MOST_LINKS:
-            self.complain(f"{MOST_LINKS} connections of the gateway's workers are open: no more are taken")
+            link.drop(f"is one too many: {MOST_LINKS} workers are connected")
             return False
         self._links.add(link)
         return True
 
     def went(self, link: WorkerLink) -> None:
         """Somebody has gone."""
+        self._strangers.pop(link, None)
         self._links.discard(link)
 
     def complain(self, text: str) -> None:
@@ -186,15 +196,20 @@ class LinkServer:
     async def ticking(self) -> None:
         """Have the gateway do what is due, for ever."""
         while True:
-            await asyncio.sleep(self.gateway.tick())
+            pause = 1.0
+            try:
+                pause = self.gateway.tick()
+            except Exception as failure:  # a mistake of ours: the next time may go well
+                self.complain(f"what is due for the gateway was not done: {failure!r}")
+            await asyncio.sleep(pause)
 
     async def close(self) -> None:
         """Send what there is, and close all connections."""
         self._flush()
-        for link in list(self._links):
+        for link in [*self._links, *self._strangers]:
             link.close()
         for _each in range(100):
-            if not self._links:
+            if not self._links and not self._strangers:
                 return
             await asyncio.sleep(0.01)
 

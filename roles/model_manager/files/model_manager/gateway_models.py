@@ -108,6 +108,8 @@ class Card:
         }
         if str(length).isdigit():
             self._entry["max_model_len"] = int(str(length))
+        # What was shown last, and of what that was made.
+        self._last: tuple[tuple[Any, ...], dict[str, Any]] | None = None
         self._capabilities: dict[str, Any] = {}
         if told is not None and not (told.get("enable_auto_tool_choice") and told.get("tool_call_parser")):
             self._capabilities = {"capabilities": {"builtin_tools": False}}
@@ -122,14 +124,18 @@ class Card:
 
     def shown(self, state: str, problem: str, gate: bool, eta: float | None, seen: Iterable[str]) -> dict[str, Any]:
         """The model in a state message; `state` is one of `view`, `seen` the adapters that its server has told."""
-        now, seconds = word(state), rounded(eta)
-        adapters = list(dict.fromkeys((*self.adapters, *seen)))
+        key = word(state), problem, gate, rounded(eta), tuple(dict.fromkeys((*self.adapters, *seen)))
+        if self._last is None or self._last[0] != key:
+            self._last = key, self._made(*key)
+        return self._last[1]
+
+    def _made(self, now: str, problem: str, gate: bool, seconds: int | None, adapters: Sequence[str]) -> dict[str, Any]:
         entry = self._shown_entry(now, problem, seconds)
         # As texts: what takes them apart makes {} of an empty list.
         others = [{**entry, "id": one, "name": one, "root": one, "parent": self.model.id} for one in adapters]
         return {
             **self._fixed,
-            "adapters": adapters,
+            "adapters": list(adapters),
             "gate": "open" if gate else "closed",
             "state": now,
             "eta_seconds": seconds,

@@ -81,6 +81,8 @@ class HostState:
         self.observed_at = clock()
         # Counts what makes a look at them that is under way an old one.
         self.generation = 0
+        # Of which inventory, and what is known of it already.
+        self._rivals: tuple[Inventory, dict[str, frozenset[str]]] = (inventory, {})
         self._breakers = breakers
         self._now = now
         self._clock = clock
@@ -156,9 +158,15 @@ class HostState:
         """The models that are active."""
         return {m.id for m in self.inventory.enabled if self.state_of(m.id)[0] == view.READY}
 
-    def rivals(self, name: str) -> set[str]:
+    def rivals(self, name: str) -> frozenset[str]:
         """The models that can't be active together with this one."""
-        return {m.id for one in self.inventory.models if one.id == name for m in self.inventory.conflicting(one)}
+        if self._rivals[0] is not self.inventory:
+            self._rivals = self.inventory, {}
+        known = self._rivals[1]
+        if name not in known:
+            found = (m.id for one in self.inventory.models if one.id == name for m in self.inventory.conflicting(one))
+            known[name] = frozenset(found)
+        return known[name]
 
     def in_flight(self, name: str) -> int | None:
         """The requests that a model has; None where that is unknown."""
@@ -239,7 +247,11 @@ class HostState:
         """The seconds that a switch takes; `level` is the one at which those that leave will sleep, if it was given."""
         plans = {name: level if level else self.next_level(name) for name in leaving}
         seen = self.seen.get(coming or "", Observation(plan.STOPPED))
-        at = (2 if seen.level is None else seen.level) if seen.state == plan.SLEEPING else None
+        at = None
+        if seen.state == plan.SLEEPING:
+            at = 2 if seen.level is None else seen.level
+        elif coming and seen.state == plan.ACTIVE:
+            at = self.next_level(coming)  # it has made room before it comes again
         known = {m.id: costs.known(self.costs, m) for m in self._of((*leaving, coming))}
         sizes = {m.id: m.weights_gb for m in self.inventory.models}
         return eta.estimate(leaving, coming, at, known, self.timings, weights_gb=sizes, leave_at=plans)

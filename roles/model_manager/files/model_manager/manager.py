@@ -36,6 +36,7 @@ from .tickets import (
     Ticket,
     UnknownModel,
     Unsupported,
+    ending,
 )
 from .view import View
 from .worker import Worker
@@ -72,7 +73,7 @@ class Manager:
         self._now = now
         context = Context(config, history, bus, clock, now, switcher)
         self._changed = context.changed
-        reconciler = Reconciler(config)
+        reconciler = Reconciler(config, clock, now)
         self._host = HostState(inventory, reconciler.breakers, now, clock)
         self._schedule = Schedule(config, self._host, now)
         self._control = Control(context, self._host)
@@ -110,12 +111,15 @@ class Manager:
             self._schedule.closed = True
             waiting, self._schedule.waiting = self._schedule.waiting, []
             for ticket in waiting:
-                self._worker.end(ticket, error=_ending_error().as_dict())
+                self._worker.end(ticket, error=ending().as_dict())
             self._changed.notify_all()
         self._observer.end()
         ended = self._worker.join(timeout)
         self._observer.join(timeout)
         with self._changed:
+            left = self._schedule.running
+            if left:  # it hangs at a server: who waits for it is answered all the same
+                self._worker.end(left, error=ending().as_dict())
             self._control.save()
         return ended
 
@@ -151,17 +155,18 @@ class Manager:
                 raise Unsupported(f"level must be 1 or 2, and goes with sleeping, is {level} with {desired}")
             _check_sleeps(found, str(level))
             if self._schedule.closed:
-                raise _ending_error()
+                raise ending()
             self._control.check(found.id, desired, level, by, manual)
             for ticket in self._schedule.asked():
                 if ticket.asks_for != (found.id, desired, level, for_now) or (
-                    ticket is self._schedule.running and ticket.guard and not guard
+                    ticket is self._schedule.running and ticket.guarded and not guard
                 ):
                     continue  # what may yet turn out not to be done is no answer to who wants it done
                 ticket.waiters += 1
                 ticket.manual = ticket.manual or manual
                 if not guard:
-                    ticket.guard, ticket.by = None, by if ticket.by == RECONCILER else ticket.by
+                    ticket.unconditional += 1
+                    ticket.by = by if ticket.by == RECONCILER else ticket.by
                 if manual:
                     self._control.move_pin(ticket)
                 return ticket
@@ -173,7 +178,7 @@ class Manager:
                     max(1.0, last),
                 )
             ticket = Ticket(found.id, desired, level, by, for_now, manual, self._now(), self._withdraw, self._place)
-            ticket.guard = guard
+            ticket.guard, ticket.unconditional = guard, 0 if guard else 1
             self._schedule.waiting.append(ticket)
             if manual:
                 self._control.move_pin(ticket)
@@ -255,8 +260,13 @@ class Manager:
 
     def _withdraw(self, ticket: Ticket) -> bool:
         with self._changed:
+            # Only people go away: the manager waits for what it has asked for itself.
             ticket.waiters = max(0, ticket.waiters - 1)
-            if ticket.waiters or ticket not in self._schedule.waiting:
+            ticket.unconditional = max(0, ticket.unconditional - 1)
+            if ticket not in self._schedule.waiting:
+                return False
+            if ticket.waiters:
+                ticket.by = RECONCILER if ticket.guarded else ticket.by
                 return False
             self._schedule.waiting.remove(ticket)
             self._worker.end(
@@ -274,7 +284,3 @@ def _check_sleeps(model: Model, level: str) -> None:
     """Raise Unsupported for a sleep of a server that may have no way to: the engine would not know its state."""
     if model.sleep_level == "stop" and level in ("1", "2"):
         raise Unsupported(f"{model.id} can't sleep: its sleep_level is stop", "set another one in vllm_models")
-
-
-def _ending_error() -> Busy:
-    return Busy("the manager ends", "try again when it runs again", 10.0)

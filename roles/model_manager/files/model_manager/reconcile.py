@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching import state_files
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching import processes, state_files
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import Model
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.plan import (
     ACTIVE,
@@ -33,19 +34,24 @@ from .rules import Action, Situation, decide, is_unknown, obstacles, serves
 from .tickets import RECONCILER as BY
 
 # Errors of a switch that say nothing about its model.
-_NOT_ITS_FAULT = ("Superseded", "LockTimeout", "LockLost", "UnknownModel")
+_NOT_ITS_FAULT = ("Superseded", "LockTimeout", "LockLost", "UnknownModel", "Busy")
 
 
 class Reconciler:
     """Remembers what `decide` needs from one look at the host to the next, and records intent before the act.
 
-    `round` is called after each look, `ended` after each switch that the service has made. Not thread-safe: whoever
-    calls takes care that they do not overlap.
+    `round` is called after each look, `begun` and `ended` with each switch that the service makes. Not thread-safe:
+    whoever calls takes care that they do not overlap. `clock` counts seconds, as the situations do; `now` tells them
+    since 1970.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(
+        self, config: Config, clock: Callable[[], float] = time.monotonic, now: Callable[[], float] = time.time
+    ) -> None:
         self.config = config
         self.breakers: dict[str, Breaker] = {}
+        self._clock = clock
+        self._now = now
         # Why each lost model is not brought back now; empty for one that is about to be.
         self.notes: dict[str, str] = {}
         self._before: Situation | None = None  # the last one in which nobody was switching
@@ -57,6 +63,8 @@ class Reconciler:
         self._intact: set[str] = set()
         # Those that a switch has stopped so that they start afresh.
         self._reload: set[str] = set()
+        # The switches of the service since the last look, by model and desired state, and whom each has stopped.
+        self._own: dict[tuple[str, str], set[str]] = {}
         self._states: dict[str, str] = {}
         self._state_since: dict[str, float] = {}
         self._kept_until: dict[str, float] = {}  # those that could not be let go
@@ -64,7 +72,18 @@ class Reconciler:
         first = saved.get("first")
         self._first = {str(name) for name in first} if isinstance(first, list) else set()
         self._half_way = str(saved.get("loading") or "")
+        # What somebody has asked for, while it is done: model, desired state, when the switch before it had ended.
+        self._asked = _asked(saved.get("switching"))
+        self._asked_again = False
+        self._restore_breakers(saved)
         self._saved = self._intent
+
+    def _restore_breakers(self, saved: Mapping[str, Any]) -> None:
+        """A model that can't load is not tried at full speed after each restart of the service; after a boot once."""
+        found = saved.get("breakers")
+        for name, one in found.items() if isinstance(found, dict) else ():
+            breaker = self.breaker(str(name)).restored(one, self._now() - self._clock(), self._clock())
+            self.breakers[str(name)] = breaker if saved.get("boot") == processes.boot_id() else breaker.rested()
 
     def breaker(self, model: str) -> Breaker:
         """The breaker of a model."""
@@ -92,6 +111,7 @@ class Reconciler:
             half_way=self._half_way,
             state_since=dict(self._state_since),
             breakers=dict(self.breakers),
+            unrecorded=self._unrecorded(seen),
         )
         self.notes = obstacles(situation)
         actions = decide(situation)
@@ -100,6 +120,11 @@ class Reconciler:
                 self._half_way = action.model
         self._save()
         return actions
+
+    def begun(self, model: str, desired: str, last_switch: Mapping[str, Any] | None) -> None:
+        """A switch is about to begin that somebody has asked for. `last_switch`: the record of the one before it."""
+        self._asked, self._asked_again = (model, desired, (last_switch or {}).get("ended")), False
+        self._save()
 
     def ended(
         self,
@@ -125,16 +150,36 @@ class Reconciler:
         # The engine's text names the setting.
         over_limit = (s["model"] for s in steps if s["action"] == STOP and "leak_limit_gb" in str(s.get("note")))
         self._reload.update(over_limit)
+        stopped = {step["model"] for step in steps if step["action"] == STOP and "failed" not in step}
+        self._own.setdefault((model, desired), set()).update(stopped)
         # Each is loaded first only once, so that one that can't load does not keep the active one waiting. And somebody
         # who asks for a model wants that one, and no others before it.
         self._first = self._first - {model} if by == BY else set()
         if by == BY and model == self._half_way:
             self._half_way = ""
+        self._asked, self._asked_again = None, False
         self._save()
 
     def _succeeded(self, now: float, model: str) -> None:
         if model in self.breakers:
             self.breakers[model] = self.breakers[model].succeeded(now)
+
+    def _unrecorded(self, seen: Situation) -> tuple[str, str] | None:
+        """What was asked for and is done, though the service was killed before that was recorded; asked for once."""
+        if self._asked is None or self._asked_again:
+            return None
+        name, desired, last = self._asked
+        model = next((m for m in seen.inventory.enabled if m.id == name), None)
+        if model and is_unknown(model, seen.observed[name]):
+            return None
+        end = seen.last_switch or {}
+        own = (end.get("models"), end.get("state"), end.get("result")) == ([name], desired, "done")
+        others = end.get("ended") != last and not own
+        if not model or others or seen.desired.get(name) == desired or not _is_now(seen.observed[name], desired):
+            self._asked = None
+            return None
+        self._asked_again = True
+        return name, desired
 
     def _note_states(self, seen: Situation) -> None:
         """Find out who is lost. Nobody switches now."""
@@ -180,8 +225,11 @@ class Reconciler:
                 if _broken(observed) and not ended and not undone:
                     why = observed.problem or "its server has ended"
                     self.breakers[name] = self.breaker(name).failed(seen.now, why, crashed=True)
+        self._own.clear()
         self._lost &= set(models)
         self._first &= set(models)
+        for name in set(self.breakers) - set(models):
+            del self.breakers[name]
         half_way = seen.observed.get(self._half_way)
         if half_way is None or half_way.asleep or seen.desired.get(self._half_way) == ACTIVE:
             self._half_way = ""
@@ -230,19 +278,45 @@ class Reconciler:
             return bool(last["state"] != ACTIVE)
         # A rival that was only loaded, to sleep, has given the GPU back.
         made_room = last["state"] == ACTIVE and any(m.id in last["models"] for m in seen.inventory.conflicting(model))
-        return made_room and model.id not in self._lost
+        # Of its own the service knows whom they have stopped: another one has crashed meanwhile.
+        stopped = self._own.get((last["models"][0], ACTIVE)) if made_room else None
+        return made_room and model.id not in self._lost and (stopped is None or model.id in stopped)
 
     @property
     def _intent(self) -> dict[str, Any]:
-        return {"loading": self._half_way, "first": sorted(self._first)}
+        return {
+            "loading": self._half_way,
+            "first": sorted(self._first),
+            "switching": self._asked,
+            "breakers": dict(self.breakers),
+        }
 
     def _save(self) -> None:
-        if self._intent == self._saved:
+        intent = self._intent
+        if intent == self._saved:
             return
+        shift = self._now() - self._clock()
+        breakers = {name: one.as_dict(shift) for name, one in self.breakers.items()}
         # Where the disk is full a switch is refused anyway.
         with contextlib.suppress(OSError):
-            state_files.write(self.config.stack_dir, state_files.RECONCILER, self._intent)
-            self._saved = self._intent
+            content = {**intent, "breakers": breakers, "boot": processes.boot_id()}
+            state_files.write(self.config.stack_dir, state_files.RECONCILER, content)
+            self._saved = intent
+
+
+def _asked(saved: Any) -> tuple[str, str, float | None] | None:
+    """What a service that was killed had begun."""
+    with contextlib.suppress(TypeError, ValueError):
+        model, desired, last = saved
+        return str(model), str(desired), None if last is None else float(last)
+    return None
+
+
+def _is_now(seen: Observation, desired: str) -> bool:
+    """Whether a server is surely what it was to be made."""
+    if desired == ACTIVE:
+        return serves(seen)
+    return seen.asleep if desired == SLEEPING else seen.state == STOPPED and seen.process is False
 
 
 def _runs(seen: Observation) -> bool:

@@ -28,7 +28,7 @@ STATUS_OF_KIND = {
     "LockTimeout": 503,
 }
 # Of every request; of those for a switch; of the control API's for a switch.
-EVERY = (401, 403, 413, 429)
+EVERY = (401, 403, 413, 429, 503)
 SWITCHING = (404, 409, 422, 500, 502, 503, 504)
 CONTROLLING = (404, 409, 422, 500, 503, 504)
 
@@ -49,7 +49,7 @@ _DESCRIPTIONS = {
     429: "Too many requests.",
     500: "The switch has failed.",
     502: "A model's server has failed.",
-    503: "Not now: the queue is full, another switch holds the host, or the service ends.",
+    503: "Not now: the queue or the service is full, another switch holds the host, or the service ends.",
     504: "Not done in time; the switch goes on.",
 }
 

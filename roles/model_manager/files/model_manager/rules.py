@@ -50,7 +50,8 @@ class Situation:
 
     The rest is what the Reconciler adds: the settings; which models are `lost`; those of them to be loaded `first`,
     before an active one; the one that the service itself has left `half_way` to its sleep; since when each model is in
-    its state; the breakers.
+    its state; the breakers; `unrecorded`, a model and what somebody had it made, where the service was killed before
+    that was recorded.
     """
 
     now: float
@@ -73,6 +74,7 @@ class Situation:
     half_way: str = ""
     state_since: Mapping[str, float] = dataclasses.field(default_factory=dict)
     breakers: Mapping[str, Breaker] = dataclasses.field(default_factory=dict)
+    unrecorded: tuple[str, str] | None = None
 
     def action(self, model: Model, desired: str, reason: str) -> Action:
         """An action that is decided in this situation."""
@@ -97,7 +99,7 @@ def decide(situation: Situation) -> list[Action]:
     """What to do now: nothing, or one thing. Pure."""
     if situation.locked or situation.tickets:
         return []
-    for rule in (_part_rivals, _load_first, _bring_back_active, _bring_back_sleeping, _let_go):
+    for rule in (_record, _part_rivals, _load_first, _bring_back_active, _bring_back_sleeping, _let_go):
         for action in rule(situation):
             return [action]
     return []
@@ -123,6 +125,14 @@ def is_unknown(model: Model, seen: Observation) -> bool:
     Without Docker's engine a container's port is closed, whether the container lives on or not.
     """
     return seen.unknown or (seen.state == STOPPED and seen.process is None and not model.start_command)
+
+
+def _record(situation: Situation) -> Iterator[Action]:
+    """What was done when the service was killed, before it was recorded, is asked for again: that records it."""
+    for model in situation.inventory.enabled:
+        if situation.unrecorded and model.id == situation.unrecorded[0]:
+            desired = situation.unrecorded[1]
+            yield situation.action(model, desired, "it was switched to that, and the service ended before it knew")
 
 
 def _part_rivals(situation: Situation) -> Iterator[Action]:

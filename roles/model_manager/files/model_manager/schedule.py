@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching import plan
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import Model
@@ -13,6 +15,33 @@ from . import policy
 from .config import Config
 from .host_state import HostState
 from .tickets import RECONCILER, Ticket
+
+
+@dataclasses.dataclass(frozen=True)
+class Forecast:
+    """What will become of the queue, by what past switches have taken. Times are in seconds."""
+
+    tickets: tuple[Ticket, ...]
+    """What is done now, and what waits, in order."""
+    places: Mapping[str, tuple[int, float]]
+    """Of each ticket by its id: its position, 0 while it is done, and the time until it is."""
+    active_in: Mapping[str, float]
+    """Of each model that the queue makes active: the time until it is."""
+    seconds: float
+    """The time until all of it is done."""
+    awake: frozenset[str]
+    """The models that are active then."""
+
+    def waiters(self, model: str) -> int:
+        """How many callers wait for a switch of this model."""
+        return self._waiters.get(model, 0)
+
+    @functools.cached_property
+    def _waiters(self) -> Mapping[str, int]:
+        counted: dict[str, int] = {}
+        for ticket in self.tickets:
+            counted[ticket.model] = counted.get(ticket.model, 0) + ticket.waiters
+        return counted
 
 
 class Schedule:
@@ -45,53 +74,53 @@ class Schedule:
         # Nobody who is not subject to the policy waits for its sake.
         return (waiting[0], None) if len(waiting) < len(order) else (None, decision.again_seconds)
 
+    def forecast(self) -> Forecast:
+        """What will become of the queue. One pass over it serves all who ask at one moment."""
+        tickets = tuple(self.asked())
+        estimate = functools.cache(self._host.estimate)
+        seconds, awake = 0.0, frozenset(self._host.awake())
+        places: dict[str, tuple[int, float]] = {}
+        active_in: dict[str, float] = {}
+        for position, ticket in enumerate(tickets, 0 if self.running else 1):
+            seconds += self._takes(ticket, awake, estimate)
+            awake = self._after(ticket, awake)
+            places[ticket.id] = position, seconds
+            if ticket.desired == plan.ACTIVE:
+                active_in.setdefault(ticket.model, seconds)
+        return Forecast(tickets, places, active_in, seconds, awake)
+
     def place(self, ticket: Ticket) -> tuple[int | None, float | None]:
         """The position of a ticket, 0 while it is done, and the seconds until it is; None when it has ended."""
-        if ticket.ended:
-            return None, None
-        seconds, awake = 0.0, self._host.awake()
-        for position, one in enumerate(self.asked(), 0 if self.running else 1):
-            seconds += self._takes(one, awake)
-            awake = self._after(one, awake)
-            if one is ticket:
-                return position, seconds
-        return None, None
+        return (None, None) if ticket.ended else self.forecast().places.get(ticket.id, (None, None))
 
-    def eta(self, model: Model) -> float:
+    def eta(self, model: Model, forecast: Forecast) -> float:
         """How long until a model is active, or would be if somebody asked now."""
-        seconds, awake = 0.0, self._host.awake()
-        if not self.asked() and model.id in awake:
+        if model.id in forecast.active_in:
+            return forecast.active_in[model.id]
+        if model.id in forecast.awake:
             return 0.0
-        for ticket in self.asked():
-            seconds += self._takes(ticket, awake)
-            awake = self._after(ticket, awake)
-            if ticket.model == model.id and ticket.desired == plan.ACTIVE:
-                return seconds
-        if model.id in awake:
-            return 0.0
-        return seconds + self._host.estimate(self._host.rivals(model.id) & awake, model.id)
+        return forecast.seconds + self._host.estimate(self._host.rivals(model.id) & forecast.awake, model.id)
 
     def _order(self) -> list[Ticket]:
         """What waits: what people wait for before what the manager does by itself."""
         return sorted(self.waiting, key=lambda ticket: ticket.by == RECONCILER)
 
-    def _takes(self, ticket: Ticket, awake: set[str]) -> float:
-        """How long a switch takes, or still takes, when these models are awake."""
-        host = self._host
+    def _takes(self, ticket: Ticket, awake: Collection[str], estimate: Callable[..., float]) -> float:
+        """How long a switch takes, or still takes, when these models are awake; `estimate` is the host's."""
         if ticket is self.running:
-            awake = set(ticket.active_before)
+            awake = ticket.active_before
         if ticket.desired != plan.ACTIVE:
             level = ticket.level if ticket.desired == plan.SLEEPING else None
-            whole = host.estimate([ticket.model], None, level) if ticket.model in awake else 0.0
+            whole = estimate((ticket.model,), None, level) if ticket.model in awake else 0.0
         elif ticket.model in awake:
             whole = 0.0
         else:
-            whole = host.estimate(host.rivals(ticket.model) & awake, ticket.model)
+            whole = estimate(self._host.rivals(ticket.model).intersection(awake), ticket.model)
         if ticket is not self.running or ticket.begun_at is None:
             return whole
         return max(0.0, whole - (self._now() - ticket.begun_at))
 
-    def _after(self, ticket: Ticket, awake: set[str]) -> set[str]:
+    def _after(self, ticket: Ticket, awake: frozenset[str]) -> frozenset[str]:
         """Who is awake when it is done."""
         if ticket.desired != plan.ACTIVE:
             return awake - {ticket.model}
@@ -118,7 +147,7 @@ class Schedule:
                     oldest_wait_seconds=max(0.0, now - ticket.asked_at),
                     arrive_seconds=host.estimate([], ticket.model),
                     leave_seconds=host.estimate([ticket.model], None),
-                    conflicts=frozenset(host.rivals(ticket.model)),
+                    conflicts=host.rivals(ticket.model),
                 )
                 for ticket in tickets
             ),

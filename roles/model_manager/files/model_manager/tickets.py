@@ -58,6 +58,11 @@ class Busy(ManagerError):
     status = 503
 
 
+def ending() -> Busy:
+    """Why nothing is taken or done any more."""
+    return Busy("the manager ends", "try again when it runs again", 10.0)
+
+
 class Ticket:
     """One switch that was asked for. It is changed by the manager alone, under the manager's lock.
 
@@ -95,8 +100,9 @@ class Ticket:
         self.waiters = 1
         # Those of them who count for nobody's turn: too many of one kind.
         self.uncounted = 0
-        # Asked under the host's lock whether it is still to be done.
+        # Asked under the host's lock whether it is still to be done; unless some of those who wait want it in any case.
         self.guard: Callable[[], bool] | None = None
+        self.unconditional = 0
         self.future: concurrent.futures.Future[Ticket] = concurrent.futures.Future()
         self.future.set_running_or_notify_cancel()
         self.when_ended: list[Callable[[Ticket], None]] = []
@@ -107,6 +113,11 @@ class Ticket:
     def asks_for(self) -> tuple[str, str, int | None, bool]:
         """What is asked for; two who ask for the same can share a ticket."""
         return self.model, self.desired, self.level, self.for_now
+
+    @property
+    def guarded(self) -> bool:
+        """Whether it is only done if its guard says so."""
+        return self.guard is not None and not self.unconditional
 
     @property
     def ended(self) -> bool:
@@ -127,9 +138,9 @@ class Ticket:
         """Wait for it no longer. Whether that has taken it out of the queue: nobody else waits, it has not begun."""
         return self._withdraw(self)
 
-    def view(self) -> TicketView:
-        """What it is now."""
-        position, eta = self._eta(self)
+    def view(self, place: tuple[int | None, float | None] | None = None) -> TicketView:
+        """What it is now; `place` is its position and its time, where they are known already."""
+        position, eta = place or self._eta(self)
         names = {field.name for field in dataclasses.fields(TicketView)} - {"position", "eta_seconds"}
         return TicketView(**{name: getattr(self, name) for name in names}, position=position, eta_seconds=eta)
 

@@ -78,8 +78,7 @@ class Line:
 
     def first(self) -> int | None:
         """The lowest number of those who wait; None where nobody does."""
-        waiter = next(iter(self._waiting), None)
-        return waiter and waiter.n
+        return next((waiter.n for waiter in self._waiting), None)
 
     def in_order(self) -> list[Waiter]:
         """All, whoever has waited longest first: after a reconnect, they come in any order."""

@@ -7,7 +7,7 @@ has the manager's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Protocol
 
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import Model
@@ -26,6 +26,8 @@ BY = "gateway"
 _ENTER_SECONDS = 0.5
 _RETRY_SECONDS = 10.0
 _MOST_WAITERS = 20000
+# Nobody can have waited for longer.
+_LONGEST_WAIT_SECONDS = 86400.0
 _CODES: tuple[tuple[type[ManagerError], str], ...] = (
     (UnknownModel, "model_not_found"),
     (Conflict, "model_unavailable"),
@@ -87,6 +89,8 @@ class WaitingRoom:
         self._let_go_at: dict[str, float] = {}
         # The models whose lines have changed since `settle`.
         self._changed: set[str] = set()
+        # Those who are the first to wait on a link for a model: their place is told at once.
+        self._untold: set[tuple[str, Link]] = set()
 
     # What workers say.
 
@@ -106,7 +110,8 @@ class WaitingRoom:
 
     def wait(self, link: Link, message: Mapping[str, Any]) -> None:
         """One waits, or is answered at once. Raises ValueError, KeyError or TypeError at what makes no sense."""
-        number, waited = int(message["id"]), max(0.0, float(message.get("waited") or 0.0))
+        number = int(message["id"])
+        waited = min(max(0.0, float(message.get("waited") or 0.0)), _LONGEST_WAIT_SECONDS)
         self._came_in(link, number)
         if number in self._waiters[link]:
             return
@@ -125,7 +130,10 @@ class WaitingRoom:
             self._refuse(link, number, Busy(f"{_MOST_WAITERS} requests wait already", "try again later"))
         else:
             self._waiters[link][number] = waiter
-            self._lines.setdefault(model, Line(model)).add(waiter)
+            line = self._lines.setdefault(model, Line(model))
+            if link not in line.links:
+                self._untold.add((model, link))
+            line.add(waiter)
             self._changed.add(model)
             if self.meter:
                 self.meter.held(model)
@@ -159,11 +167,12 @@ class WaitingRoom:
         at = self._let_go_at.get(model)
         return None if at is None else self._clock() - at
 
-    def tell_places(self) -> None:
-        """Tell those who wait how many come before, and how long it may take."""
+    def tell_places(self, untold: Collection[tuple[str, Link]] | None = None) -> None:
+        """Tell those who wait how many come before, and how long it may take; only those of some links, if given."""
         ahead, told = 0, {}
-        for ticket in self._schedule.asked():
-            told[ticket.id] = ahead, ticket.eta_seconds
+        forecast = self._schedule.forecast()
+        for ticket in forecast.tickets:
+            told[ticket.id] = ahead, forecast.places[ticket.id][1]
             ahead += max(0, ticket.waiters)
         for model, line in self._lines.items():
             if not len(line):
@@ -172,7 +181,8 @@ class WaitingRoom:
             before, eta = told.get(found[0].id, (0, None)) if found else (0, None)
             message = {"t": "tell", "model": model, "ahead": before, "first": line.first(), "eta": eta}
             for link in line.links:
-                link.send(message)
+                if untold is None or (model, link) in untold:
+                    link.send(message)
 
     # What becomes of them.
 
@@ -193,6 +203,9 @@ class WaitingRoom:
                 if len(line) and model not in self._tickets and not later:
                     self._ask_for(line)
                 self._count_in(line)
+        if self._untold:
+            untold, self._untold = self._untold, set()
+            self.tell_places(untold)
 
     def ended(self, ticket: Ticket) -> None:
         """A ticket has ended, and gates are as they are now."""

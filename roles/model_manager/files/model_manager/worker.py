@@ -26,7 +26,7 @@ from .history import Switch
 from .host_state import HostState
 from .reconcile import Reconciler
 from .schedule import Schedule
-from .tickets import DONE, FAILED, RUNNING, Conflict, Ticket
+from .tickets import DONE, FAILED, RECONCILER, RUNNING, Conflict, Ticket, ending
 
 _LOG = logging.getLogger(__name__)
 
@@ -93,7 +93,9 @@ class Worker:
         return self._ended.get(number)
 
     def end(self, ticket: Ticket, result: dict[str, Any] | None = None, error: dict[str, Any] | None = None) -> None:
-        """The ticket is over: tell it."""
+        """The ticket is over: tell it, unless it was told already."""
+        if ticket.ended:
+            return
         ticket.status = FAILED if error else DONE
         ticket.ended_at = self._now()
         ticket.result, ticket.error = result, error
@@ -187,6 +189,8 @@ class Worker:
             error = {"message": str(failure), "kind": type(failure).__name__, "remedy": remedy}
         except Exception as failure:  # a mistake of ours: this switch has failed, the next one may not
             error = self._internal_error(f"{ticket.model} {ticket.desired}", failure)
+        if error and self._taken_back.locked():  # no server is to blame
+            error = {**ending().as_dict(), "message": error["message"]}
         with self._changed:
             host.generation += 1
             host.moving.clear()
@@ -254,7 +258,13 @@ class Worker:
             self._board.note_holder("")
             if last and self._board.note_others_switch(last):
                 kept.extend(records.of_others(last))
-        return ticket.guard is None or ticket.guard()
+            guard = ticket.guard if ticket.guarded else None
+        if guard and not guard():
+            return False
+        if ticket.by != RECONCILER and not ticket.for_now:
+            with self._changed:
+                self._reconciler.begun(ticket.model, ticket.desired, last)
+        return True
 
     def _step(self, step: dict[str, Any]) -> None:
         """The engine tells of a step."""

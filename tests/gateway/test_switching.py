@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: MIT
+"""The gateway with the real manager: models are switched under clients that alternate, and no request is lost.
+
+What the servers did is read from the record that the stand-ins keep themselves.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import http.client
+import json
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import requests
+
+from tests import part
+from tests.gateway.gatewaylib import Gateway, missing, until
+from tests.manager.conftest import host, processes, stack_dir
+from tests.manager.gateway_workers import TOKEN
+from tests.manager.test_gateway_link import service
+from tests.manager.test_main import Service
+from tests.manager.test_manager import command_line
+from tests.unit.plugins.module_utils.switching.conftest import Host
+
+__all__ = ("host", "processes", "stack_dir")
+
+pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
+CLIENTS = 8 if part.quick() else 32
+SWITCHES = 30 if part.quick() else 1000
+ROUNDS = 3 if part.quick() else 15
+# A manager that is started again may take longer than a request waits for it.
+WORDS = {"manager_unavailable", "starting", "switch_failed", "model_failing", "wait_timeout"}
+
+
+class Client:
+    """One that asks the models in turn, streaming or not, over one connection that is kept."""
+
+    def __init__(self, port: int, number: int) -> None:
+        self.answered = 0
+        self.refused: collections.Counter[str] = collections.Counter()
+        # What was neither answered nor refused in words.
+        self.lost: list[str] = []
+        self._port = port
+        self._turn = number
+        self._connection: http.client.HTTPConnection | None = None
+
+    def ask(self) -> None:
+        self._turn += 1
+        model, stream = "ab"[self._turn % 2], self._turn % 3 == 0
+        body = json.dumps({"model": model, "prompt": "x", "max_tokens": 3, "stream": stream})
+        kept = self._connection is not None
+        try:
+            status, text = self._post(body)
+        except (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError) as error:
+            self._connection = None
+            if not kept:
+                self.lost.append(repr(error))
+                return
+            # As clients do where a kept connection is closed before anything of an answer has come.
+            try:
+                status, text = self._post(body)
+            except (OSError, http.client.HTTPException) as again:
+                self._connection = None
+                self.lost.append(repr(again))
+                return
+        except (OSError, http.client.HTTPException) as error:
+            self._connection = None
+            self.lost.append(repr(error))
+            return
+        self._judge(status, text, model, stream)
+
+    def _post(self, body: str) -> tuple[int, str]:
+        if self._connection is None:
+            self._connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)
+        self._connection.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
+        answer = self._connection.getresponse()
+        return answer.status, answer.read().decode()
+
+    def _judge(self, status: int, text: str, model: str, stream: bool) -> None:
+        chunks = [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: {")]
+        errors = [chunk["error"] for chunk in chunks if "error" in chunk]
+        if status != 200:
+            errors = [json.loads(text)["error"]]
+        if errors and errors[0].get("code") in WORDS:
+            self.refused[errors[0]["code"]] += 1
+            time.sleep(0.2)
+        elif errors or (stream and not text.rstrip().endswith("data: [DONE]")):
+            self.lost.append(f"{status}: {text[-300:]}")
+        elif not stream and json.loads(text)["usage"]["completion_tokens"] != 3:
+            self.lost.append(text)
+        else:
+            self.answered += 1
+
+
+class Whole:
+    """A host with two models, its manager, a gateway and clients."""
+
+    def __init__(self, host: Host, running: Service, gateway: Gateway) -> None:
+        self.host = host
+        self.running = running
+        self.gateway = gateway
+        self.clients = [Client(gateway.port, number) for number in range(CLIENTS)]
+        self._ending = threading.Event()
+
+    @contextlib.contextmanager
+    def asking(self) -> Iterator[None]:
+        """The clients ask, one request each after the other, while the block runs."""
+
+        def run(client: Client) -> None:
+            while not self._ending.is_set():
+                client.ask()
+
+        threads = [threading.Thread(target=run, args=(client,)) for client in self.clients]
+        for thread in threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            self._ending.set()
+            for thread in threads:
+                thread.join(90)
+        assert not any(thread.is_alive() for thread in threads), "a client hangs"
+
+    def switches(self) -> int:
+        return sum(event["event"] == "sleeping" for event in self.host.events()[self.host.events_before :])
+
+    def check(self) -> str:
+        """See that no server had a request while it was not awake, and that nothing is left; a line of figures."""
+        awake, open_requests = {"a": True, "b": False}, collections.Counter[str]()
+        asleep = parked = lost = 0
+        for event in self.host.events()[self.host.events_before :]:
+            model, kind = event["model"], event["event"]
+            if kind == "awake":
+                awake[model] = True
+            elif kind == "sleeping":
+                awake[model] = False
+                parked += open_requests[model]
+            elif kind == "request_start":
+                open_requests[model] += 1
+                asleep += not awake[model]
+            elif kind == "request_end":
+                open_requests[model] -= 1
+                lost += event["finish"] == "lost"
+
+        def left() -> list[Any]:
+            models = requests.get(self.running.url + "/models", timeout=10).json()["models"]
+            return [model["id"] for model in models if model["in_flight"] or model["queue_depth"]]
+
+        until(lambda: not left(), "the counts are back at 0")
+        answered = sum(client.answered for client in self.clients)
+        refused = sum((client.refused for client in self.clients), collections.Counter[str]())
+        text = (
+            f"{answered} answered under {CLIENTS} clients and {self.switches()} switches; refused in words: "
+            f"{dict(refused)}; at a server that was not awake: {asleep}, parked over a sleep: {parked}"
+        )
+        print(text)
+        assert (asleep, parked, lost) == (0, 0, 0), text
+        assert answered > CLIENTS, text
+        return text
+
+    def lost(self) -> list[str]:
+        return [one for client in self.clients for one in client.lost]
+
+
+@pytest.fixture
+def whole(host: Host) -> Iterator[Whole]:
+    """A gateway of two workers in front of the service, on stand-ins that take 50 ms to sleep and to wake."""
+    for name in ("a", "b"):
+        host.declare(name, standin={"sleep_seconds": 0.05, "wake_seconds": 0.05})
+    host.up(a="active", b=1)
+    running, port = service(host)
+    try:
+        manager: Any = SimpleNamespace(port=port, token=TOKEN)
+        with Gateway(manager, workers=2) as gateway:
+            until(lambda: requests.get(gateway.url + "/v1/models", timeout=5).status_code == 200, "it knows the models")
+            yield Whole(host, running, gateway)
+    finally:
+        running.process.kill()
+        running.process.wait()
+        assert "Traceback" not in running.log.read_text()
+
+
+def test_clients_that_alternate_lose_nothing(whole: Whole) -> None:
+    with whole.asking():
+        until(lambda: whole.switches() >= SWITCHES, f"{SWITCHES} switches", 900)
+    text = whole.check()
+    assert whole.lost() == [], text
+    assert not any(client.refused for client in whole.clients), text
+
+
+def kill_manager(whole: Whole, _chance: random.Random) -> None:
+    assert whole.running.end(signal.SIGKILL) == -signal.SIGKILL
+    whole.running.start()
+
+
+def stop_manager(whole: Whole, _chance: random.Random) -> None:
+    assert whole.running.end() == 0
+    whole.running.start()
+
+
+def switch_by_hand(whole: Whole, chance: random.Random) -> None:
+    assert command_line(whole.host, "switch", chance.choice("ab")).wait(60) == 0
+
+
+def fail_to_wake(whole: Whole, chance: random.Random) -> None:
+    with contextlib.suppress(requests.ConnectionError):  # the switch before it has restarted the server
+        whole.host.fault(chance.choice("ab"), "/wake_up", "status_500", times=chance.choice((1, 6)))
+
+
+def reload_nginx(whole: Whole, _chance: random.Random) -> None:
+    whole.gateway.reload()
+
+
+@pytest.mark.parametrize("fault", [kill_manager, stop_manager, switch_by_hand, fail_to_wake, reload_nginx])
+def test_whatever_happens_requests_are_answered_or_refused_in_words(
+    whole: Whole, fault: Callable[[Whole, random.Random], None]
+) -> None:
+    chance = random.Random(part.seed())
+    with whole.asking():
+        for _each in range(ROUNDS):
+            time.sleep(chance.uniform(0.5, 1.5))
+            fault(whole, chance)
+        time.sleep(1)
+    text = whole.check()
+    assert whole.lost() == [], text
+
+
+def test_a_killed_worker_loses_its_own_requests_and_leaves_no_count(whole: Whole) -> None:
+    chance = random.Random(part.seed())
+    with whole.asking():
+        for _each in range(ROUNDS):
+            time.sleep(chance.uniform(0.5, 1.5))
+            os.kill(chance.choice(whole.gateway.workers()), signal.SIGKILL)
+        time.sleep(1)
+    text = whole.check()
+    assert len(whole.lost()) <= ROUNDS * CLIENTS, text
