@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The gateway against nginx's plain proxy_pass, in front of the same server, by turns.
 
-The server is an nginx that answers at once, so that what is measured is the way and not the model. Both ways have one
-worker, keep their connections to the server, write an access log and buffer no answers. The load comes from wrk.
+The server is an nginx that answers at once, so that what is measured is the way and not the model. Both ways have two
+workers, keep their connections to the server, write an access log and buffer no answers. The load comes from wrk.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from tests.serverlib import ROOT, free_port
 CHAT = "/v1/chat/completions"
 LOAD_SECONDS = 3
 CONNECTIONS = 16
+WORKERS = 2
 STREAMS = 100
 UPLOADS = 3
 LOAD_MODULES = "".join(f"load_module {MODULES_DIR / name}; " for name in MODULES)
@@ -67,7 +68,7 @@ http {
 
 PLAIN = """
 pid %(folder)s/nginx.pid;
-worker_processes 1;
+worker_processes 2;
 error_log stderr error;
 events { worker_connections 16384; }
 http {
@@ -128,45 +129,48 @@ end
 
 
 @contextlib.contextmanager
-def nginx(conf: str, port: int, **names: object) -> Iterator[int]:
-    """Run an nginx of this configuration; the process of its worker."""
+def nginx(conf: str, port: int, workers: int = 1, **names: object) -> Iterator[list[int]]:
+    """Run an nginx of this configuration; the processes of its workers."""
     folder = Path(tempfile.mkdtemp(prefix="bench-nginx-"))
     folder.chmod(0o777)
     (folder / "nginx.conf").write_text(conf % {"folder": folder, "port": port, **names})
     command = ["nginx", "-p", str(folder), "-e", "stderr", "-c", str(folder / "nginx.conf"), "-g"]
-    process = subprocess.Popen([*command, LOAD_MODULES + "daemon off;"], stdin=subprocess.DEVNULL)
+    # A session of its own, as the gateway has: the kernel shares out the cores by sessions.
+    process = subprocess.Popen(
+        [*command, LOAD_MODULES + "daemon off;"], stdin=subprocess.DEVNULL, start_new_session=True
+    )
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     try:
-        until(lambda: children.read_text().split(), "nginx has a worker")
-        yield int(children.read_text().split()[0])
+        until(lambda: len(children.read_text().split()) == workers, "nginx has its workers")
+        yield [int(pid) for pid in children.read_text().split()]
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(20)
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def cpu_seconds(pid: int) -> float:
-    """What a process has taken of a core."""
-    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
+def cpu_seconds(pids: list[int]) -> float:
+    """What processes have taken of the cores."""
+    return sum(int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) for pid in pids) / 1e9
 
 
 class Way:
-    """A port by which the server is reached, and the process that passes on."""
+    """A port by which the server is reached, and the processes that pass on."""
 
-    def __init__(self, port: int, pid: int) -> None:
+    def __init__(self, port: int, pids: list[int]) -> None:
         self.port = port
-        self.pid = pid
+        self.pids = pids
 
     def load(self, script: Path) -> dict[str, float]:
         """Ask as fast as it goes: requests a second, CPU seconds a request, 99th percentile of the latency in ms."""
-        before = cpu_seconds(self.pid)
+        before = cpu_seconds(self.pids)
         command = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{LOAD_SECONDS}s", "-s", str(script)]
         ended = subprocess.run(
             [*command, f"http://127.0.0.1:{self.port}{CHAT}"], capture_output=True, text=True, check=True, timeout=120
         )
         told: dict[str, float] = json.loads(ended.stdout.splitlines()[-1])
         assert told["bad"] == 0, ended.stdout
-        cpu = (cpu_seconds(self.pid) - before) / told["requests"]
+        cpu = (cpu_seconds(self.pids) - before) / told["requests"]
         return {"a_second": told["requests"] / told["seconds"], "cpu": cpu, "p99": told["p99"]}
 
     def first_byte(self) -> float:
@@ -219,11 +223,11 @@ def running() -> Iterator[tuple[Way, Way]]:
     server, plain = free_port(), free_port()
     with contextlib.ExitStack() as stack:
         stack.enter_context(nginx(SERVER, server, answer=ANSWER))
-        pid = stack.enter_context(nginx(PLAIN, plain, server=server))
+        pids = stack.enter_context(nginx(PLAIN, plain, WORKERS, server=server))
         manager = stack.enter_context(playing(model("m", server)))
-        gateway = stack.enter_context(Gateway(manager))
+        gateway = stack.enter_context(Gateway(manager, workers=WORKERS))
         gateway.wait_known()
-        yield Way(plain, pid), Way(gateway.port, gateway.workers()[0])
+        yield Way(plain, pids), Way(gateway.port, gateway.workers())
 
 
 def measure(folder: Path, rounds: int) -> list[list[float]]:
