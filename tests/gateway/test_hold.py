@@ -121,7 +121,7 @@ def test_limits_are_exact(start: Start, limit: str, code: str, stream: bool) -> 
         gateway = start(manager, **limits)
         for _again in range(2):
             with contextlib.ExitStack() as stack:
-                calls = [stack.enter_context(Call(gateway.port, SMALL)) for _ in range(3)]
+                calls = [stack.enter_context(Call(gateway.port, SMALL)) for _call in range(3)]
                 manager.until_waiting(3)
                 error = refused(gateway.port, stream=stream)
                 assert error["code"] == code
@@ -160,7 +160,7 @@ def test_limits_hold_over_all_workers(start: Start) -> None:
         gateway = start(
             manager, workers=3, max_waiting=25, edit=lambda conf: conf.replace("backlog=", "reuseport backlog=")
         )
-        calls = [Call(gateway.port, SMALL) for _ in range(60)]
+        calls = [Call(gateway.port, SMALL) for _call in range(60)]
         for call in calls:
             stack.enter_context(call)
         until(lambda: sum(call.answered for call in calls) == 35, "those that are too many are refused")

@@ -107,7 +107,7 @@ def test_a_long_wait_has_heartbeats(start: Start, path: str) -> None:
         with Call(gateway.port, STREAM | {"max_tokens": 5}, path) as call:
             call.connection.timeout = 30
             assert call.event() == ": Waiting for qwen"
-            last = [call.event() for _ in range(3 if path == "/v1/messages" else 1)][-1]
+            last = [call.event() for _line in range(3 if path == "/v1/messages" else 1)][-1]
             since = time.monotonic()
             assert call.connection.sock is None or call.connection.sock.settimeout(30) is None
             beat = call.event()

@@ -293,7 +293,7 @@ def test_files_that_can_not_be_read_are_told_with_their_option(tmp_path: Path) -
     async def test(**args: Any) -> None:
         async with source(url="https://127.0.0.1:1", down_seconds=0.1, **args) as following:
             problem = (await following())["data"]["problem"]
-        (option,) = args
+        option = next(iter(args))
         assert problem.startswith(f"{option} {args[option]} ")
 
     run(test(ca=str(tmp_path / "none.pem")))

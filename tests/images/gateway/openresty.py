@@ -1,4 +1,3 @@
-#!/usr/bin/python3
 # SPDX-License-Identifier: MIT
 """Debian's nginx as OpenResty is called: it has Lua in it, Debian's has modules to load."""
 
