@@ -273,6 +273,22 @@ def test_everybody_who_waits_gets_one_answer_and_tickets_count_them(seed: int) -
     assert len(answered) > 20
 
 
+def test_who_comes_while_a_switch_is_called_off_is_not_refused() -> None:
+    it, link = Room(), Link()
+    it.room.connected(link)
+    it.room.wait(link, {"id": 1, "model": "a", "key": ""})
+    it.room.settle()
+    (first,) = it.tickets
+    it.schedule.waiting.clear()
+    it.end(first, "Withdrawn")
+    it.room.settle(whole=True)
+    assert [said["t"] for said in link.told if said["t"] in ("go", "refuse")] == []
+    assert len(it.tickets) == 2 and it.tickets[1].waiters == 1
+    it.schedule.waiting.clear()
+    it.end(it.tickets[1], "SwitchFailed")
+    assert link.told[-1]["t"] == "refuse"
+
+
 def test_a_waiter_that_comes_again_is_the_oldest() -> None:
     it = Room()
     link = Link()
