@@ -431,6 +431,17 @@ def test_a_model_without_a_tool_parser_has_no_tools_in_open_webui() -> None:
     assert '"description": "Asleep, ready in about 12 s"' in found["with"]
 
 
+@pytest.mark.parametrize(
+    ("host", "told"), [("127.0.0.1", "127.0.0.1"), ("::", "127.0.0.1"), ("::1", "[::1]"), ("[::1]", "[::1]")]
+)
+def test_an_address_is_told_as_nginx_reads_it(host: str, told: str) -> None:
+    command = ["vllm", "serve", "org/a", "--host", host, "--port", "8000"]
+    (card,) = gateway_models.cards(
+        parse([{"id": "a", "model": "org/a", "host_port": 8000, "start_command": command}]), 1
+    ).values()
+    assert card.shown(view.READY, "", True, 0.0, ())["host"] == told
+
+
 def test_five_thousand_waiters_are_light() -> None:
     import tracemalloc
 
