@@ -325,7 +325,8 @@ function M.counts()
     for _, model in ipairs(known.list) do
         local total = 0
         for _, number in ipairs(slots) do
-            total = total + (dict:get("count:" .. number .. ":" .. model.id) or 0)
+            -- A number below 0 would end the link, each time that it is told.
+            total = total + math.max(0, dict:get("count:" .. number .. ":" .. model.id) or 0)
         end
         local since = dict:get(names_of(model.id).idle) or dict:get("began") or now
         counts[model.id] = { in_flight = total, idle_seconds = total > 0 and 0 or math.max(0, now - since) }
