@@ -83,6 +83,7 @@ class Gateway:
         port: int | None = None,
         edit: Callable[[str], str] = str,
         certificate: tuple[Path, Path] | None = None,
+        listens: Callable[[int], list[dict[str, Any]]] | None = None,
         **settings: object,
     ) -> None:
         # Not pytest's own folder: the workers are another user, who could not get into it.
@@ -105,6 +106,8 @@ class Gateway:
         # Whom a test has killed is no failure, nor that this machine gives out fewer files.
         self.forgiven = ["exited on signal 9", "setrlimit(RLIMIT_NOFILE"]
         self.keys = keys
+        # Where it listens, from its port; else at the loopback address, with TLS if there is a certificate.
+        self.listens = listens
         self.spool = self.folder / "spool"
         self.spool.mkdir()
         (self.folder / "temp").mkdir()
@@ -131,7 +134,9 @@ class Gateway:
         tls = (self.folder / "tls.crt").exists()
         return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
             model_gateway_workers=self.workers_wanted,
-            __model_gateway_listens=[{"address": f"127.0.0.1:{self.port}", "tls": tls}],
+            __model_gateway_listens=(
+                self.listens(self.port) if self.listens else [{"address": f"127.0.0.1:{self.port}", "tls": tls}]
+            ),
             __model_gateway_tls=tls,
             __model_gateway_spool=str(self.spool),
             __model_gateway_temp=str(self.folder / "temp"),
@@ -321,10 +326,10 @@ class Client:
         self.sock.sendall(data.encode() if isinstance(data, str) else data)
         return self
 
-    def post(self, path: str, body: bytes, headers: str = "", version: str = "1.1") -> Client:
+    def post(self, path: str, body: bytes, headers: str = "", version: str = "1.1", encoding: str = "utf-8") -> Client:
         """Send a POST with a JSON body and its length."""
         head = f"POST {path} HTTP/{version}\r\nHost: gateway\r\nContent-Type: application/json\r\n{headers}"
-        return self.send(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        return self.send(f"{head}Content-Length: {len(body)}\r\n\r\n".encode(encoding) + body)
 
     def receive(self, until: bytes = b"") -> bytes:
         """Receive until these bytes have come, or, without any, until the connection ends in whatever way."""

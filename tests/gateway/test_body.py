@@ -193,6 +193,15 @@ def test_what_is_not_clear_in_a_form_is_refused(played: tuple[Gateway, Server], 
     assert sent(played, body, "multipart/form-data; boundary=XX") == (400, code)
 
 
+def test_what_is_json_and_a_form_at_once_is_what_its_type_says(played: tuple[Gateway, Server]) -> None:
+    """vLLM's reader of forms passes over what comes before the first mark, if that begins with a line break."""
+    inner = form(("Content-Disposition: form-data; name=model", b"x")).decode()
+    body = b'\r\n{"model":"m","a":"\r\n' + inner.encode() + b'"}'
+    assert '"' not in inner
+    assert sent(played, body, "multipart/form-data; boundary=XX") == (404, "model_not_found")
+    assert sent(played, body) == (200, body)
+
+
 def test_a_form_without_a_boundary(played: tuple[Gateway, Server]) -> None:
     for kind in ("multipart/form-data", "multipart/form-data; boundary=", "multipart/form-data; boundary=" + "X" * 300):
         assert sent(played, form((NAMED, b"m")), kind) == (400, "invalid_form")

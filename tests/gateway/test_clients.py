@@ -9,6 +9,7 @@ import socket
 import ssl
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
@@ -211,3 +212,23 @@ def test_tls(servers: dict[str, Standin], certificate: tuple[Path, Path], versio
         with Client(gateway) as client:
             status, _headers, body = client.post(CHAT, BODY).answer()
             assert (status, json.loads(body)["error"]["code"]) == (400, "bad_request")
+
+
+@pytest.mark.parametrize("everywhere", ["0.0.0.0", "[::]"])
+def test_tls_everywhere_and_none_on_one_address(
+    servers: dict[str, Standin], certificate: tuple[Path, Path], everywhere: str
+) -> None:
+    """As on a host whose Open WebUI comes by Docker's bridge."""
+    if everywhere == "[::]" and not socket.has_dualstack_ipv6():
+        pytest.skip("this machine has no IPv6")
+
+    def listens(port: int) -> list[dict[str, Any]]:
+        found = [{"address": f"{one}:{port}", "tls": True} for one in dict.fromkeys((everywhere, "0.0.0.0"))]
+        return [*found, {"address": f"127.0.0.2:{port}", "tls": False}]
+
+    with (
+        playing(model("b", servers["b"].port)) as manager,
+        Gateway(manager, certificate=certificate, listens=listens) as gateway,
+    ):
+        gateway.wait_known()
+        assert requests.get(f"http://127.0.0.2:{gateway.port}/v1/models", timeout=20).status_code == 200

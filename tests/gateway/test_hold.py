@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.gateway.fake_link import model, playing
-from tests.gateway.gatewaylib import Start, missing
+from tests.gateway.gatewaylib import Client, Start, missing
 from tests.gateway.played import DONE, Call, Server, answers, streams, until
 from tests.part import ROOT, fewer, quick
 
@@ -249,6 +249,26 @@ def test_a_task_is_told_to_the_manager(start: Start) -> None:
         with Call(gateway.port, SMALL, headers={"X-OpenWebUI-Task": "title_generation"}):
             manager.until_waiting(1)
             assert manager.said("wait")[0]["task"] == "title_generation"
+
+
+@pytest.mark.parametrize("task", [b"\xff\xfe", b"\xc3\xbc" * 60, b"a" * 99 + b"\xc3\xbc", b'"\\'])
+def test_a_task_of_any_bytes_is_a_line_that_the_manager_reads(start: Start, task: bytes) -> None:
+    """The manager ends a link whose line is no UTF-8: everybody of that worker would wait for nothing."""
+    with Server() as server, playing(model("qwen", server.port, "closed")) as manager:
+        gateway = start(manager)
+        (link,) = manager.links
+        body = json.dumps(SMALL).encode()
+        with Client(gateway) as client:
+            client.post(
+                "/v1/chat/completions", body, f"X-OpenWebUI-Task: {task.decode('latin-1')}\r\n", encoding="latin-1"
+            )
+            manager.until_waiting(1)
+            told = manager.said("wait")[0]["task"]
+            assert told and told.isascii() and len(told) <= 100
+            manager.open("qwen")
+            manager.go("qwen")
+            assert client.answer()[0] == 200
+        assert manager.links == [link]
 
 
 def test_a_gate_that_closes_again_is_waited_for_again(start: Start) -> None:

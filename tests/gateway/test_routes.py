@@ -189,6 +189,17 @@ def test_no_server_sees_other_paths(gateway: Gateway, marks: Marks, path: str) -
     assert marks.asked() == {}
 
 
+def test_a_path_of_any_bytes_is_a_line_of_the_log(start: Start) -> None:
+    with playing(model("m", 9)) as manager:
+        gateway = start(manager)
+        for path in ("/%FF%FE", "/v1/models/%C3%28", "/m/%80/v1/chat/completions"):
+            with Client(gateway) as client:
+                assert client.post(path, b"{}").answer()[0] in (404, 405)
+        gateway.logged(3, path="(not ASCII)")
+        # Each line by itself: the reader of the tests takes what is no UTF-8 for a failure.
+        assert (gateway.folder / "access.log").read_bytes().isascii()
+
+
 def test_only_posts_are_sent_on(gateway: Gateway, marks: Marks) -> None:
     for method in ("GET", "PUT", "DELETE", "OPTIONS", "PATCH", "HEAD"):
         answer = requests.request(method, gateway.url + "/v1/chat/completions", json={"model": "a"}, timeout=20)

@@ -273,6 +273,22 @@ def test_everybody_who_waits_gets_one_answer_and_tickets_count_them(seed: int) -
     assert len(answered) > 20
 
 
+def test_who_comes_while_a_switch_is_called_off_is_not_refused() -> None:
+    it, link = Room(), Link()
+    it.room.connected(link)
+    it.room.wait(link, {"id": 1, "model": "a", "key": ""})
+    it.room.settle()
+    (first,) = it.tickets
+    it.schedule.waiting.clear()
+    it.end(first, "Withdrawn")
+    it.room.settle(whole=True)
+    assert [said["t"] for said in link.told if said["t"] in ("go", "refuse")] == []
+    assert len(it.tickets) == 2 and it.tickets[1].waiters == 1
+    it.schedule.waiting.clear()
+    it.end(it.tickets[1], "SwitchFailed")
+    assert link.told[-1]["t"] == "refuse"
+
+
 def test_a_waiter_that_comes_again_is_the_oldest() -> None:
     it = Room()
     link = Link()
@@ -413,6 +429,17 @@ def test_a_model_without_a_tool_parser_has_no_tools_in_open_webui() -> None:
     assert [name for name, entry in found.items() if '"builtin_tools": false' in entry] == ["without"]
     assert not any("max_model_len" in entry for entry in found.values())
     assert '"description": "Asleep, ready in about 12 s"' in found["with"]
+
+
+@pytest.mark.parametrize(
+    ("host", "told"), [("127.0.0.1", "127.0.0.1"), ("::", "127.0.0.1"), ("::1", "[::1]"), ("[::1]", "[::1]")]
+)
+def test_an_address_is_told_as_nginx_reads_it(host: str, told: str) -> None:
+    command = ["vllm", "serve", "org/a", "--host", host, "--port", "8000"]
+    (card,) = gateway_models.cards(
+        parse([{"id": "a", "model": "org/a", "host_port": 8000, "start_command": command}]), 1
+    ).values()
+    assert card.shown(view.READY, "", True, 0.0, ())["host"] == told
 
 
 def test_five_thousand_waiters_are_light() -> None:

@@ -113,10 +113,12 @@ class Card:
         self._capabilities: dict[str, Any] = {}
         if told is not None and not (told.get("enable_auto_tool_choice") and told.get("tool_call_parser")):
             self._capabilities = {"capabilities": {"builtin_tools": False}}
+        address = model.listens.address
         self._fixed = {
             "id": model.id,
             "names": list(own_names),
-            "host": model.listens.address,
+            # Without its brackets nginx takes the end of one for a port.
+            "host": f"[{address}]" if ":" in address else address,
             "port": model.host_port,
             "api_key": model.api_key,
             **({"tls": True} if model.listens.tls else {}),

@@ -214,7 +214,9 @@ class WaitingRoom:
             return
         del self._tickets[ticket.model]
         error = ticket.error
-        if error and not self._schedule.closed and ticket.model not in self._gates.open:
+        # Where it was withdrawn, whoever waits came a moment too late for it, and gets a new one.
+        withdrawn = error is not None and error["kind"] == "Withdrawn"
+        if error and not withdrawn and not self._schedule.closed and ticket.model not in self._gates.open:
             status, code = _OF_KIND.get(error["kind"], (503, "switch_failed"))
             self._refuse_all(self._lines[ticket.model], status, code, error["message"].split("\n", 1)[0])
 

@@ -14,6 +14,7 @@ local M = {}
 M.STARTING = { status = 503, code = "starting", message = "The gateway has not heard of any model yet.", retry_after = 1 }
 
 local dict = ngx.shared.gateway
+local ENOENT = 2
 local slot, ledger
 
 -- What this worker knows of the state: a generation of it, decoded.
@@ -23,11 +24,12 @@ local key_names = {}
 
 -- ---- which workers live ---------------------------------------------------------------------
 
--- When the process of a worker began, in the kernel's ticks, or nil if there is none. A number of a process is given again.
+-- When the process of a worker began, in the kernel's ticks, or nil if there is none; false: who has no file left can't tell. A number
+-- of a process is given again.
 local function start_of(pid)
-    local file = io.open("/proc/" .. pid .. "/stat", "rb")
+    local file, _why, code = io.open("/proc/" .. pid .. "/stat", "rb")
     if not file then
-        return nil
+        return code ~= ENOENT and false or nil
     end
     local text = file:read("*a")
     file:close()
@@ -48,7 +50,8 @@ end
 
 local function alive(which)
     local pid, began = which:match("^(%d+)%.(%d+)$")
-    return pid ~= nil and start_of(pid) == began
+    local start = pid and start_of(pid)
+    return pid ~= nil and (start == began or start == false)
 end
 
 -- Give this worker its slot: once, when it begins.
@@ -228,6 +231,8 @@ end
 -- Write a state into the dict. `version` comes last: whoever is killed in between has done nothing, and the next does it again.
 local function write(message, line)
     if not newer(message.version, M.version()) then
+        -- Another worker has written it.
+        refresh()
         return false
     end
     refresh()
@@ -320,7 +325,8 @@ function M.counts()
     for _, model in ipairs(known.list) do
         local total = 0
         for _, number in ipairs(slots) do
-            total = total + (dict:get("count:" .. number .. ":" .. model.id) or 0)
+            -- A number below 0 would end the link, each time that it is told.
+            total = total + math.max(0, dict:get("count:" .. number .. ":" .. model.id) or 0)
         end
         local since = dict:get(names_of(model.id).idle) or dict:get("began") or now
         counts[model.id] = { in_flight = total, idle_seconds = total > 0 and 0 or math.max(0, now - since) }

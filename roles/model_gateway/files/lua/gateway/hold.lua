@@ -118,7 +118,8 @@ local function begin(request)
         model = request.model,
         name = request.name or request.model,
         key = key,
-        task = (request.task or ""):sub(1, 100),
+        -- A header may be no UTF-8, which the manager takes for garbage: it would end the link, and each one that follows.
+        task = (request.task or ""):sub(1, 100):gsub("[^\32-\126]", "?"),
         began = now,
         deadline = now + settings.max_wait_seconds,
         sem = semaphore.new(0),

@@ -7,12 +7,14 @@ local dict = ngx.shared.gateway_waiting
 -- Workers are numbered as they start; the numbers are never used again.
 local slot
 local last_sweep = 0
+local ENOENT = 2
 
--- Which process this is: its number may be another's tomorrow, with the time of its start it is not. Nil: there is none.
+-- Which process this is: its number may be another's tomorrow, with the time of its start it is not. Nil: there is none; false: who has
+-- no file left can't tell.
 local function identity(pid)
-    local file = io.open("/proc/" .. pid .. "/stat", "r")
+    local file, _why, code = io.open("/proc/" .. pid .. "/stat", "r")
     if not file then
-        return nil
+        return code ~= ENOENT and false or nil
     end
     local text = file:read("*a")
     file:close()
@@ -79,7 +81,8 @@ function limits.sweep(at_once)
     for number = first, dict:get("slots") or 0 do
         local name = dict:get("slot " .. number)
         if name then
-            if number ~= slot and identity(name:match("^%d+")) ~= name then
+            local found = number == slot and name or identity(name:match("^%d+"))
+            if found ~= false and found ~= name then
                 take_back(number)
             end
         elseif number == first then

@@ -315,7 +315,11 @@ end
 local function run()
     local last_why
     while true do
-        local why = connect_once()
+        -- Whatever goes wrong once, the worker has to have a link again.
+        local done, why = pcall(connect_once)
+        if not done then
+            why = "a mistake in the gateway: " .. tostring(why)
+        end
         local was_up = up
         outgoing = nil
         if up then
