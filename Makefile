@@ -136,7 +136,7 @@ firewall: setup ## who can reach the models on real engines 20.10 and 26.1, with
 	$(PYTEST) tests/firewall
 
 .PHONY: molecule
-molecule: engine ## every role's molecule scenarios
+molecule: engine ## the molecule scenarios: the role docker_host, and the stack
 	@bash tools/molecule.sh
 
 .PHONY: bench

@@ -63,7 +63,7 @@ VARIABLES = {
     "model_manager_listen": "the IP address that it listens on",
     "model_manager_port": "its port",
     "model_manager_operator_tokens": "the bearer tokens that allow everything; keep them in a vault",
-    "model_manager_reader_tokens": "the bearer tokens that only allow to look",
+    "model_manager_reader_tokens": "the bearer tokens that only allow reading",
     "model_manager_settings": "its other settings",
     "model_gateway_enabled": "whether to deploy the [gateway](gateway.md); it needs the model manager",
     "model_gateway_listen": "the IP address that it listens on",

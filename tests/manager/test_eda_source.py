@@ -260,6 +260,22 @@ def test_what_is_no_event_does_not_end_it(raw: bytes) -> None:
     run(test())
 
 
+def test_no_text_of_a_host_is_a_template_for_the_playbook_that_gets_it() -> None:
+    evil = "{{ lookup('pipe', 'id') }} {{{% if 1 %}{# x #}"
+    raw = json.dumps(state(2, evil, "error", problem=evil, more=[{evil: evil}])).replace("{{", "\\u007b\\u007b")
+    assert "\\u007b" in raw
+    manager = Manager([snapshot(1), {"raw": f"data: {raw}\n\n".encode()}, None])
+
+    async def test() -> None:
+        async with manager.serve(), source(url=manager.url, kinds=["state"]) as following:
+            event = await following()
+            text = json.dumps(event)
+            assert "lookup" in text and not re.search(r"\{[{%#]", text)
+            assert event["data"]["problem"] == "{ { lookup('pipe', 'id') }} { { { % if 1 %}{ # x #}"
+
+    run(test())
+
+
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A certificate for 127.0.0.1 that nobody else trusts, with its key."""

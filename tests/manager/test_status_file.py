@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,24 @@ def test_it_is_written_rarely_however_much_happens_and_now_and_then_if_nothing_d
         told.manager.bus.publish("count", {"number": number})
     ended(told.manager.request("b"))
     assert len(moments) - before < 20
+
+
+def test_it_ends_at_once_whenever_it_is_told_to(host: Host, manage: Manage) -> None:
+    two(host)
+    file = Told(manage, host, pause_seconds=0.01, alive_seconds=600).file
+
+    class Happened(threading.Event):
+        """The end is told when the thread has just looked for it."""
+
+        def clear(self) -> None:
+            file._ending.set()
+            self.set()
+            super().clear()
+
+    file._happened = Happened()
+    file.start()
+    file._thread.join(10)
+    assert not file._thread.is_alive()
 
 
 def test_a_disk_that_takes_nothing_is_told_once_and_ends_nothing(

@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import random
+import re
 import ssl
 import urllib.parse
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
@@ -29,6 +30,8 @@ description:
     what has just happened.
   - An event of the kind C(connection) tells that a manager answers (its data has C(up) true), or that it has not done
     so for O(down_seconds), or refuses the token (C(up) false, with the C(problem)).
+  - A space is put into what would begin a Jinja template in a text. Otherwise, a playbook that gets the text as one of
+    its C(extra_vars) would run on the controller what a host has sent.
 options:
   managers:
     description:
@@ -98,6 +101,8 @@ _SILENT_SECONDS = 45.0
 _FIRST_DELAY_SECONDS = 0.5
 # No event is as long; whoever sends more is no manager.
 _LONGEST_LINE = 1 << 22
+# Ansible takes extra_vars for templates. In JSON, these stand within texts only.
+_TEMPLATE = re.compile(r"\{(?=[{%#])")
 _OPTIONS = ("managers", "url", "host", "token", "token_file", "ca", "kinds", "down_seconds", "max_delay_seconds")
 _MANAGER_OPTIONS = ("url", "host", "token", "token_file", "ca")
 _OF_A_SWITCH = ("switch_queued", "switch_begun", "step_begun", "step_ended", "switch_ended", "switch_seen")
@@ -149,8 +154,7 @@ def parse(args: dict[str, Any]) -> tuple[list[dict[str, Any]], list[str]]:
             mistakes.append(f"kinds: {kind} is unknown{_close(kind, _KINDS)}: use some of {', '.join(_KINDS)}")
     shared: dict[str, Any] = {name: given[name] for name in ("token", "token_file", "ca") if name in given}
     found = [_manager(number, one, shared, seconds, mistakes) for number, one in enumerate(managers)]
-    hosts = [one["host"] for one in found]
-    if len(set(hosts)) < len(hosts):
+    if len({one["host"] for one in found}) < len(found):
         mistakes.append("managers: two have the same host: give each its name in the inventory")
     if mistakes:
         raise ValueError("; ".join(mistakes))
@@ -208,9 +212,6 @@ class Refused(Exception):
 
 class Missed(Exception):
     """Events are missing: the whole state has to be asked for."""
-
-    def __str__(self) -> str:
-        return "events were missed"
 
 
 class Follower:
@@ -284,7 +285,7 @@ class Follower:
         self._last_id = event["id"]
         if kind == "lost":
             self._last_id = None
-            raise Missed
+            raise Missed("events were missed")
 
     async def _connect(self) -> AsyncGenerator[Event | None, None]:
         """None once it is connected, then the events. Raises Refused, OSError, TimeoutError or ValueError."""
@@ -361,8 +362,8 @@ async def events(lines: AsyncIterable[bytes]) -> AsyncGenerator[Event, None]:
         if line.startswith("data:"):
             data.append(line[5:].removeprefix(" "))
         elif not line and data:
-            event = json.loads("\n".join(data))
-            data = []
+            text, data = json.dumps(json.loads("\n".join(data))), []
+            event = json.loads(_TEMPLATE.sub("{ ", text))
             named = isinstance(event, dict) and isinstance(event.get("kind"), str) and isinstance(event.get("id"), int)
             if not named or not isinstance(event.get("data"), dict):
                 raise ValueError("what it sends are no events of a model manager: correct url")

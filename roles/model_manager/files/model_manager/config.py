@@ -64,7 +64,7 @@ class Config:
     observe_seconds: float = 2.0
     """How far apart the servers are looked at while nothing happens."""
     report_seconds: float = 60.0
-    """How far apart is looked at what takes longer: the GPU memory that servers hold."""
+    """How far apart the GPU memory that servers hold is looked at, which takes longer."""
     max_queue: int = 100
     """How many switches may wait. More are refused until there is room."""
     history_switches: int = 10000
@@ -76,11 +76,11 @@ class Config:
     models: Mapping[str, ModelConfig] = dataclasses.field(default_factory=dict)
     """For models alone, by their ids: `idle_sleep_seconds`, `idle_stop_seconds`."""
     breaker_failures: int = 3
-    """After so many failures within `breaker_minutes` the service stops to try a model, but for now and then."""
+    """After so many failures within `breaker_minutes` the service stops trying a model, except now and then."""
     breaker_minutes: float = 10.0
     """See `breaker_failures`."""
     retry_seconds: float = 300.0
-    """How far apart a model is tried again that failed too often."""
+    """After how long a model that has failed too often is tried again, each time."""
     reconcile: bool = True
     """Whether the service brings lost models back and lets idle ones go, without being asked."""
     reload_idle_seconds: float = 300.0

@@ -10,8 +10,8 @@ The kinds of events, with the keys of their data:
   `ended`, `seconds`, `result`, `rung`, `reason`
 - `state`: `model`, `state`, `level`, `problem`, `before` (the former state), `desired`, and `down`: whether it should
   be active, does not run, and the service does not bring it back now
-- `queue`: `queue`, a list of what is done and waits, each with `id`, `model`, `desired`, `position`, `eta_seconds` and
-  `waiters`; `length`, how many of them wait
+- `queue`: `queue`, a list of the switches that run and wait, each with `id`, `model`, `desired`, `position`,
+  `eta_seconds` and `waiters`; `length`, how many of them wait
 - `lock`: `holder`, who else switches on this host now, in words; empty when it is over
 - `inventory`: `models` (their ids), or `problem` where a new one can't be used and the old one is kept
 - `mode`: `mode` and `pinned`

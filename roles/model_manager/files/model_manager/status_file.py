@@ -62,8 +62,9 @@ class StatusFile:
         while not self._ending.is_set():
             self._happened.clear()
             self._write()
-            self._ending.wait(self._pause_seconds)
-            self._happened.wait(self._alive_seconds)
+            # What tells of the end may have been cleared above.
+            if not self._ending.wait(self._pause_seconds):
+                self._happened.wait(self._alive_seconds)
 
     def _write(self) -> None:
         try:
