@@ -129,7 +129,8 @@ local function begin(request)
 end
 
 -- Waits for the gate of the request's model. Returns true when the count has been taken and the gate was seen open, or nil and
--- the error: status, code, message, retry_after, should_retry. A stream that is told of its wait is answered here, and this does not return.
+-- the error: status, code, message, retry_after, should_retry. A stream that is told of its wait is answered here, and this does
+-- not return.
 function hold.wait(request)
     local waiter, why = begin(request)
     if not waiter then

@@ -98,7 +98,8 @@ local function rooms(model, key)
     return all
 end
 
--- Counts one more who waits. Returns true, or nil and which room is full: 1 in all, 2 the model's, 3 the key's. `most` has the three limits.
+-- Counts one more who waits. Returns true, or nil and which room is full: 1 in all, 2 the model's, 3 the key's. `most` has the
+-- three limits.
 local function take(model, key, most)
     local taken = rooms(model, key)
     for which, room in ipairs(taken) do
@@ -127,17 +128,6 @@ function limits.give(model, key)
     for _i, room in ipairs(rooms(model, key)) do
         add(room, -1)
     end
-end
-
--- The counts, for a look from outside: name of the room, number.
-function limits.counts()
-    local counts = {}
-    for _i, key in ipairs(dict:get_keys(0)) do
-        if key == "all" or key:match("^model ") or key:match("^key ") then
-            counts[key] = dict:get(key)
-        end
-    end
-    return counts
 end
 
 return limits
