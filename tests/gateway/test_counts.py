@@ -68,7 +68,7 @@ def test_a_client_that_goes_away(start: Start, how: str) -> None:
             with Call(gateway.port, body) as call:
                 # It is counted before its server has it.
                 until(lambda: manager.in_flight() == 1, "it is in flight")
-                until(lambda: len(server.asked) == asked + 1, "its server has it")
+                until(lambda before=asked: len(server.asked) == before + 1, "its server has it")
                 if how == "close":
                     call.close()
                 elif how == "half close":
@@ -203,7 +203,7 @@ def test_no_request_slips_past_a_gate_that_was_closed(start: Start) -> None:
                     manager.one("m")["gate"] = "closed"
                     with manager._changed:
                         link.send(manager._state())  # on one link alone
-                    until(lambda: manager.counts(link)["m"]["in_flight"] == 0, "drained")
+                    until(lambda link=link: manager.counts(link)["m"]["in_flight"] == 0, "drained")
                     asleep.set()
                     time.sleep(0.02)
                     asleep.clear()
