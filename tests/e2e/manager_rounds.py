@@ -139,8 +139,17 @@ class Rounds:
         deadline = time.monotonic() + seconds
         while not true():
             if time.monotonic() > deadline:
-                raise AssertionError(f"not within {seconds:g} s: {what}\n{self.view()}\n{self.box.journal()}")
+                raise AssertionError(f"not within {seconds:g} s: {what}\n{self.view()}\n{self.story()}")
             time.sleep(0.05)
+
+    def story(self) -> str:
+        """What the host can tell of itself."""
+        look = ["docker ps --all", "ss --listening --tcp --numeric --processes", "cat /opt/homegpt/run/switch.lock"]
+        look += [f"docker logs --tail 15 --timestamps vllm-{name}" for name in NAMES]
+        look += ["journalctl --unit docker --lines 40 --output short-precise --no-pager"]
+        told = [f"$ {words}\n{self.box.run('sh', '-c', words, check=False)}" for words in look]
+        events = [json.dumps(one) for one in self.events()[-25:]]
+        return "\n".join([self.box.journal(), *told, *events])
 
     # What is done to it.
 
