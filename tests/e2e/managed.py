@@ -143,7 +143,9 @@ class ManagedBox(Box):
 
     def journal(self) -> str:
         """The last lines of the service."""
-        return self.run("journalctl", "--unit", UNIT, "--lines", "60", "--output", "cat", "--no-pager", check=False)
+        return self.run(
+            "journalctl", "--unit", UNIT, "--lines", "60", "--output", "short-precise", "--no-pager", check=False
+        )
 
 
 def shown(words: Iterable[str]) -> str:

@@ -634,6 +634,23 @@ def test_what_crashes_while_the_service_switches_is_told_from_what_that_has_stop
     assert named(played.tick()) == ([] if stopped else [("c", SLEEPING)])
 
 
+@pytest.mark.parametrize("stopped", [False, True])
+def test_what_crashes_right_after_the_service_has_put_it_to_sleep_is_loaded_again(
+    played: Played, stopped: bool
+) -> None:
+    played.config = dataclasses.replace(played.config, reload_idle_seconds=1.0)
+    played.begin()
+    played.tick()
+    played.crash("c")
+    assert named(played.reconciler.round(played.look())) == [("c", SLEEPING)]
+    steps, _error = played.switch("c", SLEEPING)
+    steps += [{"action": "stop", "model": "c"}] if stopped else []
+    played.reconciler.ended(played.now, "c", SLEEPING, BY, {"steps": steps}, None)
+    played.seen["c"] = GONE
+    done = [named(played.tick(100.0)) for _round in range(5)]
+    assert done == [[] if stopped else [("c", SLEEPING)], [], [], [], []]
+
+
 def test_one_that_rests_by_being_stopped_is_not_loaded_again(played: Played) -> None:
     played.config = dataclasses.replace(played.config, reload_idle_seconds=1.0)
     played.begin()
@@ -641,11 +658,6 @@ def test_one_that_rests_by_being_stopped_is_not_loaded_again(played: Played) -> 
     played.switch("b", ACTIVE)
     played.seen["a"] = GONE  # the engine has chosen that for it
     assert [played.tick() for _round in range(5)] == [[]] * 5
-    # Lost otherwise it is, and asked to sleep it is stopped again: that is enough.
-    played.crash("c")
-    assert named(played.tick()) == [("c", SLEEPING)]
-    played.seen["c"] = GONE
-    assert [played.tick(100.0) for _round in range(5)] == [[]] * 5
 
 
 def test_one_that_was_stopped_at_the_leak_limit_starts_afresh_when_nobody_waits(played: Played) -> None:

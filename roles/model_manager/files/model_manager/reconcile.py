@@ -273,13 +273,14 @@ class Reconciler:
 
     def _left_by(self, seen: Situation, last: Mapping[str, Any], model: Model) -> bool:
         """Whether a switch that ended well has left a model so, although the desired state is another one."""
+        # Of its own the service knows whom they have stopped: another one has crashed meanwhile, or since.
+        stopped = self._own.get((last["models"][0], last["state"])) if len(last["models"]) == 1 else None
         if model.id in last["models"]:
             # Asked to sleep, one that can't is stopped. One that was made active has crashed since.
-            return bool(last["state"] != ACTIVE)
+            slept = last["state"] == SLEEPING and stopped is not None and model.id not in stopped
+            return bool(last["state"] != ACTIVE) and not slept
         # A rival that was only loaded, to sleep, has given the GPU back.
         made_room = last["state"] == ACTIVE and any(m.id in last["models"] for m in seen.inventory.conflicting(model))
-        # Of its own the service knows whom they have stopped: another one has crashed meanwhile.
-        stopped = self._own.get((last["models"][0], ACTIVE)) if made_room else None
         return made_room and model.id not in self._lost and (stopped is None or model.id in stopped)
 
     @property
