@@ -7,12 +7,14 @@ import contextlib
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
 
-from tests.gateway.fake_link import model, playing
+from tests.gateway.fake_link import FakeManager, model, playing
 from tests.gateway.gatewaylib import Client, Start, until
 from tests.gateway.played import Asked, Call, Server, answers, streams, token
 from tests.part import fewer
@@ -59,6 +61,16 @@ def test_a_request_is_counted_while_it_runs(start: Start) -> None:
         assert manager.counts()["m"]["idle_seconds"] < 2
 
 
+def was_asked(server: Server, times: int) -> bool:
+    """Whether a server has had so many requests."""
+    return len(server.asked) == times
+
+
+def is_drained(manager: FakeManager, link: Any) -> bool:
+    """Whether this link tells of no request in flight."""
+    return bool(manager.counts(link)["m"]["in_flight"] == 0)
+
+
 @pytest.mark.parametrize("how", ["close", "half close", "reset"])
 def test_a_client_that_goes_away(start: Start, how: str) -> None:
     with Server(Stalling()) as server, playing(model("m", server.port)) as manager:
@@ -68,7 +80,7 @@ def test_a_client_that_goes_away(start: Start, how: str) -> None:
             with Call(gateway.port, body) as call:
                 # It is counted before its server has it.
                 until(lambda: manager.in_flight() == 1, "it is in flight")
-                until(lambda before=asked: len(server.asked) == before + 1, "its server has it")
+                until(partial(was_asked, server, asked + 1), "its server has it")
                 if how == "close":
                     call.close()
                 elif how == "half close":
@@ -203,7 +215,7 @@ def test_no_request_slips_past_a_gate_that_was_closed(start: Start) -> None:
                     manager.one("m")["gate"] = "closed"
                     with manager._changed:
                         link.send(manager._state())  # on one link alone
-                    until(lambda link=link: manager.counts(link)["m"]["in_flight"] == 0, "drained")
+                    until(partial(is_drained, manager, link), "drained")
                     asleep.set()
                     time.sleep(0.02)
                     asleep.clear()
