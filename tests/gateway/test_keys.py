@@ -218,3 +218,26 @@ def test_many_clients_with_keys(start: Start, played: Server) -> None:
 
         with ThreadPoolExecutor(8) as pool:
             assert list(pool.map(one, range(220))) == [200] * 200 + [401] * 20
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+        {"Origin": "http://elsewhere.example.net"},
+        {"Origin": "null"},
+    ],
+)
+def test_pages_of_other_sites_need_a_key(start: Start, played: Server, headers: dict[str, str]) -> None:
+    with playing(model("a", played.port)) as manager:
+        gateway = start(manager)
+        before = len(played.asked)
+        assert code(ask(gateway, "a", **headers)) == (403, "foreign_page")
+        assert requests.get(gateway.url + "/v1/models", headers=headers, timeout=20).status_code == 403
+        assert len(played.asked) == before
+        own = {"Origin": gateway.url, "Sec-Fetch-Site": "same-origin"}
+        assert ask(gateway, "a", **own).status_code == 200
+    with playing(model("a", played.port)) as manager:
+        gateway = start(manager, keys=KEYS)
+        assert ask(gateway, "a", Authorization=f"Bearer {ALL}", **headers).status_code == 200

@@ -20,6 +20,11 @@ local MISSING = {
     message = "An API key is needed: send it as Authorization: Bearer KEY, or as x-api-key.",
 }
 local WRONG = { status = 401, code = "invalid_api_key", message = "This API key is not known here." }
+local FOREIGN = {
+    status = 403,
+    code = "foreign_page",
+    message = "A web page of another site may not ask here without an API key: set model_gateway_api_keys.",
+}
 local MANY = 1000
 
 -- The keys of headers that were seen, so that they are hashed once. Only of headers that are right.
@@ -71,10 +76,19 @@ local function too_many(key)
     return nil
 end
 
+-- Whether a browser asks for a page that comes from elsewhere. Only browsers send these headers.
+local function is_foreign()
+    local site, origin = var.http_sec_fetch_site, var.http_origin
+    if site and site ~= "same-origin" and site ~= "none" then
+        return true
+    end
+    return origin ~= nil and origin ~= var.scheme .. "://" .. (var.http_host or "")
+end
+
 -- The key that this request has shown; nil where none is asked for. The second value is the error, if it may not go on.
 function M.check()
     if not config.guarded then
-        return nil
+        return nil, is_foreign() and FOREIGN or nil
     end
     local header = var.http_authorization
     local key = header and seen[header]
