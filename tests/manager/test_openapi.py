@@ -131,7 +131,8 @@ def test_whatever_is_asked_the_answer_is_as_described(
     with capsys.disabled():
         print(f"\n{cases} cases of schemathesis, by their statuses: {dict(sorted(statuses.items()))}")
     assert len(tried["positive"]) >= 19 and len(tried["negative"]) >= 13
-    assert {200, 202, 404, 409, 422} <= set(statuses)
+    # A part of the cases need not have a switch that nobody waits for.
+    assert {200, 404, 409, 422} | ({202} if each > 8 else set()) <= set(statuses)
     assert cases >= (CASES if each > 8 else 150)
     assert "Traceback" not in service.log.read_text()
     # Models were really switched.
