@@ -175,7 +175,7 @@ class Card {
       const why = offered.get(name);
       show(made, why !== undefined);
       say(meant, `${to}${this.model.name}`);
-      mark(made, "aria-disabled", why || made.dataset.busy ? "true" : null);
+      mark(made, "aria-disabled", why || made.dataset.busy !== undefined ? "true" : null);
       mark(made, "aria-describedby", why ? this.why.id : null);
     }
     const reasons = [...new Set(offered.values())].filter((why) => why);
