@@ -244,6 +244,7 @@ def test_a_switch_by_a_click_is_seen_without_a_reload(browser: Browser, managed:
         assert tab.errors == []
 
 
+@pytest.mark.whole
 def test_every_button(browser: Browser, managed: Managed, expect: Any) -> None:
     with visit(browser, managed.service.url) as tab:
         page, alpha, beta = tab.page, tab.card("Alpha"), tab.card("Beta")
@@ -279,7 +280,11 @@ def test_every_button(browser: Browser, managed: Managed, expect: Any) -> None:
         page.get_by_role("dialog").get_by_role("button", name="Unload").click()
         expect(tab.state("Beta")).to_have_text("Stopped")
         press(beta, "Load Beta")
-        expect(tab.state("Beta")).to_have_text("Active")
+        try:
+            expect(tab.state("Beta")).to_have_text("Active")
+        except AssertionError as error:
+            told = requests.get(f"{managed.service.url}/switches", timeout=30).text
+            raise AssertionError(f"{error}\n{told[:4000]}\n{managed.service.log.read_text()}") from error
         assert tab.errors == []
 
 
