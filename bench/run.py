@@ -489,7 +489,7 @@ def main() -> int:
     slack = QUICK_SLACK if args.quick else 1.0
     figures: list[Figure] = []
     for name, (measure, all_rounds, few) in measures.items():
-        if name in ("bootstrap", "warm") and args.quick and not args.only:
+        if name in ("bootstrap", "warm", "gateway") and args.quick and not args.only:
             leave_out("bench", "make bench", [name])
         elif args.only in (None, name):
             print(f"measuring: {name} ...", file=sys.stderr, flush=True)
