@@ -75,6 +75,12 @@ def play(ansible_playbook: str, host: Gated) -> Play:
     return lambda *arguments, **variables: ansible.play(folder / "play.yml", *arguments, "-e", json.dumps(variables))
 
 
+@pytest.fixture(scope="module")
+def installed(play: Play) -> None:
+    """The role has been run on the host, also where the test that installs it was left out."""
+    play()
+
+
 def modes(folder: Path) -> dict[str, str]:
     """The mode of each file and folder but the program's."""
     return {
@@ -137,7 +143,7 @@ def test_a_host_gets_its_files_once(host: Gated, play: Play) -> None:
     assert changed(before, host.stack) == set()
 
 
-def test_only_what_differs_is_changed(host: Gated, play: Play) -> None:
+def test_only_what_differs_is_changed(host: Gated, play: Play, installed: None) -> None:
     gateway = host.stack / "gateway"
     before = kept(gateway)
     keys = [{"name": "alice", "key": KEY, "models": ["a"], "max_in_flight": 3}, {"name": "bob", "key": OTHER}]
@@ -161,7 +167,7 @@ def test_only_what_differs_is_changed(host: Gated, play: Play) -> None:
 
 
 @pytest.mark.whole
-def test_without_keys_nobody_has_one(host: Gated, play: Play) -> None:
+def test_without_keys_nobody_has_one(host: Gated, play: Play, installed: None) -> None:
     gateway = host.stack / "gateway"
     assert play(model_gateway_api_keys=[]).changed() == 2
     assert json.loads((gateway / "keys.json").read_text(encoding="utf-8")) == []
@@ -170,7 +176,7 @@ def test_without_keys_nobody_has_one(host: Gated, play: Play) -> None:
 
 
 @pytest.mark.whole
-def test_a_certificate_comes_and_goes(host: Gated, play: Play) -> None:
+def test_a_certificate_comes_and_goes(host: Gated, play: Play, installed: None) -> None:
     gateway = host.stack / "gateway"
     certificate, key = pair()
     tls = {"model_gateway_tls_certificate": certificate, "model_gateway_tls_key": key}
@@ -193,7 +199,7 @@ def test_a_certificate_comes_and_goes(host: Gated, play: Play) -> None:
 
 
 @pytest.mark.whole
-def test_secrets_of_a_host_are_never_made_anew(host: Gated, play: Play) -> None:
+def test_secrets_of_a_host_are_never_made_anew(host: Gated, play: Play, installed: None) -> None:
     token = host.stack / "gateway/link-token"
     before = token.read_bytes()
     token.touch()
