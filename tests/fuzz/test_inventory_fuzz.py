@@ -476,6 +476,7 @@ def config(folder: Path, models: list[dict[str, Any]], access: str, inline: bool
             "compose_stack_env": shared["vllm_servers_env"],
             "compose_stack_open_webui_env": {},
             "__compose_stack_webui_key": "key",
+            "__compose_stack_gateway_key": "key",
             "__compose_stack_containers": models,
             "__compose_stack_includes": [f"compose-vllm-{model['id']}.yml" for model in models],
         }

@@ -81,7 +81,8 @@ class Rulebook:
         command += ["--inventory", str(ansible.inventory.parent), "--vars", str(settings)]
         # ansible-runner leaves what a play of it printed there.
         self.temporary = tempfile.TemporaryDirectory(prefix="eda")
-        env = {**ansible.env, "TMPDIR": self.temporary.name}
+        # What it prints comes at once, not when a buffer is full.
+        env = {**ansible.env, "TMPDIR": self.temporary.name, "PYTHONUNBUFFERED": "1"}
         env["PATH"] = f"{venv / 'bin'}{os.pathsep}{ansible.env['PATH']}"
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
@@ -99,7 +100,7 @@ class Rulebook:
             assert self.process.poll() is None, self.output()
             return text in self.output()
 
-        until(printed, f"it prints {text!r}:\n{self.output()}", PATIENCE_SECONDS)
+        until(printed, f"it prints {text!r}", PATIENCE_SECONDS)
 
     def end(self) -> int:
         """Ask it to end; its exit status, which is the JVM's within it: that takes the signal."""
