@@ -49,7 +49,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         else:
             rest.append(item)
     if "PYTHON_OF_TWO" in os.environ:
-        drawn = {id(item) for item in part.draw(rest, 0.4, lambda item: item.path)}
+        drawn = {id(item) for item in part.draw(rest, 0.3, lambda item: item.path)}
         if os.environ["PYTHON_OF_TWO"] == "1":
             those = [item for item in rest if id(item) in drawn and item.path.parent.name in PLAYED]
         else:

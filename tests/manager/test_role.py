@@ -191,6 +191,7 @@ def test_wrong_settings_replace_nothing(host: Managed, play: Play) -> None:
     assert [(host.stack / "manager" / name).read_bytes() for name in ("config.json", "tokens")] == before
 
 
+@pytest.mark.whole
 def test_packages_that_can_not_be_installed_replace_nothing(host: Managed, play: Play, tmp_path: Path) -> None:
     program = host.stack / "manager/lib/model_manager/eta.py"
     text = program.read_text(encoding="utf-8")
@@ -268,6 +269,7 @@ def test_the_service_of_another_stack_is_not_replaced(host: Managed, play: Play,
 WITHOUT_SYSTEMD = {"__model_manager_systemd": {"stat": {"exists": False}}}
 
 
+@pytest.mark.whole
 def test_the_unit_of_an_earlier_run_is_removed_where_systemd_shall_not_run_it(
     host: Managed, play: Play, units: Path
 ) -> None:
