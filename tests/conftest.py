@@ -33,6 +33,10 @@ def ansible_playbook() -> str:
     return os.environ.get("ANSIBLE_PLAYBOOK") or str(Path(sys.executable).with_name("ansible-playbook"))
 
 
+# By which target a suite is run whole, where it has another name.
+TARGETS = {"contract": "real", "fuzz": "faults", "integration_playbooks": "test", "test, a Python": "test"}
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what is marked `whole` where a part will do, and share the rest between two Pythons.
 
@@ -57,7 +61,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         left["test, a Python"] = those
     config.stash[LEFT_OUT] = bool(left)
     for suite, those in left.items():
-        target = {"contract": "real", "fuzz": "faults", "test, a Python": "test"}.get(suite, suite)
+        target = TARGETS.get(suite, suite)
         part.leave_out(suite, f"make {target}", (item.nodeid for item in those))
         config.hook.pytest_deselected(items=those)
     everything = {id(item) for those in left.values() for item in those}
