@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import typing
 
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching import options
 from ansible_collections.homegpt.vllm.plugins.plugin_utils import compose
 
 Models = typing.Sequence[typing.Mapping[str, typing.Any]]
@@ -85,7 +86,7 @@ def environment(
     }
     # An empty list is none for it, but one of an empty entry.
     found = {name: text for name, text in added.items() if name not in own and text.strip(";")}
-    if not all(_has_tool_parser(model) for model in talking):
+    if not all(options.calls_tools(model["args"]) for model in talking):
         # A chat from the browser carries the built-in tools, and vLLM answers 400 to tools unless it was given a parser
         # for them. With `legacy` tools go into the prompt. That is for all models then: an administrator can set
         # `native` for one, an environment variable can't.
@@ -143,10 +144,6 @@ def _configs(urls: typing.Sequence[str], gateway: str) -> str:
 
 def _entries(urls: str) -> list[str]:
     return [url.strip() for url in urls.split(";")]
-
-
-def _has_tool_parser(model: typing.Mapping[str, typing.Any]) -> bool:
-    return bool(model["args"].get("enable_auto_tool_choice") and model["args"].get("tool_call_parser"))
 
 
 def _unproxied(models: Models, given: typing.Iterable[str], more: typing.Sequence[str] = ()) -> list[str]:

@@ -99,6 +99,11 @@ def listens(words: typing.Sequence[str]) -> Listens:
     return Listens(address.strip("[]"), any(options.get(name) for name in _TLS))
 
 
+def calls_tools(options: Options) -> bool:
+    """Whether the server takes requests that let the model call tools; else it answers 400 (seen with 0.32.0)."""
+    return bool(options.get("enable_auto_tool_choice") and options.get("tool_call_parser"))
+
+
 def unfollowed(options: Options) -> typing.Iterator[tuple[str, str]]:
     """The options that no switch can follow, and why; C(options) by the names of args, as text or as they are."""
     for name, why in _UNFOLLOWED.items():

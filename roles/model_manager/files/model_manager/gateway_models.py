@@ -111,7 +111,7 @@ class Card:
         # What was shown last, and of what that was made.
         self._last: tuple[tuple[Any, ...], dict[str, Any]] | None = None
         self._capabilities: dict[str, Any] = {}
-        if told is not None and not (told.get("enable_auto_tool_choice") and told.get("tool_call_parser")):
+        if told is not None and not options.calls_tools(told):
             self._capabilities = {"capabilities": {"builtin_tools": False}}
         address = model.listens.address
         self._fixed = {
