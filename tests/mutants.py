@@ -63,7 +63,7 @@ MUTANTS = (
     Mutant(
         "time/stale-connection",
         "http_connection.py",
-        "if self._socket is not None and not self.tls and not self._has_news():",
+        "if fresh and self._socket is not None and not self.tls and not self._has_news():",
         "if self._socket is not None:",
         "a connection that the server has closed meanwhile is used again",
         ("server",),

@@ -193,6 +193,19 @@ def test_connections_are_bounded(host: Host, services: list[Service]) -> None:
     until(lambda: requests.get(service.url + "/health", timeout=30).status_code == 200, "there is room again")
 
 
+def test_a_connection_outlives_those_that_clients_keep(host: Host, services: list[Service]) -> None:
+    """uvicorn's own 5 s are httpx's too: a request that met the end of its connection was lost."""
+    host.declare("a")
+    service = Service(host, reconcile=False)
+    services.append(service)
+    with _connect(service) as client:
+        for _each in range(2):
+            client.sendall(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+            assert client.recv(4096).startswith(b"HTTP/1.1 200 ")
+            time.sleep(6)
+        assert not _is_closed(client)
+
+
 def test_who_asks_for_too_slowly_is_let_go(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     import uvicorn
     from model_manager import connections

@@ -19,6 +19,9 @@ import urllib.parse
 
 # No answer of vLLM's is nearly as long; one that never ends must not fill the memory.
 _LONGEST_ANSWER_BYTES = 64 * 1024 * 1024
+# A connection that was idle for so long is not used again: vLLM's server (uvicorn) closes one after 5 s
+# (VLLM_HTTP_TIMEOUT_KEEP_ALIVE), and a request that meets the end would count as one the server has not answered.
+_IDLE_SECONDS = 3.0
 # What may stand in a path and its query as it is, escapes that are there already among it.
 _PLAIN = "!#$%&'()*+,/:;=?@[]~"
 
@@ -92,6 +95,7 @@ class Connection:
         self.tls = tls
         self._http = http.client.HTTPConnection(address, port)
         self._socket: typing.Any = None
+        self._used_at = 0.0
 
     def close(self) -> None:
         """Close the connection; the next call makes a new one."""
@@ -137,12 +141,14 @@ class Connection:
             raise
         if self._http.sock is None:
             self._socket = None
+        self._used_at = time.monotonic()
         return Answer(answer.status, {name.lower(): value for name, value in answer.getheaders()}, text)
 
     def _connected(self, until: float) -> typing.Any:
-        """The connection, a new one where the server has closed the one before."""
+        """The connection, a new one where the server has closed the one before or may be about to."""
         # On one with TLS there is always something to read, and nobody can look what without taking it.
-        if self._socket is not None and not self.tls and not self._has_news():
+        fresh = time.monotonic() - self._used_at < _IDLE_SECONDS
+        if fresh and self._socket is not None and not self.tls and not self._has_news():
             return self._socket
         self.close()
         # create_connection would take the address for a name, and Python's codec for names takes 4 ms to import.

@@ -28,7 +28,7 @@ from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors impo
 from . import gateway_link
 from .app import create_app
 from .config import Config, ConfigError, read
-from .connections import Connection
+from .connections import KEEP_ALIVE_SECONDS, Connection
 from .events import Bus
 from .history import History
 from .manager import Manager
@@ -145,6 +145,7 @@ def _serve(config: Config, manager: Manager, usage: Usage, door: socket.socket, 
             server_header=False,
             http=Connection,
             limit_concurrency=config.max_connections,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
             ws_max_size=config.max_body_bytes,
             # Twice: a switch may go on for so long, and be taken back for as long.
             timeout_graceful_shutdown=int(2 * config.stop_timeout_seconds) + _ANSWER_SECONDS,

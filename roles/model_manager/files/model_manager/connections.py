@@ -14,6 +14,10 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 # How long a client may take to send a request, from the connection or from its first byte on.
 REQUEST_SECONDS = 30.0
+# How long a connection stays open after an answer: longer than clients and proxies keep theirs (httpx 5 s, aiohttp
+# 15 s, nginx 60 s). A request that is under way when the service closes the connection is lost, and a POST is not
+# repeated.
+KEEP_ALIVE_SECONDS = 75
 # So many beyond the bound are told that there are too many. More are closed.
 TOLD = 100
 _RETRY_SECONDS = 5

@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 import requests
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching import http_connection
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors import (
     BadAnswer,
     DevModeOff,
@@ -948,6 +949,19 @@ def test_many_calls_use_one_connection(standin: serverlib.Server, server: Server
     calls = len(re.findall(r'^INFO: .* "(?:GET|POST) ', text, re.MULTILINE))
     assert calls == 3 * (4 + 1 + 4 + 1) + 1, "and its version once"
     assert len(set(re.findall(r"^INFO: +127\.0\.0\.1:(\d+) - ", text, re.MULTILINE))) == 1
+
+
+def test_a_connection_that_was_idle_is_not_used_again(
+    standin: serverlib.Server, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server may be about to close it: what is asked then has no answer."""
+    monkeypatch.setattr(http_connection, "_IDLE_SECONDS", 0.2)
+    mark = standin.mark()
+    for _each in range(2):
+        server.wake(2)
+        time.sleep(0.3)
+    peers = re.findall(r'^INFO: +127\.0\.0\.1:(\d+) - "POST /wake_up', standin.text()[mark:], re.MULTILINE)
+    assert len(set(peers)) == 2
 
 
 def test_a_server_that_was_restarted_is_reached_again() -> None:
