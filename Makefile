@@ -80,9 +80,10 @@ vllm-versions: setup ## the contract and switches on real vLLM of seven versions
 	.venv/bin/python -m tests.versions.run $(VERSIONS)
 
 .PHONY: webui
-webui: setup ## the real Open WebUI, as its role configures it, in a browser with two real vLLM servers (3 GB on first use)
+webui: setup ## the real Open WebUI in a browser, with two real vLLM servers, and before the gateway (3 GB on first use)
 	bash tools/real_vllm.sh
 	bash tools/open_webui.sh
+	@bash tools/nginx.sh || echo "there is no nginx with Lua"
 	@command -v chromium || command -v google-chrome || bash tools/apt.sh chromium || echo "there is no browser"
 	OPEN_WEBUI=1 $(PYTEST) -s tests/webui
 

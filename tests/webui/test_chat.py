@@ -1,18 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""The real Open WebUI in the environment that the role gives it, in a real browser, before two real vLLM servers.
-
-It takes gigabytes the first time, so it is asked for: OPEN_WEBUI=1 pytest tests/webui, as `make webui` calls it.
-Instead of names of containers there are addresses of the loopback interface; all else is what the role renders.
-"""
+"""The real Open WebUI in the environment that the role gives it, in a real browser, before two real vLLM servers."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
-import shutil
 import socket
-import string
 import subprocess
 import threading
 import time
@@ -23,10 +17,12 @@ from typing import Any
 
 import pytest
 import requests
-import yaml
 
 from tests.playbooklib import Ansible, Host
 from tests.serverlib import ROOT, Server, free_port, real_command, real_settings, real_venv
+
+from .interface import GENERATION, MESSAGE, render, start, webui_venv
+from .interface import visit as visited_by
 
 pytestmark = pytest.mark.timeout(1800)  # what it needs may have to be built first
 
@@ -37,9 +33,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "tiny-c": {"startup_mode": "disabled"},
 }
 ADDRESSES = {"vllm-tiny-a": "127.0.0.2", "vllm-tiny-b": "127.0.0.3"}
-# The answer is short and always the same.
-GENERATION = json.dumps({"max_new_tokens": 24, "temperature": 0})
-MESSAGE = "Does the model sleep?"
+SECRETS = {"WEBUI_SECRET_KEY": "signing key of the test"}
 
 
 class BlackHole:
@@ -91,22 +85,11 @@ class Visit:
 
 
 @pytest.fixture(scope="module")
-def chromium() -> str:
-    """The browser."""
-    if os.environ.get("OPEN_WEBUI") != "1":
-        pytest.skip("OPEN_WEBUI=1 runs this with the real Open WebUI")
-    found = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
-    if found is None:
-        pytest.skip("there is no Chromium here: apt-get install chromium")
-    return found
-
-
-@pytest.fixture(scope="module")
 def visit(chromium: str, ansible_playbook: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Visit]:
     """Everything is started at once, for one visit."""
     folder = tmp_path_factory.mktemp("webui")
     vllm = real_venv()
-    webui = Path(subprocess.check_output(["bash", ROOT / "tools" / "open_webui.sh"], text=True).strip())
+    webui = webui_venv()
     hole = BlackHole()
     ports = {name: free_port() for name in MODELS}
     with contextlib.ExitStack() as stack:
@@ -115,34 +98,17 @@ def visit(chromium: str, ansible_playbook: str, tmp_path_factory: pytest.TempPat
         for name in ("tiny-a", "tiny-b"):
             servers[name] = start_vllm(vllm, name, ports[name], folder)
             stack.enter_context(servers[name])
-        service = render(folder, ansible_playbook, ports, hole.url)
-        port = free_port()
-        environment = {
-            **{name: values(text) for name, text in service["environment"].items()},
-            "PATH": f"{webui / 'bin'}{os.pathsep}{os.environ['PATH']}",
-            "HOME": str(folder),
-            "DATA_DIR": str(folder / "data"),  # the image has it in a folder of its own
-        }
-        command = [str(webui / "bin" / "python"), str(webui / "bin" / "open-webui"), "serve"]
-        command += ["--host", "127.0.0.1", "--port", str(port)]
+        service = rendered(folder, ansible_playbook, ports, hole.url)
         began = time.monotonic()
-        interface = stack.enter_context(Server(command, port, folder / "open-webui.log", environment))
+        interface, environment = start(webui, service, folder, SECRETS)
+        stack.enter_context(interface)
         interface.wait_ready(600)
         print(f"Open WebUI answers after {time.monotonic() - began:.0f} s")
         for server in servers.values():
             server.wait_ready(600)
-        arguments = [chromium, interface.url, str(folder), MESSAGE]
-        visited = subprocess.run(
-            [str(webui / "bin" / "python"), str(ROOT / "tests" / "webui" / "visit.py"), *arguments],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=900,
-        )
-        assert visited.returncode == 0, f"{visited.stderr}\n{interface.tail()}"
+        told = visited_by(webui, "visit", chromium, interface, folder)
         print(f"after {time.monotonic() - began:.0f} s the visit is over; screenshots are in {folder}")
-        seen = Visit(service, json.loads(visited.stdout), list(hole.asked), interface.url, environment, servers)
+        seen = Visit(service, told, list(hole.asked), interface.url, environment, servers)
         for name in servers:
             lines = (folder / f"{name}.requests").read_text(encoding="utf-8").splitlines()
             seen.arrived[name] = [json.loads(line) for line in lines]
@@ -167,29 +133,14 @@ def start_vllm(venv: Path, name: str, port: int, folder: Path) -> Server:
     return server
 
 
-def render(folder: Path, ansible_playbook: str, ports: dict[str, int], proxy: str) -> dict[str, Any]:
-    """What the role says of the service, with addresses for the names of containers."""
+def rendered(folder: Path, ansible_playbook: str, ports: dict[str, int], proxy: str) -> dict[str, Any]:
+    """What the role says of the service, on a host with a proxy."""
     models = [
         {"id": name, "model": f"org/{name}", "host_port": 8001 + n, "port": ports[name], **model}
         for n, (name, model) in enumerate(MODELS.items())
     ]
-    host = Host(folder, models)
-    ansible = Ansible(ansible_playbook, folder, [host])
-    proxies = {"http_proxy": proxy, "HTTPS_PROXY": proxy}
-    written = folder / "project.yml"
-    extra = json.dumps({"output": str(written), "open_webui_env": proxies})
-    assert ansible.play("tests/webui/render.yml", "-e", extra).changed() == 1
-    text = written.read_text(encoding="utf-8")
-    for name, address in ADDRESSES.items():
-        assert name in text
-        text = text.replace(name, address)
-    service: dict[str, Any] = yaml.safe_load(text)["services"]["open-webui"]
-    return service
-
-
-def values(text: str) -> str:
-    """A value as compose reads it: with what `.env` has, and single dollars."""
-    return string.Template(text).substitute(WEBUI_SECRET_KEY="signing key of the test")
+    ansible = Ansible(ansible_playbook, folder, [Host(folder, models)])
+    return render(ansible, ADDRESSES, open_webui_env={"http_proxy": proxy, "HTTPS_PROXY": proxy})
 
 
 def test_an_ordinary_account_sees_every_model_and_is_answered(visit: Visit) -> None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """What people do with Open WebUI in a browser. Run by the Python of the venv that tools/open_webui.sh builds.
 
-    python visit.py CHROMIUM URL FOLDER MESSAGE
+    python -m tests.webui.visit CHROMIUM URL FOLDER MESSAGE
 
 The first one who comes signs up, and becomes the administrator, who makes an account of the role `user`. Who has that
 signs in, says something to tiny-a and waits for the answer; and to tiny-b, when the administrator has given tools back
