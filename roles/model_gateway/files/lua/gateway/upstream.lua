@@ -227,7 +227,10 @@ local function ask_one(request, model, one, whole)
     end
     if sock and one.tls == true then
         ok, why = sock:sslhandshake(nil, nil, false)
-        sock = ok and sock
+        if not ok then
+            sock:close()
+            sock = nil
+        end
     end
     if not sock then
         local refusal = failure("upstream_unreachable", string.format("The server of %s can't be reached: %s.", name, why))
