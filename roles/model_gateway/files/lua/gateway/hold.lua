@@ -91,7 +91,8 @@ function hold.await(waiter, seconds)
     return nil
 end
 
-local function begin(request)
+-- Begins a wait, within the limits. Returns the waiter, or nil and the error.
+function hold.begin(request)
     local down = link.down_seconds()
     if down and down >= config.settings.link_grace_seconds then
         return nil, link.unavailable()
@@ -121,7 +122,8 @@ local function begin(request)
         -- A header may be no UTF-8, which the manager takes for garbage: it would end the link, and each one that follows.
         task = (request.task or ""):sub(1, 100):gsub("[^\32-\126]", "?"),
         began = now,
-        deadline = now + settings.max_wait_seconds,
+        -- It may have been sent before, in vain.
+        deadline = (request.began or now) + settings.max_wait_seconds,
         sem = semaphore.new(0),
     }
     -- From here on `ended` gives it back.
@@ -133,7 +135,7 @@ end
 -- the error: status, code, message, retry_after, should_retry. A stream that is told of its wait is answered here, and this does
 -- not return.
 function hold.wait(request)
-    local waiter, why = begin(request)
+    local waiter, why = hold.begin(request)
     if not waiter then
         return nil, why
     end

@@ -266,10 +266,11 @@ local function read(sock, connection)
             end
         elseif why == "timeout" then
             partial = partial .. (rest or "")
-            tick()
         else
             return why
         end
+        -- Also where the manager is never silent.
+        tick()
         if waiting == 0 then
             heard = now
         end

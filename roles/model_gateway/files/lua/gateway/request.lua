@@ -9,7 +9,9 @@ local hold = require "gateway.hold"
 local keys = require "gateway.keys"
 local link = require "gateway.link"
 local list = require "gateway.list"
+local relay = require "gateway.relay"
 local routes = require "gateway.routes"
+local servers = require "gateway.servers"
 local told = require "gateway.told"
 
 local var = ngx.var
@@ -89,11 +91,6 @@ local function model_for(name, fixed, key)
     return model
 end
 
--- Whether a stream goes to a client of HTTP/1.0: it ends where the connection ends, and only told can say that it was cut.
-local function unframed(path)
-    return ngx.req.http_version() < 1.1 and told.knows(path)
-end
-
 -- Where the gate is open and the server is plain HTTP, nothing more is to be done.
 local function go_on(model, name, key, stream, path)
     var.gateway_model = model.id
@@ -109,7 +106,7 @@ local function go_on(model, name, key, stream, path)
         if model.api_key then
             var.gateway_authorization = "Bearer " .. model.api_key
         end
-        if not (stream and unframed(path)) then
+        if not model.servers and not (stream and told.unframed(path)) then
             return model.tls and ngx.exec("@tls") or nil
         end
     end
@@ -178,18 +175,21 @@ function M.access()
     if not request then
         return ngx.exit(500)
     end
-    if request.entered then
+    local model = gate.model(request.model)
+    if model and model.servers then
+        return relay.answer(request)
+    elseif request.entered then
         return told.stream(request)
     end
     local ok, err = hold.wait(request)
     if not ok then
         return errors.answer(err)
     end
-    local model = gate.model(request.model)
+    model = gate.model(request.model)
     if model.api_key then
         var.gateway_authorization = "Bearer " .. model.api_key
     end
-    if request.stream and unframed(request.path) then
+    if request.stream and told.unframed(request.path) then
         return told.stream(request)
     end
     if model.tls then
@@ -222,6 +222,7 @@ function M.log()
     elseif arrived == "held" then
         taken()
         hold.ended()
+        servers.leave()
     end
 end
 
