@@ -11,12 +11,25 @@ import ipaddress
 import typing
 
 from ansible_collections.homegpt.vllm.plugins.plugin_utils import gateway
+from ansible_collections.homegpt.vllm.plugins.plugin_utils.plain import plain
 
 Values = typing.Mapping[str, typing.Any]
 
 MANAGER_PORT = 9000
 # The name of the API key that a door has on each of its hosts.
 KEY = "door"
+# The variables of a host that say how it is reached.
+_VARIABLES = (
+    "ansible_host",
+    "model_gateway_address",
+    "model_gateway_api_keys",
+    "model_gateway_listen",
+    "model_gateway_port",
+    "model_gateway_tls_certificate",
+    "model_manager_listen",
+    "model_manager_operator_tokens",
+    "model_manager_port",
+)
 # The playbooks that know what to do with a door.
 PLAYBOOKS = ("site", "teardown")
 
@@ -26,10 +39,14 @@ def is_door(values: Values) -> bool:
     return bool(values.get("model_gateway_hosts"))
 
 
-def hosts(given: typing.Sequence[tuple[str, Values]], key: str = KEY) -> list[dict[str, typing.Any]]:
-    """What C(config.json) of the door says of each host, of which C(given) has the name and the variables."""
+def hosts(
+    names: typing.Iterable[str], hostvars: typing.Mapping[str, Values], key: str = KEY
+) -> list[dict[str, typing.Any]]:
+    """What C(config.json) of the door says of each of these hosts."""
     found = []
-    for name, values in given:
+    for name in names:
+        # No others: they may have no value here.
+        values = {one: plain(hostvars[name][one]) for one in _VARIABLES if one in hostvars[name]}
         listen = str(values.get("model_gateway_listen") or "")
         address = str(values.get("model_gateway_address") or _own(listen) or values.get("ansible_host") or name)
         tokens = values.get("model_manager_operator_tokens") or [""]

@@ -50,7 +50,8 @@ class Member:
         for model in states:
             self.host.declare(model, standin={"sleep_seconds": 0.05, "wake_seconds": 0.05, **standin})
         self.host.up(**states)
-        self.running, port = service(self.host)
+        # As by default: a model that has just become active waits a moment for its requests.
+        self.running, port = service(self.host, linger_seconds=0.5)
         link: Any = SimpleNamespace(port=port, token=TOKEN)
         self.gateway = Gateway(link, keys=[{"name": "door", "key": KEY}, {"name": "direct", "key": "direct" + KEY}])
         self.gateway.start()

@@ -59,7 +59,7 @@ class Front(Host):
         return {
             **own,
             "model_gateway_enabled": True,
-            "model_gateway_hosts": ["gpu1", "gpu2"],
+            "model_gateway_hosts": "{{ groups['vllm_hosts'] | difference(['front']) }}",
             "model_gateway_link_port": self.link_port,
             "model_gateway_systemd": False,
         }

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import pytest
 from tests.manager.conftest import until
 from tests.manager.door_hosts import PlayedHost, model, served
 from tests.manager.gateway_workers import Worker
+from tests.serverlib import ROOT
 
 
 @pytest.fixture
@@ -273,3 +276,21 @@ def test_what_is_set_up_wrongly_ends_it_at_once_with_what_to_do(
     caplog.clear()
     assert main([str(tmp_path / "none.json")]) == 2
     assert "can't be read" in caplog.text
+
+
+def test_it_needs_no_packages(tmp_path: Path) -> None:
+    """Its host gets none."""
+    host = PlayedHost("one", model("a"))
+    config = tmp_path / "config.json"
+    told = {
+        "gateway_listen": "127.0.0.1:9001",
+        "gateway_token_file": "/t",
+        "models_file": "/m",
+        "hosts": [host.config()],
+    }
+    config.write_text(json.dumps(told))
+    command = [sys.executable, "-S", "-s", "-E", "-B", "-m", "model_manager.door", "--check", str(config)]
+    ended = subprocess.run(
+        command, cwd=ROOT / "roles/model_manager/files", capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")

@@ -11,11 +11,13 @@ import pytest
 from tests.manager.door_hosts import model
 
 
-def host(name: str, *models: dict[str, Any], up: bool = True, waiting: int = 0, **load: int) -> Any:
+def host(name: str, *models: dict[str, Any], up: bool = True, waiting: int = 0, in_flight: int = 0, **load: int) -> Any:
     from model_manager.door_models import HostView, Server
 
     server = Server(name, "10.0.0.1", 8000, False, "key")
-    return HostView(name, up, "" if up else "no answer in time", server, {m["id"]: m for m in models}, waiting, load)
+    return HostView(
+        name, up, "" if up else "no answer in time", server, {m["id"]: m for m in models}, waiting, in_flight, load
+    )
 
 
 def told(*hosts: Any) -> dict[str, dict[str, Any]]:
@@ -42,6 +44,18 @@ def test_where_a_switch_costs_least(hosts: list[tuple[str, float | None, int]], 
     views = [host(name, model("qwen", eta_seconds=eta), waiting=waiting) for name, eta, waiting in hosts]
     found = door_models.cheapest(views, "qwen")
     assert (found and found.name) == wanted
+
+
+def test_a_host_that_works_least_is_asked_where_the_rest_is_the_same() -> None:
+    from model_manager import door_models
+
+    views = [host("a", model("qwen"), model("llama"), in_flight=2), host("b", model("qwen"), in_flight=1)]
+    assert door_models.cheapest(views, "qwen") is views[1]
+    # What a host was asked for already comes first there.
+    views = [host("a", model("qwen"), model("llama")), host("b", model("qwen", eta_seconds=9))]
+    assert door_models.cheapest(views, "qwen") is views[0]
+    assert door_models.cheapest(views, "qwen", {"a": ["llama"]}) is views[1]
+    assert door_models.cheapest(views, "qwen", {"a": ["qwen"]}) is views[0]
 
 
 def test_a_host_where_it_has_failed_is_the_last_resort_and_one_that_is_down_none() -> None:

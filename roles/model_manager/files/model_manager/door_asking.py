@@ -91,11 +91,12 @@ class Asking:
             _LOG.warning("%s was asked for %s and is lost", ask.host, model)
         now = self._clock()
         free = [one for one in having if one.name not in ask.said and self._rests(one.name, model) <= now]
-        host = door_models.cheapest(free, model)
+        asked = self._asked()
+        host = door_models.cheapest(free, model, asked)
         if host is None:
             # All others have failed: those that may do better now.
             free = [one for one in having if one.name in ask.said and ask.said[one.name].status in _LATER]
-            host = door_models.cheapest(free, model)
+            host = door_models.cheapest(free, model, asked)
         if host:
             ask.host = host.name
             ask.task = asyncio.ensure_future(self._run(ask, self._hosts[host.name], model))
@@ -131,6 +132,14 @@ class Asking:
                 self._rest(host.name, model)
         ask.task = None
         self._settle(model)
+
+    def _asked(self) -> dict[str, list[str]]:
+        """Which models each host is asked for now."""
+        found: dict[str, list[str]] = {}
+        for model, ask in self._asks.items():
+            if ask.task:
+                found.setdefault(ask.host, []).append(model)
+        return found
 
     def _rests(self, host: str, model: str) -> float:
         return self._resting.get((host, model), (0.0, 0))[0]

@@ -69,7 +69,8 @@ class RemoteHost:
 
     def view(self) -> HostView:
         """It, as it is known now."""
-        return HostView(self.name, self._up, self._why, self._server, self.models, self._waiting, self._load)
+        in_flight = sum(self._in_flight.values())
+        return HostView(self.name, self._up, self._why, self._server, self.models, self._waiting, in_flight, self._load)
 
     def own(self, model: str, in_flight: int) -> None:
         """So many requests does this door have for the model there."""

@@ -38,6 +38,8 @@ class HostView(NamedTuple):
     models: Mapping[str, Mapping[str, Any]]
     waiting: int = 0
     """How many requests wait there, for whatever model."""
+    in_flight: int = 0
+    """How many requests its models have."""
     load: Mapping[str, int] = {}
     """How many requests each model has there that others than this door have sent."""
 
@@ -51,16 +53,22 @@ def declaring(hosts: Iterable[HostView], model: str) -> list[HostView]:
     return [host for host in hosts if model in host.models]
 
 
-def cheapest(hosts: Iterable[HostView], model: str) -> HostView | None:
+def cheapest(
+    hosts: Iterable[HostView], model: str, asked: Mapping[str, Iterable[str]] | None = None
+) -> HostView | None:
     """Where a switch to this model costs least; of hosts that are up and have it.
 
-    By the time that the host's own manager expects; where that is the same, where fewest requests wait; then the first.
+    By the time that the host's own manager expects, and that it expects for what it was `asked` for already (models by
+    host); where that is the same, where fewest requests wait, then where fewest are under way; then the first.
     """
 
-    def cost(host: HostView) -> tuple[bool, float, int]:
+    def cost(host: HostView) -> tuple[bool, float, int, int]:
         told = host.models[model]
+        before = [other for other in (asked or {}).get(host.name, ()) if other != model]
+        etas = [host.models.get(other, {}).get("eta_seconds") or 0.0 for other in before]
         eta = told.get("eta_seconds")
-        return told.get("state") in _HARDLY, math.inf if eta is None else float(eta), host.waiting
+        whole = math.inf if eta is None else float(eta) + sum(etas)
+        return told.get("state") in _HARDLY, whole, host.waiting + len(before), host.in_flight
 
     return min((host for host in declaring(hosts, model) if host.up), key=cost, default=None)
 

@@ -90,7 +90,7 @@ def test_playbooks_that_are_about_models_leave_it_out(playbook: str) -> None:
 
 
 def test_how_a_host_is_reached() -> None:
-    (told,) = door.hosts([["gpu1", {**BEHIND, "ansible_host": "gpu1.example.com"}]])
+    (told,) = door.hosts(["gpu1"], {"gpu1": {**BEHIND, "ansible_host": "gpu1.example.com"}})
     assert told == {
         "name": "gpu1",
         "address": "gpu1.example.com",
@@ -115,7 +115,7 @@ ADDRESSES: list[tuple[dict[str, Any], tuple[str, str]]] = [
 
 @pytest.mark.parametrize(("values", "wanted"), ADDRESSES)
 def test_at_which_address(values: dict[str, Any], wanted: tuple[str, str]) -> None:
-    (told,) = door.hosts([("gpu1", {**BEHIND, **values})])
+    (told,) = door.hosts(["gpu1"], {"gpu1": {**BEHIND, **values}})
     assert (told["address"], told["manager_address"]) == wanted
 
 
@@ -127,5 +127,5 @@ def test_the_key_the_ports_and_tls() -> None:
         "model_gateway_tls_certificate": "PEM",
         "model_gateway_api_keys": [],
     }
-    (told,) = door.hosts([("gpu1", values)], "alice")
+    (told,) = door.hosts(["gpu1"], {"gpu1": values}, "alice")
     assert (told["port"], told["manager_port"], told["tls"], told["api_key"]) == (8443, 9100, True, "")
