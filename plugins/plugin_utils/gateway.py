@@ -100,7 +100,7 @@ def keys(given: typing.Any, webui_key: str = "") -> list[dict[str, typing.Any]]:
 
 def mistakes(values: Values) -> typing.Iterator[str]:
     """What is wrong with the gateway's variables of a host that has one."""
-    if not _true(values.get("model_manager_enabled")):
+    if not is_true(values.get("model_manager_enabled")):
         yield (
             "model_gateway_enabled needs the model manager, which switches for it: set model_manager_enabled: true, "
             "or model_gateway_enabled: false"
@@ -116,7 +116,7 @@ def mistakes(values: Values) -> typing.Iterator[str]:
         if not (
             address.is_loopback
             or values.get("model_gateway_api_keys")
-            or _true(values.get("model_gateway_without_keys"))
+            or is_true(values.get("model_gateway_without_keys"))
         ):
             yield (
                 f"model_gateway_listen {listen} lets everybody on the network use the models: set "
@@ -271,5 +271,6 @@ def _off(value: typing.Any) -> typing.Any:
     return "off" if value is False else value
 
 
-def _true(value: typing.Any) -> bool:
+def is_true(value: typing.Any) -> bool:
+    """Whether the value of a variable means yes."""
     return str(value).lower() in ("true", "yes", "on", "1", "y", "t")

@@ -75,6 +75,8 @@ VARIABLES = {
     "model_gateway_tls_key": "the key of its certificate, as PEM text; keep it in a vault",
     "model_gateway_settings": "its limits and other settings",
     "model_gateway_link_port": "the port of `127.0.0.1` on which the model manager listens for it",
+    "model_gateway_hosts": "for a host without models: the hosts to whose gateways its own "
+    "[routes](gateway.md#many-hosts-one-door)",
     "compose_stack_project_name": "the name of the compose project",
     "compose_stack_network": "its network",
     "compose_stack_unit_dir": "where units of systemd are written",

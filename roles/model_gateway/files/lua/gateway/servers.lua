@@ -52,6 +52,20 @@ function servers.choose(model, request)
     return best
 end
 
+-- Adds to the counts of the models' requests how many of them each server has: who tells the load of others has to leave them out.
+function servers.tell(counts)
+    for _i, model in ipairs(gate.models()) do
+        local count = counts[model.id]
+        if count and model.servers then
+            count.servers = {}
+            for _j, one in ipairs(model.servers) do
+                count.servers[one.name] = math.max(0, limits.count(count_name(model.id, one.name)))
+            end
+        end
+    end
+    return counts
+end
+
 -- The request's end, or that of its time with a server. For the log phase.
 function servers.leave()
     local name = var.gateway_server
