@@ -307,13 +307,15 @@ function M.enter(id)
     return nil, open and "closed" or "unknown"
 end
 
--- End what enter has begun for this request, if it has: once, in the log phase.
+-- End what enter has begun for this request, if it has: once, in the log phase. A model is idle since the last of its requests
+-- ended, which is the last one of some worker.
 function M.leave()
     local id = var.gateway_counted
     if id and id ~= "" then
         local names = names_of(id)
-        dict:incr(names.count, -1, 0)
-        dict:set(names.idle, ngx.now())
+        if (dict:incr(names.count, -1, 0) or 0) <= 0 then
+            dict:set(names.idle, ngx.now())
+        end
     end
 end
 

@@ -144,7 +144,6 @@ end
 -- Rewrite phase: the request is read and matched, and enters if it can.
 function M.rewrite()
     count_requests(1)
-    var.gateway_arrived = "1"
     local uri = var.uri
     local path = posted[uri]
     if path then
