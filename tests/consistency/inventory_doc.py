@@ -70,6 +70,7 @@ VARIABLES = {
     "model_gateway_port": "its port",
     "model_gateway_api_keys": "the API keys of clients; keep them in a vault",
     "model_gateway_without_keys": "whether it may listen on a network without asking for a key",
+    "model_gateway_allowed_hosts": "the names by which clients may call it without a key",
     "model_gateway_tls_certificate": "its certificate, as PEM text",
     "model_gateway_tls_key": "the key of its certificate, as PEM text; keep it in a vault",
     "model_gateway_settings": "its limits and other settings",

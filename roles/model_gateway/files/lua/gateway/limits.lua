@@ -134,6 +134,16 @@ function limits.take(model, key, most)
     return ok, which
 end
 
+-- Which room is full, as `take` would find it; nil: none.
+function limits.full(model, key, most)
+    for which, room in ipairs(rooms(model, key)) do
+        if limits.count(room) >= most[which] then
+            return which
+        end
+    end
+    return nil
+end
+
 -- Counts one less.
 function limits.give(model, key)
     for _i, room in ipairs(rooms(model, key)) do

@@ -12,6 +12,7 @@ local list = require "gateway.list"
 local relay = require "gateway.relay"
 local routes = require "gateway.routes"
 local servers = require "gateway.servers"
+local spool = require "gateway.spool"
 local told = require "gateway.told"
 
 local var = ngx.var
@@ -115,16 +116,33 @@ local function go_on(model, name, key, stream, path)
     return pass_on(request, "@held")
 end
 
+-- Why a long body is not even read: the disk is full enough, or it is known by now that its request can't be taken.
+local function refused_unread(fixed, key)
+    local model, err
+    if fixed then
+        model, err = model_for(nil, fixed, key)
+        err = err or hold.full(model, key)
+    end
+    return err or spool.admit()
+end
+
 local function post(path, fixed)
     if get_method() ~= "POST" then
         return errors.answer(POST_ONLY)
     end
     local key, err = keys.check()
     err = err or keys.admit(key)
+    local long = not err and spool.needed()
+    if long then
+        err = refused_unread(fixed, key)
+    end
     if err then
         return errors.answer(err)
     end
     read_body()
+    if long then
+        spool.settle()
+    end
     local name, stream
     name, stream, err = body.look()
     if not err and not name and not fixed then
@@ -224,6 +242,7 @@ function M.log()
         hold.ended()
         servers.leave()
     end
+    spool.leave()
 end
 
 return M

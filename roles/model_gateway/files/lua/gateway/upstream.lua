@@ -28,8 +28,8 @@ do
     NOT_PASSED[name] = true
 end
 
-local function failure(code, message)
-    return { status = 502, code = code, message = message }
+local function failure(message)
+    return { status = 502, code = "server_failed", message = message }
 end
 
 -- `one`: a model, or one of its servers, which is the gateway of another host: it is not to tell those who wait, who are told here.
@@ -186,13 +186,13 @@ local function ask(server, request, one, whole)
     local status, headers = http.read_head(server.sock)
     if not status then
         local reason = broken or headers
-        local refusal = failure("upstream_failed", string.format("The server of %s did not answer: %s.", server.name, reason))
+        local refusal = failure(string.format("The server of %s did not answer: %s.", server.name, reason))
         refusal.broken = true
         return refusal
     end
     server.status, server.headers = status, headers
     if server.is_gateway and status == 401 then
-        local refusal = failure("upstream_failed", string.format("The server of %s does not take this gateway's key.", server.name))
+        local refusal = failure(string.format("The server of %s does not take this gateway's key.", server.name))
         refusal.elsewhere = true
         return refusal
     elseif status == 200 or (whole and status ~= 502 and status ~= 503) then
@@ -227,10 +227,13 @@ local function ask_one(request, model, one, whole)
     end
     if sock and one.tls == true then
         ok, why = sock:sslhandshake(nil, nil, false)
-        sock = ok and sock
+        if not ok then
+            sock:close()
+            sock = nil
+        end
     end
     if not sock then
-        local refusal = failure("upstream_unreachable", string.format("The server of %s can't be reached: %s.", name, why))
+        local refusal = failure(string.format("The server of %s can't be reached: %s.", name, why))
         refusal.elsewhere = true
         return nil, refusal
     end
@@ -250,7 +253,7 @@ end
 
 -- Asks the servers of a model that has several, one after the other until one answers.
 local function ask_several(request, model, whole)
-    local refusal = failure("upstream_unreachable", "No host has " .. model.id .. " active.")
+    local refusal = failure("No host has " .. model.id .. " active.")
     refusal.again = true
     while true do
         local one = servers.choose(model, request)
@@ -275,7 +278,7 @@ end
 function upstream.ask(request, whole)
     local model = gate.model(request.model)
     if not model then
-        return nil, failure("upstream_failed", "The model " .. (request.name or request.model) .. " was removed.")
+        return nil, failure("The model " .. (request.name or request.model) .. " was removed.")
     elseif model.servers then
         return ask_several(request, model, whole)
     end
@@ -315,7 +318,7 @@ end
 
 local function broke_off(server, how)
     local reason = how == "timeout" and "no more came" or how
-    return failure("upstream_failed", string.format("The server of %s broke off its answer: %s.", server.name, reason))
+    return failure(string.format("The server of %s broke off its answer: %s.", server.name, reason))
 end
 
 -- Gives the events of a server's answer to `give`, as they come. `ends`: how the last event of a complete stream may
