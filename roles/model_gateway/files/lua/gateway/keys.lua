@@ -105,6 +105,9 @@ end
 
 -- Whether a browser asks for a page that comes from elsewhere. Only browsers send these headers.
 local function is_foreign()
+    if var.gateway_page == "" then
+        return false
+    end
     local site, origin = var.http_sec_fetch_site, var.http_origin
     if site and site ~= "same-origin" and site ~= "none" then
         return true

@@ -1,6 +1,7 @@
 -- SPDX-License-Identifier: MIT
 -- A request's way: read and matched, counted and sent on; held where its model's gate is closed; and its end.
 local balancer = require "ngx.balancer"
+local address = require "gateway.address"
 local body = require "gateway.body"
 local config = require "gateway.config"
 local errors = require "gateway.errors"
@@ -32,25 +33,12 @@ local NO_MODEL = {
     param = "model",
 }
 
--- Requests on their way to the location where they wait: ngx.ctx does not go there, a variable does.
-local passed_on, passed_number = {}, 0
+-- The requests that have arrived, by their addresses: true, or what is known of one that was sent to the location where requests wait.
+local arrived = {}
 
 local function pass_on(request, location)
-    passed_number = passed_number + 1
-    passed_on[passed_number] = request
-    var.gateway_passed = passed_number
-    var.gateway_arrived = "held"
+    arrived[address()] = request
     return ngx.exec(location)
-end
-
-local function taken()
-    local number = tonumber(var.gateway_passed)
-    local request = number and passed_on[number]
-    if number then
-        passed_on[number] = nil
-        var.gateway_passed = ""
-    end
-    return request
 end
 
 local function forbidden(key, name)
@@ -93,9 +81,9 @@ local function model_for(name, fixed, key)
 end
 
 -- Where the gate is open and the server is plain HTTP, nothing more is to be done.
-local function go_on(model, name, key, stream, path)
+local function go_on(model, name, key, stream, path, as_written)
     var.gateway_model = model.id
-    if var.request_uri ~= path then
+    if not as_written then
         set_uri(path)
     end
     local entered, why = gate.enter(model.id)
@@ -126,7 +114,8 @@ local function refused_unread(fixed, key)
     return err or spool.admit()
 end
 
-local function post(path, fixed)
+-- `as_written`: the client has written the path as it is sent on.
+local function post(path, fixed, as_written)
     if get_method() ~= "POST" then
         return errors.answer(POST_ONLY)
     end
@@ -156,19 +145,18 @@ local function post(path, fixed)
     if not model then
         return errors.answer(err)
     end
-    return go_on(model, name or fixed, key, stream, path)
+    return go_on(model, name or fixed, key, stream, path, as_written)
 end
 
 -- Rewrite phase: the request is read and matched, and enters if it can.
 function M.rewrite()
     count_requests(1)
-    var.gateway_arrived = "1"
-    local uri = var.uri
-    local path = posted[uri]
+    arrived[address()] = true
+    local path = posted[var.request_uri]
     if path then
-        return post(path)
+        return post(path, nil, true)
     end
-    local route = routes.of(uri)
+    local route = routes.of(var.uri)
     if not route then
         return errors.answer(NO_PATH)
     end
@@ -189,8 +177,8 @@ end
 -- Access phase of the location where requests wait. In a handler of its own: a client that leaves while its request is held goes
 -- unnoticed by the handler that has read the body.
 function M.access()
-    local request = taken()
-    if not request then
+    local request = arrived[address()]
+    if type(request) ~= "table" then
         return ngx.exit(500)
     end
     local model = gate.model(request.model)
@@ -217,7 +205,7 @@ end
 
 -- Which server a request is sent to.
 function M.balance()
-    local model = gate.model(var.gateway_counted)
+    local model = gate.model(gate.counted())
     local ok, why
     if model then
         ok, why = balancer.set_current_peer(model.host, model.port)
@@ -230,17 +218,18 @@ end
 
 -- Log phase, at the end of every request, however it ends.
 function M.log()
+    local this = address()
+    local request = arrived[this]
+    if request == true then
+        count_requests(-1)
+    elseif request then
+        hold.ended()
+        servers.leave()
+    end
+    arrived[this] = nil
     gate.leave()
     if config.guarded then
         keys.leave()
-    end
-    local arrived = var.gateway_arrived
-    if arrived == "1" then
-        count_requests(-1)
-    elseif arrived == "held" then
-        taken()
-        hold.ended()
-        servers.leave()
     end
     spool.leave()
 end

@@ -70,7 +70,7 @@ end
 function servers.leave()
     local name = var.gateway_server
     if name and name ~= "" then
-        limits.add(count_name(var.gateway_counted, name), -1)
+        limits.add(count_name(gate.counted(), name), -1)
     end
 end
 
@@ -99,7 +99,7 @@ function servers.again(request)
         elseif model.gate ~= "open" then
             servers.leave()
             gate.leave()
-            var.gateway_server, var.gateway_counted = "", ""
+            var.gateway_server = ""
             request.tried = {}
             return "wait"
         elseif servers.choose(model, request) then
