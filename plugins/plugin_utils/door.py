@@ -114,8 +114,10 @@ def _of_host(values: Values, key: str) -> typing.Iterator[str]:
     if not gateway.is_true(values.get("model_gateway_enabled")):
         yield "has no gateway: set model_gateway_enabled: true for it, and run site on it"
         return
+    # Who says that it is reached by loopback has a tunnel, or both on one machine.
+    tunnel = _is_loopback(str(values.get("model_gateway_address")))
     for service, name in (("gateway", "model_gateway_listen"), ("model manager", "model_manager_listen")):
-        if _is_loopback(str(values.get(name) or "127.0.0.1")):
+        if not tunnel and _is_loopback(str(values.get(name) or "127.0.0.1")):
             yield (
                 f"has its {service} on loopback, which no other host reaches: set {name} for it to an address of the "
                 "network, or to 0.0.0.0"

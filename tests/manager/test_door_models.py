@@ -83,7 +83,7 @@ def test_the_models_are_those_of_all_hosts_and_servers_are_those_where_it_is_act
     assert [(one["name"], one["load"]) for one in servers] == [("a", 3), ("b", 0)]
     assert servers[0] == {"name": "a", "host": "10.0.0.1", "port": 8000, "tls": False, "api_key": "key", "load": 3}
     assert (state["qwen"]["gate"], state["qwen"]["eta_seconds"], state["qwen"]["state"]) == ("open", 0, "active")
-    assert "servers" not in state["llama"]
+    assert state["llama"]["servers"] == []
     assert (state["llama"]["gate"], state["llama"]["eta_seconds"]) == ("closed", 2)
     assert state["gemma"]["eta_seconds"] == 12
 

@@ -104,7 +104,7 @@ def _model(model: str, hosts: Sequence[HostView]) -> dict[str, Any]:
     entries = dict(zip(shown["adapters"], shown["adapter_entries"], strict=False))
     etas = [host.models[model]["eta_seconds"] for host in up if host.models[model]["eta_seconds"] is not None]
     why = "" if best else " and ".join(f"{host.name} can't be reached ({host.why})" for host in hosts)
-    found: dict[str, Any] = {
+    return {
         "id": model,
         "names": _shared(hosts, model, "names"),
         "adapters": adapters,
@@ -115,16 +115,9 @@ def _model(model: str, hosts: Sequence[HostView]) -> dict[str, Any]:
         "adapter_entries": [
             entries[name] if best else _unreachable(entries[name], why) for name in adapters if name in entries
         ],
-        # Nobody is sent there while the gate is closed, and where it is open there are `servers`.
-        "host": "127.0.0.1",
-        "port": 9,
-        "api_key": None,
+        # Also where there are none: by this the gateway knows a model that is not its own host's.
+        "servers": [{**host.server._asdict(), "load": host.load.get(model, 0)} for host in serving if host.server],
     }
-    if serving:
-        found["servers"] = [
-            {**host.server._asdict(), "load": host.load.get(model, 0)} for host in serving if host.server
-        ]
-    return found
 
 
 def _rank(told: Mapping[str, Any]) -> tuple[int, float]:

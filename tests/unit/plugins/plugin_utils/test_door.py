@@ -31,6 +31,8 @@ def test_what_is_right_is_not_refused() -> None:
     assert mistakes({}, {"model_gateway_api_keys": [], "model_gateway_without_keys": True}) == []
     assert mistakes({"model_gateway_hosts_key": "alice"}, {"model_gateway_listen": "10.0.0.5"}) == []
     assert mistakes({}, playbook="teardown") == []
+    # As with a tunnel.
+    assert mistakes({}, {"model_gateway_address": "127.0.0.1", "model_gateway_listen": "127.0.0.1"}) == []
 
 
 OWN: list[tuple[dict[str, Any], str]] = [
