@@ -50,6 +50,8 @@ class Managed:
     def __init__(self, folder: Path) -> None:
         self.host = Host(folder / "stack")
         self.host.settings.update(canary="auto", escalation=["roll_back"])
+        # Beside a browser, a busy machine may take long to start a server.
+        self.host.settings.update(max_retries=300, request_timeout_seconds=60)
         self.host.declare("a", name="Alpha", gpu_memory_gb=20, standin={"vram_gb": 20})
         self.host.declare("b", name="Beta", standin={"wake_seconds": 0.7, "asleep_gb": 2})
         self.host.declare("c", name=MARKUP, description=SCRIPT)
