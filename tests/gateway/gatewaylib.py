@@ -25,6 +25,7 @@ from typing import Any, Protocol
 
 import jinja2
 import requests
+from ansible_collections.homegpt.vllm.plugins.plugin_utils.gateway import settings as gateway_settings
 
 from tests.gateway.fake_link import FakeManager
 from tests.serverlib import ROOT, free_port
@@ -96,12 +97,8 @@ class Gateway:
         self.trusted = str(certificate[1]) if certificate else True
         self.workers_wanted = workers
         self.edit = edit
-        self.settings = {
-            "manager_host": "127.0.0.1",
-            "manager_port": manager.port,
-            "max_body_bytes": 67108864,
-            **settings,
-        }
+        # As the role writes them. The clients of these tests call it `gateway`.
+        self.settings = gateway_settings(None, manager.port, ["gateway"]) | settings
         self.token = manager.token
         # Whom a test has killed is no failure, nor that this machine gives out fewer files.
         self.forgiven = ["exited on signal 9", "setrlimit(RLIMIT_NOFILE"]

@@ -20,6 +20,9 @@ from .host_state import HostState
 from .schedule import Schedule
 from .view import READY
 
+# What of a model's message is nobody's business but the host's own gateway's.
+_OWN = ("host", "port", "api_key", "tls")
+
 
 class Gates:
     """The gates of all models. `now` is in seconds since 1970."""
@@ -47,6 +50,10 @@ class Gates:
         """The whole state, as a line of JSON."""
         told = {"t": "state", "version": self.version, "models": self._shown}
         return json.dumps(told, separators=(",", ":")).encode() + b"\n"
+
+    def told(self) -> list[dict[str, Any]]:
+        """The models of that message, without the addresses and keys of their servers."""
+        return [{key: one[key] for key in one if key not in _OWN} for one in self._shown]
 
     def later_than(self, version: Version) -> None:
         """Have a version that is greater than one that workers hold: the clock was set back since it was made."""

@@ -9,7 +9,10 @@ local hold = require "gateway.hold"
 local keys = require "gateway.keys"
 local link = require "gateway.link"
 local list = require "gateway.list"
+local relay = require "gateway.relay"
 local routes = require "gateway.routes"
+local servers = require "gateway.servers"
+local spool = require "gateway.spool"
 local told = require "gateway.told"
 
 local var = ngx.var
@@ -89,11 +92,6 @@ local function model_for(name, fixed, key)
     return model
 end
 
--- Whether a stream goes to a client of HTTP/1.0: it ends where the connection ends, and only told can say that it was cut.
-local function unframed(path)
-    return ngx.req.http_version() < 1.1 and told.knows(path)
-end
-
 -- Where the gate is open and the server is plain HTTP, nothing more is to be done.
 local function go_on(model, name, key, stream, path)
     var.gateway_model = model.id
@@ -109,7 +107,7 @@ local function go_on(model, name, key, stream, path)
         if model.api_key then
             var.gateway_authorization = "Bearer " .. model.api_key
         end
-        if not (stream and unframed(path)) then
+        if not model.servers and not (stream and told.unframed(path)) then
             return model.tls and ngx.exec("@tls") or nil
         end
     end
@@ -118,16 +116,33 @@ local function go_on(model, name, key, stream, path)
     return pass_on(request, "@held")
 end
 
+-- Why a long body is not even read: the disk is full enough, or it is known by now that its request can't be taken.
+local function refused_unread(fixed, key)
+    local model, err
+    if fixed then
+        model, err = model_for(nil, fixed, key)
+        err = err or hold.full(model, key)
+    end
+    return err or spool.admit()
+end
+
 local function post(path, fixed)
     if get_method() ~= "POST" then
         return errors.answer(POST_ONLY)
     end
     local key, err = keys.check()
     err = err or keys.admit(key)
+    local long = not err and spool.needed()
+    if long then
+        err = refused_unread(fixed, key)
+    end
     if err then
         return errors.answer(err)
     end
     read_body()
+    if long then
+        spool.settle()
+    end
     local name, stream
     name, stream, err = body.look()
     if not err and not name and not fixed then
@@ -178,18 +193,21 @@ function M.access()
     if not request then
         return ngx.exit(500)
     end
-    if request.entered then
+    local model = gate.model(request.model)
+    if model and model.servers then
+        return relay.answer(request)
+    elseif request.entered then
         return told.stream(request)
     end
     local ok, err = hold.wait(request)
     if not ok then
         return errors.answer(err)
     end
-    local model = gate.model(request.model)
+    model = gate.model(request.model)
     if model.api_key then
         var.gateway_authorization = "Bearer " .. model.api_key
     end
-    if request.stream and unframed(request.path) then
+    if request.stream and told.unframed(request.path) then
         return told.stream(request)
     end
     if model.tls then
@@ -222,7 +240,9 @@ function M.log()
     elseif arrived == "held" then
         taken()
         hold.ended()
+        servers.leave()
     end
+    spool.leave()
 end
 
 return M
