@@ -118,7 +118,7 @@ def test_large_headers(start: Start, servers: dict[str, Standin]) -> None:
         b"POST /v1/chat/completions HTTP/9.9\r\n\r\n",
         b"POST /v1/chat/completions HTTP/1.1\r\n\r\n",
         b"POST /v1/chat/completions HTTP/1.1\r\nHost: gateway\r\nContent-Length: x\r\n\r\n",
-        b"POST /v1/chat/completions HTTP/1.1\r\nHost: gateway\r\nContent-Length: 9\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"POST /tokenize HTTP/1.1\r\nHost: gateway\r\nContent-Length: 9\r\nTransfer-Encoding: chunked\r\n\r\n",
         b"POST /v1/chat/completions HTTP/1.1\r\nHost: gateway\r\nTransfer-Encoding: gzip\r\n\r\n",
         b"POST /v1/chat/completions HTTP/1.1\r\nHost: gateway\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n\r\n",
         b"POST /v1/chat/completions HTTP/1.1\r\nHost: gateway\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n{}",
