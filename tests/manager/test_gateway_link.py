@@ -68,7 +68,7 @@ class Served:
 
     async def _serve(self, ready: threading.Event) -> None:
         with socket.create_server(("127.0.0.1", self.port)) as door:
-            async with gateway_link.serving(self.gateway, TOKEN, door):  # type: ignore[arg-type]
+            async with gateway_link.serving(self.gateway, TOKEN, door):
                 ready.set()
                 await self._ending.wait()
 
