@@ -54,6 +54,17 @@ def dies_in_head(asked: Asked) -> None:
     asked.send("HTTP/1.1 200 OK\r\nContent-")
 
 
+def dies_after_head(asked: Asked) -> None:
+    asked.head("Transfer-Encoding: chunked")
+    time.sleep(0.1)
+
+
+def dies_before_body(asked: Asked) -> None:
+    asked.head("Content-Length: 100", kind="application/json")
+    time.sleep(0.1)
+    asked.reset()
+
+
 def dies_in_stream(asked: Asked) -> None:
     asked.head("Transfer-Encoding: chunked")
     asked.chunk(token("one"))
@@ -221,13 +232,26 @@ def test_a_kept_connection_that_has_ended_costs_no_request(start: Start) -> None
         closes,
         resets,
         dies_in_head,
+        dies_after_head,
+        dies_before_body,
         error("manager_unavailable"),
         error("starting"),
         error("server_failed", "502 Bad Gateway"),
         error("invalid_api_key", "401 Unauthorized"),
         None,
     ],
-    ids=["closes", "resets", "dies in head", "no manager", "starting", "502", "401", "not there"],
+    ids=[
+        "closes",
+        "resets",
+        "dies in head",
+        "dies after head",
+        "dies before body",
+        "no manager",
+        "starting",
+        "502",
+        "401",
+        "not there",
+    ],
 )
 def test_another_one_is_asked(start: Start, script: Script | None, body: dict[str, Any]) -> None:
     good = streams() if "stream" in body else answers({"ok": True})
@@ -327,11 +351,10 @@ def test_a_stream_comes_as_it_flows(start: Start) -> None:
     with Server(script) as server, playing(many(at("a", server.port))) as manager:
         gateway = start(manager)
         with Call(gateway.port, STREAM) as call:
-            # Its head before any event.
-            assert (call.status, call.header("Content-Type")) == (200, "text/event-stream; charset=utf-8")
             for number in range(10):
                 seen.release()
                 assert call.event() == token(str(number)).strip()
+            assert (call.status, call.header("Content-Type")) == (200, "text/event-stream; charset=utf-8")
             assert call.events() == [DONE.strip()]
         nothing_in_flight(manager)
 
@@ -394,7 +417,7 @@ def test_a_request_waits_again_when_the_gate_is_closed(start: Start, body: dict[
 
 
 def test_a_stream_that_was_told_goes_elsewhere_and_waits_again(start: Start) -> None:
-    with Server(closes) as bad, Server(streams()) as good, playing(many(gate="closed")) as manager:
+    with Server(dies_after_head) as bad, Server(streams()) as good, playing(many(gate="closed")) as manager:
         gateway = start(manager)
         with Call(gateway.port, STREAM) as call:
             assert call.event() == ": Waiting for m"

@@ -51,24 +51,33 @@ local function pass_headers(server)
     end
 end
 
-local function give(piece)
-    ngx.print(piece)
-    if not ngx.flush(true) then
-        return ngx.exit(ngx.ERROR)
-    end
-end
-
-local function pass(server, began)
+local function begin(server)
     ngx.status = server.status
     count_wait(server.headers)
     pass_headers(server)
     ngx.header["X-Gateway-Server"] = var.gateway_server
     ngx.send_headers()
-    if not server.headers["content-length"] then
-        -- The first piece may be long in coming.
-        ngx.flush(true)
+end
+
+-- Passes the answer on. Returns the error if the server has broken off before anything of it came, else not at all. The head goes with
+-- the first piece: until then another server may answer.
+local function pass(server, began)
+    local begun = false
+    local refusal = upstream.pass(server, function(piece)
+        if not begun then
+            begun = true
+            begin(server)
+        end
+        ngx.print(piece)
+        if not ngx.flush(true) then
+            return ngx.exit(ngx.ERROR)
+        end
+    end)
+    if refusal and not begun then
+        return refusal
+    elseif not begun then
+        begin(server)
     end
-    local refusal = upstream.pass(server, give)
     var.gateway_told_seconds = string.format("%.3f", ngx.now() - began)
     if refusal then
         var.gateway_error = refusal.code
@@ -98,7 +107,7 @@ function relay.answer(request)
         if server and server.status == 200 and request.stream and told.unframed(request.path) then
             return told.stream(request, server)
         elseif server then
-            return pass(server, began)
+            refusal = pass(server, began)
         end
         local how = refusal.again and servers.again(request)
         if not how then

@@ -237,7 +237,7 @@ local function ask_one(request, model, one, whole)
         refusal.elsewhere = true
         return nil, refusal
     end
-    local server = { sock = sock, name = name, is_gateway = is_gateway }
+    local server = { sock = sock, name = name, is_gateway = is_gateway, request = request, one = one }
     local reused = is_gateway and sock:getreusedtimes() > 0
     local refusal = ask(server, request, one, whole)
     if refusal then
@@ -316,32 +316,45 @@ local function read_answer(server, ends, give)
     return complete, how
 end
 
-local function broke_off(server, how)
+-- `begun`: something of the answer was given on.
+local function broke_off(server, how, begun)
     local reason = how == "timeout" and "no more came" or how
-    return failure(string.format("The server of %s broke off its answer: %s.", server.name, reason))
+    local refusal = failure(string.format("The server of %s broke off its answer: %s.", server.name, reason))
+    if server.is_gateway and not begun then
+        servers.failed(server.request, server.one, true)
+        refusal.again = true
+    end
+    return refusal
 end
 
 -- Gives the events of a server's answer to `give`, as they come. `ends`: how the last event of a complete stream may
--- begin. Returns nil when it was complete, or the error.
+-- begin. Returns nil when it was complete, or the error, with `again` as `ask` does.
 function upstream.stream(server, ends, give)
-    local complete, how = read_answer(server, ends, give)
+    local begun = false
+    local complete, how = read_answer(server, ends, function(event)
+        begun = true
+        give(event)
+    end)
     close(server)
-    return not complete and broke_off(server, how) or nil
+    return not complete and broke_off(server, how, begun) or nil
 end
 
--- Gives the body of an answer to `give`, as it comes. Returns nil when it was complete, or the error.
+-- Gives the body of an answer to `give`, as it comes. Returns nil when it was complete, or the error, with `again` as `ask` does.
 function upstream.pass(server, give)
     local headers = server.headers
-    local complete, how = true, nil
+    local begun, complete, how = false, true, nil
     if server.status ~= 204 and server.status ~= 304 then
-        complete, how = http.read_body(server.sock, headers, give)
+        complete, how = http.read_body(server.sock, headers, function(piece)
+            begun = true
+            give(piece)
+        end)
     end
     if complete and not how and server.sent and (headers.connection or ""):lower() ~= "close" then
         server.sock:keep()
     else
         close(server)
     end
-    return not complete and broke_off(server, how) or nil
+    return not complete and broke_off(server, how, begun) or nil
 end
 
 return upstream
