@@ -69,8 +69,9 @@ versions: setup ## playbooks and sanity with the lowest and the newest supported
 	bash tools/versions.sh
 
 .PHONY: real
-real: setup ## the contract and the switch on two real vLLM servers (3 GB on first use)
+real: setup ## the contract, the switch, and the gateway under the SDKs, on two real vLLM servers (3 GB on first use)
 	bash tools/real_vllm.sh
+	@bash tools/nginx.sh || echo "there is no nginx with Lua"
 	$(PYTEST) tests/contract --target real
 	REAL_VLLM=1 $(PYTEST) tests/real
 
