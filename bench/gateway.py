@@ -131,9 +131,9 @@ wrk.headers["Content-Type"] = "application/json"
 wrk.body = [==[%s]==]
 function done(summary, latency, requests)
     local errors = summary.errors
-    local bad = errors.connect + errors.read + errors.write + errors.status + errors.timeout
-    io.write(string.format('{"requests":%%d,"seconds":%%f,"bad":%%d,"p99":%%f}\\n',
-        summary.requests, summary.duration / 1e6, bad, latency:percentile(99) / 1e3))
+    local bad = errors.connect + errors.write + errors.status + errors.timeout
+    io.write(string.format('{"requests":%%d,"seconds":%%f,"bad":%%d,"ended":%%d,"p99":%%f}\\n',
+        summary.requests, summary.duration / 1e6, bad, errors.read, latency:percentile(99) / 1e3))
 end
 """
 
@@ -167,9 +167,11 @@ def cpu_seconds(pids: list[int]) -> float:
 class Way:
     """A port by which the server is reached, and what those who pass on have taken of the cores, in seconds."""
 
-    def __init__(self, port: int, cpu: Callable[[], float]) -> None:
+    def __init__(self, port: int, cpu: Callable[[], float], keeps: bool = True) -> None:
         self.port = port
         self.cpu = cpu
+        # Whether connections are kept, so that the end of one is an error.
+        self.keeps = keeps
 
     def load(self, script: Path, connections: int = CONNECTIONS) -> dict[str, float]:
         """Ask as fast as it goes: requests a second, CPU seconds a request, 99th percentile of the latency in ms."""
@@ -179,7 +181,7 @@ class Way:
             [*command, f"http://127.0.0.1:{self.port}{CHAT}"], capture_output=True, text=True, check=True, timeout=120
         )
         told: dict[str, float] = json.loads(ended.stdout.splitlines()[-1])
-        assert told["bad"] == 0, ended.stdout
+        assert told["bad"] == 0 and not (self.keeps and told["ended"]), ended.stdout
         cpu = (self.cpu() - before) / told["requests"]
         return {"a_second": told["requests"] / told["seconds"], "cpu": cpu, "p99": told["p99"]}
 

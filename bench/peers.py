@@ -30,11 +30,12 @@ LOCAL_LLM_SERVER = "local-llm-server==0.38.6"
 
 
 class Begun(NamedTuple):
-    """A command, what it needs of the environment, and the name that it knows the model by."""
+    """A command, its environment, the name by which it knows the model, and whether it keeps connections."""
 
     command: list[str]
     environment: dict[str, str]
     model: str = "m"
+    keeps: bool = True
 
 
 def litellm(venv: Path, folder: Path, port: int, server: int) -> Begun:
@@ -67,7 +68,7 @@ def local_llm_server(venv: Path, folder: Path, port: int, server: int) -> Begun:
     environment = {"PATH": f"{folder}:{os.environ['PATH']}", "LOCAL_LLM_GW_LAUNCHER": "cli"}
     # It keeps files of its own in the user's folders, and asks PyPI for its newest version.
     environment |= {"HOME": str(folder), "XDG_CACHE_HOME": str(folder), "https_proxy": "http://127.0.0.1:9"}
-    return Begun([str(venv / "bin/python"), "-m", "local_llm_server"], environment, "./m")
+    return Begun([str(venv / "bin/python"), "-m", "local_llm_server"], environment, "./m", keeps=False)
 
 
 PEERS: dict[str, Callable[[Path, Path, int, int], Begun]] = {
@@ -109,7 +110,7 @@ def peer(package: str, server: int) -> Iterator[tuple[Way, str]]:
             while not answers(port, body):
                 assert process.poll() is None and time.monotonic() < deadline, (folder / "log").read_text()[-3000:]
                 time.sleep(0.2)
-            yield Way(port, lambda: session_seconds(process.pid)), body
+            yield Way(port, lambda: session_seconds(process.pid), begun.keeps), body
         finally:
             process.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):

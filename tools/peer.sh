@@ -21,7 +21,7 @@ build() {
     echo "peer.sh: building $venv (less than a minute)" >&2
     rm -rf "$venv"
     "$python" -m venv "$venv"
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$package" >&2
+    "$venv/bin/python" -m pip install --quiet --quiet --disable-pip-version-check "$package" >&2
     echo "$package" >"$stamp"
 }
 
