@@ -38,6 +38,8 @@ from tests.serverlib import two_awake
 
 FAULTS = ("manager", "server", "engine", "reboot", "broken")
 NAMES = ("a", "b", "c")
+# An engine that was killed removes the networks of the containers that it has ended only with its next tidying, which
+# it does every 60 s (libnetwork's gpmCleanupPeriod). Whoever has got one of their addresses is not reached before that.
 PATIENCE_SECONDS = 150.0
 # How long a switch takes here, and a bit more: the manager is killed at any moment of that.
 SWITCH_SECONDS = 2.0
