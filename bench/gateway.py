@@ -16,7 +16,8 @@ import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,8 @@ http {
         location = /v1/embeddings {
             content_by_lua_block { ngx.req.read_body() ngx.print("{}") }
         }
+        location = /v1/models { default_type application/json; return 200 '%(models)s'; }
+        location = /health { return 200; }
     }
 }
 """
@@ -108,10 +111,15 @@ ANSWER = json.dumps(
     {
         "id": "chatcmpl-0",
         "object": "chat.completion",
-        "choices": [{"index": 0, "message": {"role": "assistant", "content": "Because " * 40}}],
+        "created": 1,
+        "model": "m",
+        "choices": [
+            {"index": 0, "message": {"role": "assistant", "content": "Because " * 40}, "finish_reason": "stop"}
+        ],
         "usage": {"prompt_tokens": 100, "completion_tokens": 40, "total_tokens": 140},
     }
 )
+MODELS = json.dumps({"object": "list", "data": [{"id": "m", "object": "model", "created": 1, "owned_by": "vllm"}]})
 STREAM = json.dumps({"messages": MESSAGES, "model": "m", "stream": True})
 IMAGE = json.dumps(
     {"messages": [{"content": [{"image_url": {"url": "data:;base64," + "iVBORw0KGgo" * 1_900_000}}]}], "model": "m"}
@@ -123,9 +131,9 @@ wrk.headers["Content-Type"] = "application/json"
 wrk.body = [==[%s]==]
 function done(summary, latency, requests)
     local errors = summary.errors
-    local bad = errors.connect + errors.read + errors.write + errors.status + errors.timeout
-    io.write(string.format('{"requests":%%d,"seconds":%%f,"bad":%%d,"p99":%%f}\\n',
-        summary.requests, summary.duration / 1e6, bad, latency:percentile(99) / 1e3))
+    local bad = errors.connect + errors.write + errors.status + errors.timeout
+    io.write(string.format('{"requests":%%d,"seconds":%%f,"bad":%%d,"ended":%%d,"p99":%%f}\\n',
+        summary.requests, summary.duration / 1e6, bad, errors.read, latency:percentile(99) / 1e3))
 end
 """
 
@@ -157,22 +165,24 @@ def cpu_seconds(pids: list[int]) -> float:
 
 
 class Way:
-    """A port by which the server is reached, and the processes that pass on."""
+    """A port by which the server is reached, and what those who pass on have taken of the cores, in seconds."""
 
-    def __init__(self, port: int, pids: list[int]) -> None:
+    def __init__(self, port: int, cpu: Callable[[], float], keeps: bool = True) -> None:
         self.port = port
-        self.pids = pids
+        self.cpu = cpu
+        # Whether connections are kept, so that the end of one is an error.
+        self.keeps = keeps
 
     def load(self, script: Path, connections: int = CONNECTIONS) -> dict[str, float]:
         """Ask as fast as it goes: requests a second, CPU seconds a request, 99th percentile of the latency in ms."""
-        before = cpu_seconds(self.pids)
+        before = self.cpu()
         command = ["wrk", "-t1", f"-c{connections}", f"-d{LOAD_SECONDS}s", "-s", str(script)]
         ended = subprocess.run(
             [*command, f"http://127.0.0.1:{self.port}{CHAT}"], capture_output=True, text=True, check=True, timeout=120
         )
         told: dict[str, float] = json.loads(ended.stdout.splitlines()[-1])
-        assert told["bad"] == 0, ended.stdout
-        cpu = (cpu_seconds(self.pids) - before) / told["requests"]
+        assert told["bad"] == 0 and not (self.keeps and told["ended"]), ended.stdout
+        cpu = (self.cpu() - before) / told["requests"]
         return {"a_second": told["requests"] / told["seconds"], "cpu": cpu, "p99": told["p99"]}
 
     def first_byte(self) -> float:
@@ -216,20 +226,27 @@ class Way:
 
 
 @contextlib.contextmanager
-def running() -> Iterator[tuple[Way, Way]]:
-    """The plain way and the gateway, in front of one server."""
+def serving() -> Iterator[tuple[int, Way]]:
+    """A server, its port, and the gateway in front of it."""
     if not shutil.which("nginx"):
         subprocess.run(["bash", str(ROOT / "tools/nginx.sh")], check=True)
     if not shutil.which("wrk"):
         subprocess.run(["bash", str(ROOT / "tools/apt.sh"), "wrk"], check=True)
-    server, plain = free_port(), free_port()
+    server = free_port()
     with contextlib.ExitStack() as stack:
-        stack.enter_context(nginx(SERVER, server, answer=ANSWER))
-        pids = stack.enter_context(nginx(PLAIN, plain, WORKERS, server=server))
+        stack.enter_context(nginx(SERVER, server, answer=ANSWER, models=MODELS))
         manager = stack.enter_context(playing(model("m", server)))
         gateway = stack.enter_context(Gateway(manager, workers=WORKERS))
         gateway.wait_known()
-        yield Way(plain, pids), Way(gateway.port, gateway.workers())
+        yield server, Way(gateway.port, partial(cpu_seconds, gateway.workers()))
+
+
+@contextlib.contextmanager
+def running() -> Iterator[tuple[Way, Way]]:
+    """The plain way and the gateway, in front of one server."""
+    plain = free_port()
+    with serving() as (server, gateway), nginx(PLAIN, plain, WORKERS, server=server) as pids:
+        yield Way(plain, partial(cpu_seconds, pids)), gateway
 
 
 def measure(folder: Path, rounds: int) -> list[list[float]]:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The figures that the README states, each a ratio or a delay measured in one run on this machine.
 
-    .venv/bin/python bench/run.py [--only core|manager|playbook|ready|fleet|bootstrap|warm|gateway] [--quick] [--write]
+    .venv/bin/python bench/run.py [--only core|manager|playbook|ready|fleet|bootstrap|warm|gateway|peers|waiters]
+                              [--quick] [--write]
 
 `bootstrap` needs a Docker engine and the images for tests (`make images`), and takes eight minutes. `warm` needs real
 vLLM (`tools/real_vllm.sh`), 15 GB of RAM and ten minutes.
@@ -35,9 +36,10 @@ from ansible_collections.homegpt.vllm.plugins.module_utils.switching.http_connec
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import parse
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.switch import Switcher
 
-from bench import gateway, manager, medians, warm
+from bench import gateway, manager, medians, peers, warm
 from tests.e2e.stack import PLAY, Stack, contained
 from tests.fleet.fleet import FORKS, NEW, OLD, Fleet
+from tests.gateway import waiters
 from tests.part import leave_out
 from tests.playbooklib import Ansible, Host, Run, is_sleeping, launched, served
 from tests.serverlib import ROOT, Server, start_standin
@@ -443,6 +445,31 @@ def measure_gateway(folder: Path, rounds: int) -> list[Figure]:
     return figures
 
 
+def measure_peers(folder: Path, rounds: int) -> list[Figure]:
+    """Load the gateway and other programs of its kind in front of the same server."""
+    figures = [
+        Figure("CPU a request, gateway in percent of LiteLLM 1.100.0", 1, " %"),
+        Figure("CPU a request, gateway in percent of vllm-router 0.1.17", 50, " %"),
+        Figure("CPU a request, gateway in percent of local-llm-server 0.38.6", 100, " %"),
+    ]
+    samples = peers.measure(folder, rounds)
+    for figure, package in zip(figures, (peers.LITELLM, peers.VLLM_ROUTER, peers.LOCAL_LLM_SERVER), strict=True):
+        figure.samples += samples[package]
+    return figures
+
+
+def measure_waiters(_folder: Path, rounds: int) -> list[Figure]:
+    """Have 5,000 requests wait at the gateway for a minute."""
+    memory = Figure("memory of each of 5,000 requests that wait", 20, " kB")
+    cpu = Figure("CPU while 5,000 requests wait, of a core", 3, " %")
+    for _round in range(rounds):
+        found = waiters.measure(5000, 60)
+        assert found.answered == 5000 and found.in_flight == 0, found
+        memory.samples.append(found.bytes_each_at_most / 1000)
+        cpu.samples.append(100 * found.cpu)
+    return [memory, cpu]
+
+
 def show(figures: list[Figure], file: TextIO) -> None:
     """Print the table."""
     rows = [["", "min", "median", "max", "limit", "n", ""], *(figure.cells() for figure in figures)]
@@ -477,6 +504,8 @@ def main() -> int:
         "bootstrap": (measure_bootstrap, 1, 1),
         "warm": (measure_warm, 7, 3),
         "gateway": (measure_gateway, 9, 3),
+        "peers": (measure_peers, 9, 3),
+        "waiters": (measure_waiters, 1, 1),
     }
     parser.add_argument("--only", choices=measures, help="measure only this")
     parser.add_argument("--quick", action="store_true", help="few repetitions, and not what takes minutes for one")
@@ -489,7 +518,7 @@ def main() -> int:
     slack = QUICK_SLACK if args.quick else 1.0
     figures: list[Figure] = []
     for name, (measure, all_rounds, few) in measures.items():
-        if name in ("bootstrap", "warm", "gateway") and args.quick and not args.only:
+        if name in ("bootstrap", "warm", "gateway", "peers", "waiters") and args.quick and not args.only:
             leave_out("bench", "make bench", [name])
         elif args.only in (None, name):
             print(f"measuring: {name} ...", file=sys.stderr, flush=True)

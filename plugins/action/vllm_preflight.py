@@ -17,6 +17,7 @@ from ansible.plugins.action import ActionBase
 from ansible.template import Templar
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.redaction import is_secret_name, secrets_of
 from ansible_collections.homegpt.vllm.plugins.plugin_utils import (
+    door,
     live,
     preflight,
     preflight_words,
@@ -79,7 +80,8 @@ class ActionModule(ActionBase):
         unreadable = []
         for host in hosts:
             try:
-                self.looks.append(self.look(host, hostvars, playbook, specs))
+                look = self.look(host, hostvars, playbook, specs)
+                self.looks.append(look._replace(behind=self.behind(look, hostvars, playbook)))
             except AnsibleError as error:
                 files = list(_files(task_vars.get("ansible_inventory_sources") or ()))
                 unreadable.append((host.name, preflight_words.unreadable(str(error), files)))
@@ -160,6 +162,14 @@ class ActionModule(ActionBase):
         mistakes += preflight_words.mistaken_names(preflight.own_names(playbook, values), known)
         mistakes += role_variables.mistakes(values, specs, ("vllm_models", "vllm_switching"))
         return preflight.Host(host.name, values, mistakes)
+
+    def behind(self, look, hostvars, playbook):
+        """The variables of the hosts to which the gateway of this one routes, and of all others for their names."""
+        named = look.values.get("model_gateway_hosts")
+        if playbook not in door.PLAYBOOKS or not isinstance(named, list):
+            return {}
+        known = self.inventory.hosts
+        return {name: self.look(known[name], hostvars, playbook, {}).values if name in named else {} for name in known}
 
     def walk(self, value, path, secret, templar, names, mistakes):
         """The value with every template in it evaluated; _Unresolved where one can't be."""

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from ansible.plugins.action import ActionBase
-from ansible_collections.homegpt.vllm.plugins.plugin_utils import live, rollout
+from ansible_collections.homegpt.vllm.plugins.plugin_utils import door, live, rollout
 from ansible_collections.homegpt.vllm.plugins.plugin_utils.plain import plain
 
 
@@ -38,7 +38,9 @@ class ActionModule(ActionBase):
             return found
 
         if given["placement"]:
-            stat, hosts = "vllm_placement", plain(task_vars["ansible_play_hosts_all"])
+            # A host that routes to others has no models.
+            stat, values = "vllm_placement", task_vars["hostvars"]
+            hosts = [one for one in plain(task_vars["ansible_play_hosts_all"]) if not door.is_door(values[one])]
             drifts, placed = registered("__vllm_drift", hosts), registered("__vllm_placed", hosts)
             report = rollout.placement_report(hosts, drifts, placed)
         else:

@@ -46,6 +46,7 @@ FUNCTIONS = {
     "convergence": "containers.convergence",
     "docker_problem": "containers.docker_problem",
     "dotenv_text": "compose.dotenv_text",
+    "door_hosts": "door.hosts",
     "entrypoints": "compose.entrypoint_problems",
     "gateway_keys": "gateway.keys",
     "gateway_settings": "gateway.settings",

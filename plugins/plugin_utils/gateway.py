@@ -42,6 +42,12 @@ SETTINGS = {
         200, 1, "How many of them may come with one API key that sets no number of its own."
     ),
     "max_body_bytes": Setting(67108864, 1, "The longest body of a request. A longer one is answered with 413."),
+    "max_spool_bytes": Setting(
+        8589934592,
+        1,
+        "How many bytes of requests longer than 64 kB may lie in `gateway/spool` at once, of those that wait and those "
+        "that are answered. More are answered with 429 before they are read. At least `max_body_bytes`.",
+    ),
     "status_chunks": Setting(
         "auto",
         None,
@@ -56,7 +62,9 @@ SETTINGS = {
 }
 
 
-def settings(given: typing.Any, link_port: int = LINK_PORT) -> dict[str, typing.Any]:
+def settings(
+    given: typing.Any, link_port: int = LINK_PORT, allowed_hosts: typing.Iterable[str] = ()
+) -> dict[str, typing.Any]:
     """What C(settings.json) says. Raises ValueError with the mistakes of C(given), model_gateway_settings."""
     wrong = list(_wrong_settings(given))
     if wrong:
@@ -65,6 +73,7 @@ def settings(given: typing.Any, link_port: int = LINK_PORT) -> dict[str, typing.
     return {
         "manager_host": "127.0.0.1",
         "manager_port": int(link_port),
+        "allowed_hosts": list(dict.fromkeys(allowed_hosts)),
         **{key: own.get(key, setting.default) for key, setting in SETTINGS.items()},
     }
 
@@ -91,7 +100,7 @@ def keys(given: typing.Any, webui_key: str = "") -> list[dict[str, typing.Any]]:
 
 def mistakes(values: Values) -> typing.Iterator[str]:
     """What is wrong with the gateway's variables of a host that has one."""
-    if not _true(values.get("model_manager_enabled")):
+    if not is_true(values.get("model_manager_enabled")):
         yield (
             "model_gateway_enabled needs the model manager, which switches for it: set model_manager_enabled: true, "
             "or model_gateway_enabled: false"
@@ -107,12 +116,13 @@ def mistakes(values: Values) -> typing.Iterator[str]:
         if not (
             address.is_loopback
             or values.get("model_gateway_api_keys")
-            or _true(values.get("model_gateway_without_keys"))
+            or is_true(values.get("model_gateway_without_keys"))
         ):
             yield (
                 f"model_gateway_listen {listen} lets everybody on the network use the models: set "
                 "model_gateway_api_keys, or model_gateway_without_keys: true if that is what you want"
             )
+    yield from _wrong_hosts(values.get("model_gateway_allowed_hosts"))
     workers = str(values.get("model_gateway_workers", "auto"))
     if not re.match(r"(auto|[1-9][0-9]{0,2})\Z", workers):
         yield f"model_gateway_workers must be auto or a number of processes, is {workers!r}: correct or remove it"
@@ -173,7 +183,18 @@ def _wrong_settings(given: typing.Any) -> typing.Iterator[str]:
     if given is not None and not isinstance(given, dict):
         yield "model_gateway_settings must be a dictionary: write it as {max_wait_seconds: 300}"
         return
-    for key, value in (given or {}).items():
+    wrong = list(_wrong_values(given or {}))
+    yield from wrong
+    own = {key: setting.default for key, setting in SETTINGS.items()} | (given or {})
+    if not wrong and own["max_spool_bytes"] < own["max_body_bytes"]:
+        yield (
+            f"model_gateway_settings.max_spool_bytes must be at least max_body_bytes, {own['max_body_bytes']}, is "
+            f"{own['max_spool_bytes']}: no request of that length would ever be taken"
+        )
+
+
+def _wrong_values(given: Values) -> typing.Iterator[str]:
+    for key, value in given.items():
         setting = SETTINGS.get(key)
         if setting is None:
             near = difflib.get_close_matches(str(key), SETTINGS, n=1)
@@ -188,6 +209,16 @@ def _wrong_settings(given: typing.Any) -> typing.Iterator[str]:
             if not right or not setting.least <= value < 1e12:
                 number = "a whole number" if whole else "a number"
                 yield f"model_gateway_settings.{key} must be {number} of at least {setting.least:g}, is {value!r}"
+
+
+def _wrong_hosts(given: typing.Any) -> typing.Iterator[str]:
+    name = "model_gateway_allowed_hosts"
+    if given is not None and not (isinstance(given, list) and all(isinstance(one, str) and one for one in given)):
+        yield f"{name} must be a list of names: write it as [gpu1.example.com]"
+        return
+    odd = [one for one in given or [] if re.search(r"[/:\s]", one)]
+    if odd:  # what no request could match; addresses are allowed anyway
+        yield f"{name} must be names alone, not {', '.join(odd)}: leave out http://, the port and addresses"
 
 
 def _wrong_keys(given: typing.Any) -> typing.Iterator[str]:
@@ -240,5 +271,6 @@ def _off(value: typing.Any) -> typing.Any:
     return "off" if value is False else value
 
 
-def _true(value: typing.Any) -> bool:
+def is_true(value: typing.Any) -> bool:
+    """Whether the value of a variable means yes."""
     return str(value).lower() in ("true", "yes", "on", "1", "y", "t")

@@ -13,7 +13,7 @@ from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors impo
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.gpus import is_amd, is_mig
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import Inventory, Model, parse
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.texts import map_text
-from ansible_collections.homegpt.vllm.plugins.plugin_utils import preflight_services, rollout, weights
+from ansible_collections.homegpt.vllm.plugins.plugin_utils import door, preflight_services, rollout, weights
 from ansible_collections.homegpt.vllm.plugins.plugin_utils.placement import names_of, place
 
 # The variables of the inventory that no role has in its name.
@@ -73,11 +73,15 @@ Values = typing.Mapping[str, typing.Any]
 
 
 class Host(typing.NamedTuple):
-    """A host of the target: the values of its variables, and what is wrong with those that have none."""
+    """A host of the target: the values of its variables, and what is wrong with those that have none.
+
+    C(behind): the variables of the hosts to which its gateway routes; None for one that the inventory does not have.
+    """
 
     name: str
     values: Values
     mistakes: list[str]
+    behind: typing.Mapping[str, Values | None] = {}
 
 
 def own_names(playbook: str, names: typing.Iterable[str]) -> list[str]:
@@ -93,8 +97,12 @@ def check(playbook: str, hosts: typing.Sequence[Host], unreadable: typing.Sequen
     parsed: list[tuple[typing.Any, Inventory | InventoryError]] = []
     for host in hosts:
         found += [(host.name, mistake) for mistake in host.mistakes]
-        inventory = _inventory(playbook, host, parsed)
-        if isinstance(inventory, list):
+        is_door = door.is_door(host.values)
+        inventory = None if is_door else _inventory(playbook, host, parsed)
+        if is_door:
+            wrong = door.mistakes(playbook, host.name, host.values, host.behind)
+            found += [(host.name, mistake) for mistake in wrong]
+        elif isinstance(inventory, list):
             found += [(host.name, mistake) for mistake in inventory]
         elif inventory is not None:
             inventories[host.name] = inventory

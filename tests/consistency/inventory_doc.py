@@ -70,10 +70,13 @@ VARIABLES = {
     "model_gateway_port": "its port",
     "model_gateway_api_keys": "the API keys of clients; keep them in a vault",
     "model_gateway_without_keys": "whether it may listen on a network without asking for a key",
+    "model_gateway_allowed_hosts": "the names by which clients may call it without a key",
     "model_gateway_tls_certificate": "its certificate, as PEM text",
     "model_gateway_tls_key": "the key of its certificate, as PEM text; keep it in a vault",
     "model_gateway_settings": "its limits and other settings",
     "model_gateway_link_port": "the port of `127.0.0.1` on which the model manager listens for it",
+    "model_gateway_hosts": "for a host without models: the hosts to whose gateways its own "
+    "[routes](gateway.md#many-hosts-one-door)",
     "compose_stack_project_name": "the name of the compose project",
     "compose_stack_network": "its network",
     "compose_stack_unit_dir": "where units of systemd are written",

@@ -79,6 +79,46 @@ ROWS = (
         "a copy within RAM, as a sleep at level 1 makes it, while weights are read, against one alone",
         ("a copy within RAM while weights are read / alone",),
     ),
+    (
+        "a request for the active model by the gateway, against one by nginx's plain `proxy_pass`: CPU",
+        ("CPU a request, gateway / plain proxy_pass",),
+    ),
+    (
+        "requests a second by plain `proxy_pass`, against those by the gateway",
+        ("requests a second, plain proxy_pass / gateway",),
+    ),
+    (
+        "what the gateway adds to plain `proxy_pass` for 99 of 100 requests",
+        ("99 of 100 requests, gateway - plain proxy_pass",),
+    ),
+    (
+        "what it adds until the first byte of a stream",
+        ("a stream's first byte, gateway - plain proxy_pass",),
+    ),
+    (
+        "a request of 20 MB by the gateway, against one by plain `proxy_pass`",
+        ("a body of 20 MB, gateway / plain proxy_pass",),
+    ),
+    (
+        "CPU of a request by the gateway, in percent of that by LiteLLM 1.100.0",
+        ("CPU a request, gateway in percent of LiteLLM 1.100.0",),
+    ),
+    (
+        "in percent of that by vllm-router 0.1.17",
+        ("CPU a request, gateway in percent of vllm-router 0.1.17",),
+    ),
+    (
+        "in percent of that by local-llm-server 0.38.6",
+        ("CPU a request, gateway in percent of local-llm-server 0.38.6",),
+    ),
+    (
+        "memory of each of 5,000 requests that wait at the gateway for a minute",
+        ("memory of each of 5,000 requests that wait",),
+    ),
+    (
+        "CPU of the gateway while they wait, in percent of a core",
+        ("CPU while 5,000 requests wait, of a core",),
+    ),
 )
 _FIGURE = re.compile(r'Figure\(\s*f?"(?P<name>[^"]+)",\s*(?P<limit>[\d.]+)(?:, "(?P<unit>[^"]+)")?')
 

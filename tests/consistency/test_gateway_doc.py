@@ -15,12 +15,9 @@ def test_the_page_is_up_to_date() -> None:
     assert page == blocks.written(page, gateway_doc.rendered()), f"run {blocks.COMMAND} and look at the diff"
 
 
-def test_the_program_has_the_same_settings_and_defaults() -> None:
+def test_the_program_has_the_same_settings() -> None:
     program = gateway_doc.ROOT / "roles/model_gateway/files/lua/gateway/config.lua"
-    (table,) = re.findall(
-        r"^local DEFAULTS = \{\n(.*?)^\}", program.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
-    )
-    found = dict(re.findall(r"^    (\w+) = (.+),$", table, re.MULTILINE))
-    assert {name: value.strip('"') for name, value in found.items()} == {
-        name: str(value) for name, value in gateway.settings({}).items()
-    }
+    (table,) = re.findall(r"^local KINDS = \{\n(.*?)^\}", program.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    found = dict(re.findall(r'^    (\w+) = "(\w+)",$', table, re.MULTILINE))
+    kinds = {str: "text", int: "number", list: "list"}
+    assert found == {name: kinds[type(value)] for name, value in gateway.settings({}).items()}

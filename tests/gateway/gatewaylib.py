@@ -16,6 +16,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -53,6 +54,16 @@ def missing() -> str:
         return "there is no nginx (make gateway installs it)"
     absent = [name for name in MODULES if not (MODULES_DIR / name).exists()]
     return f"nginx lacks {', '.join(absent)} (make gateway installs them)" if absent else ""
+
+
+def role_settings(port: int) -> dict[str, Any]:
+    """Return settings.json as the role writes it, with its defaults, for a manager at this port."""
+    build = str(ROOT / ".build")
+    if build not in sys.path:
+        sys.path.insert(0, build)  # pytest knows that by itself
+    from ansible_collections.homegpt.vllm.plugins.plugin_utils import gateway
+
+    return gateway.settings(None, port, ["gateway"])
 
 
 def hashed(key: dict[str, Any]) -> dict[str, Any]:
@@ -96,12 +107,8 @@ class Gateway:
         self.trusted = str(certificate[1]) if certificate else True
         self.workers_wanted = workers
         self.edit = edit
-        self.settings = {
-            "manager_host": "127.0.0.1",
-            "manager_port": manager.port,
-            "max_body_bytes": 67108864,
-            **settings,
-        }
+        # As the role writes them. The clients of these tests call it `gateway`.
+        self.settings = role_settings(manager.port) | settings
         self.token = manager.token
         # Whom a test has killed is no failure, nor that this machine gives out fewer files.
         self.forgiven = ["exited on signal 9", "setrlimit(RLIMIT_NOFILE"]

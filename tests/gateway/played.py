@@ -187,12 +187,15 @@ def answers(value: Any, status: str = "200 OK") -> Script:
 class Server:
     """A model's server that answers each request by a script, one to a connection; with a context it speaks TLS."""
 
-    def __init__(self, script: Script | None = None, context: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self, script: Script | None = None, context: ssl.SSLContext | None = None, host: str = "127.0.0.1"
+    ) -> None:
         self.context = context
         self.port = free_port()
         self.script = script or answers({"ok": True})
         self.asked: list[Asked] = []
-        self._listener = socket.create_server(("127.0.0.1", self.port), backlog=4096)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._listener = socket.create_server((host, self.port), family=family, backlog=4096)
         threading.Thread(target=self._accept, daemon=True).start()
 
     def __enter__(self) -> Server:

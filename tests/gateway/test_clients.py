@@ -110,6 +110,9 @@ def test_large_headers(start: Start, servers: dict[str, Standin]) -> None:
             assert client.post(CHAT, BODY, headers="X-Large: " + "x" * 6_000 + "\r\n").answer()[0] == 200
 
 
+HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: gateway\r\n"
+
+
 @pytest.mark.parametrize(
     "garbage",
     [
@@ -117,11 +120,11 @@ def test_large_headers(start: Start, servers: dict[str, Standin]) -> None:
         b"POST\r\n\r\n",
         b"POST /v1/chat/completions HTTP/9.9\r\n\r\n",
         b"POST /v1/chat/completions HTTP/1.1\r\n\r\n",
-        b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Length: x\r\n\r\n",
-        b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\nTransfer-Encoding: chunked\r\n\r\n",
-        b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip\r\n\r\n",
-        b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n\r\n",
-        b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n{}",
+        HEAD + b"Content-Length: x\r\n\r\n",
+        HEAD + b"Content-Length: 9\r\nTransfer-Encoding: chunked\r\n\r\n",
+        HEAD + b"Transfer-Encoding: gzip\r\n\r\n",
+        HEAD + b"Transfer-Encoding: chunked\r\n\r\nxyz\r\n\r\n",
+        HEAD + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\n{}",
     ],
 )
 def test_what_is_no_request(gateway: Gateway, servers: dict[str, Standin], garbage: bytes) -> None:
@@ -191,7 +194,8 @@ def test_the_spool_is_emptied(start: Start, servers: dict[str, Standin]) -> None
         large = json.dumps({"a": "x" * 3_000_000, "model": "b", "messages": []}).encode()
         with Client(gateway) as client:
             client.send(
-                f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(large)}\r\n\r\n".encode() + large[:2_000_000]
+                f"POST {CHAT} HTTP/1.1\r\nHost: gateway\r\nContent-Length: {len(large)}\r\n\r\n".encode()
+                + large[:2_000_000]
             )
             manager.until(lambda: list(gateway.spool.rglob("*")), "the body is spooled")
         manager.until(lambda: not list(gateway.spool.rglob("*")), "the spool is empty")

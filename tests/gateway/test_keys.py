@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,10 +12,11 @@ from typing import Any
 
 import pytest
 import requests
+from ansible_collections.homegpt.vllm.plugins.plugin_utils.gateway import settings as gateway_settings
 
 from tests.gateway.conftest import SERVER_KEY
 from tests.gateway.fake_link import model, playing
-from tests.gateway.gatewaylib import Gateway, Start, hashed
+from tests.gateway.gatewaylib import Client, Gateway, Start, hashed
 from tests.gateway.played import Asked, Call, Server, answers, until
 
 CHAT = "/v1/chat/completions"
@@ -24,6 +26,11 @@ KEYS: list[dict[str, Any]] = [
     {"name": "alice", "key": ALL},
     {"name": "bob", "key": SOME, "models": ["b"]},
 ]
+
+
+def settings(**more: object) -> str:
+    """The text of settings.json, with something else in it."""
+    return json.dumps(gateway_settings(None) | more)
 
 
 @pytest.fixture(scope="module")
@@ -163,12 +170,11 @@ def test_requests_at_once(start: Start) -> None:
             "max_in_flight must be a positive",
         ),
         ("link-token", " \n", "link-token: is missing or empty"),
-        ("settings.json", '{"max_waiting": 0}', "settings.json: max_waiting must be a positive number"),
-        (
-            "settings.json",
-            '{"status_chunks": "on"}',
-            "settings.json: status_chunks must be auto, webui",
-        ),
+        ("settings.json", settings(max_waiting=0), "settings.json: max_waiting must be a positive number"),
+        ("settings.json", settings(max_waiting=None), "settings.json: max_waiting must be a positive number"),
+        ("settings.json", settings(allowed_hosts="gpu1"), "settings.json: allowed_hosts must be a list"),
+        ("settings.json", settings(allowed_hosts=[1]), "settings.json: allowed_hosts must be a list of texts"),
+        ("settings.json", settings(status_chunks="on"), "settings.json: status_chunks must be auto, webui"),
     ],
 )
 def test_wrong_files_open_nothing(start: Start, file: str, text: str, said: str) -> None:
@@ -241,3 +247,53 @@ def test_pages_of_other_sites_need_a_key(start: Start, played: Server, headers: 
     with playing(model("a", played.port)) as manager:
         gateway = start(manager, keys=KEYS)
         assert ask(gateway, "a", Authorization=f"Bearer {ALL}", **headers).status_code == 200
+
+
+def test_names_of_others_need_a_key(start: Start, played: Server) -> None:
+    """A web page may have a name that leads here: to its browser, the gateway is the same site."""
+    with playing(model("a", played.port)) as manager:
+        gateway = start(manager, allowed_hosts=["GPU1.example.com", "gpu2"])
+        own = socket.gethostname().lower()
+        allowed = [
+            "127.0.0.1",
+            "192.0.2.7:8000",
+            "[::1]:8000",
+            "[::ffff:192.0.2.7]",
+            "localhost",
+            "LocalHost:8000",
+            "localhost.",
+            "host.docker.internal:8000",
+            "gpu1.example.com",
+            "gpu1.EXAMPLE.com:8000",
+            "gpu2",
+            own,
+            f"{own.partition('.')[0]}.local:8000",
+        ]
+        strange = [
+            "evil.example",
+            "evil.example:8000",
+            "gpu1",
+            "gpu2.example.com",
+            "localhost.evil.example",
+            "127.0.0.1.evil.example",
+            "1.2.3",
+        ]
+        for host in [*allowed, *allowed]:
+            assert ask(gateway, "a", Host=host).status_code == 200, host
+        before = len(played.asked)
+        for host in strange:
+            answer = ask(gateway, "a", Host=host)
+            assert code(answer) == (403, "host_not_allowed"), host
+            assert "add its name to model_gateway_allowed_hosts" in answer.json()["error"]["message"]
+            listed = requests.get(gateway.url + "/v1/models", headers={"Host": host}, timeout=20)
+            assert code(listed) == (403, "host_not_allowed")
+            assert requests.get(gateway.url + "/health", headers={"Host": host}, timeout=20).status_code == 200
+        assert len(played.asked) == before
+        # Without any: so no browser asks.
+        with Client(gateway) as client:
+            body = b'{"model": "a"}'
+            head = f"POST {CHAT} HTTP/1.0\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+            assert client.send(head + body).receive().startswith(b"HTTP/1.1 200")
+    with playing(model("a", played.port)) as manager:
+        gateway = start(manager, keys=KEYS)
+        assert ask(gateway, "a", Authorization=f"Bearer {ALL}", Host="evil.example").status_code == 200

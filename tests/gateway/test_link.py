@@ -188,6 +188,8 @@ def test_leases_of_a_killed_worker_end(start: Start) -> None:
         os.kill(victim.pid, signal.SIGKILL)
         manager.until_waiting(8 - lost)
         manager.until(lambda: len(manager.links) == 2 and victim not in manager.links, "there is a new worker")
+        # Whoever has just looked who lives does not look again at once.
+        time.sleep(0.2)
         with contextlib.ExitStack() as stack:
             # What it had counted is free again, and not a place more.
             for number in range(lost):

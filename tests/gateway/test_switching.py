@@ -24,10 +24,9 @@ import requests
 
 from tests import part
 from tests.gateway.gatewaylib import Gateway, missing, until
-from tests.manager.conftest import host, processes, stack_dir
+from tests.manager.conftest import Service, host, processes, stack_dir
 from tests.manager.gateway_workers import TOKEN
 from tests.manager.test_gateway_link import service
-from tests.manager.test_main import Service
 from tests.manager.test_manager import command_line
 from tests.unit.plugins.module_utils.switching.conftest import Host
 
@@ -37,6 +36,10 @@ pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
 CLIENTS = 8 if part.quick() else 32
 SWITCHES = part.fewer("gateway", "make gateway", "switches under 32 clients that alternate", 1000, 30)
 ROUNDS = part.fewer("gateway", "make gateway", "rounds of each fault under them", 15, 2)
+# Of the trace that alternates: one request each of these seconds, for the models in turn.
+APART_SECONDS = 0.15
+TRACE_SECONDS = 18.0
+MAX_WAIT_SECONDS = 6.0
 # A manager that is started again may take longer than a request waits for it.
 WORDS = {"manager_unavailable", "starting", "switch_failed", "model_failing", "wait_timeout"}
 
@@ -173,13 +176,10 @@ class Whole:
         return [one for client in self.clients for one in client.lost]
 
 
-@pytest.fixture
-def whole(host: Host) -> Iterator[Whole]:
-    """A gateway of two workers in front of the service, on stand-ins that take 50 ms to sleep and to wake."""
-    for name in ("a", "b"):
-        host.declare(name, standin={"sleep_seconds": 0.05, "wake_seconds": 0.05})
-    host.up(a="active", b=1)
-    running, port = service(host)
+@contextlib.contextmanager
+def begun(host: Host, **settings: Any) -> Iterator[Whole]:
+    """A gateway of two workers in front of the service of a host whose servers run."""
+    running, port = service(host, **settings)
     try:
         manager: Any = SimpleNamespace(port=port, token=TOKEN)
         with Gateway(manager, workers=2) as gateway:
@@ -189,6 +189,16 @@ def whole(host: Host) -> Iterator[Whole]:
         running.process.kill()
         running.process.wait()
         assert "Traceback" not in running.log.read_text()
+
+
+@pytest.fixture
+def whole(host: Host) -> Iterator[Whole]:
+    """With stand-ins that take 50 ms to sleep and to wake."""
+    for name in ("a", "b"):
+        host.declare(name, standin={"sleep_seconds": 0.05, "wake_seconds": 0.05})
+    host.up(a="active", b=1)
+    with begun(host) as whole:
+        yield whole
 
 
 def test_clients_that_alternate_lose_nothing(whole: Whole) -> None:
@@ -245,3 +255,48 @@ def test_a_killed_worker_loses_its_own_requests_and_leaves_no_count(whole: Whole
         time.sleep(1)
     text = whole.check()
     assert len(whole.lost()) <= ROUNDS * CLIENTS, text
+
+
+def play(host: Host, policy: str) -> tuple[int, list[float]]:
+    """Ask the models in turn, and for each as often; how many switches that took, and how long each request waited."""
+    waits: list[float] = []
+    wrong: list[str] = []
+    with begun(host, policy=policy, max_wait_seconds=MAX_WAIT_SECONDS, observe_seconds=1) as whole:
+
+        def ask(number: int) -> None:
+            body = {"model": "ab"[number % 2], "prompt": "x", "max_tokens": 3}
+            answer = requests.post(whole.gateway.url + "/v1/completions", json=body, timeout=60)
+            if answer.status_code == 200:
+                waits.append(float(answer.headers["X-Queue-Wait-Seconds"]))
+            else:
+                wrong.append(answer.text)
+
+        before = whole.switches()
+        threads = []
+        for number in range(int(TRACE_SECONDS / APART_SECONDS)):
+            threads.append(threading.Thread(target=ask, args=(number,)))
+            threads[-1].start()
+            time.sleep(APART_SECONDS)
+        switches = whole.switches() - before
+        for thread in threads:
+            thread.join(90)
+    assert wrong == []
+    assert len(waits) == len(threads)
+    return switches, waits
+
+
+@pytest.mark.whole
+def test_batched_needs_a_third_of_the_switches_and_keeps_its_bound(host: Host) -> None:
+    host.settings["drain_timeout_seconds"] = 0.5
+    for name in ("a", "b"):
+        # A switch takes longer than the model that is active is idle between two of its requests.
+        host.declare(name, weights_gb=0.1, standin={"sleep_seconds": 0.1, "wake_seconds": 0.3, "tokens_per_second": 40})
+    host.up(a="active", b=1)
+    fifo, _waits = play(host, "fifo")
+    batched, waits = play(host, "batched")
+    text = f"{len(waits)} requests; fifo: {fifo} switches; batched: {batched}, the longest wait {max(waits):.1f} s"
+    print(text)
+    assert fifo >= 9, text
+    assert batched <= fifo / 3, text
+    # On a busy machine a switch takes longer than was expected.
+    assert max(waits) <= MAX_WAIT_SECONDS + 1, text

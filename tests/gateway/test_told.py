@@ -289,7 +289,7 @@ def test_a_server_that_dies_in_the_middle(start: Start, how: str) -> None:
         with Call(gateway.port, STREAM) as call:
             hello, error = after_wait(call, manager)
             assert hello + "\n\n" == token("Hello")
-            assert data(error)["error"]["code"] == "upstream_failed"
+            assert data(error)["error"]["code"] == "server_failed"
             assert data(error)["error"]["message"].startswith("The server of qwen broke off its answer")
         until(lambda: manager.in_flight() == 0, "nothing is with the servers")
 
@@ -299,12 +299,12 @@ def test_a_server_that_says_nothing_or_is_not_there(start: Start) -> None:
         gateway = start(manager)
         with Call(gateway.port, STREAM) as call:
             (error,) = after_wait(call, manager)
-            assert data(error)["error"]["code"] == "upstream_failed"
+            assert data(error)["error"]["code"] == "server_failed"
             assert "did not answer" in data(error)["error"]["message"]
         manager.set_models(model("qwen", 1, "closed"))
         with Call(gateway.port, STREAM) as call:
             (error,) = after_wait(call, manager)
-            assert data(error)["error"]["code"] == "upstream_unreachable"
+            assert data(error)["error"]["code"] == "server_failed"
             assert "connection refused" in data(error)["error"]["message"]
         until(lambda: manager.in_flight() == 0, "nothing is with the servers")
 
@@ -503,5 +503,5 @@ def test_http_1_0_sees_a_death_too(start: Start, gate: str) -> None:
         assert first.startswith("HTTP/1.1 200")
         *_some, error = [each for each in rest.split("\n\n") if each]
         assert token("Hello") in rest
-        assert data(error)["error"]["code"] == "upstream_failed"
+        assert data(error)["error"]["code"] == "server_failed"
         until(lambda: manager.in_flight() == 0, "nothing is with the servers")

@@ -19,6 +19,9 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / ".build"))  # pytest knows that by itself
 
 from tests.gateway.fake_link import model, playing
 from tests.gateway.gatewaylib import Gateway
@@ -118,25 +121,30 @@ def cpu(pids: list[int]) -> float:
     return sum(int(each[11]) + int(each[12]) for each in fields) / os.sysconf("SC_CLK_TCK")
 
 
-def main() -> int:
-    """Run it and say what it took."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--waiters", type=int, default=5000)
-    parser.add_argument("--seconds", type=float, default=60)
-    parser.add_argument("--workers", type=int, default=1)
-    options = parser.parse_args()
-    count = options.waiters
+class Waited(NamedTuple):
+    """The memory of each in bytes, the share of a core while they waited, and who of them was answered."""
+
+    bytes_each: float
+    bytes_each_at_most: float
+    cpu: float
+    answered: int
+    answered_seconds: float
+    in_flight: int
+    wrong: list[str]
+
+
+def measure(count: int, seconds: float, workers: int = 1) -> Waited:
+    """Have so many wait so long, and let them go."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     if hard < 3 * count:
         sys.exit(f"This needs {3 * count} open files, and {hard} are allowed: raise the hard limit (ulimit -Hn).")
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    limits = {"max_waiting": count, "max_waiting_per_model": count}
 
     server = Server()
     with playing(model("qwen", server.port, "closed")) as manager:
         manager.tell_seconds = 2
         manager.eta = 90
-        with Gateway(manager, workers=options.workers, **limits) as gateway:
+        with Gateway(manager, workers=workers, max_waiting=count, max_waiting_per_model=count) as gateway:
             gateway.wait_known()
             pids = gateway.workers()
             memory_before = memory(pids)
@@ -148,7 +156,7 @@ def main() -> int:
             time.sleep(2)
             each = (memory(pids) - memory_before) / count
             began, used = time.monotonic(), cpu(pids)
-            while time.monotonic() - began < options.seconds:
+            while time.monotonic() - began < seconds:
                 time.sleep(1)
                 manager.eta = max(5.0, 90 - (time.monotonic() - began))
             share = (cpu(pids) - used) / (time.monotonic() - began)
@@ -159,17 +167,29 @@ def main() -> int:
             client.join(120)
             took = time.monotonic() - opened
             wrong = [problem for problem in came if problem]
-            in_flight = manager.in_flight()
-    answered = len(came) - len(wrong)
+            return Waited(each, most, share, len(came) - len(wrong), took, manager.in_flight(), wrong)
+
+
+def main() -> int:
+    """Run it and say what it took."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--waiters", type=int, default=5000)
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--workers", type=int, default=1)
+    options = parser.parse_args()
+    count = options.waiters
+    found = measure(count, options.seconds, options.workers)
     print(f"{count} waiters for {options.seconds:g} s in {options.workers} worker(s):")
     print(
-        f"{each / 1000:.1f} kB each when all had come, {most / 1000:.1f} kB at most; {share:.2%} CPU while they waited;"
+        f"{found.bytes_each / 1000:.1f} kB each when all had come, {found.bytes_each_at_most / 1000:.1f} kB at most; "
+        f"{found.cpu:.2%} CPU while they waited;"
     )
-    print(f"{answered} answered within {took:.1f} s of the go;")
-    print(f"in flight after it: {in_flight}")
-    for problem in wrong[:3]:
+    print(f"{found.answered} answered within {found.answered_seconds:.1f} s of the go;")
+    print(f"in flight after it: {found.in_flight}")
+    for problem in found.wrong[:3]:
         print("wrong:", problem)
-    good = answered == count and most <= MOST_BYTES and share <= MOST_CPU and in_flight == 0
+    good = found.answered == count and found.in_flight == 0
+    good = good and found.bytes_each_at_most <= MOST_BYTES and found.cpu <= MOST_CPU
     print("as it should be" if good else "NOT as it should be")
     return 0 if good else 1
 

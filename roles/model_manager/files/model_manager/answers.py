@@ -288,6 +288,28 @@ class ControlAnswer(BaseModel):
         )
 
 
+class GatedModel(BaseModel):
+    """A model, as the host's gateway knows it."""
+
+    id: str
+    names: list[str] = Field(description="The names that mean it and no other, its id first.")
+    adapters: list[str]
+    gate: Literal["open", "closed"] = Field(description="Whether the gateway lets requests through to it now.")
+    state: str
+    eta_seconds: int | None = Field(description="How long until it could be active, about; null: unknown.")
+    entry: str = Field(description="Its entry of `/v1/models`, as JSON.")
+    adapter_entries: list[str]
+
+
+class GatewayAnswer(BaseModel):
+    """What the host's gateway is told, and how many requests it has."""
+
+    links: int = Field(description="Its workers that are connected; 0: it does not run.")
+    waiting: dict[str, int] = Field(description="Requests that wait, by model; only those that have some.")
+    in_flight: dict[str, int] = Field(description="Requests at the servers, by model; only those that have some.")
+    models: list[GatedModel]
+
+
 class EvictionsAnswer(BaseModel):
     """What is done to each model that has to make room."""
 

@@ -16,6 +16,7 @@ from . import gateway_link, page, refusals
 from .config import Config
 from .control_api import ControlApi
 from .events_api import EventsApi
+from .gateway_api import GatewayApi
 from .manager import Manager
 from .models_api import ModelsApi
 from .security import Guard, Rates, Tokens
@@ -55,6 +56,7 @@ def create_app(
         ModelsApi(manager, config).router(),
         ControlApi(manager, config).router(),
         EventsApi(manager, config).router(),
+        GatewayApi(manager).router(),
         page.router(bool(tokens.digests)),
     )
     for router in (*own, *routers):

@@ -19,6 +19,7 @@ The kinds of events, with the keys of their data:
 - `breaker`: `model`, `state` (closed, open, half_open), `failures`, `reason`, `retry_at` (seconds since 1970, or null)
 - `gateway`: `links` (its workers that are connected), `waiting` and `in_flight` (requests by model; only those
   that have some)
+- `gates`: `open`, the models to which the gateway lets requests through now
 - `lost`: `events`, how many a reader has missed; -1 where nobody knows
 """
 

@@ -115,10 +115,11 @@ class Gateway:
             self._links.remove(link)
             self._measure_links()
             self._counts.lost(link)
-            if not self._links:
-                self._linkless_since = self._clock()
             self._room.lost(link)
             self._room.settle()
+            if not self._links:
+                self._linkless_since = self._clock()
+                self._publish()
             self._changed.notify_all()
 
     def _measure_links(self) -> None:
@@ -184,11 +185,11 @@ class Gateway:
                 self._tell_state()
                 self._room.settle(whole=True)
 
-    def foreign(self, holder: str) -> None:
-        """Somebody else switches models, or has: in words who and what, as the engine puts it."""
+    def foreign(self, names: Collection[str]) -> None:
+        """Somebody else switches these models, or has; any of them where none is named."""
         if self.on:
             with self._changed:
-                self._gates.foreign(holder)
+                self._gates.foreign(names)
                 self.refresh()
 
     def looked(self) -> None:
@@ -197,7 +198,10 @@ class Gateway:
 
     def _tell_state(self, also: Link | None = None, anew: bool = False) -> None:
         """Tell all workers the state if it has changed, or is told `anew`; else only this one."""
+        before = self._gates.open
         links = self._links if self._gates.look() or anew else [also] if also else []
+        if self._gates.open != before:
+            self._bus.publish("gates", {"open": sorted(self._gates.open)})
         message = self._gates.message() if links else b""
         for link in links:
             link.send(message)
@@ -316,15 +320,23 @@ class Gateway:
         self._due[what] = now + _EVERY[what]
         return True
 
-    def _publish(self) -> None:
-        """Tell on the bus how many wait and how many requests there are, where that has changed."""
+    def told(self) -> dict[str, Any]:
+        """What a gateway of many hosts has to know of this one's."""
+        with self._changed:
+            return {**self._numbers(), "models": self._gates.told()}
+
+    def _numbers(self) -> dict[str, Any]:
         ids = [m.id for m in self._host.inventory.models]
         found = {name: self._counts.of(name) for name in ids}
-        shown = {
+        return {
             "links": len(self._links),
             "waiting": {name: self.waiting(name) for name in ids if self.waiting(name)},
             "in_flight": {name: one.in_flight for name, one in found.items() if one and one.in_flight},
         }
+
+    def _publish(self) -> None:
+        """Tell on the bus how many wait and how many requests there are, where that has changed."""
+        shown = self._numbers()
         if shown != self._published:
             self._published = shown
             self._bus.publish("gateway", shown)

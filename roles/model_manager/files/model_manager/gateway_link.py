@@ -15,11 +15,11 @@ import hmac
 import json
 import logging
 import socket
-from collections.abc import AsyncIterator, Mapping
-from typing import Any
+from collections.abc import AsyncIterator, Iterable, Mapping
+from typing import Any, Protocol
 
-from .config import Config, ConfigError, address_and_port
-from .gateway import Gateway
+from .config import ConfigError, address_and_port
+from .gateway_counts import Link
 
 _LOG = logging.getLogger(__name__)
 
@@ -35,6 +35,34 @@ MOST_STRANGERS = 64
 # How long whoever connects may take to say who it is.
 _HELLO_SECONDS = 5.0
 _LEAST_TOKEN = 16
+
+
+class Settings(Protocol):
+    """Where the workers connect, and the file of the secret that they share with whoever listens there."""
+
+    @property
+    def gateway_listen(self) -> str:
+        """The address and port."""
+
+    @property
+    def gateway_token_file(self) -> str:
+        """The file."""
+
+
+class Brain(Protocol):
+    """Who decides what the workers are told: the manager's side of a host's gateway, or the door of many hosts."""
+
+    def connected(self, link: Link) -> None:
+        """A worker has come."""
+
+    def lost(self, link: Link) -> None:
+        """A worker has gone, or has never been there."""
+
+    def take(self, link: Link, messages: Iterable[Mapping[str, Any]]) -> None:
+        """What a worker says. Raises ValueError, KeyError, TypeError or AttributeError at what is wrong."""
+
+    def tick(self) -> float:
+        """Do what is due; in how many seconds to call this again."""
 
 
 class WorkerLink(asyncio.Protocol):
@@ -132,7 +160,7 @@ class WorkerLink(asyncio.Protocol):
 class LinkServer:
     """All connections. What is to be sent is handed to the event loop, as much at once as there is."""
 
-    def __init__(self, gateway: Gateway, token: str) -> None:
+    def __init__(self, gateway: Brain, token: str) -> None:
         self.gateway = gateway
         self._digest = _digest(token)
         self._links: set[WorkerLink] = set()
@@ -214,7 +242,7 @@ class LinkServer:
             await asyncio.sleep(0.01)
 
 
-def read_token(config: Config) -> str:
+def read_token(config: Settings) -> str:
     """The secret that the gateway and the manager share. Raises ConfigError."""
     path = config.gateway_token_file
     try:
@@ -229,7 +257,7 @@ def read_token(config: Config) -> str:
     return token
 
 
-def listen(config: Config) -> socket.socket:
+def listen(config: Settings) -> socket.socket:
     """A socket with the address for the workers. Raises OSError, whose text says what to do."""
     host, port = address_and_port(config.gateway_listen)
     try:
@@ -242,7 +270,7 @@ def listen(config: Config) -> socket.socket:
 
 
 @contextlib.asynccontextmanager
-async def serving(gateway: Gateway, token: str, door: socket.socket) -> AsyncIterator[LinkServer]:
+async def serving(gateway: Brain, token: str, door: socket.socket) -> AsyncIterator[LinkServer]:
     """Serve the gateway's workers at this socket, within the running event loop."""
     server = LinkServer(gateway, token)
     listening = await asyncio.get_running_loop().create_server(lambda: WorkerLink(server), sock=door)

@@ -42,9 +42,15 @@ def test_settings_have_their_defaults() -> None:
         "max_waiting_per_model": 1000,
         "max_waiting_per_key": 200,
         "max_body_bytes": 67108864,
+        "max_spool_bytes": 8589934592,
+        "allowed_hosts": [],
         "status_chunks": "auto",
         "link_grace_seconds": 5,
     }
+    assert gateway.settings(None, 9001, ["gpu1", "gpu1", "gpu1.example.com"])["allowed_hosts"] == [
+        "gpu1",
+        "gpu1.example.com",
+    ]
     own = gateway.settings({"max_wait_seconds": 7.5, "status_chunks": False}, 9002)
     # YAML reads a bare off as false.
     assert (own["max_wait_seconds"], own["status_chunks"], own["manager_port"]) == (7.5, "off", 9002)
@@ -111,6 +117,8 @@ def test_wrong_keys_are_refused_and_not_shown(given: Any, told: str) -> None:
         ({"max_waiting": 1.5}, "max_waiting must be a whole number of at least 1, is 1.5"),
         ({"max_waiting": True}, "max_waiting must be a whole number"),
         ({"link_grace_seconds": 0}, "link_grace_seconds must be a number of at least 1, is 0"),
+        ({"max_spool_bytes": 1000000}, "max_spool_bytes must be at least max_body_bytes, 67108864, is 1000000"),
+        ({"max_body_bytes": 10**12 - 1}, "max_spool_bytes must be at least max_body_bytes, 999999999999, is"),
         ({"status_chunks": "on"}, "status_chunks must be one of auto, webui, comments, off, is 'on'"),
     ],
 )
@@ -126,6 +134,13 @@ def test_wrong_settings_are_refused(given: Any, told: str) -> None:
     [
         ({}, ""),
         ({"model_manager_enabled": False}, "model_gateway_enabled needs the model manager"),
+        ({"model_gateway_allowed_hosts": ["gpu1.example.com", "gpu1"]}, ""),
+        ({"model_gateway_allowed_hosts": "gpu1"}, "model_gateway_allowed_hosts must be a list of names"),
+        ({"model_gateway_allowed_hosts": [1]}, "model_gateway_allowed_hosts must be a list of names"),
+        (
+            {"model_gateway_allowed_hosts": ["gpu1:8000", "x"]},
+            "model_gateway_allowed_hosts must be names alone, not gpu1:8000: leave out http://",
+        ),
         ({"model_gateway_listen": "gpu1"}, "model_gateway_listen must be an IP address, is 'gpu1'"),
         ({"model_gateway_listen": "0.0.0.0"}, "model_gateway_listen 0.0.0.0 lets everybody on the network use"),
         ({"model_gateway_listen": "::"}, "model_gateway_without_keys: true if that is what you want"),

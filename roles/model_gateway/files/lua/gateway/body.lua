@@ -9,6 +9,7 @@ local find = string.find
 
 ffi.cdef [[
 void *memchr(const void *, int, size_t);
+int memcmp(const void *, const void *, size_t);
 void *memmem(const void *, size_t, const void *, size_t);
 int open(const char *, int, ...);
 int close(int);
@@ -53,22 +54,29 @@ local ENCODED = {
 }
 TWICE.param, NO_TEXT.param = "model", "model"
 
-local function skip_blanks(p, i, n)
+-- What is looked through is short, and often: LuaJIT compiles it best where no loop has another one within, so that what is rare is
+-- a function of its own.
+
+local function skip_more_blanks(p, i, n)
     while i < n and blank[p[i]] == 1 do
         i = i + 1
     end
     return i
 end
 
--- The place of the quote that ends the text which begins at i; nil if none does.
-local function text_end(p, i, n)
-    local at = i
-    while at < n do
-        local found = C.memchr(p + at, 0x22, n - at)
-        if found == nil then
-            return nil
+local function skip_blanks(p, i, n)
+    if i < n and blank[p[i]] == 1 then
+        i = i + 1
+        if i < n and blank[p[i]] == 1 then
+            return skip_more_blanks(p, i, n)
         end
-        local quote = tonumber(ffi.cast(bytes_type, found) - p)
+    end
+    return i
+end
+
+-- The place of the quote that ends the text which begins at i, where the first one at `quote` comes after a backslash.
+local function escaped_text_end(p, i, n, quote)
+    while true do
         local before = quote - 1
         while before >= i and p[before] == 0x5C do
             before = before - 1
@@ -76,32 +84,25 @@ local function text_end(p, i, n)
         if (quote - before) % 2 == 1 then
             return quote
         end
-        at = quote + 1
+        local found = C.memchr(p + quote + 1, 0x22, n - quote - 1)
+        if found == nil then
+            return nil
+        end
+        quote = tonumber(ffi.cast(bytes_type, found) - p)
     end
-    return nil
 end
 
--- The place after the object or list that begins at i.
-local function nested_end(p, i, n)
-    local depth = 0
-    while i < n do
-        local what = class[p[i]]
-        if what == QUOTE then
-            i = text_end(p, i + 1, n)
-            if not i then
-                return nil
-            end
-        elseif what == OPEN then
-            depth = depth + 1
-        elseif what == CLOSE then
-            depth = depth - 1
-            if depth == 0 then
-                return i + 1
-            end
-        end
-        i = i + 1
+-- The place of the quote that ends the text which begins at i, behind its first quote; nil if none does.
+local function text_end(p, i, n)
+    local found = C.memchr(p + i, 0x22, n - i)
+    if found == nil then
+        return nil
     end
-    return nil
+    local quote = tonumber(ffi.cast(bytes_type, found) - p)
+    if p[quote - 1] == 0x5C then
+        return escaped_text_end(p, i, n, quote)
+    end
+    return quote
 end
 
 -- The text between two places, without its escapes; nil if it is none.
@@ -123,102 +124,127 @@ local function text_of(p, from, to)
 end
 
 local function is(p, from, to, word)
-    return to - from == #word and ffi.string(p + from, to - from) == word
+    return to - from == #word and C.memcmp(p + from, word, #word) == 0
+end
+
+-- What comes after a value of an object, at or after i. Returns the place of the next key; or 0 and the place of the bracket that
+-- ends the object; or nil.
+local function next_key(p, i, n)
+    i = skip_blanks(p, i, n)
+    if i >= n then
+        return nil
+    elseif p[i] == 0x2C then
+        i = skip_blanks(p, i + 1, n)
+        return i < n and p[i] == 0x22 and i or nil
+    end
+    return p[i] == 0x7D and 0 or nil, i
+end
+
+-- The end of a number or a word that begins at i.
+local function word_end(p, i, n)
+    while i < n and p[i] ~= 0x2C and class[p[i]] == 0 and blank[p[i]] == 0 do
+        i = i + 1
+    end
+    return i
+end
+-- The key at i, its quote: whether it is "model", whether it is "stream", and the place of its value; nil if there is no such thing.
+local function read_key(p, i, n)
+    local from = i + 1
+    local to = text_end(p, from, n)
+    if not to then
+        return nil
+    end
+    local named, streamed = false, false
+    local length = to - from
+    if length == 5 then
+        named = is(p, from, to, "model")
+    elseif length == 6 then
+        streamed = is(p, from, to, "stream")
+    end
+    if length > 5 and length <= 36 and C.memchr(p + from, 0x5C, length) ~= nil then
+        -- The same word, written with escapes.
+        named = text_of(p, from, to) == "model"
+    end
+    i = skip_blanks(p, to + 1, n)
+    if i >= n or p[i] ~= 0x3A then
+        return nil
+    end
+    i = skip_blanks(p, i + 1, n)
+    return i < n and i or nil, named, streamed
 end
 
 -- Look through the keys of an object, whose bracket is there, and not those within. Returns the model (nil: it has none) and
--- whether it asks for a stream; or nil, nil and
--- the error.
+-- whether it asks for a stream; or nil, nil and the error.
 local function of_json(p, n)
     local model, stream
     local i = skip_blanks(p, skip_blanks(p, 0, n) + 1, n)
-    local first = true
-    while true do
-        if i >= n then
-            return nil, nil, NO_JSON
-        end
-        if first and p[i] == 0x7D then
-            break
-        end
-        first = false
-        -- A key.
-        if p[i] ~= 0x22 then
-            return nil, nil, NO_JSON
-        end
-        local from = i + 1
-        local to = text_end(p, from, n)
-        if not to then
-            return nil, nil, NO_JSON
-        end
-        local named, streamed = false, false
-        local length = to - from
-        if length == 5 then
-            named = is(p, from, to, "model")
-        elseif length == 6 then
-            streamed = is(p, from, to, "stream")
-        end
-        if length > 5 and length <= 36 and C.memchr(p + from, 0x5C, length) ~= nil then
-            -- The same word, written with escapes.
-            named = text_of(p, from, to) == "model"
-        end
-        i = skip_blanks(p, to + 1, n)
-        if i >= n or p[i] ~= 0x3A then
-            return nil, nil, NO_JSON
-        end
-        -- Its value.
-        i = skip_blanks(p, i + 1, n)
-        local begin = i
-        if i >= n then
-            return nil, nil, NO_JSON
-        end
-        local what = class[p[i]]
-        if what == QUOTE then
-            i = text_end(p, i + 1, n)
-            if not i then
+    local last
+    if i < n and p[i] == 0x7D then
+        i, last = 0, i
+    elseif i >= n or p[i] ~= 0x22 then
+        return nil, nil, NO_JSON
+    end
+    -- How many brackets are open, that of the object among them.
+    local depth = 1
+    while not last do
+        if depth > 1 then
+            if i >= n then
                 return nil, nil, NO_JSON
+            end
+            local what = class[p[i]]
+            if what == QUOTE then
+                i = text_end(p, i + 1, n)
+                if not i then
+                    return nil, nil, NO_JSON
+                end
+            elseif what == OPEN then
+                depth = depth + 1
+            elseif what == CLOSE then
+                depth = depth - 1
             end
             i = i + 1
-        elseif what == OPEN then
-            i = nested_end(p, i, n)
+        else
+            local named, streamed
+            i, named, streamed = read_key(p, i, n)
             if not i then
                 return nil, nil, NO_JSON
             end
-        else
-            while i < n and p[i] ~= 0x2C and class[p[i]] == 0 and blank[p[i]] == 0 do
+            local begin, what = i, class[p[i]]
+            if what == QUOTE then
+                i = text_end(p, i + 1, n)
+                if not i then
+                    return nil, nil, NO_JSON
+                end
                 i = i + 1
+            elseif what == OPEN then
+                depth = 2
+                i = i + 1
+            else
+                i = word_end(p, i, n)
+                if i == begin then
+                    return nil, nil, NO_JSON
+                end
             end
-            if i == begin then
+            if named then
+                if model then
+                    return nil, nil, TWICE
+                end
+                model = what == QUOTE and text_of(p, begin + 1, i - 1)
+                if not model then
+                    return nil, nil, NO_TEXT
+                end
+            elseif streamed then
+                stream = is(p, begin, i, "true")
+            end
+        end
+        if depth == 1 then
+            i, last = next_key(p, i, n)
+            if not i then
                 return nil, nil, NO_JSON
             end
-        end
-        if named then
-            if model then
-                return nil, nil, TWICE
-            end
-            model = what == QUOTE and text_of(p, begin + 1, i - 1)
-            if not model then
-                return nil, nil, NO_TEXT
-            end
-        elseif streamed then
-            stream = is(p, begin, i, "true")
-        end
-        -- What comes after it.
-        i = skip_blanks(p, i, n)
-        if i >= n then
-            return nil, nil, NO_JSON
-        end
-        if p[i] == 0x2C then
-            i = skip_blanks(p, i + 1, n)
-            if i < n and p[i] == 0x7D then
-                return nil, nil, NO_JSON
-            end
-        elseif p[i] == 0x7D then
-            break
-        else
-            return nil, nil, NO_JSON
         end
     end
-    if skip_blanks(p, i + 1, n) < n then
+    if skip_blanks(p, last + 1, n) < n then
         return nil, nil, NO_JSON
     end
     return model, stream or false
@@ -295,7 +321,8 @@ end
 -- others the time of looking through all.
 local function of_bytes(p, n)
     local kind = var.content_type
-    local is_form = kind and find(kind, "^%s*[Mm][Uu][Ll][Tt][Ii][Pp][Aa][Rr][Tt]/[Ff][Oo][Rr][Mm]%-[Dd][Aa][Tt][Aa]")
+    -- Most name JSON as it is written here.
+    local is_form = kind and kind ~= "application/json" and find(kind, "^%s*[Mm][Uu][Ll][Tt][Ii][Pp][Aa][Rr][Tt]/[Ff][Oo][Rr][Mm]%-[Dd][Aa][Tt][Aa]")
     if not is_form then
         local first = skip_blanks(p, 0, n)
         if first < n and p[first] == 0x7B then

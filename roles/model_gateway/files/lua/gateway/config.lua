@@ -3,19 +3,23 @@
 -- is reloaded; its workers need no access to the files.
 local cjson = require "cjson.safe"
 
-local M = { settings = {}, token = "", keys = {}, guarded = false }
+local M = { settings = {}, token = "", keys = {}, guarded = false, hosts = {} }
 
-local DEFAULTS = {
-    manager_host = "127.0.0.1",
-    manager_port = 9001,
-    max_wait_seconds = 300,
-    max_waiting = 5000,
-    max_waiting_per_model = 1000,
-    max_waiting_per_key = 200,
-    max_body_bytes = 67108864,
-    status_chunks = "auto",
-    link_grace_seconds = 5,
+-- What settings.json has to say. Its defaults are the role's business.
+local KINDS = {
+    manager_host = "text",
+    manager_port = "number",
+    max_wait_seconds = "number",
+    max_waiting = "number",
+    max_waiting_per_model = "number",
+    max_waiting_per_key = "number",
+    max_body_bytes = "number",
+    max_spool_bytes = "number",
+    status_chunks = "text",
+    link_grace_seconds = "number",
+    allowed_hosts = "list",
 }
+local TYPES = { text = "string", number = "number", list = "table" }
 local STATUS_CHUNKS = { auto = true, webui = true, comments = true, off = true }
 local LIMITS = { "max_waiting", "requests_per_minute", "max_in_flight" }
 local ENOENT = 2
@@ -46,18 +50,15 @@ local function positive(value)
 end
 
 local function settings_of(text)
-    local given = cjson.decode(text or "{}")
+    local given = cjson.decode(text or "")
     if type(given) ~= "table" then
-        refuse("settings.json", "is no JSON object")
+        refuse("settings.json", text and "is no JSON object" or "is missing")
     end
     local settings = {}
-    for name, default in pairs(DEFAULTS) do
+    for name, kind in pairs(KINDS) do
         local value = given[name]
-        if value == nil or value == cjson.null then
-            value = default
-        end
-        if type(value) ~= type(default) or (type(default) == "number" and not positive(value)) then
-            refuse("settings.json", name .. " must be a " .. (type(default) == "number" and "positive number" or "text"))
+        if type(value) ~= TYPES[kind] or (kind == "number" and not positive(value)) then
+            refuse("settings.json", name .. " must be a " .. (kind == "number" and "positive number" or kind))
         end
         settings[name] = value
     end
@@ -65,6 +66,30 @@ local function settings_of(text)
         refuse("settings.json", "status_chunks must be auto, webui, comments or off")
     end
     return settings
+end
+
+-- The names by which clients without keys may call the gateway, in small letters: those that were set, and the host's own.
+local function hosts_of(settings)
+    -- The last one is what containers call their host.
+    local hosts = { localhost = true, ["host.docker.internal"] = true }
+    local file = io.open("/proc/sys/kernel/hostname", "r")
+    local own = file and file:read("*l")
+    if file then
+        file:close()
+    end
+    if own then
+        local label = own:match("^[^.]+") or own
+        for _, name in ipairs({ own, label, label .. ".local" }) do
+            hosts[name:lower()] = true
+        end
+    end
+    for _, name in ipairs(settings.allowed_hosts) do
+        if type(name) ~= "string" then
+            refuse("settings.json", "allowed_hosts must be a list of texts")
+        end
+        hosts[name:lower()] = true
+    end
+    return hosts
 end
 
 local function key_of(entry, number)
@@ -116,6 +141,7 @@ end
 -- Read all files of the folder. Raises what is wrong with one, which keeps nginx from starting; a reload leaves all as it was.
 function M.load(folder)
     M.settings = settings_of(text_of(folder, "settings.json"))
+    M.hosts = hosts_of(M.settings)
     M.token = (text_of(folder, "link-token") or ""):match("^%s*(.-)%s*$")
     if M.token == "" then
         refuse("link-token", "is missing or empty")

@@ -6,8 +6,8 @@
 -- generation; negative: closed) and idle:ID (when a request ended last). A worker counts in its own slot, slot:N, which names
 -- its process: count:N:ID. So the counts of a worker that was killed are known as such.
 local cjson = require "cjson.safe"
+local address = require "gateway.address"
 local config = require "gateway.config"
-local var = ngx.var
 
 local M = {}
 
@@ -19,6 +19,8 @@ local slot, ledger
 
 -- What this worker knows of the state: a generation of it, decoded.
 local known = { generation = 0, version = nil, list = {}, by_id = {}, by_name = {} }
+-- The model of each request that is counted, by the request's address.
+local counted = {}
 -- The names of a model's keys in the dict, so that no request puts them together.
 local key_names = {}
 
@@ -298,7 +300,7 @@ function M.enter(id)
             refresh()
         end
         if known.by_id[id] then
-            var.gateway_counted = id
+            counted[address()] = id
             return true
         end
         open = nil
@@ -307,13 +309,22 @@ function M.enter(id)
     return nil, open and "closed" or "unknown"
 end
 
--- End what enter has begun for this request, if it has: once, in the log phase.
+-- The model for which this request is counted, or nil.
+function M.counted()
+    return counted[address()]
+end
+
+-- End what enter has begun for this request, if it has; at the latest in the log phase. A model is idle since the last of its requests
+-- ended, which is the last one of some worker.
 function M.leave()
-    local id = var.gateway_counted
-    if id and id ~= "" then
+    local this = address()
+    local id = counted[this]
+    if id then
+        counted[this] = nil
         local names = names_of(id)
-        dict:incr(names.count, -1, 0)
-        dict:set(names.idle, ngx.now())
+        if (dict:incr(names.count, -1, 0) or 0) <= 0 then
+            dict:set(names.idle, ngx.now())
+        end
     end
 end
 

@@ -91,27 +91,41 @@ function hold.await(waiter, seconds)
     return nil
 end
 
-local function begin(request)
+local function most_of(max_waiting)
+    local settings = config.settings
+    return { settings.max_waiting, settings.max_waiting_per_model, max_waiting or settings.max_waiting_per_key }
+end
+
+local function too_many(model, which, most)
+    return {
+        status = 429,
+        code = FULL[which][1],
+        message = string.format(FULL[which][2], most[which]),
+        retry_after = retry_after(model),
+    }
+end
+
+-- Why a request of this model would not be let wait, as far as that is known before its body is read; nil: it would, or it need not.
+function hold.full(model, key)
+    if model.gate == "open" then
+        return nil
+    end
+    local most = most_of(key and key.max_waiting)
+    local which = limits.full(model.id, key and key.name or "", most)
+    return which and too_many(model, which, most)
+end
+
+-- Begins a wait, within the limits. Returns the waiter, or nil and the error.
+function hold.begin(request)
     local down = link.down_seconds()
     if down and down >= config.settings.link_grace_seconds then
         return nil, link.unavailable()
     end
-    local settings = config.settings
-    local most = {
-        settings.max_waiting,
-        settings.max_waiting_per_model,
-        request.max_waiting or settings.max_waiting_per_key,
-    }
+    local most = most_of(request.max_waiting)
     local key = request.key or ""
     local ok, which = limits.take(request.model, key, most)
     if not ok then
-        return nil,
-            {
-                status = 429,
-                code = FULL[which][1],
-                message = string.format(FULL[which][2], most[which]),
-                retry_after = retry_after(gate.model(request.model)),
-            }
+        return nil, too_many(gate.model(request.model), which, most)
     end
     local now = ngx.now()
     local waiter = {
@@ -121,7 +135,8 @@ local function begin(request)
         -- A header may be no UTF-8, which the manager takes for garbage: it would end the link, and each one that follows.
         task = (request.task or ""):sub(1, 100):gsub("[^\32-\126]", "?"),
         began = now,
-        deadline = now + settings.max_wait_seconds,
+        -- It may have been sent before, in vain.
+        deadline = (request.began or now) + config.settings.max_wait_seconds,
         sem = semaphore.new(0),
     }
     -- From here on `ended` gives it back.
@@ -133,7 +148,7 @@ end
 -- the error: status, code, message, retry_after, should_retry. A stream that is told of its wait is answered here, and this does
 -- not return.
 function hold.wait(request)
-    local waiter, why = begin(request)
+    local waiter, why = hold.begin(request)
     if not waiter then
         return nil, why
     end

@@ -25,6 +25,12 @@ local FOREIGN = {
     code = "foreign_page",
     message = "A web page of another site may not ask here without an API key: set model_gateway_api_keys.",
 }
+local STRANGE = {
+    status = 403,
+    code = "host_not_allowed",
+    message = "The Host of this request is not allowed without an API key: add its name to model_gateway_allowed_hosts, "
+        .. "or set model_gateway_api_keys.",
+}
 local MANY = 1000
 
 -- The keys of headers that were seen, so that they are hashed once. Only of headers that are right.
@@ -76,8 +82,32 @@ local function too_many(key)
     return nil
 end
 
+-- The Host headers that were found right.
+local known, known_number = {}, 0
+
+-- Whether the client calls the gateway by a name that may be anybody's: the browser of a person who reaches it does so for a page whose
+-- name leads here (DNS rebinding). An address is nobody's name, and a browser always sends one of the two.
+local function is_strange()
+    local host = var.http_host
+    if not host or known[host] then
+        return false
+    end
+    local name = host:lower():gsub(":%d*$", ""):gsub("%.$", "")
+    if not (config.hosts[name] or name:find("^%d+%.%d+%.%d+%.%d+$") or name:find("^%[[%x:.]+%]$")) then
+        return true
+    end
+    if known_number >= MANY then
+        known, known_number = {}, 0
+    end
+    known[host], known_number = true, known_number + 1
+    return false
+end
+
 -- Whether a browser asks for a page that comes from elsewhere. Only browsers send these headers.
 local function is_foreign()
+    if var.gateway_page == "" then
+        return false
+    end
     local site, origin = var.http_sec_fetch_site, var.http_origin
     if site and site ~= "same-origin" and site ~= "none" then
         return true
@@ -88,7 +118,7 @@ end
 -- The key that this request has shown; nil where none is asked for. The second value is the error, if it may not go on.
 function M.check()
     if not config.guarded then
-        return nil, is_foreign() and FOREIGN or nil
+        return nil, is_strange() and STRANGE or is_foreign() and FOREIGN or nil
     end
     local header = var.http_authorization
     local key = header and seen[header]

@@ -33,6 +33,7 @@ local function identity(pid)
     return nil
 end
 
+-- Adds to a count, which all workers share, and to this worker's share of it.
 local function add(key, by)
     local own = "s" .. slot .. " " .. key
     -- The own share first: if the worker is killed in between, one too many is taken back, and nothing is held for ever.
@@ -43,6 +44,13 @@ local function add(key, by)
     local count = dict:incr(key, by, 0)
     dict:incr(own, by, 0)
     return count
+end
+
+limits.add = add
+
+-- A count of `add`.
+function limits.count(key)
+    return dict:get(key) or 0
 end
 
 -- Begins to count for this worker.
@@ -124,6 +132,16 @@ function limits.take(model, key, most)
         ok, which = take(model, key, most)
     end
     return ok, which
+end
+
+-- Which room is full, as `take` would find it; nil: none.
+function limits.full(model, key, most)
+    for which, room in ipairs(rooms(model, key)) do
+        if limits.count(room) >= most[which] then
+            return which
+        end
+    end
+    return nil
 end
 
 -- Counts one less.

@@ -7,6 +7,7 @@ local cjson = require "cjson.safe"
 local config = require "gateway.config"
 local gate = require "gateway.gate"
 local limits = require "gateway.limits"
+local servers = require "gateway.servers"
 
 local link = {}
 
@@ -174,7 +175,7 @@ function handle.state(message, line)
 end
 
 handle["counts?"] = function(message)
-    send({ t = "counts", seq = message.seq, version = gate.version(), counts = gate.counts() })
+    send({ t = "counts", seq = message.seq, version = gate.version(), counts = servers.tell(gate.counts()) })
 end
 
 function handle.held(message)
@@ -266,10 +267,11 @@ local function read(sock, connection)
             end
         elseif why == "timeout" then
             partial = partial .. (rest or "")
-            tick()
         else
             return why
         end
+        -- Also where the manager is never silent.
+        tick()
         if waiting == 0 then
             heard = now
         end

@@ -1,6 +1,7 @@
 -- SPDX-License-Identifier: MIT
 -- A request's way: read and matched, counted and sent on; held where its model's gate is closed; and its end.
 local balancer = require "ngx.balancer"
+local address = require "gateway.address"
 local body = require "gateway.body"
 local config = require "gateway.config"
 local errors = require "gateway.errors"
@@ -9,7 +10,10 @@ local hold = require "gateway.hold"
 local keys = require "gateway.keys"
 local link = require "gateway.link"
 local list = require "gateway.list"
+local relay = require "gateway.relay"
 local routes = require "gateway.routes"
+local servers = require "gateway.servers"
+local spool = require "gateway.spool"
 local told = require "gateway.told"
 
 local var = ngx.var
@@ -29,25 +33,12 @@ local NO_MODEL = {
     param = "model",
 }
 
--- Requests on their way to the location where they wait: ngx.ctx does not go there, a variable does.
-local passed_on, passed_number = {}, 0
+-- The requests that have arrived, by their addresses: true, or what is known of one that was sent to the location where requests wait.
+local arrived = {}
 
 local function pass_on(request, location)
-    passed_number = passed_number + 1
-    passed_on[passed_number] = request
-    var.gateway_passed = passed_number
-    var.gateway_arrived = "held"
+    arrived[address()] = request
     return ngx.exec(location)
-end
-
-local function taken()
-    local number = tonumber(var.gateway_passed)
-    local request = number and passed_on[number]
-    if number then
-        passed_on[number] = nil
-        var.gateway_passed = ""
-    end
-    return request
 end
 
 local function forbidden(key, name)
@@ -89,15 +80,10 @@ local function model_for(name, fixed, key)
     return model
 end
 
--- Whether a stream goes to a client of HTTP/1.0: it ends where the connection ends, and only told can say that it was cut.
-local function unframed(path)
-    return ngx.req.http_version() < 1.1 and told.knows(path)
-end
-
 -- Where the gate is open and the server is plain HTTP, nothing more is to be done.
-local function go_on(model, name, key, stream, path)
+local function go_on(model, name, key, stream, path, as_written)
     var.gateway_model = model.id
-    if var.request_uri ~= path then
+    if not as_written then
         set_uri(path)
     end
     local entered, why = gate.enter(model.id)
@@ -109,7 +95,7 @@ local function go_on(model, name, key, stream, path)
         if model.api_key then
             var.gateway_authorization = "Bearer " .. model.api_key
         end
-        if not (stream and unframed(path)) then
+        if not model.servers and not (stream and told.unframed(path)) then
             return model.tls and ngx.exec("@tls") or nil
         end
     end
@@ -118,16 +104,34 @@ local function go_on(model, name, key, stream, path)
     return pass_on(request, "@held")
 end
 
-local function post(path, fixed)
+-- Why a long body is not even read: the disk is full enough, or it is known by now that its request can't be taken.
+local function refused_unread(fixed, key)
+    local model, err
+    if fixed then
+        model, err = model_for(nil, fixed, key)
+        err = err or hold.full(model, key)
+    end
+    return err or spool.admit()
+end
+
+-- `as_written`: the client has written the path as it is sent on.
+local function post(path, fixed, as_written)
     if get_method() ~= "POST" then
         return errors.answer(POST_ONLY)
     end
     local key, err = keys.check()
     err = err or keys.admit(key)
+    local long = not err and spool.needed()
+    if long then
+        err = refused_unread(fixed, key)
+    end
     if err then
         return errors.answer(err)
     end
     read_body()
+    if long then
+        spool.settle()
+    end
     local name, stream
     name, stream, err = body.look()
     if not err and not name and not fixed then
@@ -141,19 +145,18 @@ local function post(path, fixed)
     if not model then
         return errors.answer(err)
     end
-    return go_on(model, name or fixed, key, stream, path)
+    return go_on(model, name or fixed, key, stream, path, as_written)
 end
 
 -- Rewrite phase: the request is read and matched, and enters if it can.
 function M.rewrite()
     count_requests(1)
-    var.gateway_arrived = "1"
-    local uri = var.uri
-    local path = posted[uri]
+    arrived[address()] = true
+    local path = posted[var.request_uri]
     if path then
-        return post(path)
+        return post(path, nil, true)
     end
-    local route = routes.of(uri)
+    local route = routes.of(var.uri)
     if not route then
         return errors.answer(NO_PATH)
     end
@@ -174,22 +177,25 @@ end
 -- Access phase of the location where requests wait. In a handler of its own: a client that leaves while its request is held goes
 -- unnoticed by the handler that has read the body.
 function M.access()
-    local request = taken()
-    if not request then
+    local request = arrived[address()]
+    if type(request) ~= "table" then
         return ngx.exit(500)
     end
-    if request.entered then
+    local model = gate.model(request.model)
+    if model and model.servers then
+        return relay.answer(request)
+    elseif request.entered then
         return told.stream(request)
     end
     local ok, err = hold.wait(request)
     if not ok then
         return errors.answer(err)
     end
-    local model = gate.model(request.model)
+    model = gate.model(request.model)
     if model.api_key then
         var.gateway_authorization = "Bearer " .. model.api_key
     end
-    if request.stream and unframed(request.path) then
+    if request.stream and told.unframed(request.path) then
         return told.stream(request)
     end
     if model.tls then
@@ -199,7 +205,7 @@ end
 
 -- Which server a request is sent to.
 function M.balance()
-    local model = gate.model(var.gateway_counted)
+    local model = gate.model(gate.counted())
     local ok, why
     if model then
         ok, why = balancer.set_current_peer(model.host, model.port)
@@ -212,17 +218,20 @@ end
 
 -- Log phase, at the end of every request, however it ends.
 function M.log()
+    local this = address()
+    local request = arrived[this]
+    if request == true then
+        count_requests(-1)
+    elseif request then
+        hold.ended()
+        servers.leave()
+    end
+    arrived[this] = nil
     gate.leave()
     if config.guarded then
         keys.leave()
     end
-    local arrived = var.gateway_arrived
-    if arrived == "1" then
-        count_requests(-1)
-    elseif arrived == "held" then
-        taken()
-        hold.ended()
-    end
+    spool.leave()
 end
 
 return M

@@ -7,6 +7,7 @@ local errors = require "gateway.errors"
 local gate = require "gateway.gate"
 local hold = require "gateway.hold"
 local link = require "gateway.link"
+local servers = require "gateway.servers"
 local upstream = require "gateway.upstream"
 local words = require "gateway.words"
 
@@ -40,14 +41,18 @@ local function from_open_webui()
         or var.http_x_openwebui_user_id
 end
 
--- Whether the path's streams are known here.
-function told.knows(path)
-    return APIS[path] ~= nil
+-- Whether streams of this path go to a client of HTTP/1.0: they end where the connection ends, and only here it can be said that one
+-- was cut.
+function told.unframed(path)
+    return ngx.req.http_version() < 1.1 and APIS[path] ~= nil
 end
 
--- Whether a request that waits is told so.
+-- Whether a request that waits is told so. Another gateway that sends it tells its client itself.
 function told.wanted(request)
-    return request.stream and config.settings.status_chunks ~= "off" and APIS[request.path] ~= nil
+    return request.stream
+        and config.settings.status_chunks ~= "off"
+        and APIS[request.path] ~= nil
+        and not ngx.var.http_x_gateway_hop
 end
 
 -- "webui" where Open WebUI's own events are understood, "pings" where an SDK takes nothing but them, else "comments".
@@ -193,6 +198,45 @@ local function text_now(waiter)
     return words.waiting(waiter.name, place, eta)
 end
 
+-- Tells of the wait until it is over. Returns the error, or nil: the count is taken.
+local function keep_telling(stream)
+    local waiter = stream.waiter
+    local look = 0.5
+    local how, refusal, last_text
+    while not how do
+        local text = text_now(waiter)
+        if text ~= last_text then
+            last_text = text
+            tell(stream, text)
+        elseif ngx.now() - stream.said_at >= HEARTBEAT_SECONDS then
+            heartbeat(stream)
+        end
+        local crowd = link.waiting() / LOOKS_PER_SECOND
+        local to_heartbeat = stream.said_at + HEARTBEAT_SECONDS - ngx.now()
+        how, refusal = hold.await(waiter, math.min(math.max(look, crowd), math.max(to_heartbeat, 0.01)))
+        look = LOOK_SECONDS
+    end
+    say(stream, end_telling(stream))
+    return refusal
+end
+
+-- Answers after the wait, by another server where one fails. Returns the error, and whether it waits again.
+local function answer_by_any(stream)
+    while true do
+        local refusal = answer(stream)
+        local how = refusal and refusal.again and servers.again(stream.request)
+        if how == "wait" then
+            stream.waiter, refusal = hold.begin(stream.request)
+            if stream.waiter then
+                link.enrol(stream.waiter)
+            end
+            return refusal, stream.waiter ~= nil
+        elseif how ~= "ask" then
+            return refusal
+        end
+    end
+end
+
 -- Waits as `hold.wait` does and answers as it goes. Returns only if nothing was answered yet: true, or nil and the error.
 function told.wait(request, waiter)
     local until_then = waiter.began + FIRST_WORD_SECONDS
@@ -208,31 +252,30 @@ function told.wait(request, waiter)
     waiter.eager = nil
 
     local stream = begin(request, waiter)
-    local look = 0.5
-    local last_text
-    while not how do
-        local text = text_now(waiter)
-        if text ~= last_text then
-            last_text = text
-            tell(stream, text)
-        elseif ngx.now() - stream.said_at >= HEARTBEAT_SECONDS then
-            heartbeat(stream)
+    local waits
+    repeat
+        refusal = keep_telling(stream)
+        if not refusal then
+            refusal, waits = answer_by_any(stream)
+        else
+            waits = false
         end
-        local crowd = link.waiting() / LOOKS_PER_SECOND
-        local to_heartbeat = stream.said_at + HEARTBEAT_SECONDS - ngx.now()
-        how, refusal = hold.await(waiter, math.min(math.max(look, crowd), math.max(to_heartbeat, 0.01)))
-        look = LOOK_SECONDS
-    end
-    say(stream, end_telling(stream))
-    return finish(stream, refusal or answer(stream))
+    until not waits
+    return finish(stream, refusal)
 end
 
 -- Answers a stream whose count has been taken, and that did not wait: for clients whose answers have no frame (HTTP/1.0), as by that
--- alone an answer that was broken off looks complete.
-function told.stream(request)
-    local server, refusal = upstream.ask(request)
+-- alone an answer that was broken off looks complete. `server`: it was asked already.
+function told.stream(request, server)
+    local refusal
+    if not server then
+        server, refusal = upstream.ask(request)
+    end
     if not server then
         return errors.answer(refusal)
+    end
+    if server.is_gateway then
+        ngx.header["X-Gateway-Server"] = ngx.var.gateway_server
     end
     local stream = begin(request)
     return finish(stream, answer(stream, server))

@@ -3,6 +3,8 @@
 -- something was answered, and takes the end of a server that died for the end of its answer.
 local cjson = require "cjson.safe"
 local gate = require "gateway.gate"
+local http = require "gateway.http"
+local servers = require "gateway.servers"
 
 local upstream = {}
 
@@ -10,7 +12,8 @@ local CONNECT_SECONDS = 5
 local SEND_SECONDS = 60
 -- The first token of a long prompt behind a full server takes its time.
 local READ_SECONDS = 3600
-local PIECE = 65536
+-- A body that the kernel takes at once.
+local SMALL = 16384
 -- An event that is longer is passed on in parts.
 local LONGEST_EVENT = 1048576
 local LONGEST_ERROR = 65536
@@ -20,24 +23,25 @@ local LONGEST_ERROR = 65536
 local NOT_PASSED = {}
 for name in
     ([[host connection keep-alive proxy-connection proxy-authorization proxy-authenticate te trailer transfer-encoding
-    upgrade expect content-length authorization x-api-key api-key cookie accept-encoding]]):gmatch("%S+")
+    upgrade expect content-length authorization x-api-key api-key cookie accept-encoding x-gateway-hop]]):gmatch("%S+")
 do
     NOT_PASSED[name] = true
 end
 
-local function failure(code, message)
-    return { status = 502, code = code, message = message }
+local function failure(message)
+    return { status = 502, code = "server_failed", message = message }
 end
 
-local function head(request, model, length)
+-- `one`: a model, or one of its servers, which is the gateway of another host: it is not to tell those who wait, who are told here.
+local function head(request, one, length, is_gateway)
     local lines = {
         ngx.req.get_method() .. " " .. request.uri .. " HTTP/1.1",
-        "Host: " .. model.host .. ":" .. model.port,
-        "Connection: close",
+        "Host: " .. one.host .. ":" .. one.port,
         "Content-Length: " .. length,
+        is_gateway and "X-Gateway-Hop: 1" or "Connection: close",
     }
-    if type(model.api_key) == "string" then
-        lines[#lines + 1] = "Authorization: Bearer " .. model.api_key
+    if type(one.api_key) == "string" then
+        lines[#lines + 1] = "Authorization: Bearer " .. one.api_key
     end
     for name, values in pairs(ngx.req.get_headers(0, true)) do
         if not NOT_PASSED[name:lower()] then
@@ -68,14 +72,15 @@ local function body_of()
     return nil, file, length
 end
 
-local function send(sock, request, model)
+local function send(server, request, one)
+    local sock = server.sock
     local data, file, length = body_of()
     if not data and not file then
         return nil, length
     end
-    local sent, why = sock:send(head(request, model, length) .. (data or ""))
+    local sent, why = sock:send(head(request, one, length, server.is_gateway) .. (data or ""))
     while sent and file do
-        local piece = file:read(PIECE)
+        local piece = file:read(http.PIECE)
         if not piece then
             break
         end
@@ -87,117 +92,24 @@ local function send(sock, request, model)
     return sent, why
 end
 
--- The status and the headers of the answer, their names in small letters.
-local function read_head(sock)
-    while true do
-        local line, why = sock:receive("*l")
-        if not line then
-            return nil, why
-        end
-        local version, status = line:match("^HTTP/(1%.[01]) (%d%d%d)")
-        if not version then
-            return nil, "that is not HTTP"
-        end
-        local headers = {}
-        while true do
-            line, why = sock:receive("*l")
-            if not line then
-                return nil, why
-            elseif line == "" then
-                break
-            end
-            local name, value = line:match("^([^:%s]+)%s*:%s*(.-)%s*$")
-            if name then
-                headers[name:lower()] = value
-            end
-        end
-        -- What comes before the answer, as 100, is none.
-        if tonumber(status) >= 200 then
-            return tonumber(status), headers
-        end
-    end
-end
-
--- Reads `length` bytes as they come.
-local function read_length(sock, length, take)
-    while length > 0 do
-        local piece, why = sock:receiveany(math.min(length, PIECE))
-        if not piece then
-            return nil, why
-        end
-        length = length - #piece
-        if take(piece) == false then
-            return true
-        end
-    end
-    return true
-end
-
-local function read_chunks(sock, take)
-    while true do
-        local line, why = sock:receive("*l")
-        if not line then
-            return nil, why
-        end
-        local size = tonumber(line:match("^%s*(%x+)") or "", 16)
-        if not size then
-            return nil, "a chunk without a size"
-        elseif size == 0 then
-            return true
-        end
-        local ok
-        ok, why = read_length(sock, size, take)
-        if not ok then
-            return nil, why
-        end
-        line, why = sock:receive("*l")
-        if not line then
-            return nil, why
-        end
-    end
-end
-
-local function read_to_end(sock, take)
-    while true do
-        local piece, why = sock:receiveany(PIECE)
-        if not piece then
-            if why == "closed" then
-                return true, "closed"
-            end
-            return nil, why
-        end
-        if take(piece) == false then
-            return true
-        end
-    end
-end
-
--- Reads the body, each piece as it comes, to `take`, which returns false when it has had enough. Returns true, with "closed" where
--- nothing but the end of the connection says that this is all; or nil and why it is not complete.
-local function read_body(sock, headers, take)
-    local coding = headers["transfer-encoding"]
-    if coding and coding:lower():find("chunked", 1, true) then
-        return read_chunks(sock, take)
-    elseif headers["content-length"] then
-        return read_length(sock, tonumber(headers["content-length"]) or 0, take)
-    end
-    return read_to_end(sock, take)
-end
-
 -- What a server answered instead of a stream, as an error.
 local function refusal_of(sock, status, headers, name)
     local pieces, size = {}, 0
-    read_body(sock, headers, function(piece)
+    http.read_body(sock, headers, function(piece)
         pieces[#pieces + 1] = piece
         size = size + #piece
         return size < LONGEST_ERROR
     end)
     local text = table.concat(pieces)
     local said = cjson.decode(text)
-    local refusal = { status = status, code = "upstream_error" }
+    local refusal = { status = status, code = "upstream_error", retry_after = tonumber(headers["retry-after"]) }
+    if headers["x-should-retry"] == "false" then
+        refusal.should_retry = false
+    end
     if type(said) == "table" and type(said.error) == "table" and type(said.error.message) == "string" then
         -- Its own words, in the shape of the API that was asked.
         refusal.message = said.error.message
+        refusal.said = said.error.code
         refusal.body = cjson.encode(said)
         return refusal
     end
@@ -253,57 +165,124 @@ local function as_event(text)
     return "data: " .. text:gsub("\r?\n", "\ndata: ") .. "\n\n"
 end
 
--- Sends the request and reads the head of the answer, into `server`. Returns nil, or the error.
-local function ask(server, request, model)
-    local sock = server.sock
+-- What another gateway answers that could not begin with a request: another one may.
+local NOT_BEGUN = { manager_unavailable = true, starting = true }
+
+-- Sends the request and reads the head of the answer, into `server`. `whole`: also of one that is an error. Returns nil, or the error.
+local function ask(server, request, one, whole)
     local broken
-    -- Aside: a server may answer before it has read everything, and read no further.
-    server.sender = ngx.thread.spawn(function()
-        local sent, why = send(sock, request, model)
+    local function send_all()
+        local sent, why = send(server, request, one)
         broken = not sent and why or nil
-    end)
-    local status, headers = read_head(sock)
+        server.sent = sent
+    end
+    local data = ngx.req.get_body_data()
+    if data and #data <= SMALL then
+        send_all()
+    else
+        -- Aside: a server may answer before it has read everything, and read no further.
+        server.sender = ngx.thread.spawn(send_all)
+    end
+    local status, headers = http.read_head(server.sock)
     if not status then
         local reason = broken or headers
-        return failure("upstream_failed", string.format("The server of %s did not answer: %s.", server.name, reason))
+        local refusal = failure(string.format("The server of %s did not answer: %s.", server.name, reason))
+        refusal.broken = true
+        return refusal
     end
-    if status ~= 200 then
-        return refusal_of(sock, status, headers, server.name)
+    server.status, server.headers = status, headers
+    if server.is_gateway and status == 401 then
+        local refusal = failure(string.format("The server of %s does not take this gateway's key.", server.name))
+        refusal.elsewhere = true
+        return refusal
+    elseif status == 200 or (whole and status ~= 502 and status ~= 503) then
+        return nil
     end
-    server.headers = headers
-    return nil
+    local refusal = refusal_of(server.sock, status, headers, server.name)
+    refusal.broken = status == 502
+    refusal.elsewhere = status == 503 and NOT_BEGUN[refusal.said]
+    return refusal
 end
 
 local function close(server)
     -- One that still sends keeps the connection from being closed; before, nothing could be read any more.
-    ngx.thread.kill(server.sender)
+    if server.sender then
+        ngx.thread.kill(server.sender)
+    end
     server.sock:close()
 end
 
--- Sends the request to the server of its model and reads the head of a good answer. Returns what `stream` takes, or nil and the
--- error: status, code, message, perhaps body (the JSON text as the server gave it).
-function upstream.ask(request)
-    local model = gate.model(request.model)
-    local name = request.name or request.model
-    if not model then
-        return nil, failure("upstream_failed", "The model " .. name .. " was removed.")
+-- Asks a model's one server, or one of its several. Returns what `stream` takes, or nil and the error.
+local function ask_one(request, model, one, whole)
+    local is_gateway = one ~= model
+    local name = (request.name or request.model) .. (is_gateway and " on " .. one.name or "")
+    local sock, why, ok
+    if is_gateway then
+        sock, why = servers.connect(model.id, one, SEND_SECONDS, READ_SECONDS)
+    else
+        sock = ngx.socket.tcp()
+        sock:settimeouts(CONNECT_SECONDS * 1000, SEND_SECONDS * 1000, READ_SECONDS * 1000)
+        ok, why = sock:connect(one.host, one.port)
+        sock = ok and sock
     end
-    local sock = ngx.socket.tcp()
-    sock:settimeouts(CONNECT_SECONDS * 1000, SEND_SECONDS * 1000, READ_SECONDS * 1000)
-    local ok, why = sock:connect(model.host, model.port)
-    if ok and model.tls == true then
+    if sock and one.tls == true then
         ok, why = sock:sslhandshake(nil, nil, false)
+        if not ok then
+            sock:close()
+            sock = nil
+        end
     end
-    if not ok then
-        return nil, failure("upstream_unreachable", string.format("The server of %s can't be reached: %s.", name, why))
+    if not sock then
+        local refusal = failure(string.format("The server of %s can't be reached: %s.", name, why))
+        refusal.elsewhere = true
+        return nil, refusal
     end
-    local server = { sock = sock, name = name }
-    local refusal = ask(server, request, model)
+    local server = { sock = sock, name = name, is_gateway = is_gateway, request = request, one = one }
+    local reused = is_gateway and sock:getreusedtimes() > 0
+    local refusal = ask(server, request, one, whole)
     if refusal then
         close(server)
+        if reused and not server.status then
+            -- A server may end a connection that is kept just when it is used again.
+            return ask_one(request, model, one, whole)
+        end
         return nil, refusal
     end
     return server
+end
+
+-- Asks the servers of a model that has several, one after the other until one answers.
+local function ask_several(request, model, whole)
+    local refusal = failure("No host has " .. model.id .. " active.")
+    refusal.again = true
+    while true do
+        local one = servers.choose(model, request)
+        if not one then
+            return nil, refusal
+        end
+        servers.take(model, one)
+        local server, why = ask_one(request, model, one, whole)
+        if server or not (why.broken or why.elsewhere) then
+            return server, why
+        end
+        refusal = why
+        refusal.again = true
+        servers.failed(request, one, why.broken)
+        model = gate.model(request.model) or model
+    end
+end
+
+-- Sends the request to a server of its model and reads the head of a good answer; with `whole`, of any. Returns what `stream` and
+-- `pass` take, or nil and the error: status, code, message, perhaps body (the JSON text as the server gave it), and `again` where
+-- `servers.again` may help.
+function upstream.ask(request, whole)
+    local model = gate.model(request.model)
+    if not model then
+        return nil, failure("The model " .. (request.name or request.model) .. " was removed.")
+    elseif model.servers then
+        return ask_several(request, model, whole)
+    end
+    return ask_one(request, model, model, whole)
 end
 
 -- Whether a line of the text begins in one of these ways. Within JSON there is no line break.
@@ -319,7 +298,7 @@ end
 local function read_answer(server, ends, give)
     if (server.headers["content-type"] or ""):find("text/event-stream", 1, true) then
         local stream = events(give)
-        local complete, how = read_body(server.sock, server.headers, stream.take)
+        local complete, how = http.read_body(server.sock, server.headers, stream.take)
         if complete and how == "closed" and not ends_with(stream.last, ends) then
             return nil, "closed"
         elseif complete then
@@ -328,7 +307,7 @@ local function read_answer(server, ends, give)
         return complete, how
     end
     local pieces = {}
-    local complete, how = read_body(server.sock, server.headers, function(piece)
+    local complete, how = http.read_body(server.sock, server.headers, function(piece)
         pieces[#pieces + 1] = piece
     end)
     if complete then
@@ -337,16 +316,45 @@ local function read_answer(server, ends, give)
     return complete, how
 end
 
--- Gives the events of a server's answer to `give`, as they come. `ends`: how the last event of a complete stream may
--- begin. Returns nil when it was complete, or the error.
-function upstream.stream(server, ends, give)
-    local complete, how = read_answer(server, ends, give)
-    close(server)
-    if complete then
-        return nil
-    end
+-- `begun`: something of the answer was given on.
+local function broke_off(server, how, begun)
     local reason = how == "timeout" and "no more came" or how
-    return failure("upstream_failed", string.format("The server of %s broke off its answer: %s.", server.name, reason))
+    local refusal = failure(string.format("The server of %s broke off its answer: %s.", server.name, reason))
+    if server.is_gateway and not begun then
+        servers.failed(server.request, server.one, true)
+        refusal.again = true
+    end
+    return refusal
+end
+
+-- Gives the events of a server's answer to `give`, as they come. `ends`: how the last event of a complete stream may
+-- begin. Returns nil when it was complete, or the error, with `again` as `ask` does.
+function upstream.stream(server, ends, give)
+    local begun = false
+    local complete, how = read_answer(server, ends, function(event)
+        begun = true
+        give(event)
+    end)
+    close(server)
+    return not complete and broke_off(server, how, begun) or nil
+end
+
+-- Gives the body of an answer to `give`, as it comes. Returns nil when it was complete, or the error, with `again` as `ask` does.
+function upstream.pass(server, give)
+    local headers = server.headers
+    local begun, complete, how = false, true, nil
+    if server.status ~= 204 and server.status ~= 304 then
+        complete, how = http.read_body(server.sock, headers, function(piece)
+            begun = true
+            give(piece)
+        end)
+    end
+    if complete and not how and server.sent and (headers.connection or ""):lower() ~= "close" then
+        server.sock:keep()
+    else
+        close(server)
+    end
+    return not complete and broke_off(server, how, begun) or nil
 end
 
 return upstream

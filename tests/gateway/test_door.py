@@ -1,0 +1,347 @@
+# SPDX-License-Identifier: MIT
+"""Three hosts behind one door: real managers and gateways on stand-ins, and the door with a gateway of its own.
+
+A host that is killed loses its gateway, its manager and its servers at once.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import http.client
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import requests
+
+from tests import part
+from tests.gateway.gatewaylib import Gateway, missing, until
+from tests.manager.conftest import processes
+from tests.manager.gateway_workers import TOKEN
+from tests.manager.test_gateway_link import service
+from tests.serverlib import free_port, two_awake
+from tests.unit.plugins.module_utils.switching.conftest import Host, Processes
+
+__all__ = ("processes",)
+
+pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
+CLIENTS = 8 if part.quick() else 24
+# How many answers each part of a story waits for.
+ANSWERS = part.fewer("gateway", "make gateway", "requests before and after a host dies", 1500, 150)
+KEY = "the-key-of-the-door"
+
+
+class Member:
+    """A host behind the door."""
+
+    def __init__(self, folder: Path, name: str, states: dict[str, Any], **standin: Any) -> None:
+        self.name = name
+        self.host = Host(folder / name / "stack")
+        for model in states:
+            self.host.declare(model, standin={"sleep_seconds": 0.05, "wake_seconds": 0.05, **standin})
+        self.host.up(**states)
+        # As by default: a model that has just become active waits a moment for its requests.
+        self.running, port = service(self.host, linger_seconds=0.5)
+        link: Any = SimpleNamespace(port=port, token=TOKEN)
+        self.gateway = Gateway(link, keys=[{"name": "door", "key": KEY}, {"name": "direct", "key": "direct" + KEY}])
+        self.gateway.start()
+
+    def config(self) -> dict[str, Any]:
+        """How the door reaches it."""
+        manager = int(self.running.url.rpartition(":")[2])
+        own = {"name": self.name, "address": "127.0.0.1", "port": self.gateway.port, "api_key": KEY}
+        return {**own, "manager_address": "127.0.0.1", "manager_port": manager}
+
+    def kill(self) -> None:
+        """End all of it at once. The manager comes first: it would start servers again."""
+        self.running.process.kill()
+        if self.gateway.process:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.gateway.process.pid, signal.SIGKILL)
+        servers = Processes("")
+        servers.entry = f"STANDIN_GPU_DIR={self.host.gpu_dir}".encode()
+        servers.kill()
+
+    def end(self) -> list[str]:
+        """End it after the test; what was wrong with it."""
+        wrong = self.gateway.failures()
+        if "Traceback" in self.running.log.read_text():
+            wrong.append(self.running.log.read_text())
+        self.kill()
+        self.running.process.wait()
+        self.gateway.stop()
+        return wrong
+
+    def requests_to(self, model: str) -> int:
+        """How many requests its server has had so far."""
+        events = self.host.events()[self.host.events_before :]
+        return sum(one["model"] == model and one["event"] == "request_start" for one in events)
+
+    def check(self) -> None:
+        """See that no two models were awake at once, and that no server had a request while it was not awake."""
+        assert two_awake(self.host.events(), self.host.events_before) == []
+        awake = {one["id"]: False for one in self.host.models} | {self.active: True}
+        for event in self.host.events()[self.host.events_before :]:
+            if event["event"] in ("awake", "sleeping"):
+                awake[event["model"]] = event["event"] == "awake"
+            elif event["event"] == "request_start":
+                assert awake[event["model"]], (self.name, event)
+
+    active = ""
+
+
+class Door:
+    """The door's service and its gateway."""
+
+    def __init__(self, folder: Path, members: list[Member]) -> None:
+        self.members = members
+        self.log = folder / "door.log"
+        (folder / "token").write_text(TOKEN)
+        port = free_port()
+        config = folder / "door.json"
+        told = {
+            "gateway_listen": f"127.0.0.1:{port}",
+            "gateway_token_file": str(folder / "token"),
+            "models_file": str(folder / "models.json"),
+            "hosts": [member.config() for member in members],
+        }
+        config.write_text(json.dumps(told))
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "model_manager.door", str(config)], env=environment, stdout=log, stderr=log
+            )
+        link: Any = SimpleNamespace(port=port, token=TOKEN)
+        self.gateway = Gateway(link, workers=2)
+
+    def __enter__(self) -> Door:
+        self.gateway.start()
+        until(lambda: requests.get(self.gateway.url + "/v1/models", timeout=5).status_code == 200, "it has the models")
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.process.terminate()
+        self.process.wait(20)
+        self.gateway.stop()
+
+    def list(self) -> dict[str, dict[str, Any]]:
+        """What `/v1/models` says, by id."""
+        return {one["id"]: one for one in requests.get(self.gateway.url + "/v1/models", timeout=10).json()["data"]}
+
+    def until_loaded(self, *models: str) -> None:
+        """Wait until these are active somewhere, for all that the door knows."""
+        until(lambda: all(self.list()[model]["loaded"] for model in models), f"{models} are active")
+
+
+class Client:
+    """One that asks models in turn, streaming or not, each over a connection of its own."""
+
+    def __init__(self, port: int, number: int, models: str = "ab") -> None:
+        self.answered: collections.Counter[str] = collections.Counter()
+        # Streams that had begun and ended visibly before their end.
+        self.broken: list[str] = []
+        # What was neither answered nor had begun.
+        self.lost: list[str] = []
+        self._port = port
+        self._turn = number
+        self._models = models
+
+    def ask(self) -> None:
+        self._turn += 1
+        model, stream = self._models[self._turn % len(self._models)], self._turn % 3 == 0
+        body = json.dumps({"model": model, "prompt": "x", "max_tokens": 3, "stream": stream})
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=90)
+        status, text, failure = 0, "", ""
+        try:
+            connection.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
+            answer = connection.getresponse()
+            status = answer.status
+            while piece := answer.read1():
+                text += piece.decode()
+        except (OSError, http.client.HTTPException) as error:
+            failure = repr(error)
+        finally:
+            connection.close()
+        begun = stream and '"choices"' in text
+        if status == 200 and not failure and self._is_whole(text, stream):
+            self.answered[model] += 1
+        elif begun:
+            self.broken.append(f"{status} {failure}: {text[-200:]}")
+        else:
+            self.lost.append(f"{model} {stream} {status} {failure}: {text[-300:]}")
+
+    @staticmethod
+    def _is_whole(text: str, stream: bool) -> bool:
+        if stream:
+            return text.rstrip().endswith("data: [DONE]") and '"error"' not in text
+        return bool(json.loads(text)["usage"]["completion_tokens"] == 3)
+
+
+class Crowd:
+    """Clients that ask for as long as the block runs."""
+
+    def __init__(self, door: Door, models: str = "ab") -> None:
+        self.clients = [Client(door.gateway.port, number, models) for number in range(CLIENTS)]
+        self._ending = threading.Event()
+
+    @contextlib.contextmanager
+    def asking(self) -> Iterator[None]:
+        def run(client: Client) -> None:
+            while not self._ending.is_set():
+                client.ask()
+
+        threads = [threading.Thread(target=run, args=(client,)) for client in self.clients]
+        for thread in threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            self._ending.set()
+            for thread in threads:
+                thread.join(120)
+        assert not any(thread.is_alive() for thread in threads), "a client hangs"
+
+    def answered(self) -> collections.Counter[str]:
+        return sum((client.answered for client in self.clients), collections.Counter())
+
+    def lost(self) -> list[str]:
+        return [one for client in self.clients for one in client.lost]
+
+    def broken(self) -> list[str]:
+        return [one for client in self.clients for one in client.broken]
+
+    def more(self, models: str = "ab") -> None:
+        """Wait until each model has been answered so often once more."""
+        before = self.answered()
+        until(
+            lambda: all(self.answered()[model] - before[model] >= ANSWERS // len(models) for model in models),
+            f"{ANSWERS} more answers; so far {self.answered()}, lost {self.lost()[:3]}",
+            600,
+        )
+
+
+Begin = Callable[..., Door]
+
+
+@pytest.fixture
+def begin(tmp_path: Path, processes: Processes) -> Iterator[Begin]:
+    """Start hosts, by their names, and a door in front of them. `active`: the model that each has active, a or b."""
+    del processes  # used for what it does after the test
+    members: list[Member] = []
+    with contextlib.ExitStack() as stack:
+
+        def start(active: dict[str, str], **standin: Any) -> Door:
+            for name, model in active.items():
+                states: dict[str, Any] = {one: "active" if one == model else 1 for one in "ab"}
+                members.append(Member(tmp_path, name, states, **standin))
+                members[-1].active = model
+            door = stack.enter_context(Door(tmp_path, members))
+            door.until_loaded(*set(active.values()))
+            return door
+
+        yield start
+        said = (tmp_path / "door.log").read_text()
+        wrong = [one for member in members for one in member.end()]
+    assert "Traceback" not in said, said
+    assert wrong == []
+
+
+@pytest.mark.parametrize("victim", [0, 2], ids=["one of two with a", "the only one with b"])
+def test_a_host_dies_under_load_and_nothing_that_had_not_begun_is_lost(begin: Begin, victim: int) -> None:
+    door = begin({"one": "a", "two": "a", "three": "b"})
+    crowd = Crowd(door)
+    with crowd.asking():
+        crowd.more()
+        door.members[victim].kill()
+        crowd.more()
+    text = (
+        f"{sum(crowd.answered().values())} answered by three hosts, of which one died; streams that had begun and "
+        f"broke off: {len(crowd.broken())}, lost: {len(crowd.lost())}"
+    )
+    print(text)
+    assert crowd.lost() == [], text
+    # At most those that it had at the moment.
+    assert len(crowd.broken()) <= CLIENTS, text
+    for member in door.members:
+        member.check()
+    left = [member.name for number, member in enumerate(door.members) if number != victim]
+    assert set(door.list()) == {"a", "b"}
+    assert {row["server"] for row in door.gateway.log()[-CLIENTS:]} <= {*left, ""}
+
+
+def test_a_model_that_two_hosts_have_active_is_shared_by_the_requests_that_each_has(begin: Begin) -> None:
+    door = begin({"one": "a", "two": "a"}, tokens_per_second=2)
+    until(lambda: servers_of(door, "a") == {"one", "two"}, "the door knows both")
+    for member in door.members:
+        member.host.forget_events()
+
+    def long(port: int, key: str = "") -> threading.Thread:
+        def run() -> None:
+            headers = {"Authorization": f"Bearer {key}"} if key else {}
+            body = {"model": "a", "prompt": "x", "max_tokens": 60, "stream": True}
+            url = f"http://127.0.0.1:{port}/v1/completions"
+            with (
+                contextlib.suppress(requests.RequestException),
+                requests.post(url, json=body, headers=headers, timeout=120, stream=True) as answer,
+            ):
+                for _line in answer.iter_lines():
+                    if ended.is_set():
+                        return
+
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        return thread
+
+    ended = threading.Event()
+    one, two = door.members
+    threads = [long(door.gateway.port) for _each in range(12)]
+    until(lambda: one.requests_to("a") + two.requests_to("a") == 12, "all are at a server")
+    assert (one.requests_to("a"), two.requests_to("a")) == (6, 6)
+    # Six of others at the one: the next six of the door's go to the other one.
+    threads += [long(one.gateway.port, "direct" + KEY) for _each in range(6)]
+    until(lambda: one.requests_to("a") == 12, "those of others are there")
+    time.sleep(3)  # managers count what they have twice a second, and the door what is its own of that
+    threads += [long(door.gateway.port) for _each in range(6)]
+    until(lambda: one.requests_to("a") + two.requests_to("a") == 24, "all are at a server")
+    assert (one.requests_to("a"), two.requests_to("a")) == (12, 12)
+    ended.set()
+    for thread in threads:
+        thread.join(30)
+
+
+def servers_of(door: Door, model: str) -> set[str]:
+    """The hosts that have had a request for a model of this, each sent now."""
+    body = {"model": model, "prompt": "x", "max_tokens": 1}
+    for _each in range(4):
+        requests.post(door.gateway.url + "/v1/completions", json=body, timeout=60).raise_for_status()
+    return {row["server"] for row in door.gateway.logged(4, model=model)}
+
+
+def test_a_model_that_sleeps_everywhere_is_switched_to_on_one_host(begin: Begin) -> None:
+    door = begin({"one": "a", "two": "a", "three": "a"})
+    body = {"model": "b", "prompt": "x", "max_tokens": 3}
+    answer = requests.post(door.gateway.url + "/v1/completions", json=body, timeout=60)
+    assert answer.status_code == 200, answer.text
+    assert float(answer.headers["X-Queue-Wait-Seconds"]) > 0
+    assert sorted(member.running.active() or "" for member in door.members) == ["a", "a", "b"]
+    door.until_loaded("a", "b")
+
+
+def test_if_the_service_of_the_door_ends_requests_for_active_models_go_on(begin: Begin) -> None:
+    door = begin({"one": "a", "two": "b"})
+    door.process.kill()
+    door.process.wait()
+    for model in "ab":
+        body = {"model": model, "prompt": "x", "max_tokens": 3}
+        answer = requests.post(door.gateway.url + "/v1/completions", json=body, timeout=60)
+        assert answer.status_code == 200, answer.text
