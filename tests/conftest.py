@@ -34,13 +34,21 @@ def ansible_playbook() -> str:
 
 
 # By which target a suite is run whole, where it has another name.
-TARGETS = {"contract": "real", "fuzz": "faults", "integration_playbooks": "test", "test, a Python": "test"}
+TARGETS = {
+    "awx": "test",
+    "contract": "real",
+    "docs": "test",
+    "fuzz": "faults",
+    "integration_playbooks": "test",
+    "test, a Python": "test",
+}
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what is marked `whole` where a part will do, and share the rest between two Pythons.
 
-    Where PYTHON_OF_TWO is 1, another Python plays some of the playbooks, and with those it runs as much of all else.
+    Where PYTHON_OF_TWO is set, each of the two plays other playbooks, some are left to `make test`, and 2 runs a
+    quarter of all else that 1 runs.
     """
     if not part.quick():
         return
@@ -48,17 +56,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     rest: list[pytest.Item] = []
     for item in items:
         if item.get_closest_marker("whole"):
-            file = item.path.relative_to(part.ROOT).as_posix()
-            left.setdefault(file.split("/")[1], []).append(item)
+            left.setdefault(_suite(item), []).append(item)
         else:
             rest.append(item)
     if "PYTHON_OF_TWO" in os.environ:
-        drawn = {id(item) for item in part.draw(rest, 0.3, lambda item: item.path)}
-        if os.environ["PYTHON_OF_TWO"] == "1":
-            those = [item for item in rest if id(item) in drawn and item.path.parent.name in PLAYED]
-        else:
-            those = [item for item in rest if id(item) not in drawn]
-        left["test, a Python"] = those
+        first, second = shares(rest)
+        mine, others = (first, second) if os.environ["PYTHON_OF_TWO"] == "1" else (second, first)
+        for item in rest:
+            if id(item) not in mine:
+                suite = "test, a Python" if id(item) in others else _suite(item)
+                left.setdefault(suite, []).append(item)
     config.stash[LEFT_OUT] = bool(left)
     for suite, those in left.items():
         target = TARGETS.get(suite, suite)
@@ -66,6 +73,24 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=those)
     everything = {id(item) for those in left.values() for item in those}
     items[:] = [item for item in items if id(item) not in everything]
+
+
+def _suite(item: pytest.Item) -> str:
+    """The folder below tests/ that a test is in."""
+    return item.path.relative_to(part.ROOT).as_posix().split("/")[1]
+
+
+def shares(items: list[pytest.Item]) -> tuple[set[int], set[int]]:
+    """What each of two Pythons runs, by the ids of the objects: of what plays playbooks, some is in neither."""
+    second = part.draw(items, 0.25, lambda item: item.path)
+    seconds = {id(item) for item in second}
+    others = [item for item in items if id(item) not in seconds]
+    plays = part.draw([item for item in others if plays_playbooks(item)], 0.65, lambda item: item.path)
+    return {id(item) for item in [*(item for item in items if not plays_playbooks(item)), *plays]}, seconds
+
+
+def plays_playbooks(item: pytest.Item) -> bool:
+    return item.path.parent.name in PLAYED
 
 
 def _skips_refused(config: pytest.Config) -> list[str]:

@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import fcntl
 import functools
 import os
+import random
 import re
 import signal
 import socket
@@ -44,19 +46,33 @@ NEWEST = REAL_VERSIONS[-1]
 CPU_BIND = {"0.11.0": "all", "0.20.2": f"0-{(os.cpu_count() or 1) - 1}"}
 
 _running: set[Server] = set()
-_given_ports: set[int] = set()
 
 
 def free_port() -> int:
-    """Return a port of the loopback interface that nothing listens on, another one each time."""
-    while True:
-        with socket.socket() as sock:
-            sock.bind(("127.0.0.1", 0))
-            port: int = sock.getsockname()[1]
-        # The kernel may well give one again that nobody has taken yet.
-        if port not in _given_ports:
-            _given_ports.add(port)
+    """Return a port of the loopback interface that nothing listens on, another one each time, in all processes."""
+    candidates = _candidates()
+    while candidates:
+        port = candidates.pop()
+        # Others that may look for a port see the lock, until this process ends: a server may take a minute to listen.
+        with contextlib.suppress(OSError), socket.socket() as sock:
+            fcntl.lockf(_port_locks(), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
+            sock.bind(("127.0.0.1", port))
             return port
+    raise RuntimeError("no port is left")
+
+
+@functools.cache
+def _candidates() -> list[int]:
+    """Ports to try, in an order of this process. All are below those that the kernel gives to clients."""
+    return random.Random().sample(range(20000, 32768), 12768)
+
+
+@functools.cache
+def _port_locks() -> int:
+    """A file of which one byte is locked for each port that is given."""
+    path = Path(tempfile.gettempdir(), f"homegpt-vllm-test-ports-{os.getuid()}")
+    # Never closed: the first close of a file that is open twice would end all locks of the process.
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
 
 class Server:

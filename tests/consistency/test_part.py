@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import subprocess
+import types
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests import part
+from tests.conftest import shares
 from tests.faults.cells import ENDS, cells, concerned
 
 ENGINE = "plugins/module_utils/switching"
@@ -88,6 +91,25 @@ def test_a_draw_has_of_each_step_and_differs(monkeypatch: pytest.MonkeyPatch) ->
     assert draws[0] == draws[2] != draws[1]
     assert {name.split("/")[0] for name in draws[0]} == {cell.step for cell in cells()}
     assert len(draws[0]) < len(cells()) / 3
+
+
+def test_two_pythons_run_every_test_but_some_plays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PART_SEED", "5")
+    part.seed.cache_clear()
+    items: list[Any] = [
+        types.SimpleNamespace(path=Path("tests") / folder / f"test_{number % 10}.py")
+        for folder in ("unit", "docs")
+        for number in range(200)
+    ]
+    first, second = shares(items)
+    part.seed.cache_clear()
+    unit, docs = ({id(item) for item in items if item.path.parent.name == folder} for folder in ("unit", "docs"))
+    assert unit <= first
+    assert first & second <= unit
+    assert len(second) == 100
+    # A play that nobody runs has others of its file that are run.
+    assert 120 <= len(docs & (first | second)) <= 160
+    assert {item.path for item in items} == {item.path for item in items if id(item) in first}
 
 
 def test_the_cells_that_a_file_concerns() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import jinja2.nativetypes
 import pytest
 import yaml
+from ansible_collections.homegpt.vllm.plugins.plugin_utils import gateway, preflight_services
 
 from tests.serverlib import ROOT
 
@@ -44,6 +45,20 @@ def test_every_variable_is_specified_with_its_default(role: str) -> None:
         # The specification takes no expression for a list, a dictionary or a switch.
         if not (computed and option["type"] in ("list", "dict", "bool")):
             assert option["default"] == defaults[name], (name, entry)
+
+
+def test_the_default_of_another_roles_variable_is_the_one_that_it_has_there() -> None:
+    """Roles can't read each other's defaults, nor can what is checked before any of them runs."""
+    defaults = {name: value for role in ROLES for name, value in read(role, "defaults/main.yml").items()}
+    handed_on = [re.search(r"^\{\{ (\w+) \| default\((.+?)(, true)?\) \}\}$", str(one)) for one in defaults.values()]
+    told = [(one[1], yaml.safe_load(one[2])) for one in handed_on if one and one[1] in defaults and " | " not in one[2]]
+    told += [
+        ("model_gateway_port", gateway.PORT),
+        ("model_gateway_link_port", gateway.LINK_PORT),
+        ("model_manager_port", preflight_services.MANAGER_PORT),
+    ]
+    assert len(told) >= 8
+    assert [(name, value) for name, value in told if defaults[name] != value] == []
 
 
 @pytest.mark.parametrize("role", ROLES)

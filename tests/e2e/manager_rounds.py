@@ -146,6 +146,10 @@ class Rounds:
         """What the host can tell of itself."""
         look = ["docker ps --all", "ss --listening --tcp --numeric --processes", "cat /opt/homegpt/run/switch.lock"]
         look += [f"docker logs --tail 15 --timestamps vllm-{name}" for name in NAMES]
+        # What a container is by its engine, and which command of the manager may hang.
+        shown = "{{.Name}} {{json .State}} {{json .NetworkSettings.Ports}}"
+        look += [f"docker inspect --format '{shown}' vllm-{name}" for name in NAMES]
+        look += ["ps -e --format pid,ppid,stat,etimes,wchan:20,args"]
         look += ["journalctl --unit docker --lines 40 --output short-precise --no-pager"]
         told = [f"$ {words}\n{self.box.run('sh', '-c', words, check=False)}" for words in look]
         events = [json.dumps(one) for one in self.events()[-25:]]

@@ -133,6 +133,7 @@ def test_teardown_leaves_none_of_them(played: Played) -> None:
     assert left == []
 
 
+@pytest.mark.whole
 def test_a_changed_secret_reaches_the_containers_and_an_empty_token_is_none(
     provision: Callable[..., tuple[Stack, Ansible]],
 ) -> None:

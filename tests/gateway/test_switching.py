@@ -24,10 +24,9 @@ import requests
 
 from tests import part
 from tests.gateway.gatewaylib import Gateway, missing, until
-from tests.manager.conftest import host, processes, stack_dir
+from tests.manager.conftest import Service, host, processes, stack_dir
 from tests.manager.gateway_workers import TOKEN
 from tests.manager.test_gateway_link import service
-from tests.manager.test_main import Service
 from tests.manager.test_manager import command_line
 from tests.unit.plugins.module_utils.switching.conftest import Host
 

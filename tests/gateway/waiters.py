@@ -21,6 +21,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / ".build"))  # pytest knows that by itself
+
 from tests.gateway.fake_link import model, playing
 from tests.gateway.gatewaylib import Gateway
 from tests.gateway.played import DONE, token

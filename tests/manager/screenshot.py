@@ -19,7 +19,7 @@ from pathlib import Path
 import requests
 
 from tests.manager.browser import find_chromium, started, visit
-from tests.manager.test_main import Service
+from tests.manager.conftest import Service
 from tests.serverlib import ROOT
 from tests.unit.plugins.module_utils.switching.conftest import MARK, Host, Processes
 

@@ -64,7 +64,7 @@ def _soak(url: str, pid: int, marks: Sequence[int], models: Sequence[str]) -> It
 def run(switches: int) -> Iterator[Size]:
     """A host, its service, and so many switches; how large it was after each tenth of them."""
     sys.path.insert(0, str(ROOT / ".build"))
-    from tests.manager.test_main import Service
+    from tests.manager.conftest import Service
     from tests.unit.plugins.module_utils.switching.conftest import MARK, Host, Processes
 
     marks = sorted({max(2, switches * tenth // 10) for tenth in range(1, 11)})

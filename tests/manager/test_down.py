@@ -3,16 +3,12 @@
 
 from __future__ import annotations
 
-import json
-import os
-import signal
 from typing import Any
 
 import pytest
 from model_manager.manager import Manager
 
-from tests.manager.conftest import Manage, ended, until, write_inventory
-from tests.manager.test_main import two
+from tests.manager.conftest import Manage, declare_two, ended, kill, until, write_inventory
 from tests.unit.plugins.module_utils.switching.conftest import Host
 
 
@@ -33,16 +29,10 @@ class Downs:
         return self.manager.view().models[model].down
 
 
-def kill(host: Host, name: str) -> None:
-    """End a model's server."""
-    pid = json.loads((host.stack_dir / "run" / f"{name}.pid").read_text(encoding="utf-8"))["pid"]
-    os.kill(pid, signal.SIGKILL)
-
-
 @pytest.fixture
 def pair(host: Host) -> Host:
     """Two models that share a GPU, the first one active."""
-    two(host)
+    declare_two(host)
     host.up(a="active", b=1)
     return host
 

@@ -19,8 +19,7 @@ from typing import Any
 import pytest
 import requests
 
-from tests.manager.conftest import until
-from tests.manager.test_main import Service
+from tests.manager.conftest import Service, until
 from tests.playbooklib import Ansible, Host, is_sleeping, launched
 from tests.serverlib import ROOT
 
@@ -121,12 +120,6 @@ OPERATOR = {"Authorization": "Bearer operator-0123456789"}
 
 class Authorized(Service):
     """A service that wants a token."""
-
-    def _answers(self) -> bool:
-        try:
-            return requests.get(self.url + "/health", headers=HEADERS, timeout=5).json() == {"status": "healthy"}
-        except requests.ConnectionError:
-            return False
 
     def models(self) -> dict[str, Any]:
         """What it says of its models."""

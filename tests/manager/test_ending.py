@@ -3,23 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import pytest
-
-from tests.manager.conftest import until
-from tests.manager.test_main import Service
+from tests.manager.conftest import Service, until
 from tests.unit.plugins.module_utils.switching.conftest import Host
-
-
-@pytest.fixture
-def services() -> Iterator[list[Service]]:
-    """Those of the test. None is left after it."""
-    begun: list[Service] = []
-    yield begun
-    for service in begun:
-        service.process.kill()
-        service.process.wait()
 
 
 def test_a_switch_that_is_taken_back_is_no_failure_of_a_server(host: Host, services: list[Service]) -> None:

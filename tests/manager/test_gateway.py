@@ -11,19 +11,12 @@ from typing import Any
 import pytest
 from model_manager.manager import Manager
 
-from tests.manager.conftest import Manage, ended, until
+from tests.manager.conftest import Manage, ended, two, until
 from tests.manager.gateway_workers import Door, Refused, Store, Worker, linked
 from tests.manager.test_manager import command_line
 from tests.unit.plugins.module_utils.switching.conftest import Host
 
 ON: dict[str, Any] = {"gateway_listen": "127.0.0.1:1", "gateway_token_file": "/nowhere", "linger_seconds": 0.0}
-
-
-def two(host: Host, **standin: object) -> None:
-    """Two models on one GPU, of which a is awake."""
-    for name in ("a", "b"):
-        host.declare(name, standin=standin)
-    host.up(a="active", b=1)
 
 
 def moments(host: Host, model: str, event: str) -> list[float]:

@@ -19,9 +19,8 @@ import requests
 from model_manager import gateway_link
 from model_manager.config import Config, ConfigError
 
-from tests.manager.conftest import until
+from tests.manager.conftest import Service, declare_two, until
 from tests.manager.gateway_workers import TOKEN, Worker
-from tests.manager.test_main import Service
 from tests.serverlib import free_port
 from tests.unit.plugins.module_utils.switching.conftest import Host
 
@@ -68,7 +67,7 @@ class Served:
 
     async def _serve(self, ready: threading.Event) -> None:
         with socket.create_server(("127.0.0.1", self.port)) as door:
-            async with gateway_link.serving(self.gateway, TOKEN, door):  # type: ignore[arg-type]
+            async with gateway_link.serving(self.gateway, TOKEN, door):
                 ready.set()
                 await self._ending.wait()
 
@@ -233,11 +232,6 @@ def test_an_address_that_is_taken_is_told() -> None:
 # The service as a process.
 
 
-def two(host: Host, **standin: object) -> None:
-    host.declare("a", standin={})
-    host.declare("b", standin=standin)
-
-
 def service(host: Host, **more: Any) -> tuple[Service, int]:
     """The service with a gateway's link, and its port."""
     host.stack_dir.mkdir(parents=True, exist_ok=True)
@@ -248,7 +242,7 @@ def service(host: Host, **more: Any) -> tuple[Service, int]:
 
 
 def test_the_service_leaves_the_gates_as_its_last_switch_has_left_the_models(host: Host) -> None:
-    two(host, wake_seconds=1.5)
+    declare_two(host, wake_seconds=1.5)
     host.up(a="active", b=1)
     running, port = service(host)
     try:
@@ -270,7 +264,7 @@ def test_the_service_leaves_the_gates_as_its_last_switch_has_left_the_models(hos
 
 
 def test_a_killed_service_comes_back_and_those_who_wait_are_served(host: Host) -> None:
-    two(host, wake_seconds=1)
+    declare_two(host, wake_seconds=1)
     host.up(a="active", b=1)
     running, port = service(host)
     try:
@@ -299,7 +293,7 @@ def test_a_killed_service_comes_back_and_those_who_wait_are_served(host: Host) -
 
 
 def test_a_service_without_its_token_says_so(host: Host) -> None:
-    two(host)
+    declare_two(host)
     host.stack_dir.mkdir(parents=True, exist_ok=True)
     settings = {"gateway_listen": f"127.0.0.1:{free_port()}", "gateway_token_file": str(host.stack_dir / "none")}
     failed = Service(host, **settings)

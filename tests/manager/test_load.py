@@ -11,7 +11,6 @@ import random
 import socket
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -19,9 +18,8 @@ import httpx
 import pytest
 import requests
 
-from tests.manager.conftest import until
+from tests.manager.conftest import Service, until
 from tests.manager.soak import MOST_GROWTH, MOST_MB, SWITCHES, growth, run, soak
-from tests.manager.test_main import Service
 from tests.part import fewer
 from tests.serverlib import two_awake
 from tests.unit.plugins.module_utils.switching.conftest import Host
@@ -29,16 +27,6 @@ from tests.unit.plugins.module_utils.switching.conftest import Host
 CALLERS = 500
 PATIENCE_SECONDS = 300
 MODELS = ("a", "b", "c", "d")
-
-
-@pytest.fixture
-def services() -> Iterator[list[Service]]:
-    """Those of the test. None is left after it."""
-    begun: list[Service] = []
-    yield begun
-    for service in begun:
-        service.process.kill()
-        service.process.wait()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,17 +3,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import signal
 import socket
-import subprocess
-import sys
-import threading
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import requests
@@ -21,91 +14,16 @@ from ansible_collections.homegpt.vllm.plugins.module_utils.switching import desi
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
-from tests.manager.conftest import until, write_inventory
+from tests.manager.conftest import Service, declare_two, until, write_inventory
 from tests.serverlib import free_port
 from tests.unit.plugins.module_utils.switching.conftest import Host
 
 # What a process runs that is the service with a part of the engine replaced.
 ENGINE = "import ansible_collections.homegpt.vllm.plugins.module_utils.switching.switch as s; s.{}"
-MAIN = "import sys; from model_manager.__main__ import main; raise SystemExit(main(sys.argv[1:]))"
-
-
-class Service:
-    """The service of a host; it has as long as each test gives it."""
-
-    def __init__(self, host: Host, **settings: Any) -> None:
-        write_inventory(host)
-        self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.config = host.stack_dir / "manager-config.json"
-        self.config.write_text(
-            json.dumps({"stack_dir": str(host.stack_dir), "port": self.port, "observe_seconds": 0.2, **settings})
-        )
-        self.log = host.stack_dir / "manager.log"
-        self.process = self.start()
-
-    def start(self, before: str = "") -> subprocess.Popen[bytes]:
-        """Start it and wait until it answers, or has ended; `before` is Python that its process runs first."""
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}  # as this test has it
-        command = [sys.executable, "-m", "model_manager", str(self.config)]
-        if before:
-            command[1:3] = ["-c", f"{before}; {MAIN}"]
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-        until(lambda: self.process.poll() is not None or self._answers(), "it answers")
-        return self.process
-
-    def _answers(self) -> bool:
-        try:
-            return requests.get(self.url + "/health", timeout=5).json() == {"status": "healthy"}
-        except requests.ConnectionError:
-            return False
-
-    def active(self) -> str | None:
-        """Which model it says is active."""
-        found = requests.get(self.url + "/models", timeout=5).json()["active_model"]
-        return str(found) if found else None
-
-    def state(self, model: str) -> str:
-        """What it says that a model is."""
-        models = requests.get(self.url + "/models", timeout=5).json()["models"]
-        return str(next(one["state"] for one in models if one["id"] == model))
-
-    def switch(self, model: str) -> tuple[threading.Thread, list[requests.Response]]:
-        """Ask for a switch and wait for the answer elsewhere."""
-        answers: list[requests.Response] = []
-
-        def ask() -> None:
-            with contextlib.suppress(requests.ConnectionError):  # it is killed
-                answers.append(requests.post(self.url + "/switch", json={"model_id": model}, timeout=60))
-
-        thread = threading.Thread(target=ask)
-        thread.start()
-        return thread, answers
-
-    def end(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """End it; its exit status."""
-        self.process.send_signal(number)
-        return self.process.wait(timeout=30)
-
-
-@pytest.fixture
-def services() -> Iterator[list[Service]]:
-    """Those of the test. None is left after it."""
-    begun: list[Service] = []
-    yield begun
-    for service in begun:
-        service.process.kill()
-        service.process.wait()
-
-
-def two(host: Host, **standin: object) -> None:
-    host.declare("a", standin={})
-    host.declare("b", standin=standin)
 
 
 def test_sigterm_lets_a_switch_end_and_answers_who_waits(host: Host, services: list[Service]) -> None:
-    two(host, wake_seconds=2)
+    declare_two(host, wake_seconds=2)
     host.up(a="active", b=1)
     service = Service(host)
     services.append(service)
@@ -127,7 +45,7 @@ def test_sigterm_lets_a_switch_end_and_answers_who_waits(host: Host, services: l
 
 
 def test_a_reader_of_events_can_not_send_much(host: Host, services: list[Service]) -> None:
-    two(host)
+    declare_two(host)
     service = Service(host, reconcile=False, max_body_bytes=1000)
     services.append(service)
     with connect(service.url.replace("http", "ws") + "/events") as reader:
@@ -141,7 +59,7 @@ def test_a_reader_of_events_can_not_send_much(host: Host, services: list[Service
 def test_after_a_kill_in_mid_switch_the_host_comes_back_to_what_it_was_meant_to_be(
     host: Host, services: list[Service]
 ) -> None:
-    two(host, wake_seconds=2)
+    declare_two(host, wake_seconds=2)
     host.up(a="active", b=1)
     service = Service(host)
     services.append(service)
@@ -161,7 +79,7 @@ def test_a_switch_that_was_done_when_the_service_was_killed_counts(
     host: Host, services: list[Service], end: str
 ) -> None:
     """The servers are as asked for; only the last records are missing. Killed there, at that very call."""
-    two(host)
+    declare_two(host)
     host.up(a="active", b=1)
     service = Service(host)
     services.append(service)
@@ -203,7 +121,7 @@ def test_a_service_that_can_not_start_keeps_what_the_one_before_was_told(
 ) -> None:
     from model_manager.__main__ import main
 
-    two(host)
+    declare_two(host)
     write_inventory(host)
     told = {"mode": "manual", "pinned": "a", "evictions": {"b": ["discard", "keep_running"]}, "last_active": {"a": 1.0}}
     state_files.write(str(host.stack_dir), state_files.MANAGER, told)
@@ -220,7 +138,7 @@ def test_a_service_that_can_not_start_keeps_what_the_one_before_was_told(
 def test_a_service_that_can_not_listen_switches_nothing(host: Host, caplog: pytest.LogCaptureFixture) -> None:
     from model_manager.__main__ import main
 
-    two(host)  # as after a boot: nothing runs, and the service would begin to load
+    declare_two(host)  # as after a boot: nothing runs, and the service would begin to load
     write_inventory(host)
     config = host.stack_dir / "config.json"
     with socket.create_server(("127.0.0.1", 0)) as other:

@@ -19,17 +19,10 @@ from model_manager import view
 from model_manager.manager import Busy, Conflict, Manager, Ticket, UnknownModel, Unsupported
 from model_manager.tickets import RECONCILER
 
-from tests.manager.conftest import Manage, ended, until, write_inventory
+from tests.manager.conftest import Manage, ended, two, until, write_inventory
 from tests.unit.plugins.module_utils.switching.conftest import Host
 
 ROOT = Path(__file__).parents[2]
-
-
-def two(host: Host, **standin: object) -> None:
-    """Two models on one GPU, of which a is awake."""
-    for name in ("a", "b"):
-        host.declare(name, standin=standin)
-    host.up(a="active", b=1)
 
 
 def state(manager: Manager, model: str) -> str:

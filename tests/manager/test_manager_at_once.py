@@ -9,22 +9,15 @@ import time
 from typing import Any
 
 import pytest
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching.lock import HostLock
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.lock import Holder, HostLock
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.switch import Switcher
 from model_manager.history import Switch
 from model_manager.manager import Manager, Ticket
 from model_manager.reconcile import Reconciler
 from model_manager.schedule import Schedule
 
-from tests.manager.conftest import Manage, ended, until, write_inventory
+from tests.manager.conftest import Manage, ended, two, until, write_inventory
 from tests.unit.plugins.module_utils.switching.conftest import Host
-
-
-def two(host: Host, **standin: object) -> None:
-    """Two models on one GPU, of which a is awake."""
-    for name in ("a", "b"):
-        host.declare(name, standin=standin)
-    host.up(a="active", b=1)
 
 
 def behind(manager: Manager, model: str, other: str) -> tuple[Ticket, Ticket]:
@@ -121,9 +114,9 @@ def test_its_own_lock_is_not_taken_for_somebody_elses(
     manager = manage(observe_seconds=30)
     reader = manager.bus.subscribe()
     held_by = HostLock.held_by
-    seen: list[str] = []
+    seen: list[Holder | None] = []
 
-    def during_a_switch(lock: HostLock) -> str:
+    def during_a_switch(lock: HostLock) -> Holder | None:
         """A whole switch is made between the moment at which the lock is looked at and the answer."""
         monkeypatch.setattr(HostLock, "held_by", held_by)
         ticket = manager.request("b")
@@ -139,7 +132,7 @@ def test_its_own_lock_is_not_taken_for_somebody_elses(
     until(lambda: seen, "it has looked during the switch")
     until(lambda: not manager.view().queue, "the switch is over")
     time.sleep(0.6)  # it looks more than once meanwhile
-    assert "b active" in seen[0]
+    assert seen[0] is not None and seen[0].models == ("b",)
     assert [event.data for event in reader.take() if event.kind == "lock"] == []
 
 

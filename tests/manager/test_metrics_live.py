@@ -18,9 +18,8 @@ import requests
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.manager.conftest import until
+from tests.manager.conftest import Service, until
 from tests.manager.prometheus import RULES, alerts, as_prometheus_has_it, panels
-from tests.manager.test_main import Service
 from tests.manager.test_metrics import EVENTS, filled, switch
 from tests.serverlib import free_port
 from tests.unit.plugins.module_utils.switching.conftest import Host

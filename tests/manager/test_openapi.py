@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from schemathesis.checks import CHECKS, load_all_checks
 
-from tests.manager.test_main import Service
+from tests.manager.conftest import Service
 from tests.part import fewer
 from tests.unit.plugins.module_utils.switching.conftest import Host
 
@@ -28,16 +28,6 @@ NAMES = ("a", "b", "first", "c")
 NO_WAY = ("cuda_suspend", "checkpoint")
 
 
-class AnyService(Service):
-    """One that may want a token."""
-
-    def _answers(self) -> bool:
-        try:
-            return requests.get(self.url + "/health", timeout=5).status_code in (200, 401)
-        except requests.ConnectionError:
-            return False
-
-
 @pytest.fixture
 def serve(host: Host) -> Iterator[Callable[..., Service]]:
     """Starts the service of a host: `a` is active, `b` asleep, `c` disabled."""
@@ -48,7 +38,7 @@ def serve(host: Host) -> Iterator[Callable[..., Service]]:
         host.declare("b")
         host.declare("c", startup_mode="disabled")
         host.up(a="active", b=1)
-        begun.append(AnyService(host, reconcile=False, requests_per_second=1e6, **chosen))
+        begun.append(Service(host, reconcile=False, requests_per_second=1e6, **chosen))
         return begun[-1]
 
     yield start

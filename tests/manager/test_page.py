@@ -18,8 +18,7 @@ import pytest
 import requests
 
 from tests.manager.browser import DESKTOP, PHONE, find_chromium, started, visit
-from tests.manager.conftest import until
-from tests.manager.test_main import Service
+from tests.manager.conftest import Service, until
 from tests.serverlib import ROOT, two_awake
 from tests.unit.plugins.module_utils.switching.conftest import MARK, Host, Processes
 
@@ -51,6 +50,8 @@ class Managed:
     def __init__(self, folder: Path) -> None:
         self.host = Host(folder / "stack")
         self.host.settings.update(canary="auto", escalation=["roll_back"])
+        # Beside a browser, a busy machine may take long to start a server.
+        self.host.settings.update(max_retries=300, request_timeout_seconds=60)
         self.host.declare("a", name="Alpha", gpu_memory_gb=20, standin={"vram_gb": 20})
         self.host.declare("b", name="Beta", standin={"wake_seconds": 0.7, "asleep_gb": 2})
         self.host.declare("c", name=MARKUP, description=SCRIPT)
@@ -119,22 +120,12 @@ def guarded(host: Host) -> Iterator[Service]:
     host.stack_dir.mkdir(parents=True, exist_ok=True)
     tokens.touch(0o600)
     tokens.write_text(f"operator {OPERATOR}\nreader {READER}\n")
-    service = Served(host, reconcile=False, tokens_file=str(tokens))
+    service = Service(host, reconcile=False, tokens_file=str(tokens))
     try:
         yield service
     finally:
         service.process.kill()
         service.process.wait()
-
-
-class Served(Service):
-    """One that answers only who has a token."""
-
-    def _answers(self) -> bool:
-        try:
-            return requests.get(self.url + "/health", timeout=5).status_code == 401
-        except requests.ConnectionError:
-            return False
 
 
 def sign_in(tab: Tab, token: str) -> None:
@@ -244,13 +235,53 @@ def test_a_switch_by_a_click_is_seen_without_a_reload(browser: Browser, managed:
         assert tab.errors == []
 
 
+def test_an_older_answer_does_not_undo_what_was_told(browser: Browser, managed: Managed, expect: Any) -> None:
+    with visit(browser, managed.service.url) as tab:
+        expect(tab.state("Alpha")).to_have_text("Active")
+        late: list[tuple[Any, Any]] = []
+        tab.page.route("**/models", lambda route: late.append((route, route.fetch())))
+        seconds = 0
+        while not late:  # it looks now and then
+            tab.page.wait_for_timeout(100)
+            seconds += 1
+            assert seconds < 300
+        route, before = late[0]
+        assert managed.post("/control/sleep", {"model": "a"}).status_code == 200
+        expect(tab.state("Alpha")).to_have_text("Asleep")
+        route.fulfill(response=before)
+        while len(late) < 2:  # it has taken that in, and asks again because it was told something meanwhile
+            tab.page.wait_for_timeout(100)
+            seconds += 1
+            assert seconds < 600
+        tab.page.wait_for_timeout(1500)  # what it knows is shown once a second
+        assert tab.state("Alpha").inner_text() == "Asleep"
+        assert "No active model" in tab.page.title()
+
+
+def test_what_is_pressed_does_not_move_before_it_is_released(browser: Browser, managed: Managed, expect: Any) -> None:
+    with visit(browser, managed.service.url) as tab:
+        expect(tab.page.locator("#link")).to_have_text("Live")
+        beta = tab.card("Beta")
+        before, button = beta.bounding_box(), beta.get_by_role("button", name="Switch to Beta").bounding_box()
+        tab.page.mouse.move(button["x"] + button["width"] / 2, button["y"] + button["height"] / 2)
+        tab.page.mouse.down()
+        # The notice of the mode moves all that is below it.
+        assert managed.post("/control/mode", {"mode": "manual"}).status_code == 200
+        tab.page.wait_for_timeout(1500)  # what it knows is shown once a second
+        assert beta.bounding_box() == before
+        tab.page.mouse.up()
+        expect(tab.page.get_by_text("Beta is pinned: only this page")).to_be_visible()
+        expect(tab.state("Beta")).to_have_text("Active")
+        assert beta.bounding_box()["y"] > before["y"]
+
+
 @pytest.mark.whole
 def test_every_button(browser: Browser, managed: Managed, expect: Any) -> None:
     with visit(browser, managed.service.url) as tab:
         page, alpha, beta = tab.page, tab.card("Alpha"), tab.card("Beta")
 
         def press(card: Any, name: str) -> None:
-            card.get_by_role("button", name=name).click()
+            card.get_by_role("button", name=name, exact=True).click()  # "Unload Beta" has "Load Beta" in it
 
         press(alpha, "Sleep Alpha")
         expect(tab.state("Alpha")).to_have_text("Asleep")
@@ -508,7 +539,7 @@ def test_who_loads_the_page_too_often_waits_and_keeps_nobody_waiting(host: Host)
     host.stack_dir.mkdir(parents=True, exist_ok=True)
     write.touch(0o600)
     write.write_text(f"operator {OPERATOR}\n")
-    service = Served(host, reconcile=False, tokens_file=str(write), requests_per_second=2)
+    service = Service(host, reconcile=False, tokens_file=str(write), requests_per_second=2)
     try:
         statuses = [requests.get(service.url + "/", timeout=10).status_code for _number in range(30)]
         assert statuses[0] == 200 and 429 in statuses

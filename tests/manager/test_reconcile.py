@@ -1,16 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""What the manager does unasked: the rules one by one on situations, all together on a host that is played, then real.
-
-The properties hold for every situation, and for every course of events of the played host, that hypothesis finds.
-"""
+"""What the manager does unasked in the course of time, on a host that is played; and what holds whatever happens."""
 
 from __future__ import annotations
 
 import dataclasses
-import os
-import signal
-import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,330 +12,36 @@ from ansible_collections.homegpt.vllm.plugins.module_utils.switching import (
     desired_state,
     processes,
     state_files,
-    status,
 )
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import Inventory, parse
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching.metrics import Counters
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.plan import (
     ACTIVE,
     ERROR,
-    LOADING,
     SLEEPING,
     STOPPED,
     Observation,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from model_manager import view
-from model_manager.breaker import CLOSED, HALF_OPEN, OPEN, Breaker
+from model_manager.breaker import CLOSED, OPEN
 from model_manager.config import Config, ModelConfig
-from model_manager.guarded_lock import GuardedLock, Superseded, still_holds
-from model_manager.host_state import HostState
-from model_manager.manager import Manager
 from model_manager.reconcile import Reconciler
-from model_manager.rules import Action, Situation, decide, is_unknown, obstacles, serves
+from model_manager.rules import Action, Situation
 from model_manager.tickets import RECONCILER as BY
 
-from tests.manager.conftest import Manage, ended, until
-from tests.unit.plugins.module_utils.switching.conftest import Host
-
-AWAKE = Observation(ACTIVE, running=0, waiting=0)
-BUSY = Observation(ACTIVE, running=1, waiting=0)
-UNTOLD = Observation(ACTIVE)
-HELD = Observation(ACTIVE, held=True)
-ASLEEP = Observation(SLEEPING, level=1)
-HALF_AWAKE = Observation(SLEEPING, level=1, doubtful=True, problem="its last wake was not confirmed")
-GONE = Observation(STOPPED, process=False)
-COMING = Observation(LOADING)
-BEGUN = Observation(LOADING, was_serving=True)
-DEAD = Observation(ERROR, dead=True, process=True, problem="its engine is dead")
-WRONG = Observation(ERROR, problem="something else answers on its port")
-HUNG = Observation(ERROR, unknown=True, problem="no answer")
-EVERYTHING = (AWAKE, BUSY, UNTOLD, HELD, ASLEEP, HALF_AWAKE, GONE, COMING, BEGUN, DEAD, WRONG, HUNG)
-
-# a, b and c share a GPU; d has one of its own.
-GPUS = {"a": [0], "b": [0], "c": [0], "d": [1]}
-
-
-def inventory(**switching: Any) -> Inventory:
-    models = [
-        {"id": name, "model": f"org/{name}", "host_port": 8001 + i, "gpus": gpus, "start_command": ["serve", name]}
-        for i, (name, gpus) in enumerate(GPUS.items())
-    ]
-    return parse(models, switching)
-
-
-HOST = inventory()
-ASLEEP_ALL = dict.fromkeys(GPUS, SLEEPING)
-
-
-def situation(observed: Mapping[str, Observation], desired: Mapping[str, str], **fields: Any) -> Situation:
-    """One in which the rest of the host is asleep, as it should be."""
-    return Situation(
-        fields.pop("now", 1000.0),
-        fields.pop("inventory", HOST),
-        {**dict.fromkeys(GPUS, ASLEEP), **observed},
-        {**ASLEEP_ALL, **desired},
-        **{"reload_idle_seconds": 60.0, "idle_seconds": dict.fromkeys(GPUS, 0.0), **fields},
-    )
-
-
-def named(actions: list[Action]) -> list[tuple[str, str]]:
-    return [(action.model, action.desired) for action in actions]
-
-
-# The breaker.
-
-
-def breaker(**fields: Any) -> Breaker:
-    return Breaker(**{"limit": 3, "window_seconds": 600.0, "retry_seconds": 300.0, **fields})
-
-
-def test_the_breaker_opens_after_so_many_failures_and_tries_slowly_from_then_on() -> None:
-    one = breaker()
-    assert one.state(0.0) == CLOSED and one.allows(0.0)
-    one = one.failed(0.0, "it died")
-    assert one.state(0.0) == CLOSED and not one.allows(1.9) and one.allows(2.0)
-    one = one.failed(10.0, "it died")
-    assert one.state(10.0) == CLOSED and not one.allows(13.9) and one.allows(14.0), "each rest is twice the last"
-    one = one.failed(20.0, "it died again")
-    assert one.state(20.0) == OPEN and one.reason == "it died again"
-    assert not one.allows(319.9) and one.state(320.0) == HALF_OPEN
-    one = one.failed(321.0, "it died")
-    assert one.state(322.0) == OPEN and one.retry_at == 621.0
-    # Long after all others, one failure keeps an open one open.
-    one = one.failed(9000.0, "it died")
-    assert one.state(9001.0) == OPEN
-
-
-def test_failures_that_are_far_apart_do_not_open_the_breaker() -> None:
-    one = breaker()
-    for at in range(0, 6000, 300):
-        one = one.failed(float(at), "it died")
-        assert one.state(at) == CLOSED, at
-
-
-def test_a_first_crash_costs_no_rest_and_a_server_that_crashes_again_and_again_opens_it() -> None:
-    one = breaker().failed(100.0, "it crashed", crashed=True)
-    assert one.allows(100.0)
-    one = one.succeeded(101.0).failed(110.0, "it crashed", crashed=True)
-    assert not one.allows(111.9) and one.allows(112.0)
-    one = one.succeeded(115.0).failed(120.0, "it crashed", crashed=True)
-    assert one.state(121.0) == OPEN, "that it came up in between does not hide that it crashes"
-    one = one.succeeded(500.0)
-    assert one.state(500.0) == CLOSED
-    assert one.failed(510.0, "it crashed", crashed=True).state(511.0) == OPEN, "it is on probation"
-    assert one.failed(1500.0, "it crashed", crashed=True).state(1500.0) == CLOSED, "which ends"
-
-
-@given(st.lists(st.integers(0, 500), max_size=60), st.integers(1, 5), st.booleans())
-def test_a_model_that_always_fails_is_tried_seldom_but_never_given_up(
-    looks: list[int], limit: int, crashed: bool
-) -> None:
-    """Whoever looks now and then, and tries whenever it may, fails at most so often in any ten minutes."""
-    one, now = breaker(limit=limit), 0.0
-    tried: list[float] = []
-    for after in looks:
-        now += after
-        if one.allows(now):
-            assert not one.opened or now - tried[-1] >= 300.0
-            one = one.failed(now, "it died", crashed=crashed)
-            tried.append(now)
-        assert one.retry_at <= now + 300.0
-    for first in tried:
-        assert sum(first <= at < first + 600.0 for at in tried) <= limit + 2
-
-
-# The rules.
-
-
-def test_nothing_is_done_while_somebody_switches() -> None:
-    lost: dict[str, Any] = {"observed": {"a": GONE}, "desired": {"a": ACTIVE}, "lost": {"a"}}
-    assert named(decide(situation(**lost))) == [("a", ACTIVE)]
-    assert decide(situation(**lost, locked=True)) == []
-    assert decide(situation(**lost, tickets=True)) == []
-
-
-@pytest.mark.parametrize(
-    ("observed", "fields", "why"),
-    [
-        ({"a": HUNG}, {}, "unknown whether it runs"),
-        ({"a": Observation(STOPPED)}, {}, ""),
-        ({"a": WRONG}, {}, "it can't be used: something else answers"),
-        ({"a": DEAD}, {}, ""),
-        ({"b": HUNG}, {}, "b shares a GPU with it, and it is unknown"),
-        ({"d": HUNG}, {}, ""),
-        ({"b": WRONG}, {}, "b, which shares a GPU with it, is in error"),
-        ({"b": DEAD}, {}, ""),
-        ({"d": COMING}, {"state_since": {"d": 999.0}}, "d is loading"),
-        ({"d": COMING}, {"state_since": {"d": 0.0}}, ""),  # it will never be ready
-        ({"b": BEGUN}, {"state_since": {"b": 999.0}}, ""),  # begun by a switch that was cut off
-        ({"b": AWAKE}, {}, "b is awake on its GPU"),
-        ({"b": HELD}, {}, ""),
-        ({"b": AWAKE}, {"half_way": "b"}, ""),
-        ({}, {"breakers": {"a": breaker(retry_at=1007.0, reason="it died")}}, "it has failed (it died) and is tried"),
-    ],
+from tests.manager.situations import (
+    ASLEEP,
+    AWAKE,
+    DEAD,
+    GONE,
+    GPUS,
+    HALF_AWAKE,
+    HOST,
+    HUNG,
+    breaker,
+    named,
 )
-def test_what_keeps_an_active_model_from_coming_back(
-    observed: dict[str, Observation], fields: dict[str, Any], why: str
-) -> None:
-    switching = inventory(max_retries=5, health_check_interval_seconds=2)
-    seen = situation({"a": GONE, **observed}, {"a": ACTIVE}, lost={"a"}, inventory=switching, **fields)
-    told = obstacles(seen)["a"]
-    assert why in told and bool(why) == bool(told)
-    assert named(decide(seen)) == ([] if why else [("a", ACTIVE)])
 
-
-def test_without_docker_nobody_knows_whether_a_container_runs() -> None:
-    models = [{"id": "a", "model": "org/a", "host_port": 8001}]
-    seen = Situation(0.0, parse(models), {"a": Observation(STOPPED)}, {"a": ACTIVE}, lost={"a"})
-    assert decide(seen) == []
-    assert named(decide(dataclasses.replace(seen, observed={"a": GONE}))) == [("a", ACTIVE)]
-
-
-@pytest.mark.parametrize(
-    ("observed", "fields", "back"),
-    [
-        ({"a": AWAKE}, {"idle_seconds": {"a": 59.0}}, False),
-        ({"a": AWAKE}, {"idle_seconds": {"a": 61.0}}, True),
-        ({"a": AWAKE}, {"idle_seconds": {"a": None}}, False),
-        ({"a": BUSY}, {"idle_seconds": {"a": 61.0}}, False),
-        ({"a": AWAKE}, {"idle_seconds": {"a": 61.0}, "waiting": {"d"}}, False),
-        ({"a": AWAKE}, {"idle_seconds": {"a": 61.0}, "manual": True}, False),
-        ({"a": AWAKE}, {"idle_seconds": {"a": 61.0}, "kept_awake": {"a"}}, False),
-        ({"a": AWAKE}, {"idle_seconds": {"a": 61.0}, "kept_awake": {"b"}}, False),
-        ({"a": AWAKE}, {"idle_seconds": {"a": 61.0}, "reload_idle_seconds": 0.0}, False),
-        ({"a": AWAKE}, {"idle_seconds": {"a": 61.0}, "breakers": {"b": breaker(opened=True)}}, False),
-        ({"a": AWAKE}, {"idle_seconds": {"a": 61.0}, "state_since": {"a": 995.0}}, False),
-        ({"a": AWAKE}, {"idle_seconds": {"a": 61.0}, "state_since": {"a": 989.0}}, True),
-        ({"a": ASLEEP}, {"breakers": {"b": breaker(opened=True)}}, True),  # nobody has to make room
-    ],
-)
-def test_a_sleeping_model_is_loaded_again_only_when_nobody_misses_the_active_one(
-    observed: dict[str, Observation], fields: dict[str, Any], back: bool
-) -> None:
-    fields = {"state_since": {"a": 0.0}, **fields}
-    desired = {"a": ACTIVE if observed["a"].state == ACTIVE else SLEEPING}
-    switching = inventory(min_active_seconds=10)
-    seen = situation({"b": GONE, **observed}, desired, lost={"b"}, inventory=switching, **fields)
-    assert named(decide(seen)) == ([("b", SLEEPING)] if back else [])
-
-
-def test_the_active_model_comes_back_before_those_that_sleep_but_not_after_a_boot() -> None:
-    lost = {"a", "b"}
-    seen = situation({"a": GONE, "b": GONE}, {"a": ACTIVE}, lost=lost)
-    assert named(decide(seen)) == [("a", ACTIVE)]
-    assert named(decide(dataclasses.replace(seen, first={"b"}))) == [("b", SLEEPING)]
-    # While it rests between two tries nobody else takes its GPU; once it is given up for a while, they may.
-    resting = breaker(retry_at=1001.0, reason="it died")
-    assert decide(dataclasses.replace(seen, breakers={"a": resting})) == []
-    opened = dataclasses.replace(resting, opened=True)
-    assert named(decide(dataclasses.replace(seen, breakers={"a": opened}))) == [("b", SLEEPING)]
-
-
-def test_of_two_that_are_awake_on_one_gpu_the_desired_one_stays() -> None:
-    assert named(decide(situation({"a": AWAKE, "b": AWAKE}, {"b": ACTIVE}))) == [("b", ACTIVE)]
-    assert decide(situation({"a": AWAKE, "d": AWAKE}, {"d": ACTIVE})) == []
-    assert decide(situation({"a": AWAKE, "b": AWAKE}, {"b": ACTIVE}, kept_awake={"a", "b"})) == []
-
-
-@pytest.mark.parametrize(
-    ("seen", "idle", "fields", "done"),
-    [
-        (AWAKE, 9.0, {}, []),
-        (AWAKE, 10.0, {}, [("a", SLEEPING)]),
-        (AWAKE, 20.0, {}, [("a", STOPPED)]),
-        (ASLEEP, 19.0, {}, []),
-        (ASLEEP, 20.0, {}, [("a", STOPPED)]),
-        (BUSY, 20.0, {}, []),
-        (AWAKE, None, {}, []),
-        (HUNG, 20.0, {}, []),
-        (HELD, 20.0, {}, []),
-        (GONE, 20.0, {}, []),
-        (AWAKE, 20.0, {"waiting": {"a"}}, []),
-        (AWAKE, 20.0, {"kept_awake": {"a"}}, []),
-        (AWAKE, 20.0, {"manual": True}, []),
-        (AWAKE, 20.0, {"state_since": {"a": 997.0}}, []),
-        (AWAKE, 20.0, {"idle": {}}, []),
-    ],
-)
-def test_idle_models_are_let_go(
-    seen: Observation, idle: float | None, fields: dict[str, Any], done: list[tuple[str, str]]
-) -> None:
-    fields = {"idle": {"a": (10.0, 20.0)}, "state_since": {"a": 0.0}, **fields}
-    switching = inventory(min_active_seconds=5)
-    given_ = situation({"a": seen}, {"a": ACTIVE}, idle_seconds={"a": idle}, inventory=switching, **fields)
-    assert named(decide(given_)) == done
-
-
-names = st.sampled_from(list(GPUS))
-some = st.frozensets(names)
-
-
-@st.composite
-def situations(draw: st.DrawFn) -> Situation:
-    """Whatever may be."""
-    each = {name: draw(st.sampled_from(EVERYTHING)) for name in GPUS}
-    desired = {name: draw(st.sampled_from((ACTIVE, SLEEPING, STOPPED))) for name in GPUS}
-    half_way = draw(st.sampled_from(("", *GPUS)))
-    lost = {name for name in draw(some) if not serves(each[name]) or name == half_way}
-    seconds = st.sampled_from((0.0, 30.0, 90.0, 2000.0))
-    return situation(
-        each,
-        desired,
-        locked=draw(st.sampled_from((False, False, False, True))),
-        tickets=draw(st.sampled_from((False, False, False, True))),
-        waiting=draw(some),
-        manual=draw(st.booleans()),
-        kept_awake=draw(some),
-        idle_seconds={name: draw(st.none() | seconds) for name in GPUS},
-        idle={name: (draw(st.sampled_from((0.0, 60.0))), draw(st.sampled_from((0.0, 80.0)))) for name in GPUS},
-        lost=lost,
-        first=draw(some),
-        half_way=half_way,
-        state_since={name: 1000.0 - draw(seconds) for name in GPUS},
-        breakers={
-            name: breaker(opened=draw(st.booleans()), retry_at=draw(st.sampled_from((900.0, 1100.0))))
-            for name in draw(some)
-        },
-    )
-
-
-@settings(max_examples=250)
-@given(situations())
-def test_what_is_done_is_safe_whatever_is_known(seen: Situation) -> None:
-    actions = decide(seen)
-    assert len(actions) <= 1
-    assert not actions or not (seen.locked or seen.tickets)
-    for action in actions:
-        model = HOST.find(action.model)
-        now, rivals = seen.observed[model.id], HOST.conflicting(model)
-        assert not is_unknown(model, now)
-        assert not (now.state == ERROR and not now.dead), "the engine would refuse it"
-        if "(idle_" in action.reason:
-            idle = seen.idle_seconds[model.id]
-            assert idle is not None and idle >= 60.0 and not now.running and model.id not in seen.waiting
-            assert not seen.manual and model.id not in seen.kept_awake
-            continue
-        assert model.id in seen.lost or now.state == ACTIVE, "what somebody has left so is left so"
-        half_way = model.id == seen.half_way and model.id in seen.lost
-        assert not serves(now) or action.desired == ACTIVE or half_way, "nobody loses a model that serves"
-        assert action.desired != STOPPED
-        known = seen.breakers.get(model.id)
-        assert known is None or known.allows(seen.now)
-        loading = [name for name, one in seen.observed.items() if one is COMING and name != model.id]
-        assert all(1000.0 - seen.state_since[name] >= 900.0 for name in loading), "two would load"
-        for rival in rivals:
-            there = seen.observed[rival.id]
-            assert not there.unknown
-            if serves(there) and rival.id != seen.half_way:
-                assert rival.id not in seen.kept_awake
-                quiet = seen.idle_seconds[rival.id]
-                fine = quiet is not None and quiet >= 60.0 and not there.running and not seen.waiting
-                assert now.state == ACTIVE or (action.desired == SLEEPING and fine and not seen.manual)
-
-
-# A host that is played: events, a little engine, and the reconciler that looks every two seconds.
+# Events, a little engine, and the reconciler that looks every two seconds.
 
 
 class Played:
@@ -535,14 +234,6 @@ def test_a_record_of_breakers_that_can_not_be_read_is_none(tmp_path: Path, broke
     assert played.tick() == []
 
 
-def test_a_corrected_time_of_day_makes_no_rest_longer() -> None:
-    opened = breaker().failed(10.0, "x").failed(20.0, "x").failed(30.0, "it died")
-    assert breaker().restored(opened.as_dict(1000.0), 1000.0, 31.0) == opened
-    # It was an hour ahead when it was written.
-    later = breaker().restored(opened.as_dict(4600.0), 1000.0, 31.0)
-    assert later.failures == (31.0, 31.0, 31.0) and later.retry_at == 331.0 and later.opened
-
-
 @pytest.mark.parametrize(
     ("asked", "observed", "done"),
     [
@@ -721,6 +412,7 @@ def test_an_idle_model_that_could_not_be_let_go_is_tried_again_later(tmp_path: P
     assert played.reconciler.breakers == {}, "it serves: nothing is wrong with it"
 
 
+names = st.sampled_from(list(GPUS))
 EVENTS = st.one_of(
     st.tuples(st.sampled_from(("crash", "die", "hang", "answer", "bad", "good")), names),
     st.tuples(st.just("switch"), names, st.sampled_from((ACTIVE, SLEEPING, STOPPED))),
@@ -778,207 +470,3 @@ def test_whatever_happens_the_host_comes_back_to_what_is_desired(
     assert all(
         not HOST.find(one).conflicts_with(HOST.find(other)) for one in played.awake() for other in played.awake()
     )
-
-
-# A real manager, on stand-ins.
-
-
-def pids(host: Host, name: str) -> list[int]:
-    """The processes of a model's server."""
-    with host.switcher() as switcher:
-        return switcher.host.lifecycles[name].pids()
-
-
-def kill(host: Host, name: str, number: signal.Signals = signal.SIGKILL) -> None:
-    for pid in pids(host, name):
-        os.kill(pid, number)
-
-
-def own(manager: Manager) -> list[tuple[str, str, str]]:
-    """What the manager has done by itself, the oldest first."""
-    rows = [one for one in reversed(manager.history.switches()) if one["requested_by"] == BY]
-    return [(one["model"], one["desired"], one["result"]) for one in rows]
-
-
-def rounds(manager: Manager, number: int = 3) -> None:
-    """Let the manager look at the host a few times."""
-    for _each in range(number):
-        age = manager.view().age_seconds
-        until(lambda age=age: manager.view().age_seconds < age, "it has looked again")  # type: ignore[misc]
-        time.sleep(0.05)
-
-
-def two(host: Host, **fields: Any) -> None:
-    """Two models on one GPU, of which a is awake and meant to be."""
-    for name in ("a", "b"):
-        host.declare(name, startup_mode="active" if name == "a" else "sleep", **fields)
-    host.up(a="active", b=1)
-
-
-def test_a_crashed_server_is_brought_back_and_the_others_are_left_alone(host: Host, manage: Manage) -> None:
-    two(host)
-    manager = manage()
-    rounds(manager, 2)
-    assert own(manager) == [], "it adopts what is awake"
-    before = host.changing_calls("b")
-    reader = manager.bus.subscribe()
-    kill(host, "a")
-    until(lambda: own(manager) == [("a", ACTIVE, "done")], "a is back")
-    assert host.states() == {"a": "active", "b": "sleeping"}
-    assert host.changing_calls("b") == before
-    told = [event.data for event in reader.take() if event.kind == "breaker"]
-    assert (told[0]["model"], told[0]["state"], told[0]["failures"]) == ("a", CLOSED, 1)
-    rounds(manager)
-    assert len(own(manager)) == 1
-
-
-def test_a_server_that_does_not_answer_is_not_taken_for_dead(host: Host, manage: Manage) -> None:
-    host.settings["probe_timeout_seconds"] = 0.2
-    two(host)
-    manager = manage()
-    kill(host, "a", signal.SIGSTOP)
-    try:
-        until(lambda: manager.view().models["a"].unknown, "it does not answer")
-        rounds(manager)
-        assert own(manager) == []
-    finally:
-        kill(host, "a", signal.SIGCONT)
-    until(lambda: manager.view().active == ["a"], "it answers again")
-    rounds(manager)
-    assert own(manager) == []
-
-
-def test_of_a_booted_host_one_model_loads_after_the_other_and_the_active_one_comes_last(
-    host: Host, manage: Manage
-) -> None:
-    for name in ("a", "b", "c"):
-        host.declare(name, startup_mode="active" if name == "a" else "sleep", standin={"load_seconds": 0.2})
-    manager = manage()
-    until(lambda: len(own(manager)) == 3, "all are back")
-    assert own(manager) == [("b", SLEEPING, "done"), ("c", SLEEPING, "done"), ("a", ACTIVE, "done")]
-    assert host.states() == {"a": "active", "b": "sleeping", "c": "sleeping"}
-    loads = [(event["model"], event["event"]) for event in host.events() if event["event"] in ("loading", "awake")]
-    assert loads == [(name, event) for name in ("b", "c", "a") for event in ("loading", "awake")]
-
-
-def test_a_pin_changes_nothing_in_how_a_booted_host_comes_back(host: Host, manage: Manage) -> None:
-    for name in ("a", "b"):
-        host.declare(name, startup_mode="active" if name == "a" else "sleep")
-    state_files.write(str(host.stack_dir), state_files.MANAGER, {"mode": "manual", "pinned": "a"})
-    manager = manage()
-    until(lambda: len(own(manager)) == 2, "both are back")
-    assert own(manager) == [("b", SLEEPING, "done"), ("a", ACTIVE, "done")]
-    assert manager.view().pinned == "a"
-
-
-def test_of_a_model_that_cannot_load_the_breaker_opens_and_others_are_served(host: Host, manage: Manage) -> None:
-    host.declare("a", startup_mode="active", standin={"faults": '[{"path": "load", "fault": "die", "times": 0}]'})
-    host.declare("b")
-    manager = manage(breaker_failures=1, retry_seconds=600)
-    until(lambda: (manager.view().models["a"].breaker or {}).get("state") == OPEN, "the breaker of a is open")
-    until(lambda: own(manager) == [("b", SLEEPING, "done"), ("a", ACTIVE, "failed")], "that is what was done")
-    shown = manager.view().models["a"]
-    assert (shown.status, shown.process_state.partition(":")[0]) == ("error", "failed")
-    assert "1 times within 10 min" in shown.problem
-    assert ended(manager.request("b")).error is None
-    rounds(manager)
-    assert host.states() == {"a": "stopped", "b": "active"}
-    assert len(own(manager)) == 2, "nothing more is tried"
-
-
-def test_what_the_command_line_switches_is_left_so(host: Host, manage: Manage) -> None:
-    two(host)
-    manager = manage()
-    host.switch("b")
-    until(lambda: manager.view().active == ["b"], "it is seen")
-    rounds(manager)
-    with host.switcher() as switcher:
-        switcher.switch("a", for_now=True)
-    assert desired_state.recorded(str(host.stack_dir))["b"] == ACTIVE
-    rounds(manager)
-    with host.switcher() as switcher:
-        switcher.switch("a", STOPPED, for_now=True)
-    until(lambda: manager.view().models["a"].state == view.STOPPED, "that is seen too")
-    rounds(manager)
-    assert own(manager) == []
-    assert host.states() == {"a": "stopped", "b": "sleeping"}
-
-
-def test_nothing_is_done_if_somebody_switches_while_it_waits_for_the_lock(host: Host) -> None:
-    two(host)
-    stack_dir = str(host.stack_dir)
-    action = Action("a", ACTIVE, "it crashed", desired_state.read(host.inventory, stack_dir), None)
-    lock = GuardedLock(stack_dir, lambda: still_holds(action, host.inventory, stack_dir))
-    with host.switcher(lock=lock) as switcher:
-        calls = []
-
-        def somebody() -> None:
-            host.switch("b")
-            calls.append(host.all_changing_calls())
-
-        host.while_it_waits(switcher, somebody)
-        with pytest.raises(Superseded):
-            switcher.switch(action.model, action.desired)
-    assert host.states() == {"a": "sleeping", "b": "active"}
-    assert [host.all_changing_calls()] == calls
-    last = status.read_last_switch(stack_dir)
-    assert last is not None and (last["models"], last["result"]) == (["b"], "done"), "it counts as no switch"
-
-
-def test_an_idle_model_sleeps_and_then_ends_and_one_in_use_does_not(host: Host, manage: Manage) -> None:
-    host.declare("a", startup_mode="active", gpus=[0])
-    host.declare("b", startup_mode="active", gpus=[1])
-    host.up(a="active", b="active")
-    manager = manage(idle_sleep_seconds=0.8, idle_stop_seconds=1.6)
-
-    def use() -> bool:
-        host.completion("b", tokens=1)
-        time.sleep(0.05)
-        return manager.view().models["a"].state == view.STOPPED
-
-    until(use, "a has ended")
-    until(lambda: own(manager) == [("a", SLEEPING, "done"), ("a", STOPPED, "done")], "that is what was done")
-    assert manager.view().models["b"].state == view.READY
-    assert desired_state.recorded(str(host.stack_dir)) == {"a": STOPPED, "b": ACTIVE}
-    until(lambda: manager.view().models["b"].state == view.STOPPED, "b has ended once nobody uses it")
-
-
-def test_a_corrected_time_of_day_makes_no_model_idle() -> None:
-    times = {"now": 1e9, "clock": 50.0}
-    host = HostState(HOST, {}, lambda: times["now"], lambda: times["clock"])
-    host.observe({"a": AWAKE}, {}, {})
-    times["now"] += 1e6
-    assert host.idle_seconds("a") == 0.0
-    times["clock"] += 7.0
-    assert host.idle_seconds("a") == 7.0
-    host.observe({"a": BUSY}, {}, {})
-    assert host.idle_seconds("a") == 0.0
-
-
-def test_a_model_that_comes_up_is_idle_only_from_then_on() -> None:
-    clock = [0.0]
-    host = HostState(HOST, {}, lambda: 1e9, lambda: clock[0])
-    seen = dict.fromkeys(GPUS, ASLEEP)
-    host.observe({**seen, "a": GONE, "b": GONE}, {}, {})
-    clock[0] = 1000.0
-    # Loaded by the service, by somebody else; woken by somebody else.
-    host.take_over({**seen, "a": ASLEEP, "b": GONE})
-    host.observe({**seen, "b": ASLEEP, "c": AWAKE}, {}, {})
-    assert [host.idle_seconds(name) for name in GPUS] == [0.0, 0.0, 0.0, 1000.0]
-    clock[0] = 1010.0
-    host.take_over(seen)  # it goes on to count while it sleeps
-    host.observe(seen, {}, {})
-    assert [host.idle_seconds(name) for name in GPUS] == [10.0, 10.0, 10.0, 1010.0]
-
-
-def test_a_server_that_does_not_tell_what_it_does_is_never_idle() -> None:
-    """One that counts only requests that have ended may have one that goes on for long."""
-    times = {"clock": 50.0}
-    host = HostState(HOST, {}, lambda: 1e9, lambda: times["clock"])
-    for counters in (Counters(requests=5), Counters()):
-        for _look in range(3):
-            host.observe({"a": UNTOLD}, {"a": counters}, {})
-            times["clock"] += 1000.0
-            assert host.idle_seconds("a") is None
-    host.observe({"a": AWAKE}, {"a": Counters(requests=5)}, {})
-    assert host.idle_seconds("a") == 0.0

@@ -18,11 +18,8 @@ from ansible_collections.homegpt.vllm.plugins.module_utils.switching.__main__ im
 from model_manager.config import Config
 from model_manager.status_file import StatusFile
 
-from tests.manager.conftest import Manage, ended, until
-from tests.manager.test_main import Service, services, two
+from tests.manager.conftest import Manage, Service, declare_two, ended, until
 from tests.unit.plugins.module_utils.switching.conftest import Host
-
-__all__ = ("services",)
 
 
 def shown(host: Host) -> dict[str, Any] | None:
@@ -35,7 +32,7 @@ def shown(host: Host) -> dict[str, Any] | None:
 def test_the_status_shows_what_the_service_does_and_whether_it_runs(
     host: Host, services: list[Service], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    two(host, wake_seconds=3)
+    declare_two(host, wake_seconds=3)
     host.up(a="active", b=1)
     assert shown(host) is None
     service = Service(host, reconcile=False)
@@ -98,7 +95,7 @@ def files() -> Iterator[list[StatusFile]]:
 def test_it_is_written_rarely_however_much_happens_and_now_and_then_if_nothing_does(
     host: Host, manage: Manage, files: list[StatusFile]
 ) -> None:
-    two(host)
+    declare_two(host)
     host.up(a="active", b=1)
     moments: list[int] = []
 
@@ -119,7 +116,7 @@ def test_it_is_written_rarely_however_much_happens_and_now_and_then_if_nothing_d
 
 
 def test_it_ends_at_once_whenever_it_is_told_to(host: Host, manage: Manage) -> None:
-    two(host)
+    declare_two(host)
     file = Told(manage, host, pause_seconds=0.01, alive_seconds=600).file
 
     class Happened(threading.Event):
@@ -139,7 +136,7 @@ def test_it_ends_at_once_whenever_it_is_told_to(host: Host, manage: Manage) -> N
 def test_a_disk_that_takes_nothing_is_told_once_and_ends_nothing(
     host: Host, manage: Manage, files: list[StatusFile], caplog: pytest.LogCaptureFixture
 ) -> None:
-    two(host)
+    declare_two(host)
     told = Told(manage, host, pause_seconds=0.01, alive_seconds=0.01)
     files.append(told.file)
     told.path.mkdir(parents=True)

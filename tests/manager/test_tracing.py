@@ -20,8 +20,8 @@ import requests
 from model_manager.config import ConfigError, parse
 from model_manager.tracing import Tracing
 
+from tests.manager.conftest import Service
 from tests.manager.prometheus import FILES, ROOT
-from tests.manager.test_main import Service
 from tests.manager.test_metrics import switch
 from tests.serverlib import free_port
 from tests.unit.plugins.module_utils.switching.conftest import Host

@@ -26,6 +26,10 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from tests.serverlib import free_port
+
 DROPPED = {"connection", "keep-alive", "transfer-encoding", "host"}
 SECONDS_OF_STALLING = 60
 
@@ -117,9 +121,7 @@ def main() -> int:
     """Run until the server has ended."""
     folder, port, *command = sys.argv[1:]
     (Path(folder) / "reroute").unlink(missing_ok=True)
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        inner = sock.getsockname()[1]
+    inner = free_port()
     process = subprocess.Popen([word.replace("{port}", str(inner)) for word in command], stdin=subprocess.DEVNULL)
     signal.signal(signal.SIGTERM, lambda *_: process.terminate())
     # Connections are refused until the server has loaded, as by the server itself.

@@ -37,6 +37,16 @@ class Begun(typing.NamedTuple):
     at: float
 
 
+class Holder(typing.NamedTuple):
+    """Who has a lock, in words, and which models are switched; none of these where that is not known."""
+
+    text: str
+    models: tuple[str, ...] = ()
+
+
+_UNKNOWN = Holder("an unknown process")
+
+
 class _File:
     """A file that is locked by whoever works. C(what) says on what."""
 
@@ -109,6 +119,8 @@ class HostLock:
     C(place) is the folder of the machine's locks, C(gpus) what GPUs it has and C(uuids) which of them has which UUID,
     for tests to own.
 
+    C(waits_for) is who else has the lock, while this waits for it and has told so.
+
     C(begun) says of each model whose server was to be paused (a drain), put to sleep, woken or started what of that was
     begun last, until it is proved or taken back. C(failed_at), C(last_failed_at) (of the switch before) and
     C(active_since) are in seconds since 1970, 0 for never.
@@ -130,8 +142,9 @@ class HostLock:
         self.active_since: dict[str, float] = {}
         self.failed_at = 0.0
         self.last_failed_at = 0.0
-        self._holder = ""
+        self.waits_for: Holder | None = None
         self.unreadable = False  # so that peek() could not tell
+        self._holder = Holder("")
         self._descriptor: int | None = None
         self._files: list[_File] = []
         self._writing = threading.Lock()
@@ -149,10 +162,11 @@ class HostLock:
         wait: Wait,
         tell: typing.Callable[[str], None] | None = None,
         gpus: typing.Iterable[Gpu] = (),
+        models: typing.Iterable[str] = (),
     ) -> typing.Iterator[None]:
         """Hold the lock, and those of these GPUs. C(tell) is told who has one that has to be waited for.
 
-        Raises LockTimeout.
+        C(purpose) and C(models) say to others what is switched. Raises LockTimeout.
         """
         own = _File(self.path, "this host", private=False)
         left = [own]
@@ -165,13 +179,16 @@ class HostLock:
                 if not file.take():
                     if tell and file not in told:
                         told.add(file)
-                        tell(f"waiting for another switch of {file.what} ({self._said(file)})")
+                        holder = self._holder_of(file)
+                        self.waits_for = holder if file is own else None
+                        tell(f"waiting for another switch of {file.what} ({holder.text})")
                     return False
                 if file is own:
-                    self._begin(file, purpose)
+                    self.waits_for = None
+                    self._begin(file, purpose, models)
                     left.extend(self._machine(gpus))
                 else:
-                    file.say(f"{self._holder}, of {self.stack_dir}")
+                    file.say(f"{self._holder.text}, of {self.stack_dir}")
                 taken.append(left.pop(0))
             return True
 
@@ -182,12 +199,12 @@ class HostLock:
                 what = "the host's lock" if left[0].what == own.what else f"the lock of {left[0].what}"
                 raise LockTimeout(
                     f"timed out after {seconds:g} s (lock_timeout_seconds) waiting for another switch, which holds "
-                    f"{what} ({self._said(left[0])}): try again later"
+                    f"{what} ({self._holder_of(left[0]).text}): try again later"
                 )
             self._files = taken
             yield
         finally:
-            self._descriptor, self._files = None, []
+            self._descriptor, self._files, self.waits_for = None, [], None
             for file in taken[1:]:
                 if file.is_there():
                     with contextlib.suppress(OSError):
@@ -220,24 +237,25 @@ class HostLock:
         names += sorted(found.items())
         return [_File(os.path.join(self.place, name), what, private=True) for name, what in names]
 
-    def _begin(self, file: _File, purpose: str) -> None:
+    def _begin(self, file: _File, purpose: str, models: typing.Iterable[str]) -> None:
         """Take over what the last switch has left, and write down that this one begins."""
         if file.descriptor is None:
             raise AssertionError("the lock is held")
         self._read(file.descriptor)
         self.last_failed_at, self.failed_at = self.failed_at, 0.0
         began = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
-        self._holder = f"process {os.getpid()}: {purpose}, since {began}"
+        self._holder = Holder(f"process {os.getpid()}: {purpose}, since {began}", tuple(models))
         self._descriptor = file.descriptor
         self._write()
 
-    def _said(self, file: _File) -> str:
+    def _holder_of(self, file: _File) -> Holder:
         """Who has a file that somebody else has locked."""
         if file.descriptor is None:
-            return "an unknown process"
+            return _UNKNOWN
         if not file.private:
             return self._read(file.descriptor)
-        return os.pread(file.descriptor, 1 << 12, 0).decode(errors="replace").strip() or "an unknown process"
+        said = os.pread(file.descriptor, 1 << 12, 0).decode(errors="replace").strip()
+        return Holder(said) if said else _UNKNOWN
 
     def peek(self) -> None:
         """Read what the last switch left, without the lock; nothing while somebody holds it: then it is not over."""
@@ -254,15 +272,15 @@ class HostLock:
         finally:
             os.close(descriptor)
 
-    def held_by(self) -> str:
-        """Who holds the lock of the stack now, in words; empty where nobody does, or this user can't tell."""
+    def held_by(self) -> Holder | None:
+        """Who holds the lock of the stack now; None where nobody does, or this user can't tell."""
         try:
             descriptor = os.open(self.path, os.O_RDONLY)
         except OSError:
-            return ""
+            return None
         try:
             if _try(descriptor, fcntl.LOCK_SH):
-                return ""
+                return None
             return HostLock(self.stack_dir, self.place)._read(descriptor)
         finally:
             os.close(descriptor)
@@ -289,7 +307,7 @@ class HostLock:
             with contextlib.suppress(SwitchingError):
                 self._write()
 
-    def _read(self, descriptor: int) -> str:
+    def _read(self, descriptor: int) -> Holder:
         """Take over what the file says and return the holder that it names."""
         try:
             saved = json.loads(os.pread(descriptor, 1 << 20, 0).split(b"\n", 1)[0])
@@ -299,17 +317,18 @@ class HostLock:
                 self.begun = {str(name): Begun(WAKE, 0.0) for name in saved["doubtful"]}
             self.active_since = {str(name): float(when) for name, when in saved["active_since"].items()}
             self.failed_at = float(saved["failed_at"])
-            return str(saved["holder"])
+            return Holder(str(saved["holder"]), tuple(map(str, saved.get("models", ()))))
         except (ValueError, TypeError, KeyError, AttributeError):
             self.begun, self.active_since, self.failed_at = {}, {}, 0.0
-            return "an unknown process"
+            return _UNKNOWN
 
     def _write(self) -> None:
         if self._descriptor is None:
             return
         text = json.dumps(
             {
-                "holder": self._holder,
+                "holder": self._holder.text,
+                "models": self._holder.models,
                 "begun": self.begun,
                 # For an engine that is older, as the host's own may be.
                 "doubtful": sorted(self.doubtful),

@@ -1,7 +1,7 @@
 # -*- coding: utf-8 -*-
 # Copyright (c) HomeGPT
 # SPDX-License-Identifier: MIT
-"""Those options of C(vllm serve) that a switch has to know: where the server listens, and what it can't follow.
+"""Those options of C(vllm serve) that have to be known here, such as where the server listens.
 
 From vLLM's parsers (C(cli_args.py) in C(entrypoints/openai) of 0.11.0 and in C(entrypoints/launchers) of 0.32.0) and
 from C(entrypoints/cli/serve.py), which tells what becomes of them. C(root_path) is none: paths without it are answered
@@ -104,6 +104,13 @@ def calls_tools(options: Options) -> bool:
     return bool(options.get("enable_auto_tool_choice") and options.get("tool_call_parser"))
 
 
+def adapters(options: Options, words: typing.Sequence[str] = ()) -> list[str]:
+    """The names of the LoRA adapters that a server is started with: by C(args), or by the words of its command."""
+    given = list(_values(words, "--lora-modules")) if words else options.get("lora_modules")
+    found = (_adapter(one) for one in ([given] if isinstance(given, (str, dict)) else given or ()))
+    return list(dict.fromkeys(name for name in found if name))
+
+
 def unfollowed(options: Options) -> typing.Iterator[tuple[str, str]]:
     """The options that no switch can follow, and why; C(options) by the names of args, as text or as they are."""
     for name, why in _UNFOLLOWED.items():
@@ -166,6 +173,34 @@ def draft_weights(options: Options) -> bool | None:
     # A model without a method is a draft model, unless it is called as a method is.
     method = said.get("method") or said.get("model")
     return str(method) not in _DRAFT_WITHOUT_WEIGHTS if method else None
+
+
+def _values(words: typing.Iterable[str], flag: str) -> typing.Iterator[str]:
+    """The values that a flag of a command has, however often it is given."""
+    taking = False
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name == flag:
+            taking = True
+            if equals:
+                yield value
+        elif word.startswith("--"):
+            taking = False
+        elif taking:
+            yield word
+
+
+def _adapter(given: typing.Any) -> str:
+    """The name of one of C(lora_modules): NAME=PATH, or an object with C(name), also as JSON text."""
+    if isinstance(given, str):
+        if not given.lstrip().startswith("{"):
+            return given.partition("=")[0].strip()
+        try:
+            given = json.loads(given)
+        except (ValueError, RecursionError):  # vLLM's to refuse
+            return ""
+    name = given.get("name") if isinstance(given, dict) else ""
+    return name if isinstance(name, str) else ""
 
 
 def _is_address(host: str) -> bool:

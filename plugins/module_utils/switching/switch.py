@@ -381,7 +381,8 @@ class Switcher:
     def _lock(self, models: typing.Sequence[Model], purpose: str) -> typing.Iterator[None]:
         """Hold the host's lock and those of the GPUs concerned; let a host have its rest after a switch that failed."""
         gpus = {gpu for one in models for m in self.inventory.group(one) for gpu in m.gpus}
-        with self.lock.hold(purpose, self.settings.lock_timeout_seconds, self.host.wait, self.tell, gpus):
+        seconds, wait, names = self.settings.lock_timeout_seconds, self.host.wait, [m.id for m in models]
+        with self.lock.hold(purpose, seconds, wait, self.tell, gpus, names):
             rest = self.settings.failure_backoff_seconds
             left = rest - (self.now() - self.lock.last_failed_at)
             if 0 < left <= rest:

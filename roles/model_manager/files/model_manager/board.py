@@ -11,6 +11,7 @@ from typing import Any
 
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching import plan
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import Model
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.lock import Holder
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.plan import Observation
 
 from . import view
@@ -94,14 +95,15 @@ class Board:
         queue = [{key: getattr(one, key) for key in keys} for one in shown]
         self._bus.publish("queue", {"queue": queue, "length": len(self._schedule.waiting)})
 
-    def note_holder(self, holder: str) -> bool:
+    def note_holder(self, holder: Holder | None) -> bool:
         """Somebody else has the host's lock now, or nobody has; whether that is new."""
-        if holder == self._host.lock_holder:
+        said = holder.text if holder else ""
+        if said == self._host.lock_holder:
             return False
-        self._host.lock_holder = holder
+        self._host.lock_holder = said
         if holder:
-            self._gateway.foreign(holder)
-        self._bus.publish("lock", {"holder": holder})
+            self._gateway.foreign(holder.models)
+        self._bus.publish("lock", {"holder": said})
         return True
 
     def note_others_switch(self, last: Mapping[str, Any]) -> bool:

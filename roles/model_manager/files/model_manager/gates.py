@@ -8,7 +8,6 @@ none by the module or the command line, from when that is seen until the host wa
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Collection, Iterable
 from typing import Any
 
@@ -21,8 +20,6 @@ from .host_state import HostState
 from .schedule import Schedule
 from .view import READY
 
-# What the engine writes into the lock's file: which models are switched, where it says so.
-_HOLDER = re.compile(r": (.+) (?:active|sleeping|stopped), since ")
 # What of a model's message is nobody's business but the host's own gateway's.
 _OWN = ("host", "port", "api_key", "tls")
 
@@ -101,11 +98,9 @@ class Gates:
         self._closed = set()
         self._foreign -= set(observed)
 
-    def foreign(self, holder: str) -> None:
-        """Somebody else switches, or has; `holder` says in words who and what, as the engine does."""
+    def foreign(self, names: Collection[str]) -> None:
+        """Somebody else switches these models, or has; any of them where none is named."""
         inventory = self._host.inventory
-        found = _HOLDER.search(holder)
-        names = set(found.group(1).split(", ")) if found else set()
         models = [m for m in inventory.models if m.id in names]
         if not names or len(models) != len(names):
             models = list(inventory.models)

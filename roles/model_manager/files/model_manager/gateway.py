@@ -185,11 +185,11 @@ class Gateway:
                 self._tell_state()
                 self._room.settle(whole=True)
 
-    def foreign(self, holder: str) -> None:
-        """Somebody else switches models, or has: in words who and what, as the engine puts it."""
+    def foreign(self, names: Collection[str]) -> None:
+        """Somebody else switches these models, or has; any of them where none is named."""
         if self.on:
             with self._changed:
-                self._gates.foreign(holder)
+                self._gates.foreign(names)
                 self.refresh()
 
     def looked(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching import options, plan
@@ -14,21 +14,11 @@ from ansible_collections.homegpt.vllm.plugins.module_utils.switching.plan import
 
 from . import view
 
-ACTIVE, SLEEPING, SWITCHING = "active", "sleeping", "switching"
-_WORDS = {
-    view.READY: ACTIVE,
-    view.SLEEP_PENDING: SWITCHING,
-    view.ASLEEP: SLEEPING,
-    view.WAKING: SWITCHING,
-    view.STOPPED: "stopped",
-    view.STARTING: SWITCHING,
-    view.ERROR: "error",
-    view.DISABLED: "disabled",
-}
+# What people read of each of the gateway's words for states.
 _DESCRIPTIONS = {
-    ACTIVE: "Active",
-    SLEEPING: "Asleep",
-    SWITCHING: "Switching",
+    "active": "Active",
+    "sleeping": "Asleep",
+    "switching": "Switching",
     "stopped": "Stopped",
     "error": "Failed",
     "disabled": "Disabled",
@@ -36,11 +26,6 @@ _DESCRIPTIONS = {
 _LONGEST_PROBLEM = 160
 # An estimate is shown as the next of these, so that the list does not change with every second.
 _ETA_STEPS = (1, 2, 3, 4, 5, 7, 10, 12, 15, 20, 25, 30, 40, 50, 60, 90, 120, 180, 240, 300, 450, 600, 900, 1200)
-
-
-def word(state: str) -> str:
-    """The gateway's word for one of the states of `view`."""
-    return _WORDS[state]
 
 
 def is_open(seen: Observation | None, moving: bool, closed: bool, was_open: bool) -> bool:
@@ -81,21 +66,12 @@ def names(inventory: Inventory) -> dict[str, list[str]]:
     }
 
 
-def declared_adapters(model: Model) -> list[str]:
-    """The names of the LoRA adapters that its server is started with."""
-    given: Any = model.args.get("lora_modules", ())
-    if model.start_command:
-        given = _words_after(model.start_command, "--lora-modules")
-    found = [_adapter(one) for one in ([given] if isinstance(given, (str, dict)) else given or ())]
-    return list(dict.fromkeys(name for name in found if name))
-
-
 class Card:
     """What stays the same of a model while the inventory does."""
 
     def __init__(self, model: Model, own_names: Sequence[str], created: int) -> None:
         self.model = model
-        self.adapters = declared_adapters(model)
+        self.adapters = options.adapters(model.args, model.start_command)
         told = options.of_command(model.start_command) if model.start_command else model.args
         length = (told or {}).get("max_model_len")
         self._entry: dict[str, Any] = {
@@ -126,7 +102,7 @@ class Card:
 
     def shown(self, state: str, problem: str, gate: bool, eta: float | None, seen: Iterable[str]) -> dict[str, Any]:
         """The model in a state message; `state` is one of `view`, `seen` the adapters that its server has told."""
-        key = word(state), problem, gate, rounded(eta), tuple(dict.fromkeys((*self.adapters, *seen)))
+        key = view.GATEWAY_STATUS[state], problem, gate, rounded(eta), tuple(dict.fromkeys((*self.adapters, *seen)))
         if self._last is None or self._last[0] != key:
             self._last = key, self._made(*key)
         return self._last[1]
@@ -149,14 +125,14 @@ class Card:
         text = _DESCRIPTIONS[state]
         if state == "error" and problem:
             text = f"{text}: {problem.splitlines()[0][:_LONGEST_PROBLEM]}"
-        elif state in (SLEEPING, SWITCHING, "stopped") and seconds:
+        elif state in ("sleeping", "switching", "stopped") and seconds:
             text = f"{text}, ready in about {_duration(seconds)}"
         own = self.model.description.strip()
         meta = {"description": f"{own.rstrip('.')}. {text}" if own else text, **self._capabilities}
         return {
             **self._entry,
             "name": self.model.name,
-            "loaded": state == ACTIVE,
+            "loaded": state == "active",
             "tags": [{"name": state}],
             "info": {"meta": meta},
         }
@@ -170,32 +146,3 @@ def cards(inventory: Inventory, created: int) -> dict[str, Card]:
 
 def _duration(seconds: int) -> str:
     return f"{seconds} s" if seconds < 120 else f"{seconds // 60} min"
-
-
-def _words_after(words: Sequence[str], flag: str) -> list[str]:
-    """The words that a flag of a command has, however often it is given."""
-    found: list[str] = []
-    taking = False
-    for one in words:
-        name, equals, value = one.partition("=")
-        if name == flag or one == flag:
-            taking = True
-            found += [value] if equals else []
-        elif one.startswith("--"):
-            taking = False
-        elif taking:
-            found.append(one)
-    return found
-
-
-def _adapter(given: Any) -> str:
-    """The name of one of `lora_modules`: NAME=PATH, or an object with `name`, also as JSON text."""
-    if isinstance(given, str):
-        if not given.lstrip().startswith("{"):
-            return given.partition("=")[0].strip()
-        try:
-            given = json.loads(given)
-        except (ValueError, RecursionError):  # vLLM's to refuse
-            return ""
-    name = given.get("name") if isinstance(given, Mapping) else ""
-    return name if isinstance(name, str) else ""

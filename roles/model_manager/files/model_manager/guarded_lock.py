@@ -38,9 +38,10 @@ class GuardedLock(HostLock):
         wait: Wait,
         tell: Callable[[str], None] | None = None,
         gpus: Iterable[Gpu] = (),
+        models: Iterable[str] = (),
     ) -> Iterator[None]:
         """Hold the lock. Raises Superseded if somebody has switched, and LockTimeout."""
-        with super().hold(purpose, seconds, wait, tell, gpus):
+        with super().hold(purpose, seconds, wait, tell, gpus, models):
             if not self._still():
                 self.record_end({}, self.last_failed_at)  # it was no switch
                 raise Superseded("somebody else has switched in the meantime: nothing was done")

@@ -177,7 +177,7 @@ class Observer:
         last = status.read_last_switch(self._config.stack_dir)
         with self._changed:
             if not self._schedule.running and last != self._host.last_switch:
-                self._gateway.foreign("")
+                self._gateway.foreign(())
 
     def _report_is_due(self, inventory: Inventory) -> bool:
         """Whether to look at what takes longer: from time to time, and soon after something has changed."""

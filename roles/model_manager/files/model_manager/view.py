@@ -44,6 +44,8 @@ _STATUS = {
     ERROR: "error",
     DISABLED: "disabled",
 }
+# In the words of the gateway, whose clients are told what they wait for.
+GATEWAY_STATUS = {**_STATUS, STOPPED: "stopped"}
 # What becomes of the weights when a model sleeps at a level.
 WEIGHTS_OF_LEVEL = {0: "retain", 1: "offload", 2: "discard", None: "offload"}
 KEEP_RUNNING = "keep_running"

@@ -174,13 +174,14 @@ class Worker:
         result = None
         kept: list[Switch] = []
         try:
+            lock = GuardedLock(stack_dir, functools.partial(self._locked, ticket, kept))
             with self._context.switcher(
                 self._with_evictions(inventory, ticket, cleared.drain_seconds),
                 stack_dir,
                 sleep=self._sleep,
-                tell=self._tell,
+                tell=functools.partial(self._tell, lock),
                 observer=self._step,
-                lock=GuardedLock(stack_dir, functools.partial(self._locked, ticket, kept)),
+                lock=lock,
             ) as switcher:
                 result = switcher.switch(ticket.model, ticket.desired, for_now=ticket.for_now)
         except SwitchingError as failure:
@@ -221,11 +222,11 @@ class Worker:
             self._board.publish_queue()
             self._changed.notify_all()
 
-    def _tell(self, text: str) -> None:
+    def _tell(self, lock: GuardedLock, text: str) -> None:
         """The engine tells what it waits for: whoever else has the host's lock switches now."""
         _LOG.info("%s", text)
-        if text.startswith("waiting for another switch of this host"):
-            self._gateway.foreign(text)
+        if lock.waits_for:
+            self._gateway.foreign(lock.waits_for.models)
 
     def _with_evictions(self, inventory: Inventory, ticket: Ticket, drain_seconds: float | None) -> Inventory:
         """The inventory with the sleep levels that were set at run time, and what is left of the time to drain."""
@@ -255,7 +256,7 @@ class Worker:
         """
         last = status.read_last_switch(self._context.config.stack_dir)
         with self._changed:
-            self._board.note_holder("")
+            self._board.note_holder(None)
             if last and self._board.note_others_switch(last):
                 kept.extend(records.of_others(last))
             guard = ticket.guard if ticket.guarded else None

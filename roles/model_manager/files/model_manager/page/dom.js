@@ -55,6 +55,27 @@ export function list(parent, items, key, create, update) {
   while (parent.children.length > children.length) parent.lastElementChild.remove();
 }
 
+// Whether a pointer is down. What moves away under it then takes the click away from where it began.
+let pressed = false;
+export const isPressed = () => pressed;
+
+// Call this when the pointer is up again, and its click has come, which after a touch takes a moment.
+export function onRelease(then) {
+  let soon = 0;
+  const release = () => {
+    clearTimeout(soon);
+    soon = setTimeout(() => {
+      pressed = false;
+      then();
+    }, 50);
+  };
+  addEventListener("pointerdown", (event) => {
+    clearTimeout(soon);
+    pressed = event.isPrimary && event.button === 0;
+  });
+  for (const kind of ["pointerup", "pointercancel", "blur"]) addEventListener(kind, release);
+}
+
 export function seconds(value) {
   if (value < 0.995) return `${value.toFixed(2)} s`;
   if (value < 9.95 && !Number.isInteger(value)) return `${value.toFixed(1)} s`;

@@ -41,7 +41,7 @@ function offers(model, host) {
   const kept = pinned ? "It is pinned: unpin it first." : stays ? "Its eviction says that it never makes room." : "";
   const found = new Map();
   if (model.state !== "ready") {
-    const others = host.switching || host.active_models.some((id) => id !== model.id);
+    const others = host.switching || host.models.some((one) => one.state === "ready" && one.id !== model.id);
     const down = model.state === "stopped" || model.state === "error";
     found.set(others ? "switch" : down ? "load" : "wake", coming ? "It is on its way." : "");
   }

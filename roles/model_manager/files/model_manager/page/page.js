@@ -2,7 +2,7 @@
 // The status page of a model manager: what it knows of its host, kept up to date by the events that it is told.
 
 import { ahead, follow, get, keepToken, needsToken, post, token } from "./api.js";
-import { byId, list, make, mark, say, seconds, show } from "./dom.js";
+import { byId, isPressed, list, make, mark, onRelease, say, seconds, show } from "./dom.js";
 import { request, showModels } from "./models.js";
 import { recordOf, rowOf, showNow, showQueue, showSwitches } from "./switches.js";
 import { showUsage } from "./usage.js";
@@ -15,7 +15,8 @@ const LONGEST_PAUSE_MS = 15000;
 const INVALID = "This token is not valid.";
 const FAILED = { active: "The switch to", sleeping: "The sleep of", stopped: "The unload of" };
 
-let host = null; // the answer of /models
+let host = null; // the answer of /models, with the states that were told since
+const told = new Map(); // the states of which was told since that answer was asked for
 let hostAt = 0; // when that came, by the clock of this page
 let reason = ""; // why the caller may not change anything
 let running = null; // the switch that goes on, with its steps
@@ -35,7 +36,7 @@ const pause = (ms) => new Promise((done) => setTimeout(done, ms));
 // What is shown.
 
 function render() {
-  if (!host) return;
+  if (!host || isPressed()) return;
   const rows = records.map(rowOf);
   if (running) rows.unshift(rowOf({ ...running, running: true }));
   showNow(host, running, nameOf, age(), now());
@@ -45,7 +46,7 @@ function render() {
   show(byId("more"), older !== null);
   showUsage(usage, now(), nameOf);
   showNotices();
-  const active = host.active_models.map(nameOf).join(", ");
+  const active = host.models.filter((one) => one.state === "ready").map((one) => one.name).join(", ");
   const coming = running?.desired === "active" ? `Switching to ${nameOf(running.model)}` : "";
   document.title = `${coming || active || "No active model"} · Model manager`;
 }
@@ -151,6 +152,8 @@ byId("more").addEventListener("click", async () => {
 let looking = null;
 let again = false;
 
+const takeOver = () => host?.models.forEach((model) => Object.assign(model, told.get(model.id)));
+
 // Ask for the host; who asks meanwhile gets the next answer.
 function look() {
   if (looking) {
@@ -160,8 +163,10 @@ function look() {
   looking = (async () => {
     do {
       again = false;
+      told.clear();
       host = await get("models");
       hostAt = performance.now();
+      takeOver(); // it may be older than what was told meanwhile
       const ticket = host.queue.find((one) => one.status === "running" && one.id !== over);
       if (!ticket) running = null;
       else running = { ...ongoing(ticket, host.switching?.from ?? ""), eta_seconds: ticket.eta_seconds };
@@ -239,11 +244,10 @@ function happened(event) {
   switch (event.kind) {
     case "snapshot":
       break; // it was read when the connection was opened
-    case "state": {
-      const model = host?.models.find((one) => one.id === data.model);
-      if (model) Object.assign(model, { state: data.state, level: data.level, problem: data.problem });
+    case "state":
+      told.set(data.model, { state: data.state, level: data.level, problem: data.problem });
+      takeOver();
       break;
-    }
     case "switch_begun":
       running = ongoing(data, data.from_model);
       break;
@@ -387,6 +391,7 @@ async function begin() {
   setInterval(() => document.hidden || !host || readUsage(), USAGE_MS);
   setInterval(() => running && render(), 200);
   setInterval(render, 1000);
+  onRelease(render);
   new ResizeObserver(render).observe(byId("usage"));
   document.addEventListener("visibilitychange", () => document.hidden || !host || look());
   await live();

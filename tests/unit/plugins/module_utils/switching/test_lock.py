@@ -140,15 +140,18 @@ def test_notes_are_not_read_while_a_switch_goes_on(tmp_path: Path) -> None:
 
 def test_who_holds_the_lock_is_told_to_whoever_asks_and_takes_nothing_from_them(tmp_path: Path) -> None:
     asking = HostLock(str(tmp_path))
-    assert asking.held_by() == ""  # nobody has ever switched
+    assert asking.held_by() is None  # nobody has ever switched
     holding = HostLock(str(tmp_path), place=str(tmp_path / "machine"), gpus=dict)
-    with holding.hold("b active", 1, lambda done, _seconds: done()):
+    with holding.hold("b active", 1, lambda done, _seconds: done(), models=["b"]):
         holding.begin("b", "wake")
-        assert asking.held_by().startswith("process ")
-        assert ": b active, since " in asking.held_by()
+        holder = asking.held_by()
+        assert holder is not None
+        assert holder.text.startswith("process ")
+        assert ": b active, since " in holder.text
+        assert holder.models == ("b",)
         assert asking.begun == {}  # what is begun is not over
         holding.check()
-    assert asking.held_by() == ""
+    assert asking.held_by() is None
 
 
 def notes(host: Host) -> dict[str, str]:
@@ -381,13 +384,21 @@ def test_notes_of_an_older_engine_are_read(tmp_path: Path) -> None:
 def test_who_waits_is_told_for_whom(tmp_path: Path) -> None:
     holder = HostLock(str(tmp_path))
     told: list[str] = []
-    with holder.hold("a active", 1, lambda _done, _seconds: False):
+    with holder.hold("a active", 1, lambda _done, _seconds: False, models=["a"]):
         waiting = HostLock(str(tmp_path))
+
+        def tell(text: str) -> None:
+            told.append(text)
+            assert waiting.waits_for is not None
+            assert waiting.waits_for.models == ("a",)
+            assert waiting.waits_for.text in text
+
         with (
             pytest.raises(SwitchingError, match=r"timed out after 3 s .*process .*: a active, since 20"),
-            waiting.hold("b active", 3, lambda done, _seconds: done(), told.append),
+            waiting.hold("b active", 3, lambda done, _seconds: done(), tell),
         ):
             pass
+        assert waiting.waits_for is None
     assert len(told) == 1
     assert told[0].startswith("waiting for another switch of this host (process ")
     with open(holder.path, encoding="utf-8") as file:
