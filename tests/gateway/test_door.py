@@ -276,7 +276,13 @@ def test_a_host_dies_under_load_and_nothing_that_had_not_begun_is_lost(begin: Be
         member.check()
     left = [member.name for number, member in enumerate(door.members) if number != victim]
     assert set(door.list()) == {"a", "b"}
-    assert {row["server"] for row in door.gateway.log()[-CLIENTS:]} <= {*left, ""}
+    # Not by the log: its lines come late, and not in the order of the requests.
+    for model in "ab":
+        answer = requests.post(
+            f"{door.gateway.url}/v1/completions", json={"model": model, "prompt": "x", "max_tokens": 3}, timeout=60
+        )
+        assert answer.status_code == 200
+        assert answer.headers["X-Gateway-Server"] in left
 
 
 def test_a_model_that_two_hosts_have_active_is_shared_by_the_requests_that_each_has(begin: Begin) -> None:
