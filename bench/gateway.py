@@ -176,7 +176,7 @@ class Way:
     def load(self, script: Path, connections: int = CONNECTIONS) -> dict[str, float]:
         """Ask as fast as it goes: requests a second, CPU seconds a request, 99th percentile of the latency in ms."""
         before = self.cpu()
-        command = ["wrk", "-t1", f"-c{connections}", f"-d{LOAD_SECONDS}s", "-s", str(script)]
+        command = ["wrk", "-t1", f"-c{connections}", f"-d{LOAD_SECONDS}s", "--timeout", "20s", "-s", str(script)]
         ended = subprocess.run(
             [*command, f"http://127.0.0.1:{self.port}{CHAT}"], capture_output=True, text=True, check=True, timeout=120
         )
