@@ -245,7 +245,9 @@ def serving() -> Iterator[tuple[int, Way]]:
 def running() -> Iterator[tuple[Way, Way]]:
     """The plain way and the gateway, in front of one server."""
     plain = free_port()
-    with serving() as (server, gateway), nginx(PLAIN, plain, WORKERS, server=server) as pids:
+    with contextlib.ExitStack() as stack:
+        server, gateway = stack.enter_context(serving())
+        pids = stack.enter_context(nginx(PLAIN, plain, WORKERS, server=server))
         yield Way(plain, partial(cpu_seconds, pids)), gateway
 
 

@@ -14,7 +14,10 @@ from .door_host import HostConfig
 # By the types of fields.
 _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "bool": (lambda value: isinstance(value, bool), "true or false"),
-    "int": (lambda value: type(value) is int and 1 <= value <= 65535, "a port, from 1 to 65535"),
+    "int": (
+        lambda value: isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 65535,
+        "a port, from 1 to 65535",
+    ),
     "str": (lambda value: isinstance(value, str), "a text"),
 }
 
