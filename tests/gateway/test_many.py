@@ -178,6 +178,19 @@ def test_a_server_with_an_address_of_ipv6(start: Start) -> None:
         assert server.asked[0].header("Host") == f"[::1]:{server.port}"
 
 
+def test_a_model_that_only_the_path_names(start: Start) -> None:
+    """A host would not know it from the body."""
+    with Server() as server, playing(many(at("a", server.port))) as manager:
+        gateway = start(manager)
+        for prefix, body in (("/m/m", {"prompt": "x"}), ("", {"model": "m", "prompt": "x"})):
+            answer = requests.post(f"{gateway.url}{prefix}/v1/completions?x=1", json=body, timeout=20)
+            assert answer.json() == {"ok": True}
+        assert [one.line for one in server.asked] == [
+            "POST /m/m/v1/completions?x=1 HTTP/1.1",
+            "POST /v1/completions?x=1 HTTP/1.1",
+        ]
+
+
 def test_connections_are_kept(start: Start, tmp_path: Path) -> None:
     with start_standin("m", log=tmp_path / "m.log") as server, playing(many(at("a", server.port))) as manager:
         gateway = start(manager)
@@ -192,6 +205,40 @@ def test_connections_are_kept(start: Start, tmp_path: Path) -> None:
                 assert answer.json()["choices"]
         ports = {line.split('"')[0] for line in server.text().splitlines() if f"POST {CHAT}" in line}
         assert len(ports) == 1
+
+
+def test_of_a_silent_host_one_kept_connection_is_tried(start: Start) -> None:
+    """A host that has lost its power closes none: each of them would take a second."""
+    asked, silent = threading.Barrier(2), []
+
+    def meet(sock: socket.socket) -> None:
+        with sock, contextlib.suppress(OSError):
+            sock.recv(65536)
+            asked.wait(20)
+            sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+            if sock.recv(65536):
+                silent.append(sock)
+                sock.recv(65536)
+
+    def accept() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                threading.Thread(target=meet, args=(listener.accept()[0],), daemon=True).start()
+
+    listener = socket.create_server(("127.0.0.1", 0))
+    threading.Thread(target=accept, daemon=True).start()
+    with Server() as other, playing(many(at("a", listener.getsockname()[1]))) as manager:
+        gateway = start(manager)
+        with calling(gateway, 2, WHOLE) as calls:
+            assert [call.json() for call in calls] == [{}, {}]
+        with Call(gateway.port, WHOLE) as call:
+            until(lambda: silent, "it is asked again")
+            listener.shutdown(socket.SHUT_RDWR)
+            listener.close()
+            manager.set_models(many(at("other", other.port)))
+            assert call.json() == {"ok": True}
+        assert len(silent) == 1
+        nothing_in_flight(manager)
 
 
 def test_a_kept_connection_that_has_ended_costs_no_request(start: Start) -> None:

@@ -48,6 +48,16 @@ def servers(worker: Worker, name: str) -> list[str]:
         return [one["name"] for one in found.get("servers", [])] if found.get("gate") == "open" else []
 
 
+def test_a_host_that_has_talked_nonsense_is_asked_again(tmp_path: Path, up: Up) -> None:
+    host = up("one", model("a", "open"))
+    with served(tmp_path, host) as worker:
+        until(lambda: servers(worker, "a") == ["one"], "it is up")
+        host.in_flight = {"a": float("inf")}  # type: ignore[dict-item]
+        until(lambda: servers(worker, "a") == [], "it is left out")
+        host.in_flight = {}
+        until(lambda: servers(worker, "a") == ["one"], "it is up again")
+
+
 def test_a_gate_is_open_where_hosts_have_the_model_active(tmp_path: Path, up: Up) -> None:
     first, second = up("one", model("a", "open"), model("b")), up("two", model("a"), model("b", "open"))
     with served(tmp_path, first, second) as worker:

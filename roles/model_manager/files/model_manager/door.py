@@ -95,7 +95,8 @@ class Door:
         for host in self.hosts.values():
             host.measure()
         self.refresh()
-        if self._links:
+        # Before the first state, they hold none that they could name.
+        if self._links and self._number:
             self._seq += 1
             self._links[0].send({"t": "counts?", "seq": self._seq})
             # One that hangs is not asked for ever.

@@ -29,8 +29,8 @@ _AGAIN_SECONDS = 1.0
 _REST_SECONDS = (10.0, 300.0)
 
 
-# No answer, a full queue, a manager that ends.
-_LATER = (0, 503)
+# No answer, too many requests, a full queue or a manager that ends.
+_LATER = (0, 429, 503)
 
 
 class Refusal(NamedTuple):

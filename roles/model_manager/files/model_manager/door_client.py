@@ -31,7 +31,11 @@ class Connection:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, token: str) -> None:
         self._reader = reader
         self._writer = writer
-        host, port = writer.get_extra_info("peername")[:2]
+        peer = writer.get_extra_info("peername")
+        if peer is None:
+            raise Unanswered("it has closed the connection")
+        host, port = peer[:2]
+        self.peer = str(host)
         # Managers know clients that call them by a name only if they were told the name.
         self._head = f"Host: {f'[{host}]' if ':' in host else host}:{port}\r\n"
         if token:

@@ -93,7 +93,7 @@ class RemoteHost:
                 connection = await Connection.open(
                     self.config.manager_address, self.config.manager_port, self.config.manager_token, _CONNECT_SECONDS
                 )
-                address = await self._address()
+                address = await self._address(connection.peer)
                 tag = ""
                 while True:
                     answer = await connection.ask(
@@ -108,8 +108,9 @@ class RemoteHost:
                         self.seen_at = self._clock() if self._up else self.seen_at
             except Unanswered as reason:
                 self._lose(str(reason))
-            except (KeyError, TypeError, AttributeError, ValueError) as mistake:
-                self._lose(f"its manager's answer makes no sense ({mistake!r}): is it of the same release?")
+            except Exception as mistake:  # whatever it is, the host has to be asked again
+                with contextlib.suppress(Exception):
+                    self._lose(_senseless(mistake))
             finally:
                 if connection:
                     connection.close()
@@ -125,20 +126,25 @@ class RemoteHost:
             answer = await connection.ask("POST", "/switch", body={"model_id": model})
         except Unanswered as reason:
             return Switched(0, str(reason))
+        except Exception as mistake:
+            return Switched(0, _senseless(mistake))
         finally:
             if connection:
                 connection.close()
         return Switched(answer.status, "" if answer.status == 200 else _error(answer.body))
 
-    async def _address(self) -> str:
-        """The address of its gateway, as a number: nginx resolves no names."""
-        try:
-            found = await asyncio.wait_for(
-                asyncio.get_running_loop().getaddrinfo(self.config.address, self.config.port), _CONNECT_SECONDS
-            )
-        except (OSError, asyncio.TimeoutError, TimeoutError):
-            raise Unanswered(f"there is no address of {self.config.address}") from None
-        address = str(found[0][4][0])
+    async def _address(self, peer: str) -> str:
+        """The address of its gateway, as a number: nginx resolves no names. `peer` is that of its manager."""
+        address = peer
+        # Of the addresses of a name, the manager's connection has found one that answers.
+        if self.config.address != self.config.manager_address:
+            try:
+                found = await asyncio.wait_for(
+                    asyncio.get_running_loop().getaddrinfo(self.config.address, self.config.port), _CONNECT_SECONDS
+                )
+            except (OSError, asyncio.TimeoutError, TimeoutError):
+                raise Unanswered(f"there is no address of {self.config.address}") from None
+            address = str(found[0][4][0])
         # Without its brackets nginx takes the end of one for a port.
         return f"[{address}]" if ":" in address else address
 
@@ -163,6 +169,10 @@ class RemoteHost:
             _LOG.warning("%s is left out: %s", self.name, why)
         self._up, self._why, self.tried = False, why, True
         self._changed()
+
+
+def _senseless(mistake: Exception) -> str:
+    return f"its manager's answer makes no sense ({mistake!r}): is it of the same release?"
 
 
 def _error(body: Any) -> str:

@@ -81,7 +81,7 @@ local function model_for(name, fixed, key)
 end
 
 -- Where the gate is open and the server is plain HTTP, nothing more is to be done.
-local function go_on(model, name, key, stream, path, as_written)
+local function go_on(model, name, key, stream, path, as_written, unnamed)
     var.gateway_model = model.id
     if not as_written then
         set_uri(path)
@@ -101,6 +101,7 @@ local function go_on(model, name, key, stream, path, as_written)
     end
     local request = request_of(model, name, key, stream, path)
     request.entered = entered
+    request.unnamed = unnamed
     return pass_on(request, "@held")
 end
 
@@ -145,7 +146,7 @@ local function post(path, fixed, as_written)
     if not model then
         return errors.answer(err)
     end
-    return go_on(model, name or fixed, key, stream, path, as_written)
+    return go_on(model, name or fixed, key, stream, path, as_written, not name)
 end
 
 -- Rewrite phase: the request is read and matched, and enters if it can.

@@ -28,14 +28,19 @@ do
     NOT_PASSED[name] = true
 end
 
+-- How a kept connection ends that its server has closed. One that is silent is not followed by another: they may all be as dead.
+local CLOSED = { closed = true, ["connection reset by peer"] = true, ["broken pipe"] = true }
+
 local function failure(message)
     return { status = 502, code = "server_failed", message = message }
 end
 
 -- `one`: a model, or one of its servers, which is the gateway of another host: it is not to tell those who wait, who are told here.
 local function head(request, one, length, is_gateway)
+    -- The path has named the model, and the body does not.
+    local prefix = is_gateway and request.unnamed and "/m/" .. request.model or ""
     local lines = {
-        ngx.req.get_method() .. " " .. request.uri .. " HTTP/1.1",
+        ngx.req.get_method() .. " " .. prefix .. request.uri .. " HTTP/1.1",
         "Host: " .. one.host .. ":" .. one.port,
         "Content-Length: " .. length,
         is_gateway and "X-Gateway-Hop: 1" or "Connection: close",
@@ -188,6 +193,7 @@ local function ask(server, request, one, whole)
         local reason = broken or headers
         local refusal = failure(string.format("The server of %s did not answer: %s.", server.name, reason))
         refusal.broken = true
+        refusal.closed = CLOSED[reason]
         return refusal
     end
     server.status, server.headers = status, headers
@@ -242,7 +248,7 @@ local function ask_one(request, model, one, whole)
     local refusal = ask(server, request, one, whole)
     if refusal then
         close(server)
-        if reused and not server.status then
+        if reused and refusal.closed then
             -- A server may end a connection that is kept just when it is used again.
             return ask_one(request, model, one, whole)
         end
