@@ -42,9 +42,12 @@ def is_door(values: Values) -> bool:
 def hosts(
     names: typing.Iterable[str], hostvars: typing.Mapping[str, Values], key: str = KEY
 ) -> list[dict[str, typing.Any]]:
-    """What C(config.json) of the door says of each of these hosts."""
+    """What C(config.json) of the door says of each of these hosts.
+
+    By their names: the filters difference and union return hosts in another order with each run.
+    """
     found = []
-    for name in names:
+    for name in sorted(names):
         # No others: they may have no value here.
         values = {one: plain(hostvars[name][one]) for one in _VARIABLES if one in hostvars[name]}
         listen = str(values.get("model_gateway_listen") or "")

@@ -91,6 +91,13 @@ def test_playbooks_that_are_about_models_leave_it_out(playbook: str) -> None:
     assert "leave it out of the target" in mistake
 
 
+def test_hosts_come_by_their_names() -> None:
+    """Or each run would write another file, and restart the service."""
+    names = ["gpu3", "gpu1", "gpu2"]
+    told = door.hosts(names, dict.fromkeys(names, BEHIND))
+    assert [one["name"] for one in told] == sorted(names)
+
+
 def test_how_a_host_is_reached() -> None:
     (told,) = door.hosts(["gpu1"], {"gpu1": {**BEHIND, "ansible_host": "gpu1.example.com"}})
     assert told == {
