@@ -106,7 +106,7 @@ _TEMPLATE = re.compile(r"\{(?=[{%#])")
 _OPTIONS = ("managers", "url", "host", "token", "token_file", "ca", "kinds", "down_seconds", "max_delay_seconds")
 _MANAGER_OPTIONS = ("url", "host", "token", "token_file", "ca")
 _OF_A_SWITCH = ("switch_queued", "switch_begun", "step_begun", "step_ended", "switch_ended", "switch_seen")
-_OF_THE_HOST = ("breaker", "eviction", "gateway", "inventory", "lock", "lost", "mode", "queue", "state")
+_OF_THE_HOST = ("breaker", "eviction", "gates", "gateway", "inventory", "lock", "lost", "mode", "queue", "state")
 _KINDS = ("connection", *_OF_THE_HOST, *_OF_A_SWITCH)
 
 Event = dict[str, Any]
