@@ -285,11 +285,15 @@ def _fields(
 
 def read(path: str) -> Config:
     """The Config of a JSON file. Raises ConfigError, also where it can't be read."""
+    return parse(read_json(path), path)
+
+
+def read_json(path: str) -> Any:
+    """What a JSON file of settings says. Raises ConfigError."""
     try:
         with open(path, encoding="utf-8") as file:
-            given = json.load(file)
+            return json.load(file)
     except OSError as error:
         raise ConfigError(path, [f"it can't be read ({error.strerror}): create it, or correct its mode"]) from None
     except (ValueError, RecursionError) as error:
         raise ConfigError(path, [f"it is no JSON ({error}): correct it"]) from None
-    return parse(given, path)

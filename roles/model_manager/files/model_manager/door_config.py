@@ -4,11 +4,10 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable
 from typing import Any
 
-from .config import ConfigError, address_and_port
+from .config import ConfigError, address_and_port, read_json
 from .door_host import HostConfig
 
 # By the types of fields.
@@ -64,14 +63,7 @@ def parse(given: Any, path: str = "the configuration") -> DoorConfig:
 
 def read(path: str) -> DoorConfig:
     """The settings of a JSON file. Raises ConfigError, also where it can't be read."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            given = json.load(file)
-    except OSError as error:
-        raise ConfigError(path, [f"it can't be read ({error.strerror}): create it, or correct its mode"]) from None
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(path, [f"it is no JSON ({error}): correct it"]) from None
-    return parse(given, path)
+    return parse(read_json(path), path)
 
 
 def _fields(

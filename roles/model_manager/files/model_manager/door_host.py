@@ -109,8 +109,10 @@ class RemoteHost:
             except Unanswered as reason:
                 self._lose(str(reason))
             except Exception as mistake:  # whatever it is, the host has to be asked again
-                with contextlib.suppress(Exception):
+                try:
                     self._lose(_senseless(mistake))
+                except Exception:
+                    _LOG.exception("what %s has told can't be used", self.name)
             finally:
                 if connection:
                     connection.close()
