@@ -8,8 +8,11 @@ if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null; then
     exit 1
 fi
 export DEBIAN_FRONTEND=noninteractive
+# Another call waits: apt-get refuses to update the lists that another one updates. No service that is started keeps it.
+exec 9>/run/homegpt-vllm-apt.lock
+flock 9
 install() {
-    apt-get --yes --quiet --no-install-recommends -o DPkg::Lock::Timeout=300 install "$@" </dev/null 2>&1
+    apt-get --yes --quiet --no-install-recommends -o DPkg::Lock::Timeout=300 install "$@" </dev/null 2>&1 9>&-
 }
 echo "Installing $*" >&2
 # The package lists are fetched only when those that are here will not do.

@@ -80,7 +80,10 @@ if [ -n "${STOP:-}" ] && [ -z "${DEMO_COLLECTIONS:-}" ]; then
     exit 0
 fi
 
-# The inventory reads the port and the directory, so that the demo does not collide with others.
+# The inventory reads the port and the directory, so that the demo does not collide with others. Until its servers listen,
+# another demo waits: it would find the same ports free.
+exec 8>>"/tmp/homegpt-vllm-demo-$UID.lock"
+flock 8
 DEMO_FIRST_PORT=$(python - <<'PY'
 import contextlib, socket
 
@@ -158,6 +161,7 @@ echo "To run such commands yourself, first run: . .venv/bin/activate"
 show "Load the models, one at a time, and put all except the default one to sleep:" \
     ansible-playbook -i "$inventory" "$(playbook bootstrap)"
 expect "bootstrap should load the models" 1 'demo.*changed=2.* failed=0'
+exec 8>&-
 
 show "Show the state of every model:" \
     ansible-playbook -i "$inventory" "$(playbook status)"

@@ -17,6 +17,12 @@ fi
 # By way of Python: the script itself does not start in a folder with a space in its name.
 ansible_test() { python "$(command -v ansible-test)" "$@"; }
 
+# ansible-test keeps environments of its own in the home folder, and two at once would both make them.
+cache=${HOMEGPT_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/homegpt.vllm}
+mkdir -p "$cache"
+exec 9>"$cache/sanity.lock"
+flock 9
+
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 python tools/seed_get_pip.py
