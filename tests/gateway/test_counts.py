@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import os
+import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +18,7 @@ import pytest
 import requests
 
 from tests.gateway.fake_link import FakeManager, model, playing
-from tests.gateway.gatewaylib import Client, Start, until
+from tests.gateway.gatewaylib import Client, Gateway, Start, until
 from tests.gateway.played import Asked, Call, Server, answers, streams, token
 from tests.part import fewer
 from tests.serverlib import start_standin
@@ -124,6 +127,45 @@ def test_a_worker_that_is_killed(start: Start) -> None:
         # What was killed has not taken the gates with it.
         server.script = answers({"ok": True})
         assert requests.post(gateway.url + CHAT, json=BODY, timeout=20).status_code == 200
+
+
+def worker_of(gateway: Gateway, client: Client) -> int:
+    """The process that has accepted a connection."""
+    ends = f":{gateway.port:04X}", f":{client.sock.getsockname()[1]:04X}"
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text(encoding="ascii").splitlines()]
+    (inode,) = (row[9] for row in rows if row[1].endswith(ends[0]) and row[2].endswith(ends[1]))
+    for pid in gateway.workers():
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                if str(link.readlink()) == f"socket:[{inode}]":
+                    return pid
+    raise AssertionError("no worker has it")
+
+
+@pytest.mark.parametrize("size", [100, 100_000])
+def test_what_a_killed_worker_held_is_free_at_once(start: Start, size: int) -> None:
+    """Also for one who was refused a moment before; and for one whose body is not read where it is refused."""
+    path, body = "/m/m" + CHAT, json.dumps({**BODY, "user": "x" * size}).encode()
+    with playing(model("m", gate="closed")) as manager, contextlib.ExitStack() as stack:
+        gateway = start(manager, workers=2, max_waiting=1)
+        with Client(gateway) as first:
+            first.post(path, body)
+            manager.until_waiting(1)
+            (waiter,) = manager.waiters.values()
+            killed = waiter.link.pid
+
+            def other() -> Client | None:
+                client = stack.enter_context(Client(gateway))
+                assert client.post(path, body).answer()[0] == 429
+                return client if worker_of(gateway, client) != killed else None
+
+            client = until(other, "the other worker has a connection")
+            for _number in range(5):
+                assert client.post(path, body).answer()[0] == 429
+            os.kill(killed, signal.SIGKILL)
+            assert first.receive() == b""
+            client.post(path, body)
+            manager.until(lambda: any(one.link.pid != killed for one in manager.waiters.values()), "it waits", 5)
 
 
 def test_a_reload_cuts_nothing_and_forgets_nothing(start: Start) -> None:

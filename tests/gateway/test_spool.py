@@ -5,6 +5,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -130,6 +133,44 @@ def test_a_killed_worker_gives_back(start: Start) -> None:
             assert client.post(CHAT, body_of(900_000)).answer()[0] == 200
 
 
+def spooled_by(pid: int) -> set[str]:
+    """The names of the spool's files that a worker has open."""
+    found = set()
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            found.add(link.readlink().name)
+    return {name for name in found if re.fullmatch("[0-9]{10}", name)}
+
+
+def test_what_a_killed_worker_leaves_is_removed(start: Start) -> None:
+    """And nothing of those that live, whether it is still read or waits."""
+    with Server() as server, playing(model("m", server.port, "closed")) as manager, contextlib.ExitStack() as stack:
+        gateway = start(manager, workers=2)
+        killed, spared = gateway.workers()
+        whole, begun = [], []
+        while not (len(spooled_by(killed)) > 2 and len(spooled_by(spared)) > 2):
+            whole.append(stack.enter_context(Client(gateway)).post(CHAT, body_of(100_000)))
+            begun.append(begins(stack.enter_context(Client(gateway)), CHAT, "Content-Length: 300000\r\n"))
+            begun[-1].send(body_of(300_000)[:200_000])
+            manager.until_waiting(len(whole))
+            time.sleep(0.05)
+        kept = spooled_by(spared)
+        gateway.kill_worker(killed)
+        until(lambda: {each.name for each in gateway.spool.iterdir()} == kept, "what the killed one had is removed")
+        for client in begun:
+            with contextlib.suppress(OSError):
+                client.send(body_of(300_000)[200_000:])
+        manager.until_waiting(len(kept))
+        let_all_in(manager)
+        statuses = []
+        for client in whole + begun:
+            # Those of the killed one end without an answer.
+            with contextlib.suppress(OSError, AssertionError):
+                statuses.append(client.answer()[0])
+        assert statuses == [200] * len(kept)
+        assert {len(asked.body) for asked in server.asked} == {100_000, 300_000}
+
+
 @pytest.mark.parametrize(
     ("limits", "keys", "code"),
     [
@@ -157,6 +198,14 @@ def test_what_may_not_wait_is_not_read(start: Start, limits: Any, keys: Any, cod
             with Client(gateway) as other:
                 status, _headers, text = other.post(CHAT, body_of(500_000), authorization).answer()
                 assert (status, json.loads(text)["error"]["code"]) == (429, code)
+            # Unless no gate is open: then it does not matter which model it names.
+            manager.close("n")
+            manager.counts()  # after that the gateway knows it
+            if code == "too_many_waiting_for_model":
+                with Client(gateway) as other:
+                    assert other.post(CHAT, body_of(500_000), authorization).answer()[0] == 429
+            else:
+                assert refused(gateway, long)[:2] == (429, code)
             let_all_in(manager)
             assert client.answer()[0] == 200
         until(lambda: spooled(gateway) == 0, "nothing is on the disk")

@@ -8,13 +8,13 @@
 local cjson = require "cjson.safe"
 local address = require "gateway.address"
 local config = require "gateway.config"
+local process = require "gateway.process"
 
 local M = {}
 
 M.STARTING = { status = 503, code = "starting", message = "The gateway has not heard of any model yet.", retry_after = 1 }
 
 local dict = ngx.shared.gateway
-local ENOENT = 2
 local slot, ledger
 
 -- What this worker knows of the state: a generation of it, decoded.
@@ -26,44 +26,13 @@ local key_names = {}
 
 -- ---- which workers live ---------------------------------------------------------------------
 
--- When the process of a worker began, in the kernel's ticks, or nil if there is none; false: who has no file left can't tell. A number
--- of a process is given again.
-local function start_of(pid)
-    local file, _why, code = io.open("/proc/" .. pid .. "/stat", "rb")
-    if not file then
-        return code ~= ENOENT and false or nil
-    end
-    local text = file:read("*a")
-    file:close()
-    -- The name of the program, in brackets, may hold anything. The state is the first field after it.
-    local fields = text and text:match("^.*%) (.*)$")
-    if not fields or fields:sub(1, 1) == "Z" or fields:sub(1, 1) == "X" then
-        return nil
-    end
-    local number = 0
-    for field in fields:gmatch("%S+") do
-        number = number + 1
-        if number == 20 then
-            return field
-        end
-    end
-    return nil
-end
-
-local function alive(which)
-    local pid, began = which:match("^(%d+)%.(%d+)$")
-    local start = pid and start_of(pid)
-    return pid ~= nil and (start == began or start == false)
-end
-
 -- Give this worker its slot: once, when it begins.
 function M.register()
     local pid = ngx.worker.pid()
-    local began = start_of(pid)
-    if not began then
+    ledger = process.identity(pid)
+    if not ledger then
         error("/proc/" .. pid .. "/stat cannot be read: without it nobody knows which workers live", 0)
     end
-    ledger = pid .. "." .. began
     slot = assert(dict:incr("slots", 1, 0))
     assert(dict:set("slot:" .. slot, ledger))
     dict:add("began", ngx.now())
@@ -104,7 +73,7 @@ local function living()
     local slots, leading = {}, true
     for number = first, last do
         local whose = dict:get("slot:" .. number)
-        if whose and (number == slot or alive(whose)) then
+        if whose and (number == slot or not process.ended(whose)) then
             slots[#slots + 1] = number
         elseif whose then
             bury(number)
@@ -266,7 +235,7 @@ local function locked(work, ...)
             return nil, why
         end
         local holder = dict:get("writing")
-        if holder and not alive(holder) then
+        if holder and process.ended(holder) then
             dict:delete("writing")
         else
             ngx.sleep(0.001)

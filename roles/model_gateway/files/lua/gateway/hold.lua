@@ -4,6 +4,7 @@
 local semaphore = require "ngx.semaphore"
 local config = require "gateway.config"
 local gate = require "gateway.gate"
+local keys = require "gateway.keys"
 local limits = require "gateway.limits"
 local link = require "gateway.link"
 local words = require "gateway.words"
@@ -105,14 +106,26 @@ local function too_many(model, which, most)
     }
 end
 
--- Why a request of this model would not be let wait, as far as that is known before its body is read; nil: it would, or it need not.
+-- Whether this model, or without one any that the key may use, lets requests in. A key without limits of models is nil.
+local function any_open(model, key)
+    for _i, one in ipairs(model and { model } or gate.models()) do
+        if one.gate == "open" and keys.allows(key, one.id) then
+            return true
+        end
+    end
+    return false
+end
+
+-- Why a request would not be let wait, as far as that is known before its body is read: of this model, or, without one, whichever its
+-- model is. Nil: it would, or it need not, or nobody knows.
 function hold.full(model, key)
-    if model.gate == "open" then
+    gate.fresh()
+    local most = most_of(key and key.max_waiting)
+    local which = limits.full(model and model.id, key and key.name or "", most)
+    if not which or any_open(model, key) then
         return nil
     end
-    local most = most_of(key and key.max_waiting)
-    local which = limits.full(model.id, key and key.name or "", most)
-    return which and too_many(model, which, most)
+    return too_many(model, which, most)
 end
 
 -- Begins a wait, within the limits. Returns the waiter, or nil and the error.

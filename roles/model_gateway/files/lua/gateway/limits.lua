@@ -1,37 +1,16 @@
 -- SPDX-License-Identifier: MIT
 -- How many requests wait: in all, for each model, for each key, over all workers. Beside each count, a worker keeps its own
 -- share of it, so that what a killed worker has left behind can be taken back.
+local process = require "gateway.process"
+
 local limits = {}
 
 local dict = ngx.shared.gateway_waiting
 -- Workers are numbered as they start; the numbers are never used again.
 local slot
 local last_sweep = 0
-local ENOENT = 2
-
--- Which process this is: its number may be another's tomorrow, with the time of its start it is not. Nil: there is none; false: who has
--- no file left can't tell.
-local function identity(pid)
-    local file, _why, code = io.open("/proc/" .. pid .. "/stat", "r")
-    if not file then
-        return code ~= ENOENT and false or nil
-    end
-    local text = file:read("*a")
-    file:close()
-    -- The name of the process, in parentheses, may have anything in it. The start is the 22nd field, the 20th after it.
-    local state, rest = (text or ""):match("^.*%)%s+(%S)%s+(.*)$")
-    if not state or state == "Z" or state == "X" then
-        return nil
-    end
-    local field = 0
-    for word in rest:gmatch("%S+") do
-        field = field + 1
-        if field == 19 then
-            return pid .. ":" .. word
-        end
-    end
-    return nil
-end
+-- Whoever takes back the counts of a worker may be killed meanwhile: after so many seconds another one goes on.
+local SWEEP_SECONDS = 1
 
 -- Adds to a count, which all workers share, and to this worker's share of it.
 local function add(key, by)
@@ -56,12 +35,37 @@ end
 -- Begins to count for this worker.
 function limits.start()
     slot = dict:incr("slots", 1, 0)
-    dict:set("slot " .. slot, identity(ngx.worker.pid()) or tostring(ngx.worker.pid()))
+    dict:set("slot " .. slot, process.identity(ngx.worker.pid()) or tostring(ngx.worker.pid()))
+end
+
+-- The workers that count, and have not been found to have ended: their numbers, and which processes they are.
+local function workers()
+    local numbers, names = {}, {}
+    local first = dict:get("first slot") or 1
+    for number = first, dict:get("slots") or 0 do
+        local name = dict:get("slot " .. number)
+        if name then
+            numbers[#numbers + 1], names[#names + 1] = number, name
+        elseif number == first then
+            first = first + 1
+            dict:set("first slot", first)
+        end
+    end
+    return numbers, names
+end
+
+-- The processes of the workers.
+function limits.pids()
+    local _numbers, names = workers()
+    for i, name in ipairs(names) do
+        names[i] = process.pid(name)
+    end
+    return names
 end
 
 local function take_back(dead)
     -- Only one worker does it.
-    if not dict:add("swept " .. dead, true) then
+    if not dict:add("swept " .. dead, true, SWEEP_SECONDS) then
         return
     end
     local prefix = "s" .. dead .. " "
@@ -74,30 +78,56 @@ local function take_back(dead)
             dict:delete(key)
         end
     end
+    dict:set("left", true)
     dict:delete("slot " .. dead)
     dict:delete("swept " .. dead)
 end
 
--- Takes back the counts of workers that are gone, at most once a second.
+-- Whether a worker has ended since this was asked last, by any worker.
+function limits.lost()
+    local left = dict:get("left")
+    if left then
+        dict:delete("left")
+    end
+    return left
+end
+
+-- Takes back the counts of workers that are gone, at most once a second. `at_once`: now; and where another worker is just at it, this
+-- waits for that.
 function limits.sweep(at_once)
     local now = ngx.now()
     if not at_once and now - last_sweep < 0.9 then
         return
     end
     last_sweep = now
-    local first = dict:get("first slot") or 1
-    for number = first, dict:get("slots") or 0 do
-        local name = dict:get("slot " .. number)
-        if name then
-            local found = number == slot and name or identity(name:match("^%d+"))
-            if found ~= false and found ~= name then
+    local numbers, names = workers()
+    for i, number in ipairs(numbers) do
+        if number ~= slot and process.ended(names[i]) then
+            take_back(number)
+            while at_once and dict:get("slot " .. number) do
+                ngx.sleep(0.001)
                 take_back(number)
             end
-        elseif number == first then
-            first = first + 1
-            dict:set("first slot", first)
         end
     end
+end
+
+-- For whoever finds something full: takes back what a worker has held that has ended a moment ago. Returns false where nobody has.
+function limits.look_again()
+    local now = ngx.now()
+    if now - last_sweep > 0.05 then
+        limits.sweep(true)
+        return true
+    end
+    -- This is asked for each request that is refused: it takes microseconds.
+    local _numbers, names = workers()
+    for _i, name in ipairs(names) do
+        if process.gone(name) then
+            limits.sweep(true)
+            return true
+        end
+    end
+    return false
 end
 
 local function rooms(model, key)
@@ -127,21 +157,33 @@ end
 -- As `take`; what dead workers have left behind does not count.
 function limits.take(model, key, most)
     local ok, which = take(model, key, most)
-    if not ok and ngx.now() - last_sweep > 0.05 then
-        limits.sweep(true)
+    if not ok and limits.look_again() then
         ok, which = take(model, key, most)
     end
     return ok, which
 end
 
--- Which room is full, as `take` would find it; nil: none.
-function limits.full(model, key, most)
-    for which, room in ipairs(rooms(model, key)) do
-        if limits.count(room) >= most[which] then
+local function full(taken, most)
+    for which = 1, 3 do
+        local room = taken[which]
+        if room and limits.count(room) >= most[which] then
             return which
         end
     end
     return nil
+end
+
+-- Which room is full, as `take` would find it; nil: none. Without a model: which one is full whatever the model is.
+function limits.full(model, key, most)
+    local taken = rooms(model or "", key)
+    if not model then
+        taken[2] = nil
+    end
+    local which = full(taken, most)
+    if which and limits.look_again() then
+        which = full(taken, most)
+    end
+    return which
 end
 
 -- Counts one less.

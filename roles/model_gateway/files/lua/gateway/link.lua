@@ -8,6 +8,7 @@ local config = require "gateway.config"
 local gate = require "gateway.gate"
 local limits = require "gateway.limits"
 local servers = require "gateway.servers"
+local spool = require "gateway.spool"
 
 local link = {}
 
@@ -156,6 +157,7 @@ local function tick()
         end
     end
     limits.sweep()
+    spool.tidy()
 end
 
 -- Whether an old worker has nothing left to ask the manager.

@@ -110,9 +110,8 @@ local function refused_unread(fixed, key)
     local model, err
     if fixed then
         model, err = model_for(nil, fixed, key)
-        err = err or hold.full(model, key)
     end
-    return err or spool.admit()
+    return err or hold.full(model, key) or spool.admit()
 end
 
 -- `as_written`: the client has written the path as it is sent on.

@@ -1,16 +1,21 @@
 -- SPDX-License-Identifier: MIT
 -- How much of requests' bodies is on the disk, of all workers: nginx writes there what is too long for memory, before anybody knows the
--- model, and keeps it as long as the request is here. What is too much is refused before it is read.
+-- model, and keeps it as long as the request is here. What is too much is refused before it is read; what a worker that was killed has
+-- left is removed.
 local address = require "gateway.address"
 local config = require "gateway.config"
 local limits = require "gateway.limits"
+local process = require "gateway.process"
 local var = ngx.var
 
-local spool = {}
+-- `folder`: where the files are.
+local spool = { folder = "" }
 
 -- client_body_buffer_size.
 local IN_MEMORY = 65536
 local COUNT = "spool"
+-- nginx numbers its files, over all workers.
+local NAME = "^%d%d%d%d%d%d%d%d%d%d$"
 
 local FULL = {
     status = 429,
@@ -48,7 +53,7 @@ function spool.admit()
     local most = config.settings.max_body_bytes
     reserve(address(), math.min(tonumber(var.http_content_length) or most, most))
     if limits.count(COUNT) > config.settings.max_spool_bytes then
-        limits.sweep(true)
+        limits.look_again()
     end
     if limits.count(COUNT) > config.settings.max_spool_bytes then
         -- Not at its end: nginx may go on receiving for a while what it throws away.
@@ -65,6 +70,41 @@ function spool.settle()
     if length < reserved[this] then
         spool.leave()
         reserve(this, length)
+    end
+end
+
+-- When a worker was found to have ended, and the files that were here then.
+local seen
+
+-- Those that no worker has open. A worker has a file open from its beginning to its end.
+local function remove_left(names)
+    local used = {}
+    for _i, pid in ipairs(limits.pids()) do
+        local files = process.open_files(pid)
+        if not files then
+            -- It may be any.
+            return
+        end
+        for name in pairs(files) do
+            used[name] = true
+        end
+    end
+    for _i, name in ipairs(names) do
+        if name:find(NAME) and not used[name] then
+            os.remove(spool.folder .. "/" .. name)
+        end
+    end
+end
+
+-- For each second or so. A file is removed a while after it was seen: one that is just being made is not open yet. Whoever ends
+-- meanwhile is found to have ended, too.
+function spool.tidy()
+    local now = ngx.now()
+    if seen and now - seen.at > 0.5 then
+        remove_left(seen.names)
+        seen = nil
+    elseif not seen and not ngx.worker.exiting() and limits.lost() then
+        seen = { at = now, names = process.names(spool.folder) or {} }
     end
 end
 
