@@ -50,8 +50,7 @@ def hosts(
     for name in sorted(names):
         # No others: they may have no value here.
         values = {one: plain(hostvars[name][one]) for one in _VARIABLES if one in hostvars[name]}
-        listen = str(values.get("model_gateway_listen") or "")
-        address = str(values.get("model_gateway_address") or _own(listen) or values.get("ansible_host") or name)
+        address = _address(values) or name
         tokens = values.get("model_manager_operator_tokens") or [""]
         found.append(
             {
@@ -125,6 +124,12 @@ def _of_host(values: Values, key: str) -> typing.Iterator[str]:
                 f"has its {service} on loopback, which no other host reaches: set {name} for it to an address of the "
                 "network, or to 0.0.0.0"
             )
+    address = _address(values)
+    if "%" in address:
+        yield (
+            f"has the address {address}, of one interface, which this gateway can't use: set model_gateway_address for "
+            "it to another one"
+        )
     entry = _key(values, key)
     if entry is None and not (
         gateway.is_true(values.get("model_gateway_without_keys")) and not values.get("model_gateway_api_keys")
@@ -146,6 +151,12 @@ def _key(values: Values, key: str) -> dict[str, typing.Any] | None:
     given = values.get("model_gateway_api_keys")
     entries = given if isinstance(given, list) else []
     return next((one for one in entries if isinstance(one, dict) and one.get("name") == key), None)
+
+
+def _address(values: Values) -> str:
+    """Where a door finds the gateway of a host, as far as its variables say."""
+    listen = str(values.get("model_gateway_listen") or "")
+    return str(values.get("model_gateway_address") or _own(listen) or values.get("ansible_host") or "")
 
 
 def _own(listen: str) -> str:

@@ -149,6 +149,8 @@ def unfollowed_in_command(options: Options, port: int) -> typing.Iterator[tuple[
     host = options.get("host")
     if isinstance(host, str) and not _is_address(host):
         yield "host", f"{host} is a host name, but a switch needs an address: set the address, or 127.0.0.1"
+    elif isinstance(host, str) and "%" in host:
+        yield "host", f"{host} is an address of one interface, which nginx can't use: set another, or 127.0.0.1"
     given = _number(options.get("port"))
     if given is not None and given != port:
         yield "port", f"the server listens on {given}, but a switch uses host_port {port}: set it to ${{host_port}}"
@@ -209,7 +211,8 @@ def _is_address(host: str) -> bool:
     import ipaddress  # noqa: PLC0415 - few need it, and every switch would wait for it
 
     try:
-        ipaddress.ip_address(host.strip("[]"))
+        # Python 3.8 knows no address with an interface.
+        ipaddress.ip_address(host.strip("[]").partition("%")[0])
     except ValueError:
         return False
     return True

@@ -64,6 +64,7 @@ OTHERS: list[tuple[dict[str, Any], str]] = [
         "limits the key door to some of its models: remove models from that entry",
     ),
     ({"model_manager_operator_tokens": []}, "set model_manager_operator_tokens for it"),
+    ({"ansible_host": "fe80::1%eth0"}, "has the address fe80::1%eth0, of one interface"),
     ({"model_gateway_hosts": ["gpu2"]}, "routes to other hosts itself: name those instead"),
 ]
 

@@ -1317,6 +1317,10 @@ def test_options_that_a_switch_can_follow(args: dict[str, Any]) -> None:
             ["--host: gpu1.lan is a host name, but a switch needs an address: set the address, or 127.0.0.1"],
         ),
         (
+            ["--host=fe80::1%eth0"],
+            ["--host: fe80::1%eth0 is an address of one interface, which nginx can't use: set another, or 127.0.0.1"],
+        ),
+        (
             ["--port", "8000"],
             ["--port: the server listens on 8000, but a switch uses host_port 8001: set it to ${host_port}"],
         ),
