@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import collections
 import itertools
+import socket
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -17,6 +19,7 @@ from typing import Any
 import anthropic
 import openai
 import pytest
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching import http_connection
 
 from tests.gateway.front import Manager, front
 from tests.gateway.gatewaylib import Gateway, missing, until
@@ -172,6 +175,18 @@ def settled(door: Door) -> Door:
     door.manager.switch(A)
     until(door.manager.idle, "nobody waits")
     return door
+
+
+@pytest.mark.whole
+def test_a_server_keeps_its_connections_for_as_long_as_is_relied_on(settled: Door) -> None:
+    """By the engine and by the gateway, which keep theirs for a shorter time."""
+    with socket.create_connection(("127.0.0.1", settled.pair.host.port(A)), timeout=60) as sock:
+        sock.sendall(b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert sock.recv(65536).startswith(b"HTTP/1.1 200 ")
+        asked = time.monotonic()
+        while sock.recv(65536):
+            pass
+        assert time.monotonic() - asked == pytest.approx(http_connection.KEPT_SECONDS, abs=0.9)
 
 
 @pytest.mark.parametrize("way", WAYS)
