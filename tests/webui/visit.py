@@ -10,8 +10,10 @@ to that one. Prints as JSON what each of them saw; FOLDER gets screenshots.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,40 +58,46 @@ def say(page: Page, model: str, message: str) -> dict[str, Any]:
     return {"shown": page.locator(".chat-assistant").inner_text(), "kept": list(kept.values())}
 
 
-def main() -> None:
-    """Visit it."""
-    chromium, url, folder, message = sys.argv[1:]
-    seen: dict[str, Any] = {}
+@contextlib.contextmanager
+def two_people(chromium: str, url: str, folder: str) -> Iterator[tuple[Page, Page]]:
+    """The first one who comes, who signs up, and the second one, who signs in. What fails leaves a picture of each."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium)
-        pages = {}
-        for name in ("first", "second"):
+        pages = []
+        for _name in ("first", "second"):
             context = browser.new_context(base_url=url, locale="en-US")
             context.set_default_timeout(SECONDS * 1000)
-            pages[name] = context.new_page()
-        first, second = pages["first"], pages["second"]
+            pages.append(context.new_page())
+        first, second = pages
         try:
             first.goto("/auth")
             first.get_by_role("button", name="Get started").click()
             fill(first, ADMIN, "name", "email", "password")
-            seen["administrator"] = {"role": call(first, "/api/v1/auths/")["role"], "models": listed(first)}
             call(first, "/api/v1/auths/add", USER)
-
             second.goto("/auth")
             fill(second, USER, "email", "password")
-            seen["user"] = {"role": call(second, "/api/v1/auths/")["role"], "models": listed(second)}
-            seen["tiny-a"] = say(second, "tiny-a", message)
-            second.screenshot(path=Path(folder, "answered.png"))
-
-            # As in the settings of the model: Function Calling, Native.
-            native = {"id": "tiny-b", "name": "tiny-b", "meta": {}, "params": {"function_calling": "native"}}
-            call(first, "/api/v1/models/create", native)
-            seen["tiny-b"] = say(second, "tiny-b", message)
+            yield first, second
         except BaseException:
-            for name, page in pages.items():
-                page.screenshot(path=Path(folder, f"{name}.png"))
+            first.screenshot(path=Path(folder, "first.png"))
+            second.screenshot(path=Path(folder, "second.png"))
             raise
         browser.close()
+
+
+def main() -> None:
+    """Visit it."""
+    chromium, url, folder, message = sys.argv[1:]
+    seen: dict[str, Any] = {}
+    with two_people(chromium, url, folder) as (first, second):
+        for name, page in (("administrator", first), ("user", second)):
+            seen[name] = {"role": call(page, "/api/v1/auths/")["role"], "models": listed(page)}
+        seen["tiny-a"] = say(second, "tiny-a", message)
+        second.screenshot(path=Path(folder, "answered.png"))
+
+        # As in the settings of the model: Function Calling, Native.
+        native = {"id": "tiny-b", "name": "tiny-b", "meta": {}, "params": {"function_calling": "native"}}
+        call(first, "/api/v1/models/create", native)
+        seen["tiny-b"] = say(second, "tiny-b", message)
     print(json.dumps(seen))
 
 

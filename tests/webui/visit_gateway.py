@@ -17,9 +17,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import Error, Page, expect, sync_playwright
+from playwright.sync_api import Error, Page, expect
 
-from tests.webui.visit import ADMIN, SECONDS, USER, call, fill, say
+from tests.webui.visit import SECONDS, call, say, two_people
 
 # Keeps each text about a wait that the page shows, in their order.
 WATCH = """() => {
@@ -65,43 +65,23 @@ def main() -> None:
     """Visit it."""
     chromium, url, folder, message = sys.argv[1:]
     seen: dict[str, Any] = {}
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium)
-        pages = {}
-        for name in ("first", "second"):
-            context = browser.new_context(base_url=url, locale="en-US")
-            context.set_default_timeout(SECONDS * 1000)
-            pages[name] = context.new_page()
-        first, second = pages["first"], pages["second"]
-        try:
-            first.goto("/auth")
-            first.get_by_role("button", name="Get started").click()
-            fill(first, ADMIN, "name", "email", "password")
-            # What is new may be shown to an administrator, over all else.
-            with contextlib.suppress(Error):
-                first.get_by_role("button", name=re.compile("Okay, Let.s Go")).click(timeout=30000)
-            call(first, "/api/v1/auths/add", USER)
-            second.goto("/auth")
-            fill(second, USER, "email", "password")
-            seen["listed"] = listed(second)
-            seen["active"] = say(second, "tiny-a", message)
+    with two_people(chromium, url, folder) as (first, second):
+        # What is new may be shown to an administrator, over all else.
+        with contextlib.suppress(Error):
+            first.get_by_role("button", name=re.compile("Okay, Let.s Go")).click(timeout=30000)
+        seen["listed"] = listed(second)
+        seen["active"] = say(second, "tiny-a", message)
 
-            write(first, "tiny-b", message)
-            write(second, "tiny-a", message)
-            first.keyboard.press("Enter")
-            first.get_by_text(WAITING).first.wait_for()
-            second.keyboard.press("Enter")
-            second.get_by_text(WAITING).first.wait_for()
-            for name, page in pages.items():
-                page.screenshot(path=Path(folder, f"waiting-{name}.png"))
-            seen["first"] = answered(first)
-            seen["second"] = answered(second)
-            first.screenshot(path=Path(folder, "answered-first.png"))
-        except BaseException:
-            for name, page in pages.items():
-                page.screenshot(path=Path(folder, f"{name}.png"))
-            raise
-        browser.close()
+        write(first, "tiny-b", message)
+        write(second, "tiny-a", message)
+        for page in (first, second):
+            page.keyboard.press("Enter")
+            page.get_by_text(WAITING).first.wait_for()
+        for person, page in (("first", first), ("second", second)):
+            page.screenshot(path=Path(folder, f"waiting-{person}.png"))
+        seen["first"] = answered(first)
+        seen["second"] = answered(second)
+        first.screenshot(path=Path(folder, "answered-first.png"))
     print(json.dumps(seen))
 
 
