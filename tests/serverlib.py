@@ -250,6 +250,8 @@ def real_settings(venv: Path) -> dict[str, str]:
         "VLLM_CPU_OMP_THREADS_BIND": CPU_BIND.get(version, "nobind"),
         "OMP_NUM_THREADS": "1",
         **({} if version == NEWEST else {"TORCHDYNAMO_DISABLE": "1"}),  # the first request would compile for long
+        # Its processes leave the sockets between them behind.
+        "VLLM_RPC_BASE_PATH": _folder("sockets").name,
         "PATH": f"{venv / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}",
     }
 
@@ -324,13 +326,13 @@ def _waited(server: Server, wait: bool, timeout: float) -> Server:
 
 
 @functools.cache
-def _folder() -> tempfile.TemporaryDirectory[str]:
-    """Where logs go that nobody asked for; gone when this process ends."""
-    return tempfile.TemporaryDirectory(prefix="servers-")
+def _folder(what: str) -> tempfile.TemporaryDirectory[str]:
+    """Where something of servers goes that nobody asked for; gone when this process ends."""
+    return tempfile.TemporaryDirectory(prefix=f"{what}-")
 
 
 def _log(kind: str, port: int) -> Path:
-    return Path(_folder().name) / f"{kind}-{port}.log"
+    return Path(_folder("logs").name) / f"{kind}-{port}.log"
 
 
 @atexit.register

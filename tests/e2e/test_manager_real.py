@@ -39,6 +39,7 @@ LONGEST = 230
 def real_models(venv: Path) -> list[dict[str, Any]]:
     """Two on one GPU, of which a file keeps each from starting; and one that is disabled."""
     environment = {**real_settings(venv), "VLLM_HOST_IP": "127.0.0.1", "PYTHONDONTWRITEBYTECODE": "1"}
+    del environment["VLLM_RPC_BASE_PATH"]  # a folder of this machine
     environment["PATH"] = f"{venv}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
     models = []
     for name, mode in ((A, "active"), (B, "sleep")):

@@ -6,7 +6,10 @@ On a CPU vLLM frees no memory when it sleeps, but it answers every call truthful
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import json
+import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,7 +19,7 @@ import pytest
 import requests
 
 from tests.playbooklib import Ansible, Host, complete, is_sleeping
-from tests.serverlib import opened_by_others
+from tests.serverlib import opened_by_others, real_settings, real_venv
 
 from .stack import A, B, Pair
 
@@ -70,6 +73,26 @@ def test_bootstrap_leaves_alone_what_is_so(settled: Real) -> None:
     before = settled.posts()
     assert settled.ansible.play("bootstrap").changed() == 0
     assert settled.posts() == before
+
+
+def sockets_of(group: int) -> set[Path]:
+    """The files of the unix sockets that the processes of a group have."""
+    opened = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it went away
+            if os.getpgid(int(process.name)) == group:
+                opened |= {str(one.readlink()) for one in (process / "fd").iterdir()}
+    rows = [line.split() for line in Path("/proc/net/unix").read_text(encoding="utf-8").splitlines()]
+    return {Path(row[7]) for row in rows if len(row) > 7 and row[7].startswith("/") and f"socket:[{row[6]}]" in opened}
+
+
+def test_nothing_of_theirs_lies_about(settled: Real) -> None:
+    """Their processes talk by sockets that vLLM leaves behind, else in the system's temporary folder."""
+    for name in (A, B):
+        started = json.loads((settled.host.stack / "run" / f"{name}.pid").read_text(encoding="utf-8"))
+        sockets = sockets_of(started["pid"])
+        assert sockets
+        assert {path.parent for path in sockets} == {Path(real_settings(real_venv())["VLLM_RPC_BASE_PATH"])}
 
 
 def test_switch_and_again(settled: Real) -> None:
