@@ -55,10 +55,19 @@ def free_port() -> int:
         port = candidates.pop()
         # Others that may look for a port see the lock, until this process ends: a server may take a minute to listen.
         with contextlib.suppress(OSError), socket.socket() as sock:
-            fcntl.lockf(_port_locks(), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
-            sock.bind(("127.0.0.1", port))
-            return port
+            if reserved(port):
+                sock.bind(("127.0.0.1", port))
+                return port
     raise RuntimeError("no port is left")
+
+
+def reserved(first: int, count: int = 1) -> bool:
+    """Whether these ports are this process's from now on, among all that ask here."""
+    try:
+        fcntl.lockf(_port_locks(), fcntl.LOCK_EX | fcntl.LOCK_NB, count, first)
+    except OSError:
+        return False
+    return True
 
 
 @functools.cache

@@ -23,7 +23,7 @@ from typing import Any
 
 import yaml
 
-from tests.serverlib import ROOT, STANDIN
+from tests.serverlib import ROOT, STANDIN, reserved
 
 # What the pages show; the host has others, so that they can be run beside anything else.
 FIRST_PORT = 8001
@@ -52,8 +52,9 @@ def free_ports() -> int:
         with contextlib.closing(socket.socket()) as sock:
             return sock.connect_ex(("127.0.0.1", port)) != 0
 
-    start = 9011 + os.getpid() % 80 * 10
-    return next(first for first in range(start, 9999, 10) if all(free(first + n) for n in range(10)))
+    return next(
+        first for first in range(9011, 9999, 10) if reserved(first, 10) and all(free(first + n) for n in range(10))
+    )
 
 
 class _Indented(yaml.SafeDumper):
