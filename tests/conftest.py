@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import random
 import sys
 from pathlib import Path
 
@@ -23,6 +24,8 @@ settings.load_profile("any machine")
 ALLOWED_SKIP = "allowed: "
 # The folders whose tests play playbooks, which takes most of the time.
 PLAYED = ("integration_playbooks", "awx", "docs")
+# Those of their fixtures that a file shares and that take long to make.
+SHARED = {"loaded", "buttons"}
 # Whether tests were left out that only `make all` runs.
 LEFT_OUT = pytest.StashKey[bool]()
 
@@ -81,12 +84,26 @@ def _suite(item: pytest.Item) -> str:
 
 
 def shares(items: list[pytest.Item]) -> tuple[set[int], set[int]]:
-    """What each of two Pythons runs, by the ids of the objects: of what plays playbooks, some is in neither."""
+    """What each of two Pythons runs, by the ids of the objects: of what plays playbooks, some is in neither.
+
+    What takes long to make is made once: of a file, those who use it run under one Python.
+    """
+    preparing = [item for item in items if plays_playbooks(item) and SHARED & set(getattr(item, "fixturenames", ()))]
+    files = sorted({item.path for item in preparing})
+    with_second = set(random.Random(part.seed()).sample(files, len(files) // 2))
+    prepared = part.draw(preparing, 0.75, lambda item: item.path)
+    single = {id(item) for item in preparing}
+    items = [item for item in items if id(item) not in single]
+
     second = part.draw(items, 0.25, lambda item: item.path)
     seconds = {id(item) for item in second}
     others = [item for item in items if id(item) not in seconds]
     plays = part.draw([item for item in others if plays_playbooks(item)], 0.65, lambda item: item.path)
-    return {id(item) for item in [*(item for item in items if not plays_playbooks(item)), *plays]}, seconds
+    first = [*(item for item in items if not plays_playbooks(item)), *plays]
+    return (
+        {id(item) for item in [*first, *(item for item in prepared if item.path not in with_second)]},
+        seconds | {id(item) for item in prepared if item.path in with_second},
+    )
 
 
 def plays_playbooks(item: pytest.Item) -> bool:

@@ -112,6 +112,32 @@ def test_two_pythons_run_every_test_but_some_plays(monkeypatch: pytest.MonkeyPat
     assert {item.path for item in items} == {item.path for item in items if id(item) in first}
 
 
+def test_what_takes_long_to_make_is_made_under_one_of_two_pythons(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    for seed in range(8):
+        monkeypatch.setenv("PART_SEED", str(seed))
+        part.seed.cache_clear()
+        items: list[Any] = [
+            types.SimpleNamespace(
+                path=Path("tests") / folder / f"test_{folder}.py", fixturenames=["tmp_path", fixture], number=number
+            )
+            for folder, fixture in (("docs", "loaded"), ("awx", "buttons"), ("docs", "world"))
+            for number in range(40)
+        ]
+        first, second = shares(items)
+        run = [
+            {items.index(item) // 40 for item in items if id(item) in share and "world" not in item.fixturenames}
+            for share in (first, second)
+        ]
+        assert sorted(map(len, run)) == [1, 1]
+        seen.append(run)
+        each = [len({id(item) for item in items[start : start + 40]} & (first | second)) for start in (0, 40, 80)]
+        assert each == [30, 30, 10 + round(30 * 0.65)]
+    part.seed.cache_clear()
+    assert [{0}, {1}] in seen
+    assert [{1}, {0}] in seen
+
+
 def test_the_cells_that_a_file_concerns() -> None:
     def about(file: str) -> set[str]:
         return {cell.name for cell in cells() if concerned(cell, [file])}
