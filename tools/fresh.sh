@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: MIT
 # Proves that a newcomer's first two commands hold on a bare machine: in minimal roots of Debian, as root and as an ordinary
-# user, in a clone in a folder with a space, `make demo` and `make test` with next to nothing in the environment.
+# user, in a clone in a folder with a space, `make demo` and `make test` with next to nothing in the environment. Of the
+# tests, all run on the older release as root and on the newer one as a user, and a quarter on the two others.
 #
 #   tools/fresh.sh [debian12] [debian13] [root] [user] [-- SCRIPT]
 #
-# The words choose releases and accounts; SCRIPT is run instead of the two commands. A root holds what CONTRIBUTING.md asks
-# of a machine and no more. It is made once and kept in $HOMEGPT_CACHE (default: homegpt.vllm in the user's cache); what a
-# run changes lies on a layer above it, so that each begins bare. What is printed is also in .build/fresh.
+# The words choose releases and accounts, for which all tests run; SCRIPT is run instead of the two commands. A root holds
+# what CONTRIBUTING.md asks of a machine and no more. It is made once and kept in $HOMEGPT_CACHE (default: homegpt.vllm in
+# the user's cache); what a run changes lies on a layer above it, so that each begins bare. What is printed is also in
+# .build/fresh.
 set -euo pipefail
 exec </dev/null
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -24,6 +26,7 @@ for target in demo test; do
 done'
 
 releases=() accounts=() other=
+[ $# -gt 0 ] || shared="debian12-user debian13-root"
 while [ $# -gt 0 ]; do
     case $1 in
     debian12 | debian13) releases+=("$1") ;;
@@ -91,12 +94,17 @@ for release in "${releases[@]}"; do
     base "$release"
     for account in "${accounts[@]}"; do
         log=$logs/$release-$account.log
-        printf '\n==== %s, %s\n' "$release" "$account"
+        # As .ci/run has it for the second of two Pythons.
+        share="" share_said=""
+        if [[ " ${shared:-} " == *" $release-$account "* ]]; then
+            share="export QUICK=1 PYTHON_OF_TWO=2" share_said=", a quarter of the tests"
+        fi
+        printf '\n==== %s, %s%s\n' "$release" "$account" "$share_said"
         exec {out}> >(exec tee "$log" 9>&-)
         tee=$!
         set -m # a job of its own, which Ctrl-C does not reach, so that it ends as a whole
         setpriv --pdeathsig KILL unshare --mount --pid --ipc --fork --kill-child \
-            bash tools/fresh_root.sh "$cache/$release" "$work/$release-$account" "$account" "$script" >&"$out" 2>&1 9>&- &
+            bash tools/fresh_root.sh "$cache/$release" "$work/$release-$account" "$account" "$share$script" >&"$out" 2>&1 9>&- &
         inside=$!
         set +m
         status=0
@@ -114,7 +122,7 @@ for release in "${releases[@]}"; do
             [ "$verdict" = ok ] || [ -n "$other" ] || failed=1
             row+=$(printf '%-6s %4d s    ' "$verdict" "$seconds")
         done
-        table+=$'\n'$(printf '%-10s %-6s %s' "$release" "$account" "$row")
+        table+=$'\n'$(printf '%-10s %-6s %s%s' "$release" "$account" "$row" "${share_said#, }")
         rm -rf "$work/$release-$account"
     done
 done

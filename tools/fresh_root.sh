@@ -16,6 +16,17 @@ mount --rbind /sys "$root/sys"
 mount --rbind /dev "$root/dev"
 mount -t tmpfs -o mode=1777 tmpfs "$root/dev/shm"
 
+# The ports are the machine's: those who look for some in there hold the same locks as those out here.
+locks() { # BEGINNING END: of the name of a file, around the account's number
+    local own
+    own=$root$1$(chroot "$root" id -u "$account")$2
+    touch "${1}0$2" "$own"
+    chmod 666 "${1}0$2"
+    mount --bind "${1}0$2" "$own"
+}
+locks /tmp/homegpt-vllm-test-ports- "" # tests/serverlib.py
+locks /tmp/homegpt-vllm-demo- .lock # tools/demo.sh
+
 copy() { # PATH AS: if it is there
     if [ ! -e "$1" ]; then return; fi
     mkdir -p "$(dirname "$root$2")"
