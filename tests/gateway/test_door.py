@@ -140,7 +140,12 @@ class Door:
 
     def until_loaded(self, *models: str) -> None:
         """Wait until these are active somewhere, for all that the door knows."""
-        until(lambda: all(self.list()[model]["loaded"] for model in models), f"{models} are active")
+
+        def active() -> bool:
+            listed = self.list()  # a host may not have told of its models yet
+            return all(model in listed and listed[model]["loaded"] for model in models)
+
+        until(active, f"{models} are active")
 
 
 class Client:

@@ -147,7 +147,7 @@ class Service:
     def _answers(self) -> bool:
         try:
             answer = requests.get(self.url + "/health", timeout=5)
-        except requests.ConnectionError:
+        except (requests.ConnectionError, requests.Timeout):
             return False
         # It may want a token.
         return answer.status_code == 401 or answer.json() == {"status": "healthy"}
