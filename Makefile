@@ -6,6 +6,8 @@ SHELL := bash
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 PYTEST := .venv/bin/python -m pytest
+# Two processes, each of which takes the next file. The order stays: a file of few tests may be the one that takes long.
+TWO := -n 2 --dist loadfile --no-loadscope-reorder
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -26,11 +28,11 @@ demo: setup ## bootstrap and switch four stand-in models on this machine; KEEP=1
 
 .PHONY: test
 test: setup ## every test that needs no container engine and no real vLLM
-	$(PYTEST) -n 2 --dist loadfile tests --ignore tests/real --ignore tests/versions --ignore tests/e2e --ignore tests/fuzz --ignore tests/faults \
+	$(PYTEST) $(TWO) tests --ignore tests/real --ignore tests/versions --ignore tests/e2e --ignore tests/fuzz --ignore tests/faults \
 		--ignore tests/fleet --ignore tests/webui --ignore tests/firewall --ignore tests/manager --ignore tests/gateway
 
 .PHONY: fresh
-fresh: ## make demo and make test on bare Debian 12 and 13, as root and as a user; ROOTS="debian13 user" selects a single one (needs root)
+fresh: ## make demo and make test on bare Debian 12 and 13, as root and as a user, of the tests on two of these a quarter; ROOTS="debian13 user" selects a single one (needs root)
 	@bash tools/fresh.sh $(ROOTS)
 
 .PHONY: lint
@@ -92,12 +94,12 @@ manager: setup ## the model manager's service, role and rulebooks on stand-ins, 
 	@command -v promtool || bash tools/apt.sh prometheus || echo "there is no Prometheus"
 	@command -v chromium || command -v google-chrome || bash tools/apt.sh chromium || echo "there is no browser"
 	@bash tools/eda.sh || echo "there is no ansible-rulebook"
-	$(PYTEST) tests/manager
+	$(PYTEST) $(TWO) tests/manager
 
 .PHONY: gateway
 gateway: setup ## the gateway in Debian's nginx, with stand-ins as its servers
 	@bash tools/nginx.sh || echo "there is no nginx with Lua"
-	$(PYTEST) tests/gateway
+	$(PYTEST) $(TWO) tests/gateway
 
 .PHONY: faults
 faults: engine ## every step of a switch with every fault, kills, races, and a fuzz of the inventory
@@ -122,7 +124,7 @@ images: engine ## build the container images for tests whose inputs changed
 
 .PHONY: e2e
 e2e: images ## the stack on a real Docker engine, with stand-ins and with real vLLM
-	$(PYTEST) -n 2 --dist loadfile tests/e2e $(foreach name,$(ALONE),--ignore tests/e2e/$(name))
+	$(PYTEST) $(TWO) tests/e2e $(foreach name,$(ALONE),--ignore tests/e2e/$(name))
 	$(PYTEST) $(addprefix tests/e2e/,$(ALONE))
 
 # One counts seconds of downloads, the other restarts the engine.
