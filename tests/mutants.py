@@ -51,6 +51,58 @@ class Mutant:
 
 
 MUTANTS = (
+    # ---- the gateway's gates ----
+    Mutant(
+        "gates/not-asked",
+        "executor.py",
+        "if step.action in _DISTURBING:",
+        "if step.action not in _DISTURBING:",
+        "a server is put to sleep while the gateway may send it requests",
+        ("gates",),
+    ),
+    Mutant(
+        "gates/any-answer",
+        "gates.py",
+        "return now is not None and now.ask == ask and names <= now.closed",
+        "return now is not None and names <= now.closed",
+        "what the manager has answered to somebody else counts",
+        ("gates",),
+    ),
+    Mutant(
+        "gates/of-some",
+        "gates.py",
+        "return now is not None and now.ask == ask and names <= now.closed",
+        "return now is not None and now.ask == ask",
+        "gates count as closed that the manager has not closed",
+        ("gates",),
+    ),
+    Mutant(
+        "gates/requests-on-their-way",
+        "executor.py",
+        "drain.before = functools.partial(self.gates.wait_until_idle, step.model)",
+        "pass",
+        "a request that the gateway has sent comes after its server was paused",
+        ("gates",),
+    ),
+    Mutant(
+        "gates/believed-for-ever",
+        "gates.py",
+        "return name not in now.busy or self.host.clock() - since > ANSWER_SECONDS",
+        "return name not in now.busy",
+        "a manager that hangs holds a drain up until its time is over",
+        ("gates",),
+    ),
+    Mutant(
+        "gates/asked-after-the-end",
+        "lock.py",
+        """            if self._asked:
+                self._asked = None
+""",
+        """            if self._asked:
+""",
+        "what was asked for is left in the file of a lock that nobody holds",
+        ("gates",),
+    ),
     # ---- time ----
     Mutant(
         "time/answer-without-end",

@@ -36,6 +36,7 @@ pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
 CLIENTS = 8 if part.quick() else 32
 SWITCHES = part.fewer("gateway", "make gateway", "switches under 32 clients that alternate", 1000, 30)
 ROUNDS = part.fewer("gateway", "make gateway", "rounds of each fault under them", 15, 2)
+BY_HAND = part.fewer("gateway", "make gateway", "switches by hand under clients of one model", 10, 2)
 # Of the trace that alternates: one request each of these seconds, for the models in turn.
 APART_SECONDS = 0.15
 TRACE_SECONDS = 18.0
@@ -140,21 +141,7 @@ class Whole:
 
     def check(self) -> str:
         """See that no server had a request while it was not awake, and that nothing is left; a line of figures."""
-        awake, open_requests = {"a": True, "b": False}, collections.Counter[str]()
-        asleep = parked = lost = 0
-        for event in self.host.events()[self.host.events_before :]:
-            model, kind = event["model"], event["event"]
-            if kind == "awake":
-                awake[model] = True
-            elif kind == "sleeping":
-                awake[model] = False
-                parked += open_requests[model]
-            elif kind == "request_start":
-                open_requests[model] += 1
-                asleep += not awake[model]
-            elif kind == "request_end":
-                open_requests[model] -= 1
-                lost += event["finish"] == "lost"
+        asleep, parked, lost = self.astray()
 
         def left() -> list[Any]:
             models = requests.get(self.running.url + "/models", timeout=10).json()["models"]
@@ -171,6 +158,25 @@ class Whole:
         assert (asleep, parked, lost) == (0, 0, 0), text
         assert answered > CLIENTS, text
         return text
+
+    def astray(self) -> tuple[int, int, int]:
+        """The requests that came to a server that was not awake, that one had when it fell asleep, and that it lost."""
+        awake, open_requests = {"a": True, "b": False}, collections.Counter[str]()
+        asleep = parked = lost = 0
+        for event in self.host.events()[self.host.events_before :]:
+            model, kind = event["model"], event["event"]
+            if kind == "awake":
+                awake[model] = True
+            elif kind == "sleeping":
+                awake[model] = False
+                parked += open_requests[model]
+            elif kind == "request_start":
+                open_requests[model] += 1
+                asleep += not awake[model]
+            elif kind == "request_end":
+                open_requests[model] -= 1
+                lost += event["finish"] == "lost"
+        return asleep, parked, lost
 
     def lost(self) -> list[str]:
         return [one for client in self.clients for one in client.lost]
@@ -237,8 +243,7 @@ def reload_nginx(whole: Whole, _chance: random.Random) -> None:
     [
         kill_manager,
         stop_manager,
-        # Beside other suites, the manager may see a foreign switch only after its drain: docs/gateway.md tells.
-        pytest.param(switch_by_hand, marks=pytest.mark.whole),
+        switch_by_hand,
         fail_to_wake,
         reload_nginx,
     ],
@@ -254,6 +259,49 @@ def test_whatever_happens_requests_are_answered_or_refused_in_words(
         time.sleep(1)
     text = whole.check()
     assert whole.lost() == [], text
+
+
+@pytest.mark.parametrize(
+    "desired",
+    ["active", *(pytest.param(state, marks=pytest.mark.whole) for state in ("sleeping", "stopped"))],
+)
+def test_a_switch_by_hand_has_the_gates_closed_first(whole: Whole, desired: str) -> None:
+    """Only the model that is active is asked: the manager has nothing to do, and looks at the host now and then."""
+    over, wrong = threading.Event(), []
+
+    def ask() -> None:
+        with requests.Session() as session:
+            while not over.is_set():
+                body = {"model": "a", "prompt": "x", "max_tokens": 3}
+                answer = session.post(whole.gateway.url + "/v1/completions", json=body, timeout=60)
+                if answer.status_code != 200:
+                    wrong.append(answer.text)
+
+    threads = [threading.Thread(target=ask) for _each in range(CLIENTS)]
+
+    def is_active() -> bool:
+        models = requests.get(whole.running.url + "/models", timeout=10).json()["models"]
+        return next(model["status"] == "active" for model in models if model["id"] == "a")
+
+    for thread in threads:
+        thread.start()
+    said = []
+    words = ("b",) if desired == "active" else ("a", "--state", desired)
+    try:
+        for _each in range(BY_HAND):
+            until(is_active, "a is active")
+            time.sleep(0.3)
+            switch = command_line(whole.host, "switch", *words)
+            said.append(switch.communicate(timeout=60)[0])
+            assert switch.returncode == 0, said
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join(90)
+    assert not any(thread.is_alive() for thread in threads), "a client hangs"
+    print(f"{BY_HAND} switches by hand to {words}; astray, parked, lost: {whole.astray()}; refused: {len(wrong)}")
+    assert (whole.astray(), wrong) == ((0, 0, 0), [])
+    assert not any("did not confirm" in text for text in said), said
 
 
 def test_a_killed_worker_loses_its_own_requests_and_leaves_no_count(whole: Whole) -> None:

@@ -93,6 +93,7 @@ STEPS = st.one_of(
     st.tuples(st.just("close"), st.sets(st.sampled_from(NAMES)), st.none()),
     st.tuples(st.just("reopen"), st.sets(st.sampled_from(NAMES)), st.booleans()),
     st.tuples(st.just("foreign"), st.sampled_from(sorted(HOLDERS)), st.none()),
+    st.tuples(st.just("hold"), st.sampled_from(sorted(HOLDERS)), st.none()),
     st.tuples(st.just("free"), st.none(), st.none()),
     st.tuples(st.just("looked"), st.none(), st.none()),
 )
@@ -105,6 +106,7 @@ def test_no_gate_is_open_for_a_model_that_is_not_awake_or_is_being_switched(step
     host.seen = dict.fromkeys(NAMES, Observation(plan.STOPPED))
     own: set[str] = set()
     others: set[str] = set()
+    held: set[str] = set()
     before: set[str] = set()
     version = gates.version
     for kind, first, second in steps:
@@ -125,6 +127,10 @@ def test_no_gate_is_open_for_a_model_that_is_not_awake_or_is_being_switched(step
             others |= HOLDERS[first]
             host.lock_holder = "somebody" if first else ""
             gates.foreign(first)
+        elif kind == "hold":
+            others |= set() if first else held
+            held = HOLDERS[first] if first else set()
+            gates.hold(first)
         elif kind == "free":
             host.lock_holder = ""
         elif kind == "looked":
@@ -135,9 +141,9 @@ def test_no_gate_is_open_for_a_model_that_is_not_awake_or_is_being_switched(step
             seen = host.seen[name]
             awake = seen.state == plan.ACTIVE and not seen.held and not seen.doubtful
             assert awake or (seen.unknown and name in before)
-            assert name not in own | others
+            assert name not in own | others | held
             assert host.moving.get(name, (view.READY, None))[0] == view.READY
-        for name in set(NAMES) - own - others - set(host.moving):
+        for name in set(NAMES) - own - others - held - set(host.moving):
             seen = host.seen[name]
             if seen.state == plan.ACTIVE and not seen.held and not seen.doubtful:
                 assert name in gates.open, "nor is one closed without a reason"

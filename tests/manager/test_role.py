@@ -289,7 +289,7 @@ def test_it_is_removed_where_it_is_disabled(host: Managed, play: Play, units: Pa
     disabled = "-e", json.dumps({"model_manager_enabled": False, "model_manager_unit_dir": str(units)})
     # As after it was killed: what it was told at run time, and what it shows.
     run = host.stack / "run"
-    told = {"manager.json", "manager_view.json", "reconciler.json"}
+    told = {"manager.json", "manager_view.json", "gates.json", "reconciler.json"}
     for name in (*told, "manager.sqlite"):
         (run / name).write_text("{}", encoding="utf-8")
     assert play(*disabled, "--check").changed() == 1

@@ -18,6 +18,8 @@ FATES = (DRAINED, PARKED, CUT)
 
 # How often a server is asked to hold what comes: it may answer nonsense once.
 _ATTEMPTS = 3
+# However long others have waited for the requests before.
+_LEAST_SECONDS = 1.0
 
 Counts = typing.Tuple[int, int]
 
@@ -35,7 +37,8 @@ class Drain:
     """Lets the running requests of one server end, up to the deadline, and settles what becomes of the rest.
 
     C(ending) says that the server is to be stopped, so that it can't keep any. C(by_looking): nothing is asked of it
-    but how many it has, since nobody knows what it is. To be read afterwards, also after an error: C(held), whether the
+    but how many it has, since nobody knows what it is. C(before) waits at most so many seconds for requests that are on
+    their way, before any is held. To be read afterwards, also after an error: C(held), whether the
     server takes no more requests, which C(Server.resume) takes back; and C(requests), how many had which fate.
     """
 
@@ -54,6 +57,7 @@ class Drain:
         self.wait = wait
         self.ending = ending
         self.clock = clock
+        self.before: typing.Callable[[float], None] = lambda _seconds: None
         self.held = False
         self.requests: dict[str, int | None] = {}
         self._until = 0.0
@@ -71,8 +75,10 @@ class Drain:
         idle = self._idle()
         if self._gone:
             return self._lost()
-        first = self._last
-        self._until = self.clock() + self.settings.drain_timeout_seconds
+        first, seconds = self._last, self.settings.drain_timeout_seconds
+        self._until = self.clock() + seconds
+        self.before(seconds)
+        self._until = max(self._until, self.clock() + min(seconds, _LEAST_SECONDS))
         able = not self.by_looking and self._able()
         # Where nothing runs too: what comes between this look and the sleep must neither be cut nor keep that waiting.
         in_time = paused = able and self._pause()

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import typing
 
 from . import hardware, memory, odometer
@@ -22,6 +23,7 @@ from .errors import (
     Unresponsive,
 )
 from .freed import Freed
+from .gates import Gates
 from .host import Host
 from .plan import (
     ACTIVE,
@@ -48,6 +50,10 @@ if typing.TYPE_CHECKING:
     from .page_cache import Warmer
 
 
+# A server that any of these is done to is no place for requests of the gateway.
+_DISTURBING = (DRAIN, SLEEP, STOP, RELOAD)
+
+
 class Executor:
     """Does the steps of one switch, confirms each and writes it down.
 
@@ -63,6 +69,7 @@ class Executor:
         self.settings = host.settings
         self.steps: Steps = []
         self.warnings: list[str] = []
+        self.gates = Gates(host, self.warnings)
         self.readiness = Readiness(host, to_record, self.warnings)
         self.held: set[str] = set()
         self.ending: set[str] = set()
@@ -95,6 +102,8 @@ class Executor:
         try:
             if step.action not in (VERIFY, WAIT):
                 self.host.lock.check()
+            if step.action in _DISTURBING:
+                self.gates.close(step.model)
             note = (act or actions[step.action])(step)
             if note:
                 record["note"] = self.host.mask("; ".join(filter(None, (record.get("note"), note))))
@@ -177,6 +186,7 @@ class Executor:
         recorded = self.readiness.before_sleep(self.host.models[step.model]) if usual else ""
         by_looking = seen is not None and (seen.unknown or (seen.state == SLEEPING and seen.doubtful))
         drain = Drain(server, self.settings, self.host.wait, step.model in self.ending, self.host.clock, by_looking)
+        drain.before = functools.partial(self.gates.wait_until_idle, step.model)
         if not by_looking:
             self.host.lock.begin(step.model, DRAIN)
         try:

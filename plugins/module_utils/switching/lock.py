@@ -44,6 +44,13 @@ class Holder(typing.NamedTuple):
     models: tuple[str, ...] = ()
 
 
+class Asked(typing.NamedTuple):
+    """Of which models whoever has the lock asks to close the gateway's gates; C(ask) is how that is called."""
+
+    ask: str
+    models: tuple[str, ...]
+
+
 _UNKNOWN = Holder("an unknown process")
 
 
@@ -119,12 +126,15 @@ class HostLock:
     C(place) is the folder of the machine's locks, C(gpus) what GPUs it has and C(uuids) which of them has which UUID,
     for tests to own.
 
-    C(waits_for) is who else has the lock, while this waits for it and has told so.
+    C(waits_for) is who else has the lock, while this waits for it and has told so. C(closes_gates) is whether somebody
+    else has to be asked to close the gateway's gates.
 
     C(begun) says of each model whose server was to be paused (a drain), put to sleep, woken or started what of that was
     begun last, until it is proved or taken back. C(failed_at), C(last_failed_at) (of the switch before) and
     C(active_since) are in seconds since 1970, 0 for never.
     """
+
+    closes_gates = True
 
     def __init__(
         self,
@@ -145,6 +155,7 @@ class HostLock:
         self.waits_for: Holder | None = None
         self.unreadable = False  # so that peek() could not tell
         self._holder = Holder("")
+        self._asked: Asked | None = None
         self._descriptor: int | None = None
         self._files: list[_File] = []
         self._writing = threading.Lock()
@@ -204,6 +215,10 @@ class HostLock:
             self._files = taken
             yield
         finally:
+            if self._asked:
+                self._asked = None
+                with contextlib.suppress(SwitchingError):  # that the lock is let go tells it, too
+                    self._write()
             self._descriptor, self._files, self.waits_for = None, [], None
             for file in taken[1:]:
                 if file.is_there():
@@ -244,7 +259,7 @@ class HostLock:
         self._read(file.descriptor)
         self.last_failed_at, self.failed_at = self.failed_at, 0.0
         began = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
-        self._holder = Holder(f"process {os.getpid()}: {purpose}, since {began}", tuple(models))
+        self._holder, self._asked = Holder(f"process {os.getpid()}: {purpose}, since {began}", tuple(models)), None
         self._descriptor = file.descriptor
         self._write()
 
@@ -284,6 +299,23 @@ class HostLock:
             return HostLock(self.stack_dir, self.place)._read(descriptor)
         finally:
             os.close(descriptor)
+
+    def ask(self, models: typing.Iterable[str]) -> str:
+        """Ask for the gateway's gates of these models, too, to be closed until this lets go; how that is called."""
+        with self._writing:
+            before = self._asked or Asked(os.urandom(8).hex(), ())
+            self._asked = before._replace(models=tuple(sorted({*before.models, *models})))
+            self._write()
+            return self._asked.ask
+
+    def asked(self) -> Asked | None:
+        """What the file says that its holder asks; he may have let go of it."""
+        try:
+            with open(self.path, "rb") as file:
+                asked = json.loads(file.readline(1 << 20)).get("gates")
+            return Asked(str(asked["ask"]), tuple(map(str, asked["models"]))) if asked else None
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            return None
 
     def begin(self, name: str, action: str) -> None:
         """Write down that this model's server is about to be paused (drain), put to sleep, woken or started."""
@@ -329,6 +361,7 @@ class HostLock:
             {
                 "holder": self._holder.text,
                 "models": self._holder.models,
+                **({"gates": self._asked._asdict()} if self._asked else {}),
                 "begun": self.begun,
                 # For an engine that is older, as the host's own may be.
                 "doubtful": sorted(self.doubtful),

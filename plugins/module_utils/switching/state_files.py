@@ -41,12 +41,14 @@ WEIGHTS = "weights"
 MANAGER = "manager"
 # What the model manager shows of itself while it runs. It writes this itself; status reads it.
 MANAGER_VIEW = "manager_view"
+# What the model manager tells whoever else switches of the gateway's gates. It writes this itself.
+GATES = "gates"
 # What the model manager is about to do, and its circuit breakers. It writes this before it acts.
 RECONCILER = "reconciler"
 # What the models' servers had counted when the model manager asked them last. It writes this itself.
 USAGE = "usage"
 _ENGINE = (DESIRED_STATE, LAST_SWITCH, CANARY, DRAFTS, PROOF, MEMORY, ODOMETER, COSTS, CHANGES, WEIGHTS)
-ALL = (*_ENGINE, MANAGER, MANAGER_VIEW, RECONCILER, USAGE)
+ALL = (*_ENGINE, MANAGER, MANAGER_VIEW, GATES, RECONCILER, USAGE)
 
 # No file takes as much.
 _ROOM_BYTES = 65536

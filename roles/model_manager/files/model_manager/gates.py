@@ -2,7 +2,8 @@
 """Which of the gateway's gates are open, and the message that says so. Nothing here has a lock: whoever calls has it.
 
 A gate is open only while its model was observed awake and no switch concerns it: none of this service (`close`), and
-none by the module or the command line, from when that is seen until the host was looked at after it (`foreign`).
+none by the module or the command line, from when that is seen until the host was looked at after it (`foreign`). What
+these have asked for (`hold`) stays closed until they let go of the lock, whatever is seen.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ class Gates:
         self._number = 0
         self._closed: set[str] = set()
         self._foreign: set[str] = set()
+        self._held: frozenset[str] = frozenset()
         self._cards: dict[str, Card] = {}
         self._cards_of: Inventory | None = None
         self._etas: dict[str, float | None] = {}
@@ -65,7 +67,7 @@ class Gates:
         if inventory is not self._cards_of:
             self._cards = gateway_models.cards(inventory, self._boot // 1000)
             self._cards_of = inventory
-        closed = self._closed | self._foreign
+        closed = self._closed | self._foreign | (self._groups(self._held) if self._held else set())
         now_open, shown = set(), []
         for name, card in self._cards.items():
             state, _level, problem = host.state_of(name)
@@ -100,11 +102,24 @@ class Gates:
 
     def foreign(self, names: Collection[str]) -> None:
         """Somebody else switches these models, or has; any of them where none is named."""
+        self._foreign |= self._groups(names)
+
+    def hold(self, names: Collection[str]) -> None:
+        """Whoever else has the host's lock asks that these be closed, instead of those that he has asked for before.
+
+        None where he has let go of it: they are then doubtful.
+        """
+        if self._held and not names:
+            self.foreign(self._held)
+        self._held = frozenset(names)
+
+    def _groups(self, names: Collection[str]) -> set[str]:
+        """Those that share GPUs with any of these; all where one of these is not known, or none is named."""
         inventory = self._host.inventory
         models = [m for m in inventory.models if m.id in names]
         if not names or len(models) != len(names):
             models = list(inventory.models)
-        self._foreign |= {one.id for model in models for one in inventory.group(model)}
+        return {one.id for model in models for one in inventory.group(model)}
 
     def looked(self) -> None:
         """The host was looked at while nobody had its lock."""
@@ -113,4 +128,4 @@ class Gates:
 
     def is_doubtful(self, name: str) -> bool:
         """Whether somebody else may be switching this model: what comes of that is seen soon."""
-        return name in self._foreign
+        return name in self._foreign or (bool(self._held) and name in self._groups(self._held))

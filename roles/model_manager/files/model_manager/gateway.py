@@ -84,6 +84,8 @@ class Gateway:
         # The switch for which gates are closed, and whether the engine has begun with it.
         self._switching: Ticket | None = None
         self._begun = False
+        # What the workers have to know so that those gates are closed that somebody else has asked for.
+        self._held_version = self._gates.version
         # When a ticket was asked for last: what was counted before that is old then.
         self._asked_at = self._clock() - _ANSWER_SECONDS
         self._published: dict[str, Any] = {}
@@ -191,6 +193,26 @@ class Gateway:
             with self._changed:
                 self._gates.foreign(names)
                 self.refresh()
+
+    def hold(self, names: Collection[str]) -> None:
+        """Whoever else has the host's lock asks that these gates be closed; none where he has let go of it."""
+        with self._changed:
+            self._gates.hold(names)
+            self.refresh()
+            self._held_version = self._gates.version
+            self._counts.ask(self._clock())
+
+    def held(self, names: Collection[str]) -> frozenset[str] | None:
+        """Which of these have requests yet, when all workers know that their gates are closed; None before."""
+        with self._changed:
+            now = self._clock()
+            if not self._links:
+                return frozenset() if now - self._linkless_since >= _LINK_SECONDS else None
+            if self._gates.version[0] != self._held_version[0]:
+                self._held_version = self._gates.version
+            left = {name: self._counts.left([name], self._held_version) for name in names}
+            self._counts.ask(now)
+            return None if None in left.values() else frozenset(name for name in names if left[name])
 
     def looked(self) -> None:
         """The host was looked at while nobody had its lock. `refresh` comes after it."""

@@ -26,6 +26,9 @@ class GuardedLock(HostLock):
     To look before asking for the lock would not do: whoever has it then may be about to record something else.
     """
 
+    # Those that the switch concerns were closed before it was begun.
+    closes_gates = False
+
     def __init__(self, stack_dir: str, still: Callable[[], bool], **parameters: Any) -> None:
         super().__init__(stack_dir, **parameters)
         self._still = still

@@ -17,6 +17,7 @@ from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory i
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.switch import Switcher
 
 from . import eta
+from .asked_gates import AskedGates
 from .board import Board
 from .config import Config
 from .context import Context
@@ -82,6 +83,7 @@ class Manager:
         parts = (context, self._host, self._schedule, self._control, reconciler, self._board, self.gateway)
         self._worker = Worker(*parts)
         self._observer = Observer(*parts, self.request)
+        self._asked_gates = AskedGates(context, self.gateway, self._observer.look_soon)
 
     @property
     def inventory(self) -> Inventory:
@@ -93,6 +95,7 @@ class Manager:
     def start(self) -> None:
         """Look at the servers once, which takes as long as the slowest answers, and begin to work."""
         self._control.restore()
+        self._asked_gates.start()
         with contextlib.suppress(HistoryError):
             switches = self.history.switches(_LEARNT_SWITCHES)
             self._host.timings = eta.Timings(one["steps"] for one in reversed(switches))
@@ -121,6 +124,7 @@ class Manager:
             if left:  # it hangs at a server: who waits for it is answered all the same
                 self._worker.end(left, error=ending().as_dict())
             self._control.save()
+        self._asked_gates.stop()
         return ended
 
     def on_observed(self, hook: Callable[[Observed], None]) -> None:

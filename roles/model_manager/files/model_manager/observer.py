@@ -103,6 +103,8 @@ class Observer:
         self._models_stamp: Any = None
         self._stamps: tuple[Any, ...] = ()
         self._reported_at = -math.inf
+        # Somebody else has just let go of the host's lock.
+        self._asked_to = threading.Event()
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._observe_always, name="observer", daemon=True)
 
@@ -121,9 +123,14 @@ class Observer:
         """Begin to look again and again."""
         self._thread.start()
 
+    def look_soon(self) -> None:
+        """Look at once, or once more after the look that is under way; from whatever thread."""
+        self._asked_to.set()
+
     def end(self) -> None:
         """Look no more, once this look is over."""
         self._ending.set()
+        self._asked_to.set()
 
     def join(self, timeout: float) -> None:
         """Wait so long for that, in seconds. May be called by several threads at once."""
@@ -133,17 +140,21 @@ class Observer:
             self._close()
 
     def _observe_always(self) -> None:
-        while not self._ending.wait(_POLL_SECONDS):
+        while True:
+            asked_to = self._asked_to.wait(_POLL_SECONDS)
+            if self._ending.is_set():
+                return
+            self._asked_to.clear()
             try:
-                self._round()
+                self._round(asked_to)
             except Exception as failure:  # what can't be seen now may be seen the next time
                 mask = Mask(secrets_of(self._host.inventory.as_dict()))
                 _LOG.error("the host could not be looked at: %s", mask(repr(failure)), exc_info=_LOG.isEnabledFor(10))
 
-    def _round(self) -> None:
+    def _round(self, asked_to: bool) -> None:
         self._reload_inventory()
         stamps = self._read_stamps()
-        changed, self._stamps = stamps != self._stamps, stamps
+        changed, self._stamps = asked_to or stamps != self._stamps, stamps
         age = self._clock() - self._host.observed_at
         if self._schedule.running:
             if age >= _OBSERVE_DURING_SWITCH_SECONDS:
@@ -212,12 +223,13 @@ class Observer:
         known, last = state_files.models(stack_dir, state_files.COSTS), status.read_last_switch(stack_dir)
         former = status.read_former_switches(stack_dir)
         leaks = odometer.reports(inventory, stack_dir)
-        # What was read while somebody switched does not go together.
-        undisturbed = not locked and not lock.held_by() and lock_stamp == _stamp(lock.path)
         kept: list[Switch] = []
         with self._changed:
             if generation != self._host.generation:
                 return
+            # What was read while somebody switched does not go together. Not asked before: he who begins now has to
+            # wait for this lock before his gates are said to be closed.
+            undisturbed = not locked and not lock.held_by() and lock_stamp == _stamp(lock.path)
             self._host.observed_at = self._clock()
             self._host.desired, self._host.costs, self._host.leaks = desired, known, leaks
             self._host.observe(seen, counters, lock.active_since)

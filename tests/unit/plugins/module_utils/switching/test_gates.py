@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: MIT
+"""Before a server is to sleep or to end, the manager is asked to close the gateway's gates. A test is the manager."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching import gates, state_files
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.gates import Answer
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.lock import Asked, HostLock
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.switch import Switcher
+
+from .conftest import Host
+
+
+@pytest.fixture
+def pair(host: Host) -> Host:
+    """The models a, which is active, and b, which sleeps; they share a GPU."""
+    for name in "ab":
+        host.declare(name)
+    host.up(a="active", b=1)
+    return host
+
+
+@contextlib.contextmanager
+def manager(host: Host, answer: Callable[[Asked], Answer | None]) -> Iterator[list[tuple[Asked, list[str]]]]:
+    """Answers what is asked, again and again; what was asked first, and what had been done to a by then."""
+    stack, over = str(host.stack_dir), threading.Event()
+    heard: list[tuple[Asked, list[str]]] = []
+    before = len(host.changing_calls("a"))
+    gates.write(stack, Answer())
+
+    def work() -> None:
+        while not over.wait(0.01):
+            asked = HostLock(stack).asked()
+            if asked:
+                if asked not in [one for one, _calls in heard]:
+                    heard.append((asked, host.changing_calls("a")[before:]))
+                told = answer(asked)
+                if told:
+                    gates.write(stack, told)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield heard
+    finally:
+        over.set()
+        thread.join()
+
+
+def closed(asked: Asked) -> Answer:
+    return Answer(asked.ask, frozenset(asked.models))
+
+
+def left_in_lock(host: Host) -> Any:
+    return json.loads((host.stack_dir / "run" / "switch.lock").read_text().splitlines()[0]).get("gates")
+
+
+def test_nobody_is_asked_where_there_is_no_gateway(pair: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(HostLock, "ask", lambda *_arguments: pytest.fail("asked"))
+    assert pair.switch("b").warnings == []
+
+
+@pytest.mark.parametrize(("name", "desired"), [("b", "active"), ("a", "sleeping"), ("a", "stopped")])
+def test_gates_are_closed_before_anything_is_done_to_a_server(pair: Host, name: str, desired: str) -> None:
+    with manager(pair, closed) as heard:
+        assert pair.switch(name, desired).warnings == []
+    ((asked, calls),) = heard
+    assert asked.models == ("a", "b")
+    assert calls == []
+    assert len(pair.changing_calls("a")) > 0
+    assert left_in_lock(pair) is None
+
+
+def test_gates_are_closed_before_a_server_is_stopped_that_can_not_sleep(pair: Host) -> None:
+    pair.fault("a", "/sleep", "status_500", times=0)
+    with manager(pair, closed) as heard:
+        result = pair.switch("b")
+    assert [step["action"] for step in result.steps if step.get("escalation") == "stop"] == ["stop"]
+    assert [calls for _asked, calls in heard] == [[]]
+
+
+def test_a_switch_that_changes_nothing_closes_no_gate(pair: Host) -> None:
+    with manager(pair, closed) as heard:
+        assert not pair.switch("a").changed
+    assert heard == []
+
+
+def test_each_switch_asks_anew(pair: Host) -> None:
+    with manager(pair, closed) as heard:
+        pair.switch("b")
+        pair.switch("a")
+    assert len({asked.ask for asked, _calls in heard}) == 2
+
+
+def test_models_of_other_gpus_are_asked_for_together(host: Host) -> None:
+    for name in "abcd":
+        host.declare(name, gpus=[0] if name in "ab" else [1])
+    host.up(a="active", b=1, c="active", d=1)
+    with manager(host, closed) as heard, host.switcher() as switcher:
+        assert switcher.switch(["b", "d"]).warnings == []
+    assert heard[-1][0].models == ("a", "b", "c", "d")
+    assert len({asked.ask for asked, _calls in heard}) == 1
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda _asked: None,
+        lambda _asked: Answer("another", frozenset("ab")),
+        lambda asked: Answer(asked.ask, frozenset("a")),
+    ],
+    ids=["none", "to another", "not of all"],
+)
+def test_what_is_no_answer_is_waited_for_and_told(
+    pair: Host, answer: Callable[[Asked], Answer | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gates, "ANSWER_SECONDS", 0.6)
+    with manager(pair, answer) as heard:
+        began = time.monotonic()
+        result = pair.switch("b")
+        took = time.monotonic() - began
+    assert result.models["b"].state == "active"
+    (warning,) = result.warnings
+    assert "did not confirm that the gateway sends no more requests to a (it has not answered for 0.6 s)" in warning
+    assert 0.6 <= took < 10
+    assert len(heard) == 1
+
+
+def test_a_file_that_can_not_be_read_confirms_nothing(pair: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gates, "ANSWER_SECONDS", 0.1)
+    path = pair.stack_dir / "run" / f"{state_files.GATES}.json"
+    for text in ("", "[]", '{"ask": 1}', "[" * 100000, "{"):
+        path.write_text(text, encoding="utf-8")
+        assert gates.read(str(pair.stack_dir)) == Answer()
+    assert ["did not confirm" in one for one in pair.switch("a", "sleeping").warnings] == [True]
+
+
+def test_a_manager_that_was_stopped_is_not_waited_for(pair: Host) -> None:
+    gates.write(str(pair.stack_dir), Answer(runs=False))
+    began = time.monotonic()
+    (warning,) = pair.switch("b").warnings
+    assert "(it does not run)" in warning
+    assert time.monotonic() - began < gates.ANSWER_SECONDS
+
+
+def test_requests_that_the_gateway_has_sent_are_waited_for_before_the_drain(pair: Host) -> None:
+    since: list[float] = []
+
+    def busy(asked: Asked) -> Answer:
+        since.append(time.monotonic())
+        number = len(since)
+        return closed(asked)._replace(busy=frozenset("a" if since[-1] - since[0] < 0.8 else ()), number=number)
+
+    before = len(pair.changing_calls("a"))
+    steps: list[dict[str, Any]] = []
+
+    def look(step: dict[str, Any]) -> None:
+        if step["event"] == "step_ended" and step["action"] == "drain":
+            steps.append(step)
+
+    with manager(pair, busy):
+        pair.switch("b", observer=look)
+    assert steps[0]["seconds"] >= 0.75
+    assert pair.changing_calls("a")[before].startswith("POST /sleep")
+
+
+def test_requests_are_waited_for_no_longer_than_a_drain_may_take(pair: Host) -> None:
+    pair.settings["drain_timeout_seconds"] = 0.5
+    numbers = iter(range(10**6))
+    with manager(pair, lambda asked: closed(asked)._replace(busy=frozenset("a"), number=next(numbers))):
+        began = time.monotonic()
+        assert pair.switch("b").models["b"].state == "active"
+        assert 0.5 <= time.monotonic() - began < 5
+
+
+def test_who_tells_nothing_any_more_is_not_believed(pair: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gates, "ANSWER_SECONDS", 0.5)
+    pair.settings["drain_timeout_seconds"] = 60
+    with manager(pair, lambda asked: closed(asked)._replace(busy=frozenset("a"))):
+        began = time.monotonic()
+        assert pair.switch("b").models["b"].state == "active"
+        assert time.monotonic() - began < 20
+
+
+def test_a_lock_that_closes_its_gates_itself_asks_nobody(pair: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(HostLock, "closes_gates", False)
+    with manager(pair, closed) as heard:
+        pair.switch("b")
+    assert heard == []
+
+
+def test_a_question_is_over_when_the_switch_is_whatever_comes_of_it(pair: Host) -> None:
+    class Interrupted(BaseException):
+        pass
+
+    def sleep(seconds: float) -> None:
+        time.sleep(seconds)
+        if HostLock(str(pair.stack_dir)).asked():
+            raise Interrupted
+
+    gates.write(str(pair.stack_dir), Answer())
+    with contextlib.suppress(Interrupted), Switcher(pair.inventory, str(pair.stack_dir), sleep=sleep) as switcher:
+        switcher.switch("b")
+    assert left_in_lock(pair) is None
+    assert pair.states()["a"] == "active"
