@@ -148,6 +148,7 @@ ROOMS: dict[str, Callable[[Cell], bool]] = {
     "capacity.py": lambda cell: False,
     "memory.py": lambda cell: bool(cell.foreign_gb or cell.grabbed_gb or cell.setup.gpus_tell or cell.fault == "oom"),
     "drafts.py": lambda cell: False,
+    "gates.py": lambda cell: cell.step == "the gateway's gates",
     "freed.py": lambda cell: cell.setup.gpus_tell,
     "odometer.py": lambda cell: cell.setup.gpus_tell,
     "drain.py": lambda cell: bool(cell.setup.client_seconds or cell.setup.tokens_per_second),

@@ -7,6 +7,7 @@ Each is a circumstance of the switch from a to b, named by its heading, by what 
 - requests that come between the look at a server and its sleep;
 - records that can't be written, and writers that are killed;
 - the lock: held by strangers, removed, replaced, wanted by two;
+- the gateway's gates, which the model manager is asked to close: it is silent, slow, stopped, or talks nonsense;
 - servers that somebody wakes, pauses or ends by hand;
 - records that would be believed without a reason, and a server of another start;
 - answers that no parser takes;
@@ -23,6 +24,7 @@ from .host import TOKENS_PER_SECOND, Setup
 from .scene import (
     ONE_GPU,
     Moment,
+    answers,
     asks,
     begins_and_is_killed,
     frees,
@@ -36,6 +38,7 @@ from .scene import (
     rival_of_another_stack,
     several,
     switches,
+    tells,
 )
 
 B, A, NAMED = "b active", "a active again", "error state"
@@ -58,6 +61,7 @@ def cells() -> Iterator[Cell]:
     yield from _unwritten()
     yield from _killed_writers()
     yield from _locks()
+    yield from _gates()
     yield from _left_half_way()
     yield from _by_hand()
     yield from _proved()
@@ -509,6 +513,41 @@ def _killed_writers() -> Iterator[Cell]:
     ):
         loads = Setup(b="stop", load_seconds=1.0)  # long enough to be killed in
         yield Cell(step, fault, "start", f"it was killed {what}", loads, moments=(moment,), killed=True)
+
+
+def _gates() -> Iterator[Cell]:
+    """The host has a gateway, whose gates the model manager closes for whoever else switches."""
+    step, manager = "the gateway's gates", "the model manager"
+    said: dict[str, Any] = {"ask": "", "closed": [], "busy": [], "runs": True, "number": 0}
+    silent, wait = tells(said), 4.0
+    for fault, what, told in (
+        ("silent", "does not answer", said),
+        ("stopped", "was stopped", {**said, "runs": False}),
+        ("another", "answers somebody else", {**said, "ask": "0123", "closed": ["a", "b"]}),
+        ("not all", "tells something else", {"gates": "open"}),
+        ("nonsense", "tells what nobody can read", "{" * 100000),
+    ):
+        yield Cell(step, fault, ONCE, f"{manager} {what}", before=(tells(told),), ends=(B,), more_seconds=wait)
+    failing = {"b": [{"path": "/wake_up", "fault": "status_500", "times": 0}]}
+    off = Setup(without=("retry", "restart"))
+    what = f"{manager} does not answer, and b does not wake"
+    yield Cell(step, "silent", "no wake", what, off, failing, before=(silent,), ends=(A,), more_seconds=wait)
+    refused = {"a": [{"path": "/sleep", "match": "level=1", "fault": "status_500", "times": 0}]}
+    what = f"{manager} does not answer, and a does not sleep"
+    yield Cell(step, "silent", "no sleep", what, Setup(), refused, before=(silent,), ends=(B,), more_seconds=wait)
+    yield Cell(step, "slow", ONCE, f"{manager} answers after 2 s", before=(answers(2.0),), ends=(B,), more_seconds=wait)
+    what = "the gateway has requests of a, and says so for ever"
+    yield Cell(step, "busy", EVER, what, before=(answers(busy=True),), ends=(B,), more_seconds=wait)
+    busy = Setup(client_seconds=4, drain_seconds=6)
+    what = f"{manager} answers, and a request runs"
+    yield Cell(step, "answers", "drained", what, busy, before=(answers(),), ends=(B,), more_seconds=wait)
+    # At its look at b the switch has a second to come to where it waits.
+    look = Moment("call", "GET /is_sleeping", "b", kill=1.0)
+    what = f"it was killed while it waited for the answer of {manager}"
+    yield Cell(step, "killed", "asked", what, before=(silent,), moments=(look,), killed=True)
+    what = "it was killed while it waited for requests of the gateway"
+    patient = Setup(drain_seconds=10)
+    yield Cell(step, "killed", "closed", what, patient, before=(answers(busy=True),), moments=(look,), killed=True)
 
 
 def _locks() -> Iterator[Cell]:

@@ -80,6 +80,7 @@ class Scene:
         self.killed: set[str] = set()  # servers
         self.holders: list[subprocess.Popen[str]] = []
         self._rivals: list[threading.Thread] = []
+        self._over = threading.Event()
 
     def switch(self, name: str, *moments: Moment) -> Answer:
         """Run the host's command line, and at its moments what belongs to them."""
@@ -155,6 +156,40 @@ class Scene:
             thread.join()
         for holder in self.holders:
             holder.communicate()
+        self._over.set()
+        self.gates.unlink(missing_ok=True)
+
+    @property
+    def gates(self) -> Path:
+        """What the model manager tells of the gateway's gates; there is neither."""
+        return self.host.stack / "run" / "gates.json"
+
+    def answer(self, seconds: float, busy: bool) -> None:
+        """In the place of the manager: answer who asks for gates to be closed, so much later; a may have requests."""
+        told: dict[str, Any] = {"ask": "", "closed": [], "busy": [], "runs": True, "number": 0}
+        self.tell(told)
+
+        def work() -> None:
+            since: dict[str, float] = {}
+            while not self._over.wait(0.01):
+                asked = None
+                with contextlib.suppress(OSError, ValueError):
+                    lock = self.host.stack / "run" / "switch.lock"
+                    asked = json.loads(lock.read_text(encoding="utf-8").split("\n", 1)[0]).get("gates")
+                now = time.monotonic()
+                if asked and now - since.setdefault(asked["ask"], now) >= seconds:
+                    told.update(ask=asked["ask"], closed=asked["models"], busy=["a"] if busy else [])
+                    told["number"] += busy
+                    self.tell(told)
+
+        threading.Thread(target=work, daemon=True).start()
+
+    def tell(self, told: object) -> None:
+        """In the place of the manager: tell this."""
+        new = self.gates.with_suffix(".other")
+        new.write_text(json.dumps(told) if isinstance(told, dict) else str(told), encoding="utf-8")
+        if not self._over.is_set():
+            new.replace(self.gates)
 
 
 # ---- what somebody else does -----------------------------------------------------------------------
@@ -239,6 +274,16 @@ def frees(name: str) -> Act:
         scene.host.forget_memory(name)
 
     return act
+
+
+def tells(told: object) -> Act:
+    """The model manager has told this of the gateway's gates, and tells nothing more."""
+    return lambda scene: scene.tell(told)
+
+
+def answers(seconds: float = 0.0, busy: bool = False) -> Act:
+    """The model manager closes the gates that are asked for; with C(busy), the gateway has requests of a for ever."""
+    return lambda scene: scene.answer(seconds, busy)
 
 
 def removes_lock(scene: Scene) -> None:
