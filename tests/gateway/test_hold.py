@@ -227,9 +227,11 @@ def test_a_refusal_is_an_answer(start: Start, stream: bool) -> None:
             assert call.status == 503
             answer = call.json()
             assert (answer["type"], answer["error"]["message"]) == ("error", REFUSAL["message"])
-        manager.on_wait = lambda waiter: {"t": "refuse"} | REFUSAL | {"code": "queue_full"}
+        manager.on_wait = lambda waiter: {"t": "refuse"} | REFUSAL | {"code": "queue_full", "retry_after": 200}
         with Call(gateway.port, SMALL | {"stream": stream}) as call:
             assert (call.status, call.header("x-should-retry")) == (503, None)
+            # OpenAI's library does not try again after more than 120 s, Anthropic's waits as long, whatever its timeout.
+            assert call.header("Retry-After") == "60"
         assert manager.in_flight() == 0
 
 

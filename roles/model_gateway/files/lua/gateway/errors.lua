@@ -39,6 +39,8 @@ local PAGES = {
     [504] = { "server_timeout", "The model's server did not answer in time." },
     [505] = { "version_not_supported", "The request has a version of HTTP that is not supported." },
 }
+-- Clients' libraries wait for as long as Retry-After says, past their own timeout, or give up at once where it is long.
+local LONGEST_RETRY_SECONDS = 60
 local BECOMES = { [495] = 400, [496] = 400, [497] = 400 }
 
 local function anthropic(path)
@@ -64,7 +66,7 @@ function M.answer(err)
     ngx.status = status
     headers["Content-Type"] = "application/json"
     if err.retry_after then
-        headers["Retry-After"] = math.max(1, math.ceil(err.retry_after))
+        headers["Retry-After"] = math.min(math.max(1, math.ceil(err.retry_after)), LONGEST_RETRY_SECONDS)
     end
     if err.should_retry == false then
         headers["x-should-retry"] = "false"
