@@ -326,3 +326,28 @@ def test_a_body_is_there_while_it_is_read(played: tuple[Gateway, Server]) -> Non
                 client.post("/v1/score", f'{{{keys},"m\\u006fdel":"none","other":{{}}}}'.encode())
                 status, _headers, body = client.answer()
                 assert (status, json.loads(body)["error"]["code"]) == (404, "model_not_found"), index
+
+
+def test_a_request_leaves_little_to_collect(played: tuple[Gateway, Server]) -> None:
+    """Neither its body nor pointers to it become objects of Lua: the collector would look through all modules for them."""
+    _gateway, server = played
+    count = "content_by_lua_block { collectgarbage('stop') ngx.print(collectgarbage('count')) }"
+
+    def counting(conf: str) -> str:
+        assert "location = /health" in conf
+        return conf.replace("location = /health", f"location = /count {{ {count} }} location = /health")
+
+    body = json.dumps({"messages": [{"role": "user", "content": "x" * 20_000}], "model": "m", "stream": False}).encode()
+    with playing(model("m", server.port)) as manager, Gateway(manager, edit=counting) as gateway:
+        gateway.wait_known()
+        with Client(gateway) as client:
+
+            def ask(times: int) -> None:
+                for _time in range(times):
+                    assert client.post(CHAT, body).answer()[0] == 200
+
+            ask(300)  # until it is compiled
+            before = float(requests.get(gateway.url + "/count", timeout=5).text)
+            ask(100)
+            kilobytes = float(requests.get(gateway.url + "/count", timeout=5).text) - before
+    assert kilobytes / 100 < 4

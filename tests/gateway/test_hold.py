@@ -55,6 +55,23 @@ def test_one_waits_while_others_pass(start: Start) -> None:
             assert manager.said("gone") == []
 
 
+def test_the_log_is_alike_for_all(start: Start) -> None:
+    with Server() as server, playing(model("qwen", server.port, "closed"), model("other", server.port)) as manager:
+        gateway = start(manager)
+        with Call(gateway.port, SMALL) as held, Call(gateway.port, SMALL | {"model": "other"}) as passing:
+            assert passing.status == 200
+            manager.until_waiting(1)
+            manager.open("qwen")
+            manager.go("qwen")
+            assert held.status == 200
+        waited, at_once = gateway.logged(model="qwen")[0], gateway.logged(model="other")[0]
+        assert list(waited) == list(at_once)
+        assert [(row["path"], row["status"], row["error"], row["server"]) for row in (waited, at_once)] == [
+            ("/v1/chat/completions", 200, "", "")
+        ] * 2
+        assert (float(waited["waited_seconds"]) > 0, at_once["waited_seconds"]) == (True, "")
+
+
 def test_they_are_released_in_order(start: Start) -> None:
     with Server() as server, playing(model("qwen", server.port, "closed")) as manager, contextlib.ExitStack() as calls:
         gateway = start(manager)

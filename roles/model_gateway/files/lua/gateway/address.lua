@@ -9,5 +9,7 @@ local get_request, cast, tonumber = base.get_request, ffi.cast, tonumber
 local integer = ffi.typeof("uintptr_t")
 
 return function()
-    return tonumber(cast(integer, get_request()))
+    -- No call at the end: LuaJIT would not compile this by itself.
+    local number = tonumber(cast(integer, get_request()))
+    return number
 end

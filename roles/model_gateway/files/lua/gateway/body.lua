@@ -3,6 +3,7 @@
 -- images before the name. A body in memory is looked through where it lies, one in a file by way of a mapping of it.
 local ffi = require "ffi"
 local cjson = require "cjson.safe"
+local raw = require "gateway.raw"
 local var = ngx.var
 local C = ffi.C
 local find = string.find
@@ -25,10 +26,10 @@ local LONGEST_NAME = 2048
 local LONGEST_HEAD = 8192
 local O_RDONLY, SEEK_END, PROT_READ, MAP_PRIVATE = 0, 2, 1, 2
 
--- The text that is just being looked through.
-local kept
-
 local bytes_type = ffi.typeof("const uint8_t *")
+-- The bytes that are just being looked through. A pointer in a variable of Lua's would be an object of its own wherever compiled code
+-- ends, for each request.
+local at = ffi.new("const uint8_t *[1]")
 
 -- What a byte means outside of texts.
 local QUOTE, OPEN, CLOSE, END, BLANK = 1, 2, 3, 4, 5
@@ -57,65 +58,65 @@ TWICE.param, NO_TEXT.param = "model", "model"
 -- What is looked through is short, and often: LuaJIT compiles it best where no loop has another one within, so that what is rare is
 -- a function of its own.
 
-local function skip_more_blanks(p, i, n)
-    while i < n and blank[p[i]] == 1 do
+local function skip_more_blanks(i, n)
+    while i < n and blank[at[0][i]] == 1 do
         i = i + 1
     end
     return i
 end
 
-local function skip_blanks(p, i, n)
-    if i < n and blank[p[i]] == 1 then
+local function skip_blanks(i, n)
+    if i < n and blank[at[0][i]] == 1 then
         i = i + 1
-        if i < n and blank[p[i]] == 1 then
-            return skip_more_blanks(p, i, n)
+        if i < n and blank[at[0][i]] == 1 then
+            return skip_more_blanks(i, n)
         end
     end
     return i
 end
 
 -- The place of the quote that ends the text which begins at i, where the first one at `quote` comes after a backslash.
-local function escaped_text_end(p, i, n, quote)
+local function escaped_text_end(i, n, quote)
     while true do
         local before = quote - 1
-        while before >= i and p[before] == 0x5C do
+        while before >= i and at[0][before] == 0x5C do
             before = before - 1
         end
         if (quote - before) % 2 == 1 then
             return quote
         end
-        local found = C.memchr(p + quote + 1, 0x22, n - quote - 1)
+        local found = C.memchr(at[0] + quote + 1, 0x22, n - quote - 1)
         if found == nil then
             return nil
         end
-        quote = tonumber(ffi.cast(bytes_type, found) - p)
+        quote = tonumber(ffi.cast(bytes_type, found) - at[0])
     end
 end
 
 -- The place of the quote that ends the text which begins at i, behind its first quote; nil if none does.
-local function text_end(p, i, n)
-    local found = C.memchr(p + i, 0x22, n - i)
+local function text_end(i, n)
+    local found = C.memchr(at[0] + i, 0x22, n - i)
     if found == nil then
         return nil
     end
-    local quote = tonumber(ffi.cast(bytes_type, found) - p)
-    if p[quote - 1] == 0x5C then
-        return escaped_text_end(p, i, n, quote)
+    local quote = tonumber(ffi.cast(bytes_type, found) - at[0])
+    if at[0][quote - 1] == 0x5C then
+        return escaped_text_end(i, n, quote)
     end
     return quote
 end
 
 -- The text between two places, without its escapes; nil if it is none.
-local function text_of(p, from, to)
+local function text_of(from, to)
     local length = math.min(to - from, LONGEST_NAME)
     local escaped = false
     for i = from, from + length - 1 do
-        if p[i] < 0x20 then
+        if at[0][i] < 0x20 then
             return nil
         end
-        escaped = escaped or p[i] == 0x5C
+        escaped = escaped or at[0][i] == 0x5C
     end
-    local text = ffi.string(p + from, length)
+    local text = ffi.string(at[0] + from, length)
     if escaped and to - from <= LONGEST_NAME then
         local decoded = cjson.decode('["' .. text .. '"]')
         return decoded and decoded[1]
@@ -123,65 +124,65 @@ local function text_of(p, from, to)
     return text
 end
 
-local function is(p, from, to, word)
-    return to - from == #word and C.memcmp(p + from, word, #word) == 0
+local function is(from, to, word)
+    return to - from == #word and C.memcmp(at[0] + from, word, #word) == 0
 end
 
 -- What comes after a value of an object, at or after i. Returns the place of the next key; or 0 and the place of the bracket that
 -- ends the object; or nil.
-local function next_key(p, i, n)
-    i = skip_blanks(p, i, n)
+local function next_key(i, n)
+    i = skip_blanks(i, n)
     if i >= n then
         return nil
-    elseif p[i] == 0x2C then
-        i = skip_blanks(p, i + 1, n)
-        return i < n and p[i] == 0x22 and i or nil
+    elseif at[0][i] == 0x2C then
+        i = skip_blanks(i + 1, n)
+        return i < n and at[0][i] == 0x22 and i or nil
     end
-    return p[i] == 0x7D and 0 or nil, i
+    return at[0][i] == 0x7D and 0 or nil, i
 end
 
 -- The end of a number or a word that begins at i.
-local function word_end(p, i, n)
-    while i < n and p[i] ~= 0x2C and class[p[i]] == 0 and blank[p[i]] == 0 do
+local function word_end(i, n)
+    while i < n and at[0][i] ~= 0x2C and class[at[0][i]] == 0 and blank[at[0][i]] == 0 do
         i = i + 1
     end
     return i
 end
 -- The key at i, its quote: whether it is "model", whether it is "stream", and the place of its value; nil if there is no such thing.
-local function read_key(p, i, n)
+local function read_key(i, n)
     local from = i + 1
-    local to = text_end(p, from, n)
+    local to = text_end(from, n)
     if not to then
         return nil
     end
     local named, streamed = false, false
     local length = to - from
     if length == 5 then
-        named = is(p, from, to, "model")
+        named = is(from, to, "model")
     elseif length == 6 then
-        streamed = is(p, from, to, "stream")
+        streamed = is(from, to, "stream")
     end
-    if length > 5 and length <= 36 and C.memchr(p + from, 0x5C, length) ~= nil then
+    if length > 5 and length <= 36 and C.memchr(at[0] + from, 0x5C, length) ~= nil then
         -- The same word, written with escapes.
-        named = text_of(p, from, to) == "model"
+        named = text_of(from, to) == "model"
     end
-    i = skip_blanks(p, to + 1, n)
-    if i >= n or p[i] ~= 0x3A then
+    i = skip_blanks(to + 1, n)
+    if i >= n or at[0][i] ~= 0x3A then
         return nil
     end
-    i = skip_blanks(p, i + 1, n)
+    i = skip_blanks(i + 1, n)
     return i < n and i or nil, named, streamed
 end
 
 -- Look through the keys of an object, whose bracket is there, and not those within. Returns the model (nil: it has none) and
 -- whether it asks for a stream; or nil, nil and the error.
-local function of_json(p, n)
+local function of_json(n)
     local model, stream
-    local i = skip_blanks(p, skip_blanks(p, 0, n) + 1, n)
+    local i = skip_blanks(skip_blanks(0, n) + 1, n)
     local last
-    if i < n and p[i] == 0x7D then
+    if i < n and at[0][i] == 0x7D then
         i, last = 0, i
-    elseif i >= n or p[i] ~= 0x22 then
+    elseif i >= n or at[0][i] ~= 0x22 then
         return nil, nil, NO_JSON
     end
     -- How many brackets are open, that of the object among them.
@@ -191,27 +192,38 @@ local function of_json(p, n)
             if i >= n then
                 return nil, nil, NO_JSON
             end
-            local what = class[p[i]]
+            local what = class[at[0][i]]
             if what == QUOTE then
-                i = text_end(p, i + 1, n)
+                i = text_end(i + 1, n)
                 if not i then
                     return nil, nil, NO_JSON
                 end
-            elseif what == OPEN then
-                depth = depth + 1
-            elseif what == CLOSE then
-                depth = depth - 1
+                i = i + 1
+                if i + 2 < n and at[0][i + 2] == 0x22 and at[0][i + 1] == 0x20 and class[at[0][i]] == 0 then
+                    -- What mostly comes after a text is a colon or a comma, a blank, and the next text.
+                    i = text_end(i + 3, n)
+                    if not i then
+                        return nil, nil, NO_JSON
+                    end
+                    i = i + 1
+                end
+            else
+                if what == OPEN then
+                    depth = depth + 1
+                elseif what == CLOSE then
+                    depth = depth - 1
+                end
+                i = i + 1
             end
-            i = i + 1
         else
             local named, streamed
-            i, named, streamed = read_key(p, i, n)
+            i, named, streamed = read_key(i, n)
             if not i then
                 return nil, nil, NO_JSON
             end
-            local begin, what = i, class[p[i]]
+            local begin, what = i, class[at[0][i]]
             if what == QUOTE then
-                i = text_end(p, i + 1, n)
+                i = text_end(i + 1, n)
                 if not i then
                     return nil, nil, NO_JSON
                 end
@@ -220,7 +232,7 @@ local function of_json(p, n)
                 depth = 2
                 i = i + 1
             else
-                i = word_end(p, i, n)
+                i = word_end(i, n)
                 if i == begin then
                     return nil, nil, NO_JSON
                 end
@@ -229,22 +241,22 @@ local function of_json(p, n)
                 if model then
                     return nil, nil, TWICE
                 end
-                model = what == QUOTE and text_of(p, begin + 1, i - 1)
+                model = what == QUOTE and text_of(begin + 1, i - 1)
                 if not model then
                     return nil, nil, NO_TEXT
                 end
             elseif streamed then
-                stream = is(p, begin, i, "true")
+                stream = is(begin, i, "true")
             end
         end
         if depth == 1 then
-            i, last = next_key(p, i, n)
+            i, last = next_key(i, n)
             if not i then
                 return nil, nil, NO_JSON
             end
         end
     end
-    if skip_blanks(p, last + 1, n) < n then
+    if skip_blanks(last + 1, n) < n then
         return nil, nil, NO_JSON
     end
     return model, stream or false
@@ -319,14 +331,14 @@ end
 
 -- As the server does, the Content-Type tells a form from JSON: a text can be both, with a model in each. That header costs nothing,
 -- others the time of looking through all.
-local function of_bytes(p, n)
-    local kind = var.content_type
+local function of_bytes(n)
+    local kind = raw.text("content_type")
     -- Most name JSON as it is written here.
     local is_form = kind and kind ~= "application/json" and find(kind, "^%s*[Mm][Uu][Ll][Tt][Ii][Pp][Aa][Rr][Tt]/[Ff][Oo][Rr][Mm]%-[Dd][Aa][Tt][Aa]")
     if not is_form then
-        local first = skip_blanks(p, 0, n)
-        if first < n and p[first] == 0x7B then
-            return of_json(p, n)
+        local first = skip_blanks(0, n)
+        if first < n and at[0][first] == 0x7B then
+            return of_json(n)
         end
     end
     local encoding = var.http_content_encoding
@@ -340,7 +352,7 @@ local function of_bytes(p, n)
     if not boundary or #boundary > 200 then
         return nil, nil, NO_FORM
     end
-    return of_form(p, n, boundary)
+    return of_form(at[0], n, boundary)
 end
 
 local function of_file(name)
@@ -357,7 +369,8 @@ local function of_file(name)
     if ffi.cast("intptr_t", mapping) == -1 then
         error("the body's file cannot be mapped: " .. name)
     end
-    local ok, model, stream, err = pcall(of_bytes, ffi.cast(bytes_type, mapping), n)
+    at[0] = ffi.cast(bytes_type, mapping)
+    local ok, model, stream, err = pcall(of_bytes, n)
     C.munmap(mapping, n)
     if not ok then
         error(model, 0)
@@ -368,12 +381,9 @@ end
 -- The model that the body of this request names (nil: none) and whether it asks for a stream; or nil, nil and the error. The body
 -- must have been read.
 function M.look()
-    local text = ngx.req.get_body_data()
-    if text then
-        -- A pointer does not keep a text from the collector; this does.
-        kept = text
-        local model, stream, err = of_bytes(ffi.cast(bytes_type, text), #text)
-        return model, stream, err
+    local n = raw.look("request_body", at)
+    if n and n > 0 then
+        return of_bytes(n)
     end
     local file = ngx.req.get_body_file()
     if file then

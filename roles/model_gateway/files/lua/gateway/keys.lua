@@ -3,6 +3,7 @@
 local ffi = require "ffi"
 local config = require "gateway.config"
 local gate = require "gateway.gate"
+local raw = require "gateway.raw"
 local var = ngx.var
 
 ffi.cdef [[
@@ -88,7 +89,7 @@ local known, known_number = {}, 0
 -- Whether the client calls the gateway by a name that may be anybody's: the browser of a person who reaches it does so for a page whose
 -- name leads here (DNS rebinding). An address is nobody's name, and a browser always sends one of the two.
 local function is_strange()
-    local host = var.http_host
+    local host = raw.text("http_host")
     if not host or known[host] then
         return false
     end
@@ -105,7 +106,7 @@ end
 
 -- Whether a browser asks for a page that comes from elsewhere. Only browsers send these headers.
 local function is_foreign()
-    if var.gateway_page == "" then
+    if not (raw.look("http_origin") or raw.look("http_sec_fetch_site")) then
         return false
     end
     local site, origin = var.http_sec_fetch_site, var.http_origin
@@ -120,7 +121,7 @@ function M.check()
     if not config.guarded then
         return nil, is_strange() and STRANGE or is_foreign() and FOREIGN or nil
     end
-    local header = var.http_authorization
+    local header = raw.text("http_authorization")
     local key = header and seen[header]
     if not key then
         local text = header and header:match("^[Bb][Ee][Aa][Rr][Ee][Rr] +(%S+)%s*$")

@@ -10,6 +10,7 @@ local hold = require "gateway.hold"
 local keys = require "gateway.keys"
 local link = require "gateway.link"
 local list = require "gateway.list"
+local raw = require "gateway.raw"
 local relay = require "gateway.relay"
 local routes = require "gateway.routes"
 local servers = require "gateway.servers"
@@ -152,7 +153,7 @@ end
 function M.rewrite()
     count_requests(1)
     arrived[address()] = true
-    local path = posted[var.request_uri]
+    local path = posted[raw.text("request_uri")]
     if path then
         return post(path, nil, true)
     end

@@ -6,6 +6,7 @@ local address = require "gateway.address"
 local config = require "gateway.config"
 local limits = require "gateway.limits"
 local process = require "gateway.process"
+local raw = require "gateway.raw"
 local var = ngx.var
 
 -- `folder`: where the files are.
@@ -34,6 +35,10 @@ end
 
 -- Whether the body of this request goes to the disk, or may: its length is not said.
 function spool.needed()
+    local digits = raw.look("content_length")
+    if digits and digits < 5 then
+        return false
+    end
     local length = tonumber(var.http_content_length)
     return not (length and length <= IN_MEMORY)
 end
