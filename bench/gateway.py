@@ -3,6 +3,10 @@
 
 The server is an nginx that answers at once, so that what is measured is the way and not the model. Both ways have two
 workers, keep their connections to the server, write an access log and buffer no answers. The load comes from wrk.
+
+Which worker accepts a connection is otherwise a matter of chance: nginx has given one worker all of 16, and the other
+nothing to do. So both ways have a socket for each worker here, and a round's load is several short ones by turns, on
+connections of their own.
 """
 
 from __future__ import annotations
@@ -19,7 +23,6 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from tests.gateway.fake_link import model, playing
 from tests.gateway.gatewaylib import MODULES, MODULES_DIR, Gateway, until
@@ -27,6 +30,9 @@ from tests.serverlib import ROOT, free_port
 
 CHAT = "/v1/chat/completions"
 LOAD_SECONDS = 3
+# A round loads each way so often, by turns, for so long: what changes on this machine meanwhile meets both ways alike.
+TURNS = 4
+TURN_SECONDS = 1
 CONNECTIONS = 16
 # So few that nobody waits for another: what the way itself adds.
 FEW_CONNECTIONS = 2
@@ -88,7 +94,7 @@ http {
     keepalive_requests 100000;
     upstream server { server 127.0.0.1:%(server)s; keepalive 128; keepalive_requests 100000; keepalive_timeout 4s; }
     server {
-        listen 127.0.0.1:%(port)s backlog=4096;
+        listen 127.0.0.1:%(port)s backlog=4096 reuseport;
         location / {
             proxy_pass http://server;
             proxy_http_version 1.1;
@@ -173,10 +179,10 @@ class Way:
         # Whether connections are kept, so that the end of one is an error.
         self.keeps = keeps
 
-    def load(self, script: Path, connections: int = CONNECTIONS) -> dict[str, float]:
+    def load(self, script: Path, connections: int = CONNECTIONS, seconds: int = LOAD_SECONDS) -> dict[str, float]:
         """Ask as fast as it goes: requests a second, CPU seconds a request, 99th percentile of the latency in ms."""
         before = self.cpu()
-        command = ["wrk", "-t1", f"-c{connections}", f"-d{LOAD_SECONDS}s", "--timeout", "20s", "-s", str(script)]
+        command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "20s", "-s", str(script)]
         ended = subprocess.run(
             [*command, f"http://127.0.0.1:{self.port}{CHAT}"], capture_output=True, text=True, check=True, timeout=120
         )
@@ -225,6 +231,21 @@ class Way:
         return min(times)
 
 
+def a_socket_each(conf: str) -> str:
+    """Give each worker a socket of its own to listen on."""
+    assert conf.count(" backlog=4096;") == 1
+    return conf.replace(" backlog=4096;", " backlog=4096 reuseport;")
+
+
+def load_by_turns(ways: tuple[Way, Way], script: Path) -> dict[Way, dict[str, float]]:
+    """Load the ways by turns, several times: the means of what the loads give."""
+    loads: dict[Way, list[dict[str, float]]] = {way: [] for way in ways}
+    for turn in range(TURNS):
+        for way in ways if turn % 2 == 0 else ways[::-1]:
+            loads[way].append(way.load(script, seconds=TURN_SECONDS))
+    return {way: {name: statistics.fmean(load[name] for load in of) for name in of[0]} for way, of in loads.items()}
+
+
 @contextlib.contextmanager
 def serving() -> Iterator[tuple[int, Way]]:
     """A server, its port, and the gateway in front of it."""
@@ -236,7 +257,7 @@ def serving() -> Iterator[tuple[int, Way]]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(nginx(SERVER, server, answer=ANSWER, models=MODELS))
         manager = stack.enter_context(playing(model("m", server)))
-        gateway = stack.enter_context(Gateway(manager, workers=WORKERS))
+        gateway = stack.enter_context(Gateway(manager, workers=WORKERS, edit=a_socket_each))
         gateway.wait_known()
         yield server, Way(gateway.port, partial(cpu_seconds, gateway.workers()))
 
@@ -265,7 +286,7 @@ def measure(folder: Path, rounds: int) -> list[list[float]]:
             way.first_byte()
         for number in range(rounds):
             ways = (plain, gateway) if number % 2 else (gateway, plain)
-            loads: dict[Way, dict[str, Any]] = {way: way.load(script) for way in ways}
+            loads = load_by_turns(ways, script)
             late = {way: way.load(script, FEW_CONNECTIONS)["p99"] for way in ways}
             first = {way: way.first_byte() for way in ways}
             upload = {way: way.upload() for way in ways}
