@@ -329,7 +329,7 @@ def test_a_body_is_there_while_it_is_read(played: tuple[Gateway, Server]) -> Non
 
 
 def test_a_request_leaves_little_to_collect(played: tuple[Gateway, Server]) -> None:
-    """Neither its body nor pointers to it become objects of Lua: the collector would look through all modules for them."""
+    """Neither its body nor pointers to it become objects of Lua, which would have to be collected."""
     _gateway, server = played
     count = "content_by_lua_block { collectgarbage('stop') ngx.print(collectgarbage('count')) }"
 
