@@ -247,7 +247,7 @@ def test_a_refusal_is_an_answer(start: Start, stream: bool) -> None:
         manager.on_wait = lambda waiter: {"t": "refuse"} | REFUSAL | {"code": "queue_full", "retry_after": 200}
         with Call(gateway.port, SMALL | {"stream": stream}) as call:
             assert (call.status, call.header("x-should-retry")) == (503, None)
-            # OpenAI's library does not try again after more than 120 s, Anthropic's waits as long, whatever its timeout.
+            # After more, OpenAI's library does not try again, and Anthropic's waits past its timeout.
             assert call.header("Retry-After") == "60"
         assert manager.in_flight() == 0
 
