@@ -79,13 +79,15 @@ function process.gone(identity)
     return code == ENOENT
 end
 
--- Whether it has ended.
+-- Whether it has ended. Of one whose start is not known only the number tells; and a worker from before a reload may have been written
+-- PID:START.
 function process.ended(identity)
     if process.gone(identity) then
         return true
     end
-    local now = process.identity(process.pid(identity))
-    return now ~= false and now ~= identity
+    local pid, start = identity:match("^(%d+)%D?(%d*)$")
+    local now = process.identity(pid)
+    return now == nil or (now and start ~= "" and now ~= pid .. "." .. start)
 end
 
 -- The names of the files that a process has open, without their folders, as keys; nil if that can't be told.
@@ -97,9 +99,12 @@ function process.open_files(pid)
     end
     local files = {}
     for _i, number in ipairs(numbers) do
-        local path = read_link(folder .. "/" .. number)
+        local path, code = read_link(folder .. "/" .. number)
         if path then
             files[path:match("[^/]*$")] = true
+        elseif code ~= ENOENT and number:find("^%d") then
+            -- Whoever may list them need not be allowed to see which ones they are.
+            return nil
         end
     end
     return files
