@@ -152,6 +152,15 @@ def test_nothing_runs_without_a_setup(checkout: Checkout) -> None:
     assert "make lint" not in output
 
 
+def test_a_step_that_no_lane_makes_is_a_failure(checkout: Checkout) -> None:
+    # Each lane takes it for one that the other makes.
+    checkout.script("setup", 'mkdir "${TEST_COUNTS%/*}/lint"')
+    status, output = checkout.run()
+    assert status == 1
+    assert "make lint" not in output.split("Left out")[0]
+    assert re.search(r"^failed: lint\n\d+ passed, 1 failed\n\Z", output, re.MULTILINE)
+
+
 @pytest.mark.parametrize(
     "sent", [signal.SIGTERM, *(pytest.param(each, marks=pytest.mark.whole) for each in (signal.SIGINT, signal.SIGHUP))]
 )
@@ -169,6 +178,10 @@ def test_a_signal_ends_both_lanes_and_is_a_failure(checkout: Checkout, sent: sig
     output, _nothing = running.communicate(timeout=30)
     assert running.returncode != 0
     assert "\nall of it" in output
+    # What they said before tells what hung.
+    for name in ("e2e", "manager"):
+        assert f"==== make {name}\n{name} says one\n{name} says two\n" in output
+        assert re.search(rf"^==== {name}: not ended$", output, re.MULTILINE)
     assert re.search(r"\n\d+ passed, 1 failed\n\Z", output)
     said = checkout.log.read_text(encoding="utf-8")
     assert {"e2e ended", "manager ended"} <= set(said.splitlines())
