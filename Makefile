@@ -100,6 +100,7 @@ manager: setup ## the model manager's service, role and rulebooks on stand-ins, 
 gateway: setup ## the gateway in Debian's nginx, with stand-ins as its servers
 	@bash tools/nginx.sh || echo "there is no nginx with Lua"
 	$(PYTEST) $(TWO) tests/gateway
+	$(if $(QUICK),,@.venv/bin/python -m tests.gateway.matrix)
 
 .PHONY: faults
 faults: engine ## every step of a switch with every fault, kills, races, and a fuzz of the inventory
