@@ -464,13 +464,15 @@ def _judge(outcome: Outcome, ended: list[Ended], events: list[dict[str, Any]], s
         wrong.append(f"G1: {outcome.counts[CUT]} cut, with drain_timeout_action {cell.setup.drain_action}")
     if outcome.counts[OWN] and not any(order["path"] == "*" for those in cell.orders.values() for order in those):
         wrong.append(f"G1: {outcome.counts[OWN]} answered with nonsense, which no fault asks for")
-    # Who acts past the gateway sends requests where he likes, and puts models to sleep under others' requests.
-    if not crowd.clients and not cell.by_hand and not cell.fault.startswith("puts "):
-        asleep, parked = traffic(events, since)
-        if asleep:
-            wrong.append(f"G2: {asleep} requests came to a server that was not awake")
-        if parked and cell.setup.drain_action != "keep":
-            wrong.append(f"G2: {parked} requests lay at a server over a sleep")
+    # Who acts past the gateway sends requests where he likes, and puts models to sleep, or pauses them, under others'
+    # requests.
+    asleep, parked = (
+        (0, 0) if crowd.clients or cell.by_hand or cell.fault.startswith("puts ") else traffic(events, since)
+    )
+    if asleep:
+        wrong.append(f"G2: {asleep} requests came to a server that was not awake")
+    if parked and cell.setup.drain_action != "keep" and not cell.fault.startswith("pause"):
+        wrong.append(f"G2: {parked} requests lay at a server over a sleep")
 
 
 def _kills(cell: Cell, name: str) -> bool:
