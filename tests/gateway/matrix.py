@@ -36,6 +36,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -264,6 +265,11 @@ class Crowd(Scene):
             for number, moment in enumerate(moments)
         )
 
+    @property
+    def gates(self) -> Path:
+        """Where a cell that plays the manager would tell of the gates: not where the manager itself does."""
+        return self.host.folder / "gates.json"
+
     def end(self) -> None:
         """Nobody does anything any more."""
         self._ended.set()
@@ -276,6 +282,8 @@ def left_out(cell: Cell) -> str:
     """Why a cell can't be played in front of a gateway; empty: it can."""
     if any(moment.machine for moment in cell.moments):
         return "another stack on the same GPU, which the gateway does not know of"
+    if cell.step == "the gateway's gates":
+        return "it plays the manager, which is there"
     return ""
 
 
