@@ -135,7 +135,7 @@ class Managed(Service):
             self.forget_orders()
             self.deaths.append(status)
             if not self._over.wait(RESTART_SECONDS):
-                with contextlib.suppress(AssertionError):  # it is told by whoever waits for it
+                with contextlib.suppress(AssertionError, OSError):  # it is told by whoever waits for it
                     self.start()
 
     def forget_orders(self) -> None:
@@ -601,6 +601,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.gateway.matrix", description=(__doc__ or "").splitlines()[0])
     of_it: Any = {"action": "append", "default": [], "metavar": "STEP[/FAULT[/VARIANT]]"}
     parser.add_argument("--only", help="run a part; may be given more than once", **of_it)
+    parser.add_argument("--side-by-side", help="how many hosts there are at once", type=int, default=SIDE_BY_SIDE)
     options = parser.parse_args(argv)
     if missing():
         print(missing())
@@ -609,7 +610,7 @@ def main(argv: list[str] | None = None) -> int:
         signal.signal(number, _interrupt)
     wanted = chosen(options.only)
     outcomes = []
-    for outcome in play(playable(wanted)):
+    for outcome in play(playable(wanted), options.side_by_side):
         outcomes.append(outcome)
         print(line(outcome), flush=True)
     print(closing(outcomes, len(wanted) - len(playable(wanted))), flush=True)
