@@ -361,7 +361,7 @@ def test_other_errors_are_answers(start: Start, script: Script) -> None:
 
 @pytest.mark.parametrize("version", ["1.0", "1.1"])
 def test_what_has_begun_is_not_repeated(start: Start, version: str) -> None:
-    """Its end is seen: by the frame of HTTP/1.1, by an event for HTTP/1.0, which has none."""
+    """Its client is told by an event: SDKs take an end of the connection for the end of the stream, or for anything."""
     with (
         Server(dies_in_stream) as bad,
         Server(streams()) as other,
@@ -369,18 +369,48 @@ def test_what_has_begun_is_not_repeated(start: Start, version: str) -> None:
     ):
         gateway = start(manager)
         with Client(gateway) as client:
-            data = client.post(CHAT, json.dumps(STREAM).encode(), version=version).receive()
+            data = client.post(CHAT, json.dumps(STREAM).encode(), "Connection: close\r\n", version).receive()
         head, _separator, text = data.partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 200")
         assert b"X-Gateway-Server: bad" in head
         assert token("one").strip().encode() in text
-        if version == "1.0":
-            assert "broke off" in json.loads(text.decode().split("data: ")[-1])["error"]["message"]
-        else:
-            assert not text.endswith(b"0\r\n\r\n")
+        (event,) = [line for line in text.decode().splitlines() if '"error"' in line]
+        assert "broke off" in json.loads(event.removeprefix("data: "))["error"]["message"]
+        assert text.endswith(b"0\r\n\r\n") == (version == "1.1")
         assert (len(bad.asked), len(other.asked)) == (1, 0)
         nothing_in_flight(manager)
         assert gateway.logged(model="m", error="server_failed", server="bad")
+
+
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/responses"])
+def test_a_stream_that_breaks_off_is_told_in_the_shape_of_its_api(start: Start, path: str) -> None:
+    with Server(dies_in_stream) as bad, playing(many(at("bad", bad.port))) as manager:
+        gateway = start(manager)
+        with Call(gateway.port, STREAM, path) as call:
+            *_tokens, event = call.events()
+        name, data = event.split("\n")
+        assert name == "event: error"
+        told = json.loads(data.removeprefix("data: "))
+        assert told["type"] == "error"
+        assert "broke off" in told["error"]["message"]
+        nothing_in_flight(manager)
+
+
+@pytest.mark.parametrize("body", [WHOLE, STREAM], ids=["whole", "stream"])
+def test_within_an_event_or_an_answer_the_end_is_seen(start: Start, body: dict[str, Any]) -> None:
+    """By the frame of HTTP/1.1: what is said there would be taken for a part of it."""
+
+    def script(asked: Asked) -> None:
+        asked.head("Transfer-Encoding: chunked", kind="text/event-stream" if "stream" in body else "application/json")
+        asked.chunk(token("one") + 'data: {"choices"')
+        time.sleep(0.1)
+
+    with Server(script) as bad, playing(many(at("bad", bad.port))) as manager:
+        gateway = start(manager)
+        with Client(gateway) as client:
+            data = client.post(CHAT, json.dumps(body).encode()).receive()
+        assert data.partition(b"\r\n\r\n")[2].rstrip().endswith(b'data: {"choices"')
+        nothing_in_flight(manager)
 
 
 def test_a_stream_comes_as_it_flows(start: Start) -> None:

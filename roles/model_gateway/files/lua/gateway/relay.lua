@@ -59,15 +59,25 @@ local function begin(server)
     ngx.send_headers()
 end
 
+-- The event that ends a stream whose server has broken off, from the last two pieces of it; nil: its end has to be seen otherwise. Within
+-- an event nothing can be said.
+local function last_word(request, server, before, last, refusal)
+    local events = (server.headers["content-type"] or ""):find("text/event-stream", 1, true)
+    if request.stream and events and (before .. last):find("\n\r?\n$") then
+        return told.failure(request.path, refusal)
+    end
+end
+
 -- Passes the answer on. Returns the error if the server has broken off before anything of it came, else not at all. The head goes with
 -- the first piece: until then another server may answer.
-local function pass(server, began)
-    local begun = false
+local function pass(request, server, began)
+    local begun, before, last = false, "", ""
     local refusal = upstream.pass(server, function(piece)
         if not begun then
             begun = true
             begin(server)
         end
+        before, last = last, piece
         ngx.print(piece)
         if not ngx.flush(true) then
             return ngx.exit(ngx.ERROR)
@@ -81,8 +91,12 @@ local function pass(server, began)
     var.gateway_told_seconds = string.format("%.3f", ngx.now() - began)
     if refusal then
         var.gateway_error = refusal.code
-        -- A break that the client sees: its connection ends, and its answer does not.
-        return ngx.exit(ngx.ERROR)
+        local event = last_word(request, server, before, last, refusal)
+        if not event then
+            -- A break that the client sees: its connection ends, and its answer does not.
+            return ngx.exit(ngx.ERROR)
+        end
+        ngx.print(event)
     end
     ngx.eof()
     return ngx.exit(ngx.HTTP_OK)
@@ -107,7 +121,7 @@ function relay.answer(request)
         if server and server.status == 200 and request.stream and told.unframed(request.path) then
             return told.stream(request, server)
         elseif server then
-            refusal = pass(server, began)
+            refusal = pass(request, server, began)
         end
         local how = refusal.again and servers.again(request)
         if not how then

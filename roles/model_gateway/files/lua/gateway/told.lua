@@ -118,12 +118,16 @@ local function end_telling(stream)
     return comment(text)
 end
 
--- The event of an error, from the error's JSON text in the shape of the API.
-local function error_event(stream, refusal)
-    local body = refusal.body or errors.body(stream.request.path, refusal)
-    if stream.api.name == "messages" then
+-- The event of an error, from the error's JSON text in the shape of the API; nil where no stream of this path has events.
+function told.failure(path, refusal)
+    local api = APIS[path]
+    if not api then
+        return nil
+    end
+    local body = refusal.body or errors.body(path, refusal)
+    if api.name == "messages" then
         return "event: error\ndata: " .. body .. "\n\n"
-    elseif stream.api.name == "responses" then
+    elseif api.name == "responses" then
         -- Its clients read either the event's own keys or those of `error`.
         local decoded = cjson.decode(body)
         local inner = type(decoded) == "table" and decoded.error or {}
@@ -159,7 +163,7 @@ end
 local function finish(stream, refusal)
     if refusal then
         ngx.var.gateway_error = refusal.code
-        say(stream, error_event(stream, refusal))
+        say(stream, told.failure(stream.request.path, refusal))
     end
     ngx.eof()
     return ngx.exit(ngx.HTTP_OK)
