@@ -6,9 +6,7 @@ A host that is killed loses its gateway, its manager and its servers at once.
 
 from __future__ import annotations
 
-import collections
 import contextlib
-import http.client
 import json
 import os
 import signal
@@ -25,6 +23,7 @@ import pytest
 import requests
 
 from tests import part
+from tests.gateway.crowd import Client, Crowd
 from tests.gateway.gatewaylib import Gateway, missing, until
 from tests.manager.conftest import processes
 from tests.manager.gateway_workers import TOKEN
@@ -148,91 +147,9 @@ class Door:
         until(active, f"{models} are active")
 
 
-class Client:
-    """One that asks models in turn, streaming or not, each over a connection of its own."""
-
-    def __init__(self, port: int, number: int, models: str = "ab") -> None:
-        self.answered: collections.Counter[str] = collections.Counter()
-        # Streams that had begun and ended visibly before their end.
-        self.broken: list[str] = []
-        # What was neither answered nor had begun.
-        self.lost: list[str] = []
-        self._port = port
-        self._turn = number
-        self._models = models
-
-    def ask(self) -> None:
-        self._turn += 1
-        model, stream = self._models[self._turn % len(self._models)], self._turn % 3 == 0
-        body = json.dumps({"model": model, "prompt": "x", "max_tokens": 3, "stream": stream})
-        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=90)
-        status, text, failure = 0, "", ""
-        try:
-            connection.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
-            answer = connection.getresponse()
-            status = answer.status
-            while piece := answer.read1():
-                text += piece.decode()
-        except (OSError, http.client.HTTPException) as error:
-            failure = repr(error)
-        finally:
-            connection.close()
-        begun = stream and '"choices"' in text
-        if status == 200 and not failure and self._is_whole(text, stream):
-            self.answered[model] += 1
-        elif begun:
-            self.broken.append(f"{status} {failure}: {text[-200:]}")
-        else:
-            self.lost.append(f"{model} {stream} {status} {failure}: {text[-300:]}")
-
-    @staticmethod
-    def _is_whole(text: str, stream: bool) -> bool:
-        if stream:
-            return text.rstrip().endswith("data: [DONE]") and '"error"' not in text
-        return bool(json.loads(text)["usage"]["completion_tokens"] == 3)
-
-
-class Crowd:
-    """Clients that ask for as long as the block runs."""
-
-    def __init__(self, door: Door, models: str = "ab") -> None:
-        self.clients = [Client(door.gateway.port, number, models) for number in range(CLIENTS)]
-        self._ending = threading.Event()
-
-    @contextlib.contextmanager
-    def asking(self) -> Iterator[None]:
-        def run(client: Client) -> None:
-            while not self._ending.is_set():
-                client.ask()
-
-        threads = [threading.Thread(target=run, args=(client,)) for client in self.clients]
-        for thread in threads:
-            thread.start()
-        try:
-            yield
-        finally:
-            self._ending.set()
-            for thread in threads:
-                thread.join(120)
-        assert not any(thread.is_alive() for thread in threads), "a client hangs"
-
-    def answered(self) -> collections.Counter[str]:
-        return sum((client.answered for client in self.clients), collections.Counter())
-
-    def lost(self) -> list[str]:
-        return [one for client in self.clients for one in client.lost]
-
-    def broken(self) -> list[str]:
-        return [one for client in self.clients for one in client.broken]
-
-    def more(self, models: str = "ab") -> None:
-        """Wait until each model has been answered so often once more."""
-        before = self.answered()
-        until(
-            lambda: all(self.answered()[model] - before[model] >= ANSWERS // len(models) for model in models),
-            f"{ANSWERS} more answers; so far {self.answered()}, lost {self.lost()[:3]}",
-            600,
-        )
+def crowd_of(door: Door) -> Crowd:
+    """Clients that ask for both models."""
+    return Crowd([Client(("127.0.0.1", door.gateway.port), number) for number in range(CLIENTS)], ANSWERS)
 
 
 Begin = Callable[..., Door]
@@ -264,7 +181,7 @@ def begin(tmp_path: Path, processes: Processes) -> Iterator[Begin]:
 @pytest.mark.parametrize("victim", [0, 2], ids=["one of two with a", "the only one with b"])
 def test_a_host_dies_under_load_and_nothing_that_had_not_begun_is_lost(begin: Begin, victim: int) -> None:
     door = begin({"one": "a", "two": "a", "three": "b"})
-    crowd = Crowd(door)
+    crowd = crowd_of(door)
     with crowd.asking():
         crowd.more()
         door.members[victim].kill()
