@@ -126,13 +126,49 @@ def test_the_host_gets_the_service_and_how_the_others_are_reached(front: Front, 
 
 def test_mistakes_are_refused_before_any_host_is_contacted(ansible: Ansible) -> None:
     run = ansible.play("site", "-e", "target=front", "-e", "model_gateway_hosts_key=other")
-    assert run.mistakes == [
-        f"front: model_gateway_hosts[{number}]: {name} has no API key for this host: add {{name: other, key: ...}} to "
+    # The filter difference gives them in another order with each run.
+    said = {re.sub(r"\[\d\]", "[N]", mistake) for mistake in run.mistakes}
+    assert said == {
+        f"front: model_gateway_hosts[N]: {name} has no API key for this host: add {{name: other, key: ...}} to "
         "its model_gateway_api_keys, or set model_gateway_hosts_key to the name of a key that it has"
-        for number, name in enumerate(["gpu1", "gpu2"])
-    ]
+        for name in ("gpu1", "gpu2")
+    }
     (mistake,) = ansible.play("status", "-e", "target=front").mistakes
     assert "leave it out of the target" in mistake
+
+
+def test_a_host_that_still_has_models_is_refused_and_keeps_them(front: Front, ansible: Ansible) -> None:
+    """They would go on, with their manager, and no playbook would know of them."""
+    there = [front.stack / name for name in ("models.json", "docker-compose.yml", "manager/config.json")]
+    for file in there:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("{}", encoding="utf-8")
+    before = kept(front.stack)
+    for playbook in ("site", "teardown"):
+        for mode in (["--check"], []):
+            said = ansible.play(playbook, "-e", "target=front", *mode).failure()
+            assert "is the stack of a host with models" in said
+            assert "remove model_gateway_hosts from it, and run teardown with -e target=front." in said
+            assert changed(before, front.stack) == set()
+    for file in there:
+        file.unlink()
+
+
+def test_without_systemd_the_unit_of_an_earlier_run_is_removed(front: Front, play: Callable[..., Run]) -> None:
+    """That of another stack stays."""
+    units = front.stack.parent / "units"
+    units.mkdir()
+    unit = units / "homegpt-door.service"
+    play()
+    for folder, stays in ((front.stack, False), (front.stack.parent / "other", True)):
+        unit.write_text(f"[Service]\nWorkingDirectory={folder}/door/lib\n", encoding="utf-8")
+        predicted = play("--check", model_gateway_unit_dir=str(units)).changed("front")
+        assert unit.exists()
+        assert play(model_gateway_unit_dir=str(units)).changed("front") == predicted
+        assert (unit.exists(), predicted > 0) == (stays, not stays)
+    refused = play(model_gateway_unit_dir=str(units), model_gateway_systemd=True).failure()
+    assert "is the service of another stack of this host" in refused
+    unit.unlink()
 
 
 def test_teardown_leaves_nothing(front: Front, ansible: Ansible, play: Callable[..., Run]) -> None:
