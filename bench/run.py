@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The figures that the README states, each a ratio or a delay measured in one run on this machine.
 
-    .venv/bin/python bench/run.py [--only core|manager|playbook|ready|fleet|bootstrap|warm|gateway|peers|waiters]
+    .venv/bin/python bench/run.py [--only core|manager|playbook|ready|fleet|bootstrap|warm|gateway|door|peers|waiters]
                               [--quick] [--write]
 
 `bootstrap` needs a Docker engine and the images for tests (`make images`), and takes eight minutes. `warm` needs real
@@ -36,7 +36,7 @@ from ansible_collections.homegpt.vllm.plugins.module_utils.switching.http_connec
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import parse
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.switch import Switcher
 
-from bench import gateway, manager, medians, peers, warm
+from bench import door, gateway, manager, medians, peers, warm
 from tests.e2e.stack import PLAY, Stack, contained
 from tests.fleet.fleet import FORKS, NEW, OLD, Fleet
 from tests.gateway import waiters
@@ -445,6 +445,18 @@ def measure_gateway(folder: Path, rounds: int) -> list[Figure]:
     return figures
 
 
+def measure_door(folder: Path, rounds: int) -> list[Figure]:
+    """Load the gateway of many hosts and, directly, that of a host behind it."""
+    figures = [
+        Figure("CPU a request, gateway of many hosts / gateway of a host", 3),
+        Figure("99 of 100 requests, gateway of many hosts - gateway of a host", 2, " ms"),
+        Figure("a stream's first byte, gateway of many hosts - gateway of a host", 1, " ms"),
+    ]
+    for figure, samples in zip(figures, door.measure(folder, rounds), strict=True):
+        figure.samples += samples
+    return figures
+
+
 def measure_peers(folder: Path, rounds: int) -> list[Figure]:
     """Load the gateway and other programs of its kind in front of the same server."""
     figures = [
@@ -504,6 +516,7 @@ def main() -> int:
         "bootstrap": (measure_bootstrap, 1, 1),
         "warm": (measure_warm, 7, 3),
         "gateway": (measure_gateway, 9, 3),
+        "door": (measure_door, 9, 3),
         "peers": (measure_peers, 9, 3),
         "waiters": (measure_waiters, 1, 1),
     }
@@ -518,7 +531,7 @@ def main() -> int:
     slack = QUICK_SLACK if args.quick else 1.0
     figures: list[Figure] = []
     for name, (measure, all_rounds, few) in measures.items():
-        if name in ("bootstrap", "warm", "gateway", "peers", "waiters") and args.quick and not args.only:
+        if name in ("bootstrap", "warm", "gateway", "door", "peers", "waiters") and args.quick and not args.only:
             leave_out("bench", "make bench", [name])
         elif args.only in (None, name):
             print(f"measuring: {name} ...", file=sys.stderr, flush=True)

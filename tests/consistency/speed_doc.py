@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""README.md's table of speed: the limits of the bench, and the medians that `bench/run.py --write` has measured."""
+"""README.md's table of speed: the limits of the bench, and the medians that `bench/run.py --write` has measured.
+
+docs/gateway.md has a part of it.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,21 @@ from typing import Any
 from bench import medians
 from tests.consistency import blocks
 
+# These are in docs/gateway.md, too.
+DOOR_ROWS = (
+    (
+        "CPU of a request at the gateway of many hosts, against that at the gateway of the host behind it",
+        ("CPU a request, gateway of many hosts / gateway of a host",),
+    ),
+    (
+        "what the gateway of many hosts adds to the gateway of a host for 99 of 100 requests",
+        ("99 of 100 requests, gateway of many hosts - gateway of a host",),
+    ),
+    (
+        "what it adds until the first byte of a stream",
+        ("a stream's first byte, gateway of many hosts - gateway of a host",),
+    ),
+)
 # What a row says, and the figures of the bench that it is about.
 ROWS = (
     (
@@ -99,6 +117,7 @@ ROWS = (
         "a request of 20 MB by the gateway, against one by plain `proxy_pass`",
         ("a body of 20 MB, gateway / plain proxy_pass",),
     ),
+    *DOOR_ROWS,
     (
         "CPU of a request by the gateway, in percent of that by LiteLLM 1.100.0",
         ("CPU a request, gateway in percent of LiteLLM 1.100.0",),
@@ -144,20 +163,22 @@ def shown(figure: dict[str, Any]) -> str:
     return f"{figure['median']:.1f} {figure['unit']}" if figure["unit"] else f"{figure['median']:.2f}"
 
 
-def table(known: dict[str, Any]) -> str:
-    """Return the table, and below it when and on what it was measured."""
+def table(known: dict[str, Any], of: tuple[tuple[str, tuple[str, ...]], ...] = ROWS) -> str:
+    """Return the table of these rows, and below it when and on what it was measured."""
     figures = known["figures"]
     rows = []
-    for what, names in ROWS:
+    for what, names in of:
         ((most, unit),) = {limit(name) for name in names}
         measured = [shown(figures[name]) if name in figures else "-" for name in names]
         rows.append([what, f"{most:g}{unit}", ", ".join(measured)])
-    dates = sorted({figures[name]["date"] for _what, names in ROWS for name in names if name in figures})
+    dates = sorted({figures[name]["date"] for _what, names in of for name in names if name in figures})
+    if not dates:
+        return blocks.table(["what", "limit", "median"], rows) + "\nA dash is what was not measured.\n"
     when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
     machine = known["machine"]
     cores = f"{machine['cores']} core" + ("" if machine["cores"] == 1 else "s")
     below = f"Medians of {when} on {cores} of {machine['processor']}, {machine['memory_gb']} GB of RAM"
-    some = any(name not in figures for _what, names in ROWS for name in names)
+    some = any(name not in figures for _what, names in of for name in names)
     missing = "; a dash is what was not measured there" if some else ""
     return blocks.table(["what", "limit", "median"], rows) + f"\n{below}{missing}.\n"
 
@@ -165,3 +186,8 @@ def table(known: dict[str, Any]) -> str:
 def rendered() -> dict[str, str]:
     """Return the blocks of the page."""
     return {"speed": table(medians.read())}
+
+
+def door_rendered() -> dict[str, str]:
+    """Return those of the gateway's page."""
+    return {"door-speed": table(medians.read(), DOOR_ROWS)}
