@@ -46,6 +46,15 @@ def until(true: Callable[[], bool], story: Callable[[], str], seconds: float = 9
         time.sleep(0.2)
 
 
+def compose_plugin() -> Path:
+    """The program of this machine's `docker compose`."""
+    folders = ["~/.docker", "/usr/local/lib/docker", "/usr/libexec/docker", "/usr/lib/docker"]
+    plugins = [Path(folder).expanduser() / "cli-plugins/docker-compose" for folder in folders]
+    found = [plugin for plugin in plugins if plugin.exists()]
+    assert found, "docker compose is not on this machine: make engine"
+    return found[0].resolve()
+
+
 class Box(Host):
     """The host. Ansible enters its namespaces. Files of this machine that are C(shared) can be read there, too."""
 
@@ -157,12 +166,8 @@ class Box(Host):
 
     def install_compose(self) -> None:
         """Give the host this machine's `docker compose`."""
-        folders = ["~/.docker", "/usr/local/lib/docker", "/usr/libexec/docker", "/usr/lib/docker"]
-        plugins = [Path(folder).expanduser() / "cli-plugins/docker-compose" for folder in folders]
-        found = [plugin for plugin in plugins if plugin.exists()]
-        assert found, "docker compose is not on this machine: make engine"
         target = "/usr/local/lib/docker/cli-plugins/docker-compose"
-        with found[0].open("rb") as program:
+        with compose_plugin().open("rb") as program:
             self.feed(program, "sh", "-c", f"install -D /dev/null {target} && cat >{target} && chmod 0755 {target}")
 
     def neighbour(self, *words: str, check: bool = True) -> str:
