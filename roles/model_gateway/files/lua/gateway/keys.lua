@@ -104,9 +104,15 @@ local function is_strange()
     return false
 end
 
+-- Whether the header is there and not empty.
+local function says(name)
+    local length = raw.look(name)
+    return length ~= nil and length > 0
+end
+
 -- Whether a browser asks for a page that comes from elsewhere. Only browsers send these headers.
 local function is_foreign()
-    if not (raw.look("http_origin") or raw.look("http_sec_fetch_site")) then
+    if not (says("http_origin") or says("http_sec_fetch_site")) then
         return false
     end
     local site, origin = var.http_sec_fetch_site, var.http_origin
