@@ -128,7 +128,7 @@ def test_no_gate_is_open_for_a_model_that_is_not_awake_or_is_being_switched(step
             host.lock_holder = "somebody" if first else ""
             gates.foreign(first)
         elif kind == "hold":
-            others |= set() if first else held
+            others |= held - (HOLDERS[first] if first else set())
             held = HOLDERS[first] if first else set()
             gates.hold(first)
         elif kind == "free":
@@ -161,6 +161,21 @@ def test_who_else_switches_concerns_those_that_it_names_and_their_rivals() -> No
     gates.foreign(["a"])
     gates.look()
     assert gates.open == {"c"}
+    gates.looked()
+    gates.look()
+    assert gates.open == set("abc")
+
+
+def test_who_follows_at_once_opens_no_gate_that_the_one_before_has_closed() -> None:
+    """Nobody has seen that the first one has let go; what it has done is seen by the next look."""
+    host, _schedule, gates = built(Clock())
+    host.inventory = Inventory(tuple(m for m in host.inventory.models if m.id != "d"), host.inventory.switching)
+    host.seen = dict.fromkeys("abc", Observation(plan.ACTIVE))
+    for names, still_open in ((["a", "b"], {"c"}), (["c"], set()), ([], set())):
+        gates.hold(names)
+        gates.look()
+        assert gates.open == still_open
+        assert gates.is_doubtful("a")
     gates.looked()
     gates.look()
     assert gates.open == set("abc")

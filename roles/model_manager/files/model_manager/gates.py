@@ -107,11 +107,12 @@ class Gates:
     def hold(self, names: Collection[str]) -> None:
         """Whoever else has the host's lock asks that these be closed, instead of those that he has asked for before.
 
-        None where he has let go of it: they are then doubtful.
+        None where he has let go of it. Those that are not held any more are doubtful: somebody else may have come after
+        him, and asked for others, before anybody has seen that he has let go.
         """
-        if self._held and not names:
-            self.foreign(self._held)
+        before = self._groups(self._held) if self._held else set()
         self._held = frozenset(names)
+        self._foreign |= before - (self._groups(self._held) if self._held else set())
 
     def _groups(self, names: Collection[str]) -> set[str]:
         """Those that share GPUs with any of these; all where one of these is not known, or none is named."""
