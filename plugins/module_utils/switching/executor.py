@@ -100,10 +100,10 @@ class Executor:
         self.steps.append(record)
         self.host.tell_step("step_begun", record)
         try:
-            if step.action not in (VERIFY, WAIT):
-                self.host.lock.check()
             if step.action in _DISTURBING:
                 self.gates.close(step.model)
+            if step.action not in (VERIFY, WAIT):
+                self.host.lock.check()
             note = (act or actions[step.action])(step)
             if note:
                 record["note"] = self.host.mask("; ".join(filter(None, (record.get("note"), note))))

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching import gates, state_files
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors import SwitchFailed
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.gates import Answer
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.lock import Asked, HostLock
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.switch import Switcher
@@ -211,3 +212,13 @@ def test_a_question_is_over_when_the_switch_is_whatever_comes_of_it(pair: Host) 
         switcher.switch("b")
     assert left_in_lock(pair) is None
     assert pair.states()["a"] == "active"
+
+
+def test_who_loses_the_lock_while_he_waits_for_the_answer_does_nothing_more(pair: Host) -> None:
+    def take_away(asked: Asked) -> Answer:
+        (pair.stack_dir / "run" / "switch.lock").unlink(missing_ok=True)
+        return closed(asked)
+
+    with manager(pair, take_away), pytest.raises(SwitchFailed, match="was removed while this switch held it"):
+        pair.switch("b", "stopped")
+    assert pair.states()["b"] == "sleeping"
