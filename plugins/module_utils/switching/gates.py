@@ -45,7 +45,7 @@ def read(stack_dir: str) -> Answer | None:
         return Answer(str(told["ask"]), closed, busy, bool(told["runs"]), int(told["number"]))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return Answer()
 
 

@@ -138,7 +138,8 @@ def test_what_is_no_answer_is_waited_for_and_told(
 def test_a_file_that_can_not_be_read_confirms_nothing(pair: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gates, "ANSWER_SECONDS", 0.1)
     path = pair.stack_dir / "run" / f"{state_files.GATES}.json"
-    for text in ("", "[]", '{"ask": 1}', "[" * 100000, "{"):
+    endless = '{"ask": "", "closed": [], "busy": [], "runs": true, "number": 1e999}'
+    for text in ("", "[]", '{"ask": 1}', "[" * 100000, endless, "{"):
         path.write_text(text, encoding="utf-8")
         assert gates.read(str(pair.stack_dir)) == Answer()
     assert ["did not confirm" in one for one in pair.switch("a", "sleeping").warnings] == [True]
