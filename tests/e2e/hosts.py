@@ -3,7 +3,7 @@
 
 with network() as net, ContainerHost(folder, "one", "bookworm", net, models) as host:
     host.load(archive(folder, "gateway-debian:local"))
-    host.kill()
+    host.halt()
     host.boot()
 """
 
@@ -132,7 +132,7 @@ class ContainerHost(Host):
             words = ["docker", "exec", "--interactive", self.container, "docker", "load"]
             subprocess.run(words, stdin=images, stdout=subprocess.DEVNULL, check=True, timeout=300)
 
-    def kill(self) -> float:
+    def halt(self) -> float:
         """End all of it at once; when that was. Its connections end with their processes."""
         docker("kill", self.container)
         return moment(inspect(self.container)["State"]["FinishedAt"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -270,7 +271,9 @@ def test_without_systemd_the_service_is_ended(story: Story) -> None:
     assert story.front.unit(DOOR)["ActiveState"] == "active"
     assert story.play("site", *off, target="front").changed("front") == predicted
     assert story.front.unit(DOOR)["LoadState"] == "not-found"
-    assert "model_manager.door" not in story.front.run("ps", "-e", "-o", "args")
+    assert "model_manager.door" not in story.front.run(
+        "sh", "-c", "cat /proc/[0-9]*/cmdline | tr '\\0' ' '", check=False
+    )
     assert story.play("site", *off, target="front").changed("front") == 0
     story.play("site", target="front")
     assert story.front.unit(DOOR)["ActiveState"] == "active"
@@ -278,7 +281,7 @@ def test_without_systemd_the_service_is_ended(story: Story) -> None:
 
 End = Callable[[Member], float]
 COMES_BACK: dict[str, tuple[End, Callable[[Member], None]]] = {
-    "killed": (Member.kill, Member.boot),
+    "killed": (Member.halt, Member.boot),
     "unplugged": (Member.unplug, Member.plug),
 }
 
@@ -410,7 +413,11 @@ def test_a_service_starts_anew_under_load(story: Story, what: Callable[[Story], 
 
 
 def test_the_gateway_of_the_door_starts_anew_under_load(story: Story) -> None:
-    """What it has accepted it answers; meanwhile nobody listens."""
+    """What it has begun it answers.
+
+    Meanwhile nobody listens, the kernel resets what was not accepted yet, and at first no model is known: who gets
+    that answer asks again at once.
+    """
     story.place(PLACED)
     crowd = story.crowd()
     with crowd.asking():
@@ -421,17 +428,18 @@ def test_the_gateway_of_the_door_starts_anew_under_load(story: Story) -> None:
         crowd.more(told=story.told)
     text = (
         f"restarted in {seconds:.1f} s: {sum(crowd.answered().values())} answered, {len(crowd.broken())} broken, "
-        f"{len(crowd.lost())} lost, {crowd.refused()} refused"
+        f"{len(crowd.lost())} lost, {crowd.refused()} refused: {crowd.lost()[:3]}"
     )
     print(text)
     assert crowd.refused() > 0
-    assert crowd.lost() == [], text
+    refused = re.compile(r"\w \w+ (0 (ConnectionResetError|RemoteDisconnected|BrokenPipeError)|503 .*\"starting\")")
+    assert [one for one in crowd.lost() if not refused.match(one)] == [], text
     assert crowd.broken() == [], text
 
 
 def test_the_host_of_the_door_boots(story: Story) -> None:
     story.place(PLACED)
-    story.front.kill()
+    story.front.halt()
     began = time.monotonic()
     story.front.boot()
     until(lambda: {"a", "b"} <= set(story.models()), story.told, PATIENCE)
