@@ -22,12 +22,12 @@ ENGINE = {"images", "e2e", "faults", "fleet", "molecule"}
 STEP = """\
 .SILENT:
 {targets}:
-	echo "$@ begins $$(date +%s%N) $(CURDIR)" >>$(LOG)
-	echo "$@ says one"; sleep 0.03; echo "$@ says two"
-	echo "1 0" >>"$$TEST_COUNTS"
-	printf '%s\\tmake %s\\t2\\tcases\\n' $@ $@ >>"$$LEFT_OUT"
-	$(if $(wildcard $(DIR)/$@.sh),bash $(DIR)/$@.sh)
-	echo "$@ ends $$(date +%s%N) $$PYTHON_OF_TWO" >>$(LOG)
+\techo "$@ begins $$(date +%s%N) $(CURDIR)" >>$(LOG)
+\techo "$@ says one"; sleep 0.03; echo "$@ says two"
+\techo "1 0" >>"$$TEST_COUNTS"
+\tprintf '%s\\tmake %s\\t2\\tcases\\n' $@ $@ >>"$$LEFT_OUT"
+\t$(if $(wildcard $(DIR)/$@.sh),bash $(DIR)/$@.sh)
+\techo "$@ ends $$(date +%s%N) $$PYTHON_OF_TWO" >>$(LOG)
 """
 
 

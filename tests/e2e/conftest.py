@@ -10,16 +10,25 @@ from typing import Any
 
 import pytest
 
+from tests import part
 from tests.e2e.stack import IMAGES, Stack, docker
 from tests.playbooklib import Ansible
 
 # Restarts the engine under whatever else runs on it.
 LAST = "test_engine_restart.py"
+# Of the files that are not left to `make e2e` anyhow, `.ci/run` runs so many.
+DRAWN = 0.5
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let the restart of the engine come last."""
+    """Let the restart of the engine come last; of a part, draw some of the files, each of which is a story."""
     items.sort(key=lambda item: item.path.name == LAST)
+    if part.quick():
+        mine = [item for item in items if "e2e" in item.path.parts and not item.get_closest_marker("whole")]
+        drawn = part.draw(sorted({item.path.name for item in mine}), DRAWN, lambda _name: None)
+        for item in mine:
+            if item.path.name not in drawn:
+                item.add_marker(pytest.mark.whole)
 
 
 @pytest.fixture(scope="session")
