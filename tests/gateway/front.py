@@ -17,6 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import requests
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching import gates
 
 from tests.gateway.gatewaylib import Gateway, until
 from tests.serverlib import ROOT, Server, free_port
@@ -69,3 +70,5 @@ def front(
             until(lambda: requests.get(url, headers=headers, timeout=5).status_code == 200, "it knows the models")
             yield manager, gateway
         assert "Traceback" not in manager.text(), manager.text()
+    # As the role does where the manager is no more: other tests switch the same servers.
+    gates.remove(str(stack))
