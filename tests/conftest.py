@@ -98,7 +98,7 @@ def shares(items: list[pytest.Item]) -> tuple[set[int], set[int]]:
     second = part.draw(items, 0.25, lambda item: item.path)
     seconds = {id(item) for item in second}
     others = [item for item in items if id(item) not in seconds]
-    plays = part.draw([item for item in others if plays_playbooks(item)], 0.65, lambda item: item.path)
+    plays = part.draw([item for item in others if plays_playbooks(item)], 0.5, lambda item: item.path)
     first = [*(item for item in items if not plays_playbooks(item)), *plays]
     return (
         {id(item) for item in [*first, *(item for item in prepared if item.path not in with_second)]},

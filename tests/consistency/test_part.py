@@ -132,7 +132,7 @@ def test_what_takes_long_to_make_is_made_under_one_of_two_pythons(monkeypatch: p
         assert sorted(map(len, run)) == [1, 1]
         seen.append(run)
         each = [len({id(item) for item in items[start : start + 40]} & (first | second)) for start in (0, 40, 80)]
-        assert each == [30, 30, 10 + round(30 * 0.65)]
+        assert each == [30, 30, 10 + round(30 * 0.5)]
     part.seed.cache_clear()
     assert [{0}, {1}] in seen
     assert [{1}, {0}] in seen
