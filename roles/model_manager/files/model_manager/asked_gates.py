@@ -74,7 +74,7 @@ class AskedGates:
                 pause = self._round()
             except Exception as failure:  # whoever asks waits no longer than he does
                 _LOG.error("what is asked of the gateway can't be done: %r", failure)
-                pause = _POLL_SECONDS
+                pause = _AGAIN_SECONDS  # a line a second in the log is enough
 
     def _round(self) -> float:
         """Hear and answer; in how many seconds to do so again."""
