@@ -9,7 +9,8 @@ import http.client
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol
 
 from tests.gateway.gatewaylib import until
 
@@ -72,6 +73,32 @@ class Client:
         return bool(json.loads(text)["usage"]["completion_tokens"] == self._tokens)
 
 
+class Asks(Protocol):
+    """A client that makes one request and keeps what became of it."""
+
+    def ask(self) -> object: ...
+
+
+@contextlib.contextmanager
+def asking(clients: Iterable[Asks], ending: threading.Event) -> Iterator[None]:
+    """They ask, one request each after the other, while the block runs."""
+
+    def run(client: Asks) -> None:
+        while not ending.is_set():
+            client.ask()
+
+    threads = [threading.Thread(target=run, args=(client,)) for client in clients]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        ending.set()
+        for thread in threads:
+            thread.join(120)
+    assert not any(thread.is_alive() for thread in threads), "a client hangs"
+
+
 class Crowd:
     """Clients that ask for as long as the block runs. `more` waits for so many answers."""
 
@@ -80,22 +107,9 @@ class Crowd:
         self._answers = answers
         self._ending = threading.Event()
 
-    @contextlib.contextmanager
-    def asking(self) -> Iterator[None]:
-        def run(client: Client) -> None:
-            while not self._ending.is_set():
-                client.ask()
-
-        threads = [threading.Thread(target=run, args=(client,)) for client in self.clients]
-        for thread in threads:
-            thread.start()
-        try:
-            yield
-        finally:
-            self._ending.set()
-            for thread in threads:
-                thread.join(120)
-        assert not any(thread.is_alive() for thread in threads), "a client hangs"
+    def asking(self) -> contextlib.AbstractContextManager[None]:
+        """They ask while the block runs."""
+        return asking(self.clients, self._ending)
 
     def answered(self) -> collections.Counter[str]:
         return sum((client.answered for client in self.clients), collections.Counter())

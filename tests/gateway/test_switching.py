@@ -23,6 +23,7 @@ import pytest
 import requests
 
 from tests import part
+from tests.gateway.crowd import asking
 from tests.gateway.gatewaylib import Gateway, missing, until
 from tests.manager.conftest import Service, host, processes, stack_dir
 from tests.manager.gateway_workers import TOKEN
@@ -115,24 +116,9 @@ class Whole:
         self.clients = [Client(gateway.port, number) for number in range(CLIENTS)]
         self._ending = threading.Event()
 
-    @contextlib.contextmanager
-    def asking(self) -> Iterator[None]:
-        """The clients ask, one request each after the other, while the block runs."""
-
-        def run(client: Client) -> None:
-            while not self._ending.is_set():
-                client.ask()
-
-        threads = [threading.Thread(target=run, args=(client,)) for client in self.clients]
-        for thread in threads:
-            thread.start()
-        try:
-            yield
-        finally:
-            self._ending.set()
-            for thread in threads:
-                thread.join(90)
-        assert not any(thread.is_alive() for thread in threads), "a client hangs"
+    def asking(self) -> contextlib.AbstractContextManager[None]:
+        """The clients ask while the block runs."""
+        return asking(self.clients, self._ending)
 
     def switches(self) -> int:
         # Not as JSON: the last line may be on its way.
