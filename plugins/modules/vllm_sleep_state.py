@@ -21,6 +21,8 @@ description:
     start of its server.
   - If a step fails, the module tries what C(escalation) allows, and then makes the previous model active again.
     It fails with the cause, the state of the host, and the remedy.
+  - The C(timeout) of a task limits how long Ansible waits, not the switch, which goes on and keeps the host's lock.
+    What limits the switch is in the model inventory, such as C(drain_timeout_seconds).
 options:
   model:
     description:

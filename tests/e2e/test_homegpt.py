@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import requests
 import yaml
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.processes import of_container
 
 from tests.e2e.stack import PLAY, Stack, docker, inspect, wipe
 from tests.playbooklib import Ansible, Run, complete
@@ -237,6 +238,14 @@ def test_no_model_answers_from_outside_loopback(story: Story) -> None:
         assert all(binding["HostIp"] == "127.0.0.1" for bound in bindings.values() for binding in bound)
     # The same way of asking does find a port that is open; the WebUI's is on all addresses of IPv4.
     assert [address for address in outside if ":" not in address and not answers(address, stack.webui_port)] == []
+
+
+def test_the_processes_of_a_container_are_those_that_docker_tells(story: Story) -> None:
+    """Without `docker top`, which needs `ps` on the host."""
+    for container in (str(one["container_name"]) for one in story.stack.models if one["id"] in MANAGED):
+        top = docker("top", container, "-eo", "pid").split()[1:]
+        assert top
+        assert sorted(of_container(str(inspect(container)["Id"]))) == sorted(map(int, top))
 
 
 def test_the_hosts_own_command_line_tells_and_switches(story: Story, ansible_playbook: str) -> None:

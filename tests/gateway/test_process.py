@@ -39,6 +39,42 @@ def test_files_of_which_nobody_tells_are_no_unused_ones(start: Start, errno: int
     assert told(start, UNREADABLE.replace("...", str(errno))) == answer
 
 
+def test_what_could_not_be_told_is_looked_at_again(start: Start) -> None:
+    """A file that a killed worker has left, while nobody tells which ones the others have open."""
+    lua = """
+        local known, removed, looked = false, {}, 0
+        local lost = true
+        local function open_files() looked = looked + 1 return known and { ["0000000002"] = true } or nil end
+        local played = {
+            ["gateway.process"] = {
+                names = function() return { ".", "0000000001", "0000000002", "else" } end, open_files = open_files,
+            },
+            ["gateway.limits"] = {
+                pids = function() return { 1 } end, lost = function() local was = lost lost = false return was end,
+            },
+        }
+        local real = {}
+        for name, module in pairs(played) do
+            real[name], package.loaded[name] = package.loaded[name], module
+        end
+        local spool = loadfile(package.searchpath("gateway.spool", package.path))()
+        for name, module in pairs(real) do
+            package.loaded[name] = module
+        end
+        spool.folder = "/nowhere"
+        local remove = os.remove
+        os.remove = function(name) removed[#removed + 1] = name end
+        for _i, seconds in ipairs { 0, 0.6, 0, 5.1, 0.6 } do
+            ngx.sleep(seconds)
+            spool.tidy()
+            known = looked > 0
+        end
+        os.remove = remove
+        return looked .. " " .. table.concat(removed, " ")
+    """
+    assert told(start, lua) == "2 /nowhere/0000000001"
+
+
 def test_who_has_ended(start: Start) -> None:
     lua = """
         local process = require "gateway.process"

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import signal
 import threading
 import time
@@ -117,6 +119,36 @@ def test_what_one_that_was_killed_has_asked_is_over(host: Host, manage: Manage, 
         until(lambda: worker.store.gate("a") == "open", "it is open")
         time.sleep(0.3)
         assert worker.store.gate("a") == "open"
+
+
+def test_a_gateway_that_has_lost_its_connection_is_told_of(host: Host, manage: Manage) -> None:
+    two(host)
+    manage(observe_seconds=30, **ON)
+    (warning,) = host.switch("b").warnings
+    assert "(the gateway is not connected to it)" in warning
+
+
+def test_a_lock_that_can_not_be_read_for_a_while_opens_no_gate(
+    host: Host, manage: Manage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    two(host)
+    manager = manage(observe_seconds=30, **ON)
+    lock = HostLock(str(host.stack_dir), place=str(host.stack_dir / "locks"))
+    with linked(manager.gateway) as (_door, (worker,)):
+        with lock.hold("a test", 10, lambda done, _seconds: done(), models=["b"]):
+            ask = lock.ask(["a", "b"])
+            until(lambda: told(host).ask == ask, "it has answered")
+
+            def none_left(_lock: HostLock) -> None:
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+            for name in ("asked", "find_holder"):
+                with monkeypatch.context() as patch:
+                    patch.setattr(HostLock, name, none_left)
+                    time.sleep(0.3)
+                    assert worker.store.gate("a") == "closed"
+        until(lambda: worker.store.gate("a") == "open", "it is open again")
+    assert len([one for one in caplog.messages if "so no gate is opened" in one]) in (1, 2)
 
 
 def test_without_a_gateway_nobody_is_answered(host: Host, manage: Manage) -> None:

@@ -21,12 +21,14 @@ from .host import Host
 
 # A manager that is started again has to look at its servers and to be found by the gateway, for which it waits 3 s.
 ANSWER_SECONDS = 4.0
+_CHECK = "check homegpt-manager.service"
 
 
 class Answer(typing.NamedTuple):
     """What the manager tells: to what it answers, whose gates are closed, and which of them have requests yet.
 
-    C(runs) is whether it has not been stopped; C(number) changes while there are requests, if nothing else does.
+    C(runs) is whether it has not been stopped, C(linked) whether the gateway was connected to it, so that it knows what
+    it confirms; C(number) changes while there are requests, if nothing else does.
     """
 
     ask: str = ""
@@ -34,18 +36,23 @@ class Answer(typing.NamedTuple):
     busy: frozenset[str] = frozenset()
     runs: bool = True
     number: int = 0
+    linked: bool = True
 
 
 def read(stack_dir: str) -> Answer | None:
-    """What the manager tells; None where there is no gateway. What can't be read tells nothing."""
+    """What the manager tells; None where there is no gateway. What makes no sense tells nothing.
+
+    Raises OSError where it can't be read.
+    """
     try:
         with open(state_files.path(stack_dir, state_files.GATES), encoding="utf-8") as file:
             told = json.load(file)
         closed, busy = (frozenset(map(str, told[key])) for key in ("closed", "busy"))
-        return Answer(str(told["ask"]), closed, busy, bool(told["runs"]), int(told["number"]))
+        linked = bool(told.get("linked", True))  # of an older manager nobody knows
+        return Answer(str(told["ask"]), closed, busy, bool(told["runs"]), int(told["number"]), linked)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         return Answer()
 
 
@@ -71,52 +78,73 @@ class Gates:
         # Those that were asked for, and what the manager has confirmed that by; empty where it has not.
         self._asked: set[str] = set()
         self._confirmed = ""
+        # Those whose requests at the gateway did not end in time.
+        self._overdue: set[str] = set()
 
     def close(self, name: str) -> None:
         """Have the gates closed of a model and of those that share its GPUs; once, whoever asks for it first."""
         with self._lock:
             if self.host.lock.closes_gates and name not in self._asked:
                 names = {m.id for m in self.host.inventory.group(self.host.models[name])}
-                self._close(name, names)
+                why, remedy = self._close(names)
+                if why:
+                    self.warnings.append(
+                        f"the model manager did not confirm that the gateway sends no more requests to {name} ({why}), "
+                        f"so some may wait there until {name} is active again: {remedy}"
+                    )
                 self._asked |= names
 
-    def _close(self, name: str, names: set[str]) -> None:
-        told = read(self.host.stack_dir)
+    def _close(self, names: set[str]) -> tuple[str, str]:
+        """Ask, and wait for the answer: why these gates may be open yet, and the remedy; two empty texts if none is."""
+        told = self._read()
         if told is None:
-            return
-        why = "it does not run"
-        if told.runs:
-            ask = self.host.lock.ask(names)
+            return "", ""
+        ask, answer = self.host.lock.ask(names), Answer()
+        if isinstance(told, OSError):
+            path = state_files.path(self.host.stack_dir, state_files.GATES)
+            return f"{path} can't be read: {told.strerror}", "switch as a user who can read it"
+        if not told.runs:
+            return "it does not run", _CHECK
 
-            def confirmed() -> bool:
-                now = read(self.host.stack_dir)
-                return now is not None and now.ask == ask and names <= now.closed
+        def confirmed() -> bool:
+            nonlocal answer
+            now = self._read()
+            if isinstance(now, Answer):
+                answer = now
+            return answer.ask == ask and names <= answer.closed
 
-            if self.host.wait(confirmed, ANSWER_SECONDS):
-                self._confirmed = ask
-                return
-            why = f"it has not answered for {ANSWER_SECONDS:g} s"
-        self.warnings.append(
-            f"the model manager did not confirm that the gateway sends no more requests to {name} ({why}), so some may "
-            f"wait there until {name} is active again: check homegpt-manager.service"
-        )
+        # Whoever has not answered is not waited for again.
+        if not self.host.wait(confirmed, 0.0 if self.host.lock.unanswered == ask else ANSWER_SECONDS):
+            self.host.lock.unanswered = ask
+            return f"it has not answered for {ANSWER_SECONDS:g} s", _CHECK
+        self._confirmed = ask
+        if not answer.linked:
+            return "the gateway is not connected to it", "check the gateway, whose log tells why, unless it is stopped"
+        return "", ""
+
+    def _read(self) -> Answer | OSError | None:
+        try:
+            return read(self.host.stack_dir)
+        except OSError as error:
+            return error
 
     def wait_until_idle(self, name: str, seconds: float) -> None:
         """Wait until the gateway has no request for a model whose gate is closed, as long as the manager tells so.
 
         It may have sent one that has not reached the server yet.
         """
-        if not self._confirmed:
+        if not self._confirmed or name in self._overdue:
             return
         last, since = Answer(), self.host.clock()
 
         def idle() -> bool:
             nonlocal last, since
-            now = read(self.host.stack_dir)
-            if now is None or now.ask != self._confirmed or not now.runs:
+            now = self._read()
+            if now is None or (isinstance(now, Answer) and (now.ask != self._confirmed or not now.runs)):
                 return True  # nobody knows, and the gate stays closed
-            if now != last:
+            if isinstance(now, Answer) and now != last:
                 last, since = now, self.host.clock()
-            return name not in now.busy or self.host.clock() - since > ANSWER_SECONDS
+            return (last.ask == self._confirmed and name not in last.busy) or self.host.clock() - since > ANSWER_SECONDS
 
-        self.host.wait(idle, seconds)
+        if not self.host.wait(idle, seconds):
+            self._overdue.add(name)

@@ -137,12 +137,12 @@ class ComposeService:
         return " ".join(told[1:]) if len(told) == 3 and told[0] == "true" else ""
 
     def pids(self) -> list[int]:
-        """The processes of the container."""
+        """The processes of the container. `docker top` needs `ps` on the host, which a small one has not."""
         try:
-            told = _run(("docker", "top", self.name, "-eo", "pid"), LOOK_TIMEOUT_SECONDS).stdout
+            told = _run(("docker", "inspect", "--format", "{{.Id}}", self.name), LOOK_TIMEOUT_SECONDS).stdout
         except LifecycleError:
             return []
-        return [int(line) for line in told.split() if line.isdigit()]
+        return processes.of_container(told.strip())
 
     def last_lines(self) -> list[str]:
         """The last lines that the container has logged since its last start."""

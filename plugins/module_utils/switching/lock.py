@@ -156,6 +156,7 @@ class HostLock:
         self.unreadable = False  # so that peek() could not tell
         self._holder = Holder("")
         self._asked: Asked | None = None
+        self.unanswered = ""  # which question the model manager has left without an answer
         self._descriptor: int | None = None
         self._files: list[_File] = []
         self._writing = threading.Lock()
@@ -289,16 +290,16 @@ class HostLock:
 
     def held_by(self) -> Holder | None:
         """Who holds the lock of the stack now; None where nobody does, or this user can't tell."""
-        try:
-            descriptor = os.open(self.path, os.O_RDONLY)
-        except OSError:
-            return None
-        try:
-            if _try(descriptor, fcntl.LOCK_SH):
+        with contextlib.suppress(OSError):
+            return self.find_holder()
+        return None
+
+    def find_holder(self) -> Holder | None:
+        """Who holds the lock of the stack now; None where nobody does. Raises OSError where that can't be told."""
+        with open(self.path, "rb", buffering=0) as file:
+            if _try(file.fileno(), fcntl.LOCK_SH):
                 return None
-            return HostLock(self.stack_dir, self.place)._read(descriptor)
-        finally:
-            os.close(descriptor)
+            return HostLock(self.stack_dir, self.place)._read(file.fileno())
 
     def ask(self, models: typing.Iterable[str]) -> str:
         """Ask for the gateway's gates of these models, too, to be closed until this lets go; how that is called."""
@@ -309,12 +310,12 @@ class HostLock:
             return self._asked.ask
 
     def asked(self) -> Asked | None:
-        """What the file says that its holder asks; he may have let go of it."""
+        """What the file says that its holder asks; he may have let go of it. Raises OSError where it can't be read."""
         try:
             with open(self.path, "rb") as file:
                 asked = json.loads(file.readline(1 << 20)).get("gates")
             return Asked(str(asked["ask"]), tuple(map(str, asked["models"]))) if asked else None
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError):
             return None
 
     def begin(self, name: str, action: str) -> None:

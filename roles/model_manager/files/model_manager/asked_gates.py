@@ -46,7 +46,7 @@ class AskedGates:
         self._told_at = 0.0
         # Of one that was killed the question is left in the file.
         self._past = ""
-        self._failed = False
+        self._failed = self._blind = False
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._work, name="asked gates", daemon=True)
 
@@ -92,19 +92,31 @@ class AskedGates:
         soon = min(max(_SOON_SECONDS[0], (self._clock() - self._asked_at) * _SOON_SHARE), _SOON_SECONDS[1])
         if busy is None:
             return soon
-        told = Answer(asked.ask, frozenset(asked.models), busy, True, self._told.number)
+        told = Answer(asked.ask, frozenset(asked.models), busy, True, self._told.number, self._gateway.linked)
         if told != self._told or (busy and self._clock() - self._told_at >= _AGAIN_SECONDS):
             self._tell(told._replace(number=told.number + 1))
         return soon if busy else _POLL_SECONDS
 
     def _read(self) -> Asked | None:
-        """What is asked by somebody who has the lock."""
-        asked = self._lock.asked()
-        if asked is None or asked.ask == self._past:
-            return None
-        if self._lock.held_by() is None:
-            self._past = asked.ask
-            return None
+        """What is asked by somebody who has the lock; what was asked before, where that can't be told."""
+        try:
+            asked = self._lock.asked()
+            if asked is None or asked.ask == self._past:
+                asked = None
+            elif self._lock.find_holder() is None:
+                self._past, asked = asked.ask, None
+        except FileNotFoundError:
+            asked = None
+        except OSError as error:
+            if not self._blind:
+                _LOG.warning(
+                    "%s can't be read (%s), so no gate is opened that is asked to be closed",
+                    self._lock.path,
+                    error.strerror,
+                )
+            self._blind = True
+            return self._asked
+        self._blind = False
         return asked
 
     def _tell(self, answer: Answer) -> None:

@@ -214,6 +214,12 @@ class Gateway:
             self._counts.ask(now)
             return None if None in left.values() else frozenset(name for name in names if left[name])
 
+    @property
+    def linked(self) -> bool:
+        """Whether a worker is connected."""
+        with self._changed:
+            return bool(self._links)
+
     def looked(self) -> None:
         """The host was looked at while nobody had its lock. `refresh` comes after it."""
         self._gates.looked()

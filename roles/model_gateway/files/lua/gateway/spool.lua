@@ -15,6 +15,8 @@ local spool = { folder = "" }
 -- client_body_buffer_size.
 local IN_MEMORY = 65536
 local COUNT = "spool"
+-- Seconds until files are looked at once more of which it could not be told who has them open.
+local AGAIN = 5
 -- nginx numbers its files, over all workers.
 local NAME = "^%d%d%d%d%d%d%d%d%d%d$"
 
@@ -78,17 +80,17 @@ function spool.settle()
     end
 end
 
--- When a worker was found to have ended, and the files that were here then.
+-- From when on files are to be looked at, and those that were here when a worker was found to have ended.
 local seen
 
--- Those that no worker has open. A worker has a file open from its beginning to its end.
+-- Those that no worker has open; false where that can't be told. A worker has a file open from its beginning to its end.
 local function remove_left(names)
     local used = {}
     for _i, pid in ipairs(limits.pids()) do
         local files = process.open_files(pid)
         if not files then
             -- It may be any.
-            return
+            return false
         end
         for name in pairs(files) do
             used[name] = true
@@ -99,17 +101,21 @@ local function remove_left(names)
             os.remove(spool.folder .. "/" .. name)
         end
     end
+    return true
 end
 
 -- For each second or so. A file is removed a while after it was seen: one that is just being made is not open yet. Whoever ends
 -- meanwhile is found to have ended, too.
 function spool.tidy()
     local now = ngx.now()
-    if seen and now - seen.at > 0.5 then
-        remove_left(seen.names)
-        seen = nil
+    if seen and now > seen.from then
+        if remove_left(seen.names) then
+            seen = nil
+        else
+            seen.from = now + AGAIN
+        end
     elseif not seen and not ngx.worker.exiting() and limits.lost() then
-        seen = { at = now, names = process.names(spool.folder) or {} }
+        seen = { from = now + 0.5, names = process.names(spool.folder) or {} }
     end
 end
 

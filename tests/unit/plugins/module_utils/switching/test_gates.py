@@ -14,6 +14,7 @@ import pytest
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching import gates, state_files
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors import SwitchFailed
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.gates import Answer
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.host import Host as EngineHost
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.lock import Asked, HostLock
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.switch import Switcher
 
@@ -145,6 +146,58 @@ def test_a_file_that_can_not_be_read_confirms_nothing(pair: Host, monkeypatch: p
     assert ["did not confirm" in one for one in pair.switch("a", "sleeping").warnings] == [True]
 
 
+def test_a_file_that_this_user_can_not_read_is_named(pair: Host) -> None:
+    path = pair.stack_dir / "run" / f"{state_files.GATES}.json"
+    path.mkdir(parents=True)  # this user may read everything
+    began = time.monotonic()
+    (warning,) = pair.switch("b").warnings
+    assert f"({path} can't be read: Is a directory)" in warning
+    assert warning.endswith("switch as a user who can read it")
+    assert time.monotonic() - began < gates.ANSWER_SECONDS
+
+
+def test_who_does_not_answer_is_waited_for_once_whatever_is_done_under_the_lock(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "abcd":
+        host.declare(name, gpus=[0] if name in "ab" else [1])
+    host.up(a="active", b=1, c="active", d=1)
+    host.settings["escalation"] = ["roll_back"]
+    host.fault("d", "/wake_up", "status_500", times=0)
+    monkeypatch.setattr(gates, "ANSWER_SECONDS", 1.5)
+    waited: list[float] = []
+    wait = EngineHost.wait
+
+    def watch(engine: EngineHost, done: Callable[[], bool], seconds: float, *more: Any) -> bool:
+        began = time.monotonic()
+        try:
+            return wait(engine, done, seconds, *more)
+        finally:
+            if "confirmed" in done.__qualname__:
+                waited.append(time.monotonic() - began)
+
+    monkeypatch.setattr(EngineHost, "wait", watch)
+    with manager(host, lambda _asked: None) as heard, host.switcher() as switcher, pytest.raises(SwitchFailed):
+        switcher.switch(["b", "d"], change="both")
+    # The two at once; then what had been done is taken back.
+    assert len(waited) > 2
+    assert [seconds >= 1.5 for seconds in waited] == [True, True, *[False] * (len(waited) - 2)]
+    assert len({asked.ask for asked, _calls in heard}) == 1
+    assert [name for name, state in host.states().items() if state == "active"] == ["a", "c"]
+
+
+def test_a_gateway_that_is_not_connected_is_told(pair: Host) -> None:
+    with manager(pair, lambda asked: closed(asked)._replace(linked=False)):
+        (warning,) = pair.switch("b").warnings
+    assert "(the gateway is not connected to it)" in warning
+
+
+def test_what_a_manager_of_before_tells_is_understood(pair: Host) -> None:
+    path = pair.stack_dir / "run" / f"{state_files.GATES}.json"
+    path.write_text('{"ask": "x", "closed": ["a"], "busy": [], "runs": true, "number": 1}', encoding="utf-8")
+    assert gates.read(str(pair.stack_dir)) == Answer("x", frozenset("a"), number=1)
+
+
 def test_a_manager_that_was_stopped_is_not_waited_for(pair: Host) -> None:
     gates.write(str(pair.stack_dir), Answer(runs=False))
     began = time.monotonic()
@@ -181,6 +234,24 @@ def test_requests_are_waited_for_no_longer_than_a_drain_may_take(pair: Host) -> 
         began = time.monotonic()
         assert pair.switch("b").models["b"].state == "active"
         assert 0.5 <= time.monotonic() - began < 5
+
+
+def test_requests_that_did_not_end_in_time_are_not_waited_for_again(pair: Host) -> None:
+    """By a recovery that drains the same server."""
+    numbers = iter(range(10**6))
+    waited = []
+    with (
+        manager(pair, lambda asked: closed(asked)._replace(busy=frozenset("a"), number=next(numbers))),
+        pair.switcher() as switcher,
+        switcher.lock.hold("a test", 1, lambda done, _seconds: done()),
+    ):
+        asking = gates.Gates(switcher.host, [])
+        asking.close("a")
+        for _drain in range(2):
+            began = time.monotonic()
+            asking.wait_until_idle("a", 0.6)
+            waited.append(time.monotonic() - began)
+    assert [seconds >= 0.6 for seconds in waited] == [True, False]
 
 
 def test_who_tells_nothing_any_more_is_not_believed(pair: Host, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching import devices
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching import devices, processes
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors import LifecycleError
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import Model, Switching, parse
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.lifecycle import (
@@ -682,12 +682,18 @@ def test_a_start_is_told_by_the_container_and_when_it_was_started(
     assert service.start_id() == start
 
 
-def test_the_processes_of_a_container(docker: Docker, service: ComposeService) -> None:
-    docker.answer({"top": (0, "PID\n4711\n4780\n", "")})
+def test_the_processes_of_a_container(docker: Docker, service: ComposeService, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "of_container", lambda container: [4711, 4780] if container == "0123abcd" else [])
+    docker.answer({"inspect": (0, "0123abcd\n", "")})
     assert service.pids() == [4711, 4780]
-    assert docker.calls() == [["top", "vllm-m", "-eo", "pid"]]
-    docker.answer({"top": (1, "", "Error response from daemon: container 1 is not running\n")})
+    assert docker.calls()[-1][-1] == "vllm-m"
+    docker.answer({"inspect": (1, "\n", "Error: No such object: vllm-m\n")})
     assert service.pids() == []
+
+
+def test_who_has_no_id_has_no_processes() -> None:
+    assert processes.of_container("") == []
+    assert processes.of_container("0" * 64) == []
 
 
 def test_the_last_lines_of_a_container(docker: Docker, service: ComposeService) -> None:
