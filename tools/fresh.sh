@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: MIT
 # Proves that a newcomer's first two commands hold on a bare machine: in minimal roots of Debian, as root and as an ordinary
 # user, in a clone in a folder with a space, `make demo` and `make test` with next to nothing in the environment. Of the
-# tests, all run on the older release as root and on the newer one as a user, and a quarter on the two others.
+# tests, all run on the older release as root and on the newer one as a user, and a quarter on the two others; with QUICK=1
+# a quarter on each.
 #
 #   tools/fresh.sh [debian12] [debian13] [root] [user] [-- SCRIPT]
 #
@@ -26,7 +27,7 @@ for target in demo test; do
 done'
 
 releases=() accounts=() other=
-[ $# -gt 0 ] || shared="debian12-user debian13-root"
+[ $# -gt 0 ] || shared="debian12-user debian13-root ${QUICK:+debian12-root debian13-user}"
 while [ $# -gt 0 ]; do
     case $1 in
     debian12 | debian13) releases+=("$1") ;;
