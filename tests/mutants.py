@@ -79,10 +79,26 @@ MUTANTS = (
     Mutant(
         "gates/waited-for-again",
         "gates.py",
-        "0.0 if self.host.lock.unanswered == ask else ANSWER_SECONDS",
+        "0.0 if silent else ANSWER_SECONDS",
         "ANSWER_SECONDS",
         "a manager that hangs holds each part of a switch up",
         ("gates",),
+    ),
+    Mutant(
+        "gates/given-up-for-good",
+        "gates.py",
+        "lock.unanswered == ask and told.ask != ask",
+        "lock.unanswered == ask",
+        "a manager that is back is not waited for by the rest of the switch",
+        ("gates",),
+    ),
+    Mutant(
+        "gates/can-not-tell-is-nobody",
+        "lock.py",
+        "except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError):",
+        "except (OSError, ValueError, TypeError, KeyError, AttributeError):",
+        "a question is taken for over while the lock can't be read",
+        ("test_lock",),
     ),
     Mutant(
         "gates/overdue-for-ever",
@@ -103,8 +119,8 @@ MUTANTS = (
     Mutant(
         "gates/believed-for-ever",
         "gates.py",
-        " or self.host.clock() - since > ANSWER_SECONDS",
-        "",
+        "return silent or (",
+        "return (",
         "a manager that hangs holds a drain up until its time is over",
         ("gates",),
     ),

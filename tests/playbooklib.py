@@ -54,6 +54,14 @@ def launched(name: str, *, flags: Iterable[str] = (), env: Mapping[str, object] 
     }
 
 
+def unspaced_python(folder: Path) -> str:
+    """A Python for tasks with C(async), whose path Ansible does not quote: a checkout's folder may have a space."""
+    interpreter = folder / "python"
+    interpreter.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n', encoding="utf-8")
+    interpreter.chmod(0o755)
+    return str(interpreter)
+
+
 class Host:
     """A host of an inventory that is this machine, with models and a stack folder of its own."""
 

@@ -74,7 +74,7 @@ def from_homegpt(
     switching = _homegpt_switching(config, name, notes)
     for key in sorted(set(map(str, config)) - {"models", "switching"}):
         notes.add(
-            "%s: %s" % (name, key), "not converted: there is no manager; switches are made by homegpt.vllm.switch"
+            "%s: %s" % (name, key), "not converted: see model_manager_settings, or switch with homegpt.vllm.switch"
         )
     return builder.finish(switching, name)
 

@@ -25,19 +25,19 @@ from ansible_collections.homegpt.vllm.plugins.plugin_utils import (
 _THIS_HOST = ("127.0.0.1", "localhost", "[::1]", "172.17.0.1", "host.docker.internal")
 # What becomes of settings that have no counterpart, of a model or of all.
 UNTAKEN = {
-    "apiKeys": "not converted: there is no proxy to protect. The key of vLLM is a model's args.api_key",
+    "apiKeys": "not converted: the gateway's are model_gateway_api_keys. vLLM's own is a model's args.api_key",
     "groups": "not converted: models that share a GPU conflict, others can be active together; check their gpus",
     "matrix": "not converted: models that share a GPU conflict, others can be active together; check their gpus",
     "routing": "not converted: models that share a GPU conflict, others can be active together; check their gpus",
     "profiles": "not converted: models that share a GPU conflict, others can be active together; check their gpus",
     "peers": "not converted: declare the models of another host in that host's variables",
-    "globalTTL": "not converted: no model is stopped because it is idle; it sleeps when another one is switched to",
-    "ttl": "not converted: no model is stopped because it is idle; it sleeps when another one is switched to",
+    "globalTTL": "not converted: with the model manager, set idle_stop_seconds in model_manager_settings",
+    "ttl": "not converted: with the model manager, set idle_stop_seconds in model_manager_settings",
     "unloadTimeout": "not converted: vllm_switching.drain_timeout_seconds is how long requests may continue",
     "filters": "not converted: requests are not modified; change what the clients send, or vLLM's args",
     "concurrencyLimit": "not converted: args.max_num_seqs is vLLM's own limit",
     "checkEndpoint": "not converted: vLLM's /health is used",
-    "timeouts": "not converted: requests do not go through a proxy",
+    "timeouts": "not converted: the gateway's are in model_gateway_settings",
 }
 _MACRO = re.compile(r"\$\{(?!PID\})([A-Za-z0-9_.-]+)\}")
 _SWAP_MODEL_KEYS = frozenset(

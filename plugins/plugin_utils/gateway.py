@@ -164,7 +164,7 @@ def certificate_mistakes(certificate: typing.Any, key: typing.Any) -> typing.Ite
     except ValueError:
         yield (
             "model_gateway_tls_certificate is no PEM certificate: give its text, such as "
-            "\"{{ lookup('ansible.builtin.file', 'gateway.crt') }}\", the host's own certificate first"
+            "\"{{ lookup('ansible.builtin.file', '/full/path/gateway.crt') }}\", the host's own certificate first"
         )
         return
     try:

@@ -80,7 +80,7 @@ VARIABLES = {
     "compose_stack_project_name": "the name of the compose project",
     "compose_stack_network": "its network",
     "compose_stack_unit_dir": "where units of systemd are written",
-    "teardown_data": "whether `teardown` also removes the logs and the data of Open WebUI",
+    "teardown_data": "whether `teardown` also removes the logs, the data of Open WebUI and the history of the manager",
     "teardown_caches": "whether `teardown` also removes the weights of the models in the inventory",
 }
 # An empty list in an expression is no value that they have.

@@ -34,6 +34,7 @@ def default(value: ast.expr | None) -> str:
     """Return a default as the page words it."""
     if isinstance(value, ast.Constant):
         shown = f"{value.value:g}" if isinstance(value.value, float) else str(value.value)
+        shown = shown.lower() if isinstance(value.value, bool) else shown
         return f"`{shown}`" if shown else ""
     return "" if value is None else "`{}`" if "dict" in ast.unparse(value) else f"`{ast.unparse(value)}`"
 

@@ -12,6 +12,7 @@ import json
 import shutil
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -243,9 +244,15 @@ def test_no_model_answers_from_outside_loopback(story: Story) -> None:
 def test_the_processes_of_a_container_are_those_that_docker_tells(story: Story) -> None:
     """Without `docker top`, which needs `ps` on the host."""
     for container in (str(one["container_name"]) for one in story.stack.models if one["id"] in MANAGED):
-        top = docker("top", container, "-eo", "pid").split()[1:]
-        assert top
-        assert sorted(of_container(str(inspect(container)["Id"]))) == sorted(map(int, top))
+        for _attempt in range(10):
+            before = of_container(str(inspect(container)["Id"]))
+            top = docker("top", container, "-eo", "pid").split()[1:]
+            assert top
+            if sorted(before) == sorted(map(int, top)):
+                break
+            time.sleep(0.3)  # one of its health check has come or gone between the two
+        else:
+            raise AssertionError((before, top))
 
 
 def test_the_hosts_own_command_line_tells_and_switches(story: Story, ansible_playbook: str) -> None:

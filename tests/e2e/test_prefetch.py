@@ -21,7 +21,7 @@ import pytest
 from tests.e2e.conftest import inventory_of
 from tests.e2e.hub import Hub, Repository
 from tests.e2e.stack import CPU_IMAGE, PLAY, Stack, contained, docker, inspect
-from tests.playbooklib import Ansible, Run, complete
+from tests.playbooklib import Ansible, Run, complete, unspaced_python
 from tests.serverlib import ROOT
 
 pytestmark = pytest.mark.timeout(600)
@@ -81,12 +81,7 @@ def provisioned(
     env = {"HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
     stack, ansible = provision(models, image=CPU_IMAGE, vllm_servers_prefetch_report_seconds=2, **more)
     stack.more["vllm_env"] = {**env, **more.get("vllm_env", {})}
-    # Ansible does not quote the interpreter of asynchronous tasks, such as the pulls, and a checkout's folder may have
-    # a space in its name.
-    interpreter = stack.stack.parent / "python"
-    interpreter.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n', encoding="utf-8")
-    interpreter.chmod(0o755)
-    stack.more["ansible_python_interpreter"] = str(interpreter)
+    stack.more["ansible_python_interpreter"] = unspaced_python(stack.stack.parent)  # for the pulls
     ansible = inventory_of(ansible, stack)
     ansible.play("site", timeout=PLAY).changed()
     return stack, ansible

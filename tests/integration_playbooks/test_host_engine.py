@@ -17,7 +17,7 @@ import requests
 from ansible_collections.homegpt.vllm.plugins.modules import vllm_host_engine
 
 from tests.integration_playbooks.conftest import Inventory, Start
-from tests.playbooklib import Ansible, Host, Run, launched, served
+from tests.playbooklib import Ansible, Host, Run, launched, served, unspaced_python
 from tests.serverlib import ROOT
 from tests.weights import MB, about, put
 
@@ -50,7 +50,11 @@ PLAY = """
     - register: shown
       homegpt.vllm.vllm_sleep_state: {model: "{{ secret }}", stack_dir: "{{ vllm_stack_dir }}/"}
       ignore_errors: true
-    - {register: later, homegpt.vllm.vllm_sleep_state: {model: a}, async: 60, poll: 1}
+    - register: later
+      homegpt.vllm.vllm_sleep_state: {model: a}
+      async: 60
+      poll: 1
+      vars: {ansible_python_interpreter: "{{ python }}"}
     - {register: hidden, homegpt.vllm.vllm_sleep_state_info: {}, no_log: true}
     - {register: to_warm, homegpt.vllm.vllm_warm: {model: weighty}, check_mode: true}
     - {register: warmed, homegpt.vllm.vllm_warm: {model: "weighty,weighty"}}
@@ -97,7 +101,8 @@ def play(ansible: Ansible, tmp_path: Path, **env: str) -> tuple[Run, dict[str, A
     """Run the play; what each task registered, without times."""
     results = tmp_path / "results.json"
     put(tmp_path / "weights/model.safetensors", 20)
-    extra = json.dumps({"results": str(results), "names": NAMES, "secret": SECRET})
+    python = unspaced_python(tmp_path)
+    extra = json.dumps({"results": str(results), "names": NAMES, "secret": SECRET, "python": python})
     run = ansible.play(tmp_path / "play.yml", "-vvv", "-e", extra, env=env)
     assert run.status == 0, run.output
     text = SECONDS.sub("N s", TIMES.sub(r"\1 null", results.read_text(encoding="utf-8")))

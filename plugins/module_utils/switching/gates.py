@@ -21,6 +21,8 @@ from .host import Host
 
 # A manager that is started again has to look at its servers and to be found by the gateway, for which it waits 3 s.
 ANSWER_SECONDS = 4.0
+# Where nobody can see an answer: a manager that runs hears the question at once, and so do the workers of the gateway.
+_UNSEEN_SECONDS = 0.5
 _CHECK = "check homegpt-manager.service"
 
 
@@ -99,12 +101,17 @@ class Gates:
         told = self._read()
         if told is None:
             return "", ""
-        ask, answer = self.host.lock.ask(names), Answer()
-        if isinstance(told, OSError):
-            path = state_files.path(self.host.stack_dir, state_files.GATES)
-            return f"{path} can't be read: {told.strerror}", "switch as a user who can read it"
-        if not told.runs:
+        if isinstance(told, Answer) and not told.runs:
             return "it does not run", _CHECK
+        lock = self.host.lock
+        ask, answer = lock.ask(names), Answer()
+        if isinstance(told, OSError):
+            if lock.unanswered != ask:
+                self.host.wait(lambda: False, _UNSEEN_SECONDS)
+            lock.unanswered = ask
+            path = state_files.path(self.host.stack_dir, state_files.GATES)
+            remedy = "switch as a user who can read it" if isinstance(told, PermissionError) else "check that file"
+            return f"{path} can't be read: {told.strerror}", remedy
 
         def confirmed() -> bool:
             nonlocal answer
@@ -113,9 +120,10 @@ class Gates:
                 answer = now
             return answer.ask == ask and names <= answer.closed
 
-        # Whoever has not answered is not waited for again.
-        if not self.host.wait(confirmed, 0.0 if self.host.lock.unanswered == ask else ANSWER_SECONDS):
-            self.host.lock.unanswered = ask
+        # Whoever has answered nothing is not waited for again.
+        silent = lock.unanswered == ask and told.ask != ask
+        if not self.host.wait(confirmed, 0.0 if silent else ANSWER_SECONDS):
+            lock.unanswered = ask
             return f"it has not answered for {ANSWER_SECONDS:g} s", _CHECK
         self._confirmed = ask
         if not answer.linked:
@@ -135,16 +143,22 @@ class Gates:
         """
         if not self._confirmed or name in self._overdue:
             return
-        last, since = Answer(), self.host.clock()
+        last, since, silent = Answer(), self.host.clock(), False
 
         def idle() -> bool:
-            nonlocal last, since
+            nonlocal last, since, silent
             now = self._read()
             if now is None or (isinstance(now, Answer) and (now.ask != self._confirmed or not now.runs)):
                 return True  # nobody knows, and the gate stays closed
             if isinstance(now, Answer) and now != last:
                 last, since = now, self.host.clock()
-            return (last.ask == self._confirmed and name not in last.busy) or self.host.clock() - since > ANSWER_SECONDS
+            silent = self.host.clock() - since > ANSWER_SECONDS
+            return silent or (last.ask == self._confirmed and name not in last.busy)
 
-        if not self.host.wait(idle, seconds):
+        if not self.host.wait(idle, seconds) or silent:
             self._overdue.add(name)
+        if silent:
+            self.warnings.append(
+                f"the model manager has told nothing for {ANSWER_SECONDS:g} s of the requests that the gateway has sent"
+                f" to {name}, so they were waited for no longer: {_CHECK}"
+            )

@@ -140,9 +140,9 @@ class ComposeService:
         """The processes of the container. `docker top` needs `ps` on the host, which a small one has not."""
         try:
             told = _run(("docker", "inspect", "--format", "{{.Id}}", self.name), LOOK_TIMEOUT_SECONDS).stdout
-        except LifecycleError:
+            return processes.of_container(told.strip())
+        except (LifecycleError, OSError):
             return []
-        return processes.of_container(told.strip())
 
     def last_lines(self) -> list[str]:
         """The last lines that the container has logged since its last start."""

@@ -289,17 +289,16 @@ class HostLock:
             os.close(descriptor)
 
     def held_by(self) -> Holder | None:
-        """Who holds the lock of the stack now; None where nobody does, or this user can't tell."""
-        with contextlib.suppress(OSError):
-            return self.find_holder()
-        return None
+        """Who holds the lock of the stack now; None where nobody does, or this user may not know.
 
-    def find_holder(self) -> Holder | None:
-        """Who holds the lock of the stack now; None where nobody does. Raises OSError where that can't be told."""
-        with open(self.path, "rb", buffering=0) as file:
-            if _try(file.fileno(), fcntl.LOCK_SH):
-                return None
-            return HostLock(self.stack_dir, self.place)._read(file.fileno())
+        Raises OSError where that can't be told for another reason.
+        """
+        try:
+            with open(self.path, "rb", buffering=0) as file:
+                free = _try(file.fileno(), fcntl.LOCK_SH)
+                return None if free else HostLock(self.stack_dir, self.place)._read(file.fileno())
+        except (FileNotFoundError, PermissionError):
+            return None
 
     def ask(self, models: typing.Iterable[str]) -> str:
         """Ask for the gateway's gates of these models, too, to be closed until this lets go; how that is called."""

@@ -62,9 +62,6 @@ _REMEDIES = {
     errno.EISDIR: "remove it",
 }
 
-# The last one where it is nested too deeply.
-_UNREADABLE = (OSError, ValueError, RecursionError)
-
 # For who changes a part of a file: one process holds the host's lock, but its threads may be at it at once.
 changing = threading.Lock()
 
@@ -76,16 +73,28 @@ def path(stack_dir: str, name: str) -> str:
 
 def read(stack_dir: str, name: str) -> dict[str, typing.Any]:
     """What a state file says; nothing where there is none, or one that can't be read."""
-    with contextlib.suppress(*_UNREADABLE), open(path(stack_dir, name), encoding="utf-8") as file:
-        found = json.load(file)
-        if isinstance(found, dict):
-            return found
+    with contextlib.suppress(OSError):
+        return _read(stack_dir, name)
     return {}
+
+
+def _read(stack_dir: str, name: str) -> dict[str, typing.Any]:
+    """As C(read), but raises OSError where there is one that can't be read: it may say a lot."""
+    try:
+        with open(path(stack_dir, name), encoding="utf-8") as file:
+            found = json.load(file)
+    except (FileNotFoundError, ValueError, RecursionError):  # the last one where it is nested too deeply
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def models(stack_dir: str, name: str) -> dict[str, typing.Any]:
     """What a state file says of each model."""
-    found = read(stack_dir, name).get("models")
+    return _models(read(stack_dir, name))
+
+
+def _models(content: typing.Mapping[str, typing.Any]) -> dict[str, typing.Any]:
+    found = content.get("models")
     return found if isinstance(found, dict) else {}
 
 
@@ -107,9 +116,10 @@ def write(stack_dir: str, name: str, content: typing.Mapping[str, typing.Any]) -
 
 
 def write_model(stack_dir: str, name: str, model_id: str, content: typing.Mapping[str, typing.Any]) -> None:
-    """Replace what a state file says of a model, unless it says so. Raises OSError as C(write) does."""
+    """Replace what a state file says of a model, unless it says so. Raises OSError as C(write) does, and where what it
+    says of others can't be read."""
     with changing:
-        known = models(stack_dir, name)
+        known = _models(_read(stack_dir, name))
         if known.get(model_id) != content:
             write(stack_dir, name, {"models": {**known, model_id: content}})
 

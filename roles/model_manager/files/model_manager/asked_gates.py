@@ -98,24 +98,21 @@ class AskedGates:
         return soon if busy else _POLL_SECONDS
 
     def _read(self) -> Asked | None:
-        """What is asked by somebody who has the lock; what was asked before, where that can't be told."""
+        """What is asked by somebody who has the lock; where that can't be told, what may be."""
+        asked = None
         try:
             asked = self._lock.asked()
             if asked is None or asked.ask == self._past:
                 asked = None
-            elif self._lock.find_holder() is None:
+            elif self._lock.held_by() is None:
                 self._past, asked = asked.ask, None
-        except FileNotFoundError:
-            asked = None
         except OSError as error:
             if not self._blind:
                 _LOG.warning(
-                    "%s can't be read (%s), so no gate is opened that is asked to be closed",
-                    self._lock.path,
-                    error.strerror,
+                    "%s can't be read (%s): gates that are asked to be closed stay so", self._lock.path, error.strerror
                 )
             self._blind = True
-            return self._asked
+            return asked or self._asked
         self._blind = False
         return asked
 

@@ -48,23 +48,24 @@ class Config:
     allowed_hosts: tuple[str, ...] = ()
     """The names by which clients may call the service (the header Host), beside the host's own addresses."""
     answer_seconds: float = 900.0
-    """How long a caller waits for its switch. Then it is told where the switch, which goes on, tells how it goes."""
+    """How long a caller waits for its switch. After that it gets 504 and the address at which the switch, which
+    continues, can be watched."""
     max_body_bytes: int = 65536
     """The longest body of a request."""
     requests_per_second: float = 200.0
     """How often one client may ask on average; five seconds' worth may come at once."""
     max_readers: int = 100
-    """How many may read the events at once."""
+    """How many clients may read the events at the same time."""
     max_connections: int = 1000
     """How many connections clients may have at once. Whoever waits for a switch has one."""
     policy: str = "fifo"
     """Who is switched to next: `fifo`, in the order of the requests; `batched`, requests for the active model first."""
     max_wait_seconds: float = 120.0
-    """`batched`: nobody waits longer than this for the sake of others."""
+    """`batched`: the longest time for which a request waits while requests for the active model are preferred."""
     observe_seconds: float = 2.0
-    """How far apart the servers are looked at while nothing happens."""
+    """The interval between two observations of the servers while nothing happens."""
     report_seconds: float = 60.0
-    """How far apart the GPU memory that servers hold is looked at, which takes longer."""
+    """The interval between two readings of the GPU memory that the servers hold, which take longer."""
     max_queue: int = 100
     """How many switches may wait. More are refused until there is room."""
     history_switches: int = 10000
@@ -76,16 +77,16 @@ class Config:
     models: Mapping[str, ModelConfig] = dataclasses.field(default_factory=dict)
     """For models alone, by their ids: `idle_sleep_seconds`, `idle_stop_seconds`."""
     breaker_failures: int = 3
-    """After so many failures within `breaker_minutes` the service stops trying a model, except now and then."""
+    """After so many failures within `breaker_minutes`, a model is only tried again every `retry_seconds`."""
     breaker_minutes: float = 10.0
     """See `breaker_failures`."""
     retry_seconds: float = 300.0
-    """After how long a model that has failed too often is tried again, each time."""
+    """The time between two attempts to start a model that has failed too often."""
     reconcile: bool = True
     """Whether the service brings lost models back and lets idle ones go, without being asked."""
     reload_idle_seconds: float = 300.0
-    """A sleeping model whose server was lost is loaded again once whoever has to make room for that had no request for
-    so long; 0: not before somebody asks for it."""
+    """A sleeping model whose server was lost is loaded again once the models that have to make room for it have had no
+    request for this time; 0: only on request."""
     gateway_listen: str = ""
     """The address and port at which the gateway's workers connect, `127.0.0.1:9001`; without one there is none."""
     gateway_token_file: str = ""
@@ -96,7 +97,8 @@ class Config:
     traces_endpoint: str = ""
     """The OpenTelemetry collector that gets a trace of each switch, by OTLP over HTTP: `http://127.0.0.1:4318`."""
     stop_timeout_seconds: float = 60.0
-    """When the service ends: how long a running switch may go on. Then it is taken back, for which it has as long."""
+    """When the service ends: how long a running switch may continue. Then it is rolled back, which may take as long
+    again."""
 
     def idle(self, model: str) -> tuple[float, float]:
         """After how many seconds without a request a model is put to sleep, and stopped; 0 for never."""

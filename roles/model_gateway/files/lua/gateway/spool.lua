@@ -15,7 +15,7 @@ local spool = { folder = "" }
 -- client_body_buffer_size.
 local IN_MEMORY = 65536
 local COUNT = "spool"
--- Seconds until files are looked at once more of which it could not be told who has them open.
+-- Seconds until files are looked at once more that could not be listed, or of which it could not be told who has them open.
 local AGAIN = 5
 -- nginx numbers its files, over all workers.
 local NAME = "^%d%d%d%d%d%d%d%d%d%d$"
@@ -108,14 +108,19 @@ end
 -- meanwhile is found to have ended, too.
 function spool.tidy()
     local now = ngx.now()
-    if seen and now > seen.from then
-        if remove_left(seen.names) then
-            seen = nil
-        else
-            seen.from = now + AGAIN
-        end
-    elseif not seen and not ngx.worker.exiting() and limits.lost() then
-        seen = { from = now + 0.5, names = process.names(spool.folder) or {} }
+    if not seen and not ngx.worker.exiting() and limits.lost() then
+        seen = { from = now }
+    end
+    if not seen or now < seen.from then
+        return
+    end
+    if not seen.names then
+        seen.names = process.names(spool.folder)
+        seen.from = now + (seen.names and 0.5 or AGAIN)
+    elseif remove_left(seen.names) then
+        seen = nil
+    else
+        seen.from = now + AGAIN
     end
 end
 

@@ -154,6 +154,15 @@ def test_who_holds_the_lock_is_told_to_whoever_asks_and_takes_nothing_from_them(
     assert asking.held_by() is None
 
 
+def test_a_lock_of_which_nothing_can_be_told_is_not_taken_for_free(tmp_path: Path) -> None:
+    lock = HostLock(str(tmp_path))
+    assert (lock.asked(), lock.held_by()) == (None, None)
+    Path(lock.path).mkdir(parents=True)  # it can't be opened
+    for ask in (lock.asked, lock.held_by):
+        with pytest.raises(IsADirectoryError):
+            ask()
+
+
 def notes(host: Host) -> dict[str, str]:
     """What was begun on each model and not proved, as the next switch reads it."""
     lock = HostLock(str(host.stack_dir))

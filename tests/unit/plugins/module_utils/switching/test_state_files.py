@@ -223,3 +223,19 @@ def test_notes_that_there_is_no_room_for_leave_those_before(
 def test_teardown_removes_every_state_file() -> None:
     removal = (ROOT / "roles" / "compose_stack" / "tasks" / "teardown.yml").read_text(encoding="utf-8")
     assert set(re.findall(r"'run/(\w+)\.json'", removal)) == set(state_files.ALL)
+
+
+def test_what_can_not_be_read_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may say a lot of other models."""
+
+    def broken_disk(_file: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    stack = str(tmp_path)
+    state_files.write_model(stack, "costs", "b", {"much": 1})
+    with monkeypatch.context() as patch:
+        patch.setattr(json, "load", broken_disk)
+        assert state_files.read(stack, "costs") == {}
+        with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+            state_files.write_model(stack, "costs", "a", {})
+    assert state_files.models(stack, "costs") == {"b": {"much": 1}}
