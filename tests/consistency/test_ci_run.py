@@ -61,15 +61,14 @@ class Checkout:
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         env = {name: value for name, value in os.environ.items() if name not in ("PYTHON", "PART_SEED")}
+        # What began in the background of a script ignores interrupts, and a shell can't take that back.
         return subprocess.Popen(
-            ["bash", ".ci/run", *arguments],
+            ["env", "--default-signal=INT", "bash", ".ci/run", *arguments],
             cwd=self.root,
             env=env,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            # What began in the background of a script ignores it, and a shell can't take that back.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     def run(self, *arguments: str) -> tuple[int, str]:
