@@ -57,7 +57,8 @@ SETTINGS = {
     "link_grace_seconds": Setting(
         5,
         1,
-        "How long a request goes on waiting while the model manager can't be reached. Then it is answered with 503.",
+        "How long a request waits while the model manager can't be reached, also after a start of the gateway. Then it "
+        "is answered with 503.",
     ),
 }
 

@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import io
 import json
+import time
 import wave
 from typing import Any
 
 import pytest
 import requests
 
+from tests.gateway import played
 from tests.gateway.fake_link import FakeManager, model, playing
 from tests.gateway.gatewaylib import Client, Gateway, Start
 from tests.serverlib import Server
@@ -263,9 +266,10 @@ def test_the_list_follows_the_state_in_all_workers(start: Start) -> None:
 def test_before_the_first_state_nothing_is_unknown(start: Start) -> None:
     with FakeManager() as manager:
         manager.stop()
-        gateway = start(manager, known=False)
+        gateway = start(manager, known=False, link_grace_seconds=1)
         answers = [
             post(gateway, "/v1/chat/completions", {"model": "a"}),
+            post(gateway, "/m/a/v1/chat/completions", {"model": "a"}),
             requests.get(gateway.url + "/v1/models", timeout=20),
             requests.get(gateway.url + "/v1/models/a", timeout=20),
         ]
@@ -274,6 +278,30 @@ def test_before_the_first_state_nothing_is_unknown(start: Start) -> None:
             assert answer.json()["error"]["code"] == "starting"
             assert answer.headers["Retry-After"] == "1"
         assert post(gateway, "/sleep", {}).status_code == 404
+
+
+def test_who_comes_before_the_first_state_waits_for_it(start: Start) -> None:
+    """As after a restart of the gateway under load."""
+    with FakeManager() as manager, played.Server() as server, concurrent.futures.ThreadPoolExecutor(8) as pool:
+        manager.stop()
+        gateway = start(manager, known=False, workers=2)
+        asked = [
+            *(
+                pool.submit(post, gateway, "/v1/chat/completions", {"model": "a", "user": "x" * size})
+                for size in (1, 1, 1, 200_000)
+            ),
+            pool.submit(post, gateway, "/m/b/v1/chat/completions", {"model": "b"}),
+            pool.submit(post, gateway, "/v1/chat/completions", {"model": "nobody"}),
+            pool.submit(requests.get, gateway.url + "/v1/models", timeout=20),
+            pool.submit(requests.get, gateway.url + "/v1/models/a", timeout=20),
+        ]
+        time.sleep(1)
+        assert not [one for one in asked if one.done()]
+        manager.set_models(model("a", server.port), model("b", server.port))
+        manager.start()
+        answers = [one.result(20) for one in asked]
+        assert [answer.status_code for answer in answers] == [*[200] * 5, 404, 200, 200]
+        assert [one["id"] for one in answers[6].json()["data"]] == ["a", "b"]
 
 
 def test_a_model_may_move_while_its_gate_is_open(start: Start, servers: dict[str, Server], marks: Marks) -> None:

@@ -153,6 +153,17 @@ function M.fresh()
     return generation
 end
 
+-- Whether there is a state, or comes within link_grace_seconds: after a start, the manager is about to tell it.
+function M.await_state()
+    for _step = 1, config.settings.link_grace_seconds * 10 do
+        if M.fresh() then
+            return true
+        end
+        ngx.sleep(0.1)
+    end
+    return M.fresh() ~= nil
+end
+
 -- The model that has this name: an id, another name, or an adapter of it.
 function M.find(name)
     local model = known.by_name[name]

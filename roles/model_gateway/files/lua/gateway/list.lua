@@ -108,10 +108,10 @@ end
 
 -- Answer what a route of routes.lua asks for: the list, the list of one model, or one entry.
 function M.answer(route, key)
-    local generation = gate.fresh()
-    if not generation then
+    if not gate.await_state() then
         return errors.answer(gate.STARTING)
     end
+    local generation = gate.fresh()
     local name = route.one or route.fixed
     if not name then
         return answer(text_for(key, generation))

@@ -20,6 +20,7 @@ local told = require "gateway.told"
 local var = ngx.var
 local get_method, read_body, set_uri = ngx.req.get_method, ngx.req.read_body, ngx.req.set_uri
 local posted = routes.posted
+local models = gate.models
 local count_requests = link.count_requests
 
 local M = {}
@@ -122,6 +123,10 @@ local function post(path, fixed, as_written)
     end
     local key, err = keys.check()
     err = err or keys.admit(key)
+    -- Before the body is read, which would have to be kept.
+    if not err and not models()[1] and not gate.await_state() then
+        err = gate.STARTING
+    end
     local long = not err and spool.needed()
     if long then
         err = refused_unread(fixed, key)
