@@ -54,6 +54,8 @@ def say(page: Page, model: str, message: str) -> dict[str, Any]:
     page.keyboard.press("Enter")
     # What can be done with an answer is offered when it has ended.
     expect(page.get_by_role("button", name="Regenerate")).to_be_visible(timeout=SECONDS * 1000)
+    # It is another page from the first word of the answer on, soon after that.
+    page.wait_for_url("**/c/*")
     kept = call(page, f"/api/v1/chats/{page.url.rpartition('/')[2]}")["chat"]["history"]["messages"]
     return {"shown": page.locator(".chat-assistant").inner_text(), "kept": list(kept.values())}
 

@@ -61,6 +61,11 @@ def closed(asked: Asked) -> Answer:
     return Answer(asked.ask, frozenset(asked.models))
 
 
+def held(switcher: Switcher) -> contextlib.AbstractContextManager[None]:
+    """Its lock, which is free."""
+    return switcher.lock.hold("a test", 1, lambda done, _seconds: done())
+
+
 def left_in_lock(host: Host) -> Any:
     return json.loads((host.stack_dir / "run" / "switch.lock").read_text().splitlines()[0]).get("gates")
 
@@ -195,11 +200,11 @@ def test_a_manager_that_is_back_is_waited_for(host: Host, monkeypatch: pytest.Mo
     monkeypatch.setattr(gates, "ANSWER_SECONDS", 0.4)
     back = threading.Event()
     warnings: list[str] = []
-    with (
-        manager(host, lambda asked: closed(asked) if back.is_set() else None),
-        host.switcher() as switcher,
-        switcher.lock.hold("a test", 1, lambda done, _seconds: done()),
-    ):
+
+    def answer(asked: Asked) -> Answer | None:
+        return closed(asked) if back.is_set() else None
+
+    with manager(host, answer), host.switcher() as switcher, held(switcher):
         gates.Gates(switcher.host, warnings).close("a")
         assert ["more requests to a" in one for one in warnings] == [True]
         back.set()
@@ -265,11 +270,11 @@ def test_requests_that_did_not_end_in_time_are_not_waited_for_again(pair: Host) 
     """By a recovery that drains the same server."""
     numbers = iter(range(10**6))
     waited = []
-    with (
-        manager(pair, lambda asked: closed(asked)._replace(busy=frozenset("a"), number=next(numbers))),
-        pair.switcher() as switcher,
-        switcher.lock.hold("a test", 1, lambda done, _seconds: done()),
-    ):
+
+    def busy(asked: Asked) -> Answer:
+        return closed(asked)._replace(busy=frozenset("a"), number=next(numbers))
+
+    with manager(pair, busy), pair.switcher() as switcher, held(switcher):
         asking = gates.Gates(switcher.host, [])
         asking.close("a")
         for _drain in range(2):
