@@ -46,6 +46,13 @@ def listed(page: Page) -> list[str]:
     return sorted(str(model["id"]) for model in call(page, "/api/models")["data"])
 
 
+def chat(page: Page) -> dict[str, Any]:
+    """The chat that is shown, as it is kept."""
+    # It may be answered before the browser has gone to its page.
+    page.wait_for_url("**/c/*")
+    return dict(call(page, f"/api/v1/chats/{page.url.rpartition('/')[2]}")["chat"])
+
+
 def say(page: Page, model: str, message: str) -> dict[str, Any]:
     """Say something in a new chat; return what is shown of the answer, and what is kept of both."""
     page.goto(f"/?models={model}")
@@ -54,9 +61,7 @@ def say(page: Page, model: str, message: str) -> dict[str, Any]:
     page.keyboard.press("Enter")
     # What can be done with an answer is offered when it has ended.
     expect(page.get_by_role("button", name="Regenerate")).to_be_visible(timeout=SECONDS * 1000)
-    # It is another page from the first word of the answer on, soon after that.
-    page.wait_for_url("**/c/*")
-    kept = call(page, f"/api/v1/chats/{page.url.rpartition('/')[2]}")["chat"]["history"]["messages"]
+    kept = chat(page)["history"]["messages"]
     return {"shown": page.locator(".chat-assistant").inner_text(), "kept": list(kept.values())}
 
 

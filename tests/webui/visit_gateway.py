@@ -19,7 +19,7 @@ from typing import Any
 
 from playwright.sync_api import Error, Page, expect
 
-from tests.webui.visit import SECONDS, call, say, two_people
+from tests.webui.visit import SECONDS, call, chat, say, two_people
 
 # Keeps each text about a wait that the page shows, in their order.
 WATCH = """() => {
@@ -54,10 +54,10 @@ def answered(page: Page) -> dict[str, Any]:
         "shown": page.locator(".chat-assistant").inner_text(),
         "left": page.get_by_text(WAITING).count(),
     }
-    chat = call(page, f"/api/v1/chats/{page.url.rpartition('/')[2]}")["chat"]
+    messages = chat(page)["history"]["messages"]
     page.reload()
     expect(page.get_by_role("button", name="Regenerate")).to_be_visible(timeout=SECONDS * 1000)
-    kept = list(chat["history"]["messages"].values())
+    kept = list(messages.values())
     return {**seen, "kept": kept, "reloaded": page.locator(".chat-assistant").inner_text()}
 
 
