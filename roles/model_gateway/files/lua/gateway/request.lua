@@ -20,7 +20,6 @@ local told = require "gateway.told"
 local var = ngx.var
 local get_method, read_body, set_uri = ngx.req.get_method, ngx.req.read_body, ngx.req.set_uri
 local posted = routes.posted
-local models = gate.models
 local count_requests = link.count_requests
 
 local M = {}
@@ -34,6 +33,9 @@ local NO_MODEL = {
     message = "The request must name its 'model'. GET /v1/models lists all.",
     param = "model",
 }
+
+-- Whether this worker knows the models.
+local started = false
 
 -- The requests that have arrived, by their addresses: true, or what is known of one that was sent to the location where requests wait.
 local arrived = {}
@@ -124,8 +126,9 @@ local function post(path, fixed, as_written)
     local key, err = keys.check()
     err = err or keys.admit(key)
     -- Before the body is read, which would have to be kept.
-    if not err and not models()[1] and not gate.await_state() then
-        err = gate.STARTING
+    if not started and not err then
+        started = gate.await_state()
+        err = not started and gate.STARTING or nil
     end
     local long = not err and spool.needed()
     if long then
