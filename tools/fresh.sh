@@ -90,7 +90,7 @@ base() { # RELEASE: made when it is absent or was made otherwise
 
 [ -z "$(git status --porcelain)" ] || echo "What is not committed is not in the clones."
 table=$(printf '%-10s %-6s %-16s %s' "" "" "make demo" "make test")
-failed=0
+failed=0 number=0
 for release in "${releases[@]}"; do
     base "$release"
     for account in "${accounts[@]}"; do
@@ -99,7 +99,7 @@ for release in "${releases[@]}"; do
         share="" share_said=""
         if [[ " ${shared:-} " == *" $release-$account "* ]]; then
             # Each draws another quarter.
-            draw=$((16#$(git rev-parse HEAD | cut -c 1-8) + ${#table}))
+            draw=$((16#$(git rev-parse HEAD | cut -c 1-8) + number++))
             share="export QUICK=1 PYTHON_OF_TWO=2 PART_SEED=$draw" share_said=", a quarter of the tests"
         fi
         printf '\n==== %s, %s%s\n' "$release" "$account" "$share_said"

@@ -250,7 +250,7 @@ def test_the_processes_of_a_container_are_those_that_docker_tells(story: Story) 
             assert top
             if sorted(before) == sorted(map(int, top)):
                 break
-            time.sleep(0.3)  # one of its health check has come or gone between the two
+            time.sleep(0.3)  # a health check has begun or ended between the two
         else:
             raise AssertionError((before, top))
 

@@ -137,7 +137,7 @@ class ComposeService:
         return " ".join(told[1:]) if len(told) == 3 and told[0] == "true" else ""
 
     def pids(self) -> list[int]:
-        """The processes of the container. `docker top` needs `ps` on the host, which a small one has not."""
+        """The processes of the container. `docker top` would need `ps` on the host, which minimal ones lack."""
         try:
             told = _run(("docker", "inspect", "--format", "{{.Id}}", self.name), LOOK_TIMEOUT_SECONDS).stdout
             return processes.of_container(told.strip())
