@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,6 +52,15 @@ def says_nothing(response: requests.Response) -> None:
     """200 and an empty body."""
     assert (response.status_code, response.content) == (200, b"")
     assert response.headers["Content-Length"] == "0"
+
+
+def processes_of(server: Server) -> list[int]:
+    """The server's process, and those that it has started."""
+    pids = [server.pid]
+    for pid in pids:
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            pids += map(int, (task / "children").read_text().split())
+    return pids
 
 
 def says_asleep(client: Client, response: requests.Response, level: int) -> None:
@@ -266,6 +276,30 @@ def test_waking_the_awake_does_nothing(server: Client) -> None:
     says_awake(server, server.post("/wake_up?tags=weights"), ["weights"])
     assert not server.is_sleeping()
     assert gauge_is(server, AWAKE)
+
+
+def test_a_wake_is_done_before_a_sleep_that_comes_after_it(server: Client) -> None:
+    """Though its client has given up, and the one that asked again has its answer."""
+    server.fall_asleep()
+    pids = processes_of(server.server)
+    # First what the engine is in, where that is another process, then the API server, too.
+    for stopped in {tuple(pids[1:]) or tuple(pids), tuple(pids)}:
+        for pid in stopped:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(requests.ReadTimeout):
+                server.post("/wake_up", timeout=0.5)
+            again = server.pool.submit(server.post, "/wake_up")
+            time.sleep(0.2)
+            assert not again.done()
+        finally:
+            for pid in stopped:
+                os.kill(pid, signal.SIGCONT)
+        assert again.result(60).status_code == 200
+        server.fall_asleep()
+        end = time.monotonic() + 2
+        while time.monotonic() < end:
+            assert server.is_sleeping()
 
 
 @pytest.mark.parametrize("level", [1, 2])

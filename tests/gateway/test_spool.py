@@ -142,13 +142,22 @@ def spooled_by(pid: int) -> set[str]:
     return {name for name in found if re.fullmatch("[0-9]{10}", name)}
 
 
+def has_both(gateway: Gateway, pid: int) -> bool:
+    """Whether a worker has a body of 100,000 bytes and the first ones of a longer one."""
+    sizes = set()
+    for name in spooled_by(pid):
+        with contextlib.suppress(OSError):
+            sizes.add((gateway.spool / name).stat().st_size)
+    return 100_000 in sizes and max(sizes) > 100_000
+
+
 def test_what_a_killed_worker_leaves_is_removed(start: Start) -> None:
     """And nothing of those that live, whether it is still read or waits."""
     with Server() as server, playing(model("m", server.port, "closed")) as manager, contextlib.ExitStack() as stack:
         gateway = start(manager, workers=2)
         killed, spared = gateway.workers()
         whole, begun = [], []
-        while not (len(spooled_by(killed)) > 2 and len(spooled_by(spared)) > 2):
+        while not (has_both(gateway, killed) and has_both(gateway, spared)):
             whole.append(stack.enter_context(Client(gateway)).post(CHAT, body_of(100_000)))
             begun.append(begins(stack.enter_context(Client(gateway)), CHAT, "Content-Length: 300000\r\n"))
             begun[-1].send(body_of(300_000)[:200_000])

@@ -681,6 +681,23 @@ def test_answers_that_come_early_late_or_never(start: Start) -> None:
     assert state(a)["asleep"] == []
 
 
+def test_who_comes_after_a_late_wake_has_to_wait_for_it(start: Start) -> None:
+    a = start("org/a")
+    post(a, "/sleep")
+    for _each in range(2):
+        a.fault("/wake_up", "late", seconds=0.6)
+        with pytest.raises(requests.ReadTimeout):
+            post(a, "/wake_up", timeout=0.1)
+    began = time.monotonic()
+    assert a.call("GET", "/version").ok
+    assert state(a)["asleep"]
+    assert post(a, "/sleep").ok
+    assert time.monotonic() - began >= 0.5
+    # Both wakes came before the sleep.
+    time.sleep(0.7)
+    assert state(a)["asleep"]
+
+
 def test_servers_that_live_but_do_not_answer(start: Start) -> None:
     a, b = start("org/a"), start("org/b", vram_gb=1)
     a.fault("/health", "deaf")
