@@ -294,9 +294,9 @@ class Api:
     async def in_turn(self, fault: Fault, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Answer after a while, and whoever comes later after that.
 
-        So vLLM wakes, also where the client has given up: it is done before a sleep that comes after it (seen on 0.11.0,
-        0.17.1 and 0.32.0, with the engine core stopped for a while, or the API server). A sleep has no such place: on
-        0.11.0 it lets what comes after it be done first, and with mode=wait on the later ones, too.
+        So vLLM wakes, also where the client has given up: it is done before a sleep that comes after it (seen on
+        0.11.0, 0.17.1 and 0.32.0, with the engine core stopped for a while, or the API server). A sleep has no such
+        place: on 0.11.0 it lets what comes after it be done first, and with mode=wait on the later ones, too.
         """
         if request.path != "/wake_up":
             return await self.later(fault, request, handler)
