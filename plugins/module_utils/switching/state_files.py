@@ -74,11 +74,11 @@ def path(stack_dir: str, name: str) -> str:
 def read(stack_dir: str, name: str) -> dict[str, typing.Any]:
     """What a state file says; nothing where there is none, or one that can't be read."""
     with contextlib.suppress(OSError):
-        return _read(stack_dir, name)
+        return read_surely(stack_dir, name)
     return {}
 
 
-def _read(stack_dir: str, name: str) -> dict[str, typing.Any]:
+def read_surely(stack_dir: str, name: str) -> dict[str, typing.Any]:
     """As C(read), but raises OSError where there is one that can't be read: it may say a lot."""
     try:
         with open(path(stack_dir, name), encoding="utf-8") as file:
@@ -119,7 +119,7 @@ def write_model(stack_dir: str, name: str, model_id: str, content: typing.Mappin
     """Replace what a state file says of a model, unless it says so. Raises OSError as C(write) does, and where what it
     says of others can't be read."""
     with changing:
-        known = _models(_read(stack_dir, name))
+        known = _models(read_surely(stack_dir, name))
         if known.get(model_id) != content:
             write(stack_dir, name, {"models": {**known, model_id: content}})
 
@@ -132,11 +132,15 @@ def remedy(error: OSError) -> str:
 def prove(stack_dir: str, name: str) -> None:
     """Check that state files can be written, before anything is done that they would have to tell of.
 
-    Raises OSError where the disk is full or it can't be replaced.
+    Raises OSError where the disk is full, or it can't be replaced, or not read: what it says of others would be lost.
     """
     for file in (path(stack_dir, name), path(stack_dir, name) + ".new"):
         if os.path.isdir(file):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), file)
+    try:
+        read_surely(stack_dir, name)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path(stack_dir, name)) from None
     folder = os.path.dirname(path(stack_dir, ""))
     os.makedirs(folder, 0o755, exist_ok=True)
     try:

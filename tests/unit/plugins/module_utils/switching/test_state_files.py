@@ -49,6 +49,11 @@ def at_the_end(monkeypatch: pytest.MonkeyPatch, happens: Callable[[], object]) -
     monkeypatch.setattr(Executor, "_verify", last)
 
 
+def broken_disk(_file: object) -> None:
+    """In place of what reads a file."""
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
 def refused(pair: Host) -> str:
     """What a switch says that does nothing."""
     before, states = pair.all_changing_calls(), pair.states()
@@ -71,7 +76,7 @@ def test_what_cannot_be_recorded_is_not_begun(pair: Host, name: str) -> None:
     pair.up(a="active", b=1)
     (pair.stack_dir / "run" / name).mkdir()
     assert refused(pair) == (
-        f"nothing was changed: a switch writes state files, and {pair.stack_dir}/run/{name} can't be written "
+        f"nothing was changed: a switch reads and writes state files, which fails for {pair.stack_dir}/run/{name} "
         "(Is a directory): remove it"
     )
     # What is as it should be needs no room.
@@ -95,7 +100,17 @@ def test_a_disk_that_takes_no_record_is_known_before_anything_is_touched(
 
     pair.up(a="active", b=1)
     monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
-    assert refused(pair).endswith(f"{pair.stack_dir}/run can't be written {remedy}")
+    assert refused(pair).endswith(f"which fails for {pair.stack_dir}/run {remedy}")
+
+
+def test_a_record_that_can_not_be_read_is_not_replaced_by_a_switch(pair: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    pair.up(a="active", b=1)
+    for name in "ba":
+        pair.switch(name)
+    monkeypatch.setattr(json, "load", broken_disk)
+    assert "run/wanted.json (Input/output error)" in refused(pair)
+    monkeypatch.undo()
+    assert pair.switch("b").changed
 
 
 def test_room_is_written_to_and_given_back(tmp_path: Path) -> None:
@@ -227,10 +242,6 @@ def test_teardown_removes_every_state_file() -> None:
 
 def test_what_can_not_be_read_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It may say a lot of other models."""
-
-    def broken_disk(_file: object) -> None:
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
-
     stack = str(tmp_path)
     state_files.write_model(stack, "costs", "b", {"much": 1})
     with monkeypatch.context() as patch:
