@@ -172,6 +172,7 @@ def test_every_call_does_what_its_row_says(box: ManagedBox, calls: Calls) -> Non
     assert "error" in calls("H9", "POST", "/switch", {"model": B}, status=422)
 
     # L10: the state of the control API; while it switches, too.
+    until(lambda: box.ask("GET", "/control/status")[1]["models"][B]["in_flight"] == 0, box.journal)
     status = calls("L10", "GET", "/control/status")
     assert (status["state"], status["active_model"]) == (f"active:{B}", B)
     assert status["mode"] == {"mode": "auto", "pinned": None}

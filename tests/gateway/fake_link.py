@@ -78,6 +78,7 @@ class Waiter:
         self.id = message["id"]
         self.model = message["model"]
         self.n = n
+        self.since = time.monotonic()
 
 
 class FakeManager:
@@ -257,8 +258,16 @@ class FakeManager:
 
     def _tell_for_ever(self) -> None:
         while not self._ended.wait(self.tell_seconds):
+            # Who has just come is told by its worker first that it waits, and then how.
+            end = time.monotonic() + 1
+            while any(one.since > time.monotonic() - 0.3 for one in self._waiting()) and time.monotonic() < end:
+                time.sleep(0.05)
             if self.speaks:
                 self.tell()
+
+    def _waiting(self) -> list[Waiter]:
+        with self._changed:
+            return list(self.waiters.values())
 
     # What it has heard.
 

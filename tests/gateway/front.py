@@ -67,7 +67,7 @@ def front(
         with Gateway(manager.link, keys=keys, workers=2) as gateway:
             headers = {"Authorization": f"Bearer {keys[0]['key']}"} if keys else {}
             url = gateway.url + "/v1/models"
-            until(lambda: requests.get(url, headers=headers, timeout=5).status_code == 200, "it knows the models")
+            until(lambda: requests.get(url, headers=headers, timeout=20).status_code == 200, "it knows the models")
             yield manager, gateway
         assert "Traceback" not in manager.text(), manager.text()
     # As the role does where the manager is no more: other tests switch the same servers.

@@ -201,7 +201,7 @@ class Gateway:
         headers = {"Authorization": f"Bearer {self.keys[0]['key']}"} if self.keys else {}
         until(
             lambda: (
-                requests.get(self.url + "/v1/models", headers=headers, verify=self.trusted, timeout=5).status_code
+                requests.get(self.url + "/v1/models", headers=headers, verify=self.trusted, timeout=20).status_code
                 == 200
             ),
             "the models are known",
@@ -241,6 +241,7 @@ class Gateway:
         """Kill a worker, and wait until another one has taken its place."""
         os.kill(pid, signal.SIGKILL)
         until(lambda: pid not in self.workers() and len(self.workers()) == self.workers_wanted, "a new worker")
+        until(lambda: all(link.pid != pid for link in getattr(self.manager, "links", ())), "its link is cut")
 
     def quit(self) -> None:
         """Have nginx end when its requests have, and wait for it."""

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.gateway.fake_link import model, playing
-from tests.gateway.gatewaylib import Client, Gateway, missing
+from tests.gateway.gatewaylib import Client, Gateway, missing, until
 from tests.gateway.played import Server, answers
 from tests.part import fewer
 
@@ -269,7 +269,7 @@ def test_twenty_megabytes_of_an_image(played: tuple[Gateway, Server]) -> None:
     assert time.monotonic() - began < 10
     assert status == 200
     assert got == body.encode()
-    assert not list(gateway.spool.iterdir())  # what was spooled is gone
+    until(lambda: not list(gateway.spool.iterdir()), "what was spooled is gone")
 
 
 def test_a_body_in_chunks_without_a_length(played: tuple[Gateway, Server]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -138,8 +139,11 @@ def test_requests_a_minute(start: Start, played: Server) -> None:
 
 
 def test_requests_at_once(start: Start) -> None:
+    over = threading.Event()
+
     def slow(asked: Asked) -> None:
-        time.sleep(1.0)
+        if len(server.asked) <= 2:
+            over.wait(20)
         answers({"ok": True})(asked)
 
     with Server(slow) as server, playing(model("b", server.port)) as manager:
@@ -152,6 +156,7 @@ def test_requests_at_once(start: Start) -> None:
         assert refused.headers["Retry-After"] == "1"
         calls[0].close()  # a client that goes away makes room, as one that is answered does
         until(lambda: ask(gateway, "b", **headers).status_code == 200, "there is room")
+        over.set()
         assert calls[1].status == 200
         until(lambda: manager.in_flight() == 0, "nothing is in flight")
 

@@ -103,8 +103,8 @@ def test_without_a_manager(start: Start) -> None:
         held = stack.enter_context(Call(gateway.port, SMALL))
         streamed = stack.enter_context(Call(gateway.port, SMALL | {"stream": True}))
         manager.until_waiting(2)
-        manager.stop()
         stopped = time.monotonic()
+        manager.stop()
         # It may be back soon.
         during = stack.enter_context(Call(gateway.port, SMALL))
         time.sleep(1)
@@ -118,7 +118,7 @@ def test_without_a_manager(start: Start) -> None:
         for stream in (False, True):
             with Call(gateway.port, SMALL | {"stream": stream}) as new:
                 assert new.status == 503
-                assert new.headed - new.began < 1
+                assert new.headed - new.began < 1.9  # nobody waits for it once more
             with Call(gateway.port, SMALL | {"model": "other", "stream": stream}) as active:
                 assert active.status == 200
         manager.start()
@@ -142,7 +142,9 @@ def test_a_manager_that_is_soon_back(start: Start) -> None:
             time.sleep(0.5)
             manager.start()
             manager.until_waiting(2)
-            assert [waiter.message["waited"] > 0.9 for waiter in manager.waiters.values()] == [True, False]
+            first, second = (waiter.message["waited"] for waiter in manager.waiters.values())
+            assert first > 0.9
+            assert first - second >= 0.49
             manager.open("qwen")
             manager.go("qwen")
             assert (before.status, during.status) == (200, 200)
@@ -262,12 +264,12 @@ def test_a_reload_while_a_body_comes(start: Start) -> None:
         (old,) = manager.links
         call = Call(gateway.port, b"", headers={"Content-Length": str(len(body))})
         assert call.connection.sock is not None
-        call.connection.sock.sendall(body[:50_000])
-        time.sleep(0.3)
+        call.connection.sock.sendall(body[:80_000])
+        until(lambda: list(gateway.spool.iterdir()), "it has begun to come")
         gateway.reload()
         manager.until(lambda: len(manager.links) == 2, "the new worker has a link")
         time.sleep(2.5)
-        call.connection.sock.sendall(body[50_000:])
+        call.connection.sock.sendall(body[80_000:])
         manager.until_waiting(1)
         assert next(iter(manager.waiters.values())).link is old
         manager.open("qwen")

@@ -163,6 +163,7 @@ def test_what_a_killed_worker_leaves_is_removed(start: Start) -> None:
             begun[-1].send(body_of(300_000)[:200_000])
             manager.until_waiting(len(whole))
             time.sleep(0.05)
+        until(lambda: len(list(gateway.spool.iterdir())) == len(whole) + len(begun), "each has a file")
         kept = spooled_by(spared)
         gateway.kill_worker(killed)
         until(lambda: {each.name for each in gateway.spool.iterdir()} == kept, "what the killed one had is removed")

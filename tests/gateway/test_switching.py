@@ -175,7 +175,8 @@ def begun(host: Host, **settings: Any) -> Iterator[Whole]:
     try:
         manager: Any = SimpleNamespace(port=port, token=TOKEN)
         with Gateway(manager, workers=2) as gateway:
-            until(lambda: requests.get(gateway.url + "/v1/models", timeout=5).status_code == 200, "it knows the models")
+            url = gateway.url + "/v1/models"
+            until(lambda: requests.get(url, timeout=20).status_code == 200, "it knows the models")
             yield Whole(host, running, gateway)
     finally:
         running.process.kill()

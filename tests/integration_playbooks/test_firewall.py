@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -51,7 +52,14 @@ def test_check_mode_of_teardown_reckons_without_the_stack(
     play.write_text(PLAY, encoding="utf-8")
     path = f"{programs}:{os.environ['PATH']}"
     env = {**os.environ, "PATH": path, "PUBLISHED": published, "ANSIBLE_COLLECTIONS_PATH": str(ROOT / ".build")}
-    local = ["--connection", "local", "-i", "localhost,", "-e", f"ansible_python_interpreter={sys.executable}"]
+    local = [
+        "--connection",
+        "local",
+        "-i",
+        "localhost,",
+        "-e",
+        json.dumps({"ansible_python_interpreter": sys.executable}),
+    ]
     ended = subprocess.run(
         [ansible_playbook, *local, "--check", str(play)], env=env, capture_output=True, text=True, check=False
     )

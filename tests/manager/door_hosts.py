@@ -122,6 +122,7 @@ class PlayedHost:
 
             def do_POST(self) -> None:
                 name = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["model_id"]
+                opens = played.opens  # whoever sees that it was asked may have another in mind
                 played.asked.append(name)
                 while played.answer is None:
                     self.connection.settimeout(0.02)
@@ -135,7 +136,7 @@ class PlayedHost:
                         played.withdrawn.append(name)
                         return
                 self.connection.settimeout(None)
-                if played.answer[0] == 200 and played.opens:
+                if played.answer[0] == 200 and opens:
                     played.set(name, "open")
                 self.reply(*played.answer)
 

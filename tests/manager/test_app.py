@@ -46,7 +46,7 @@ READER = "r" * 32
 FIRST_KEYS = [
     "id", "name", "container_name", "port", "host_port", "gpu_memory_gb", "startup_mode", "status", "last_active",
 ]  # fmt: skip
-SLOW_SECONDS = 0.5
+SLOW_SECONDS = 2
 
 
 @contextlib.contextmanager

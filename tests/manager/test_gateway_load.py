@@ -36,7 +36,8 @@ def cpu_seconds(pid: int) -> float:
 
 def test_five_thousand_wait_for_little_and_are_all_let_go(host: Host) -> None:
     host.declare("a")
-    host.declare("b", standin={"wake_seconds": 8})
+    host.settings["request_timeout_seconds"] = 60
+    host.declare("b", standin={"wake_seconds": 16})
     host.up(a="active", b=1)
     running, port = service(host)
     workers: list[Worker] = []
@@ -45,6 +46,7 @@ def test_five_thousand_wait_for_little_and_are_all_let_go(host: Host) -> None:
         workers = [Worker(port, store, name=f"{number}.x") for number in range(4)]
         until(lambda: all(worker.of("state") for worker in workers), "the workers have the state")
         before = rss(running.process.pid)
+        first = time.monotonic()
         began = cpu_seconds(running.process.pid)
         waits = {worker: [worker.wait("b", key=f"key{n % 40}") for n in range(WAITERS // 4)] for worker in workers}
         until(lambda: sum(len(worker.of("held")) for worker in workers) == WAITERS, "all wait")
@@ -56,7 +58,7 @@ def test_five_thousand_wait_for_little_and_are_all_let_go(host: Host) -> None:
         seconds = time.monotonic() - at
         until(lambda: all(len(worker.of("go")) == WAITERS // 4 for worker in workers), "all are let go")
         assert {one["id"] for worker in workers for one in worker.of("go")} == set(waits[workers[0]])
-        tells = sum(len(worker.of("tell")) for worker in workers)
+        tells, all_of_it = sum(len(worker.of("tell")) for worker in workers), time.monotonic() - first
         text = (
             f"{bytes_each:.0f} bytes and {enrolled / WAITERS * 1e6:.0f} us of CPU for each that waits, "
             f"{share:.1%} of a core while they do, {tells} messages tell {WAITERS} of their place in {seconds:.0f} s"
@@ -64,7 +66,7 @@ def test_five_thousand_wait_for_little_and_are_all_let_go(host: Host) -> None:
         print(text)
         assert bytes_each < 10_000, text
         assert share < 0.05, text
-        assert tells <= 4 * 6, text
+        assert tells <= 4 * (2 + all_of_it / 2), text  # every two seconds at most
     finally:
         for worker in workers:
             worker.close()
@@ -119,4 +121,4 @@ def test_batched_needs_a_third_of_the_switches_and_keeps_its_bound(host: Host, m
     print(text)
     assert fifo.switches >= 9, text
     assert batched.switches <= fifo.switches / 3, text
-    assert batched.longest <= MAX_WAIT_SECONDS, text
+    assert batched.longest <= MAX_WAIT_SECONDS + 1, text  # without a bound it is all of the trace

@@ -32,7 +32,7 @@ def shown(host: Host) -> dict[str, Any] | None:
 def test_the_status_shows_what_the_service_does_and_whether_it_runs(
     host: Host, services: list[Service], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    declare_two(host, wake_seconds=3)
+    declare_two(host)
     host.up(a="active", b=1)
     assert shown(host) is None
     service = Service(host, reconcile=False)
@@ -45,6 +45,7 @@ def test_the_status_shows_what_the_service_does_and_whether_it_runs(
     path = Path(state_files.path(str(host.stack_dir), state_files.MANAGER_VIEW))
     assert path.stat().st_mode & 0o777 == 0o600
 
+    host.fault("b", "/wake_up", "slow", seconds=6)  # awake at once: no look has to wait for it
     for name in ("b", "a"):
         requests.post(service.url + "/switch?wait=false", json={"model_id": name}, timeout=30).raise_for_status()
     until(lambda: len((shown(host) or first)["queue"]) == 2, "it shows its queue")

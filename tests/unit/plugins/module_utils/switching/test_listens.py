@@ -19,7 +19,7 @@ from .conftest import STANDIN, Host
 def vllm(tmp_path: Path) -> str:
     """The stand-in under the name that the real one has."""
     path = tmp_path / "vllm"
-    path.write_text(f'#!/bin/sh\nexec {sys.executable} {STANDIN} "$@"\n', encoding="utf-8")
+    path.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{STANDIN}" "$@"\n', encoding="utf-8")
     path.chmod(0o755)
     return str(path)
 
