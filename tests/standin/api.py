@@ -296,7 +296,7 @@ class Api:
 
         So vLLM wakes, also where the client has given up: it is done before a sleep that comes after it (seen on
         0.11.0, 0.17.1 and 0.32.0, with the engine core stopped for a while, or the API server). A sleep has no such
-        place: on 0.11.0 it lets what comes after it be done first, and with mode=wait on the later ones, too.
+        place: up to 0.16.0 a wake that comes after it may be done first, and on later ones while it drains.
         """
         if request.path != "/wake_up":
             return await self.later(fault, request, handler)
