@@ -317,6 +317,7 @@ class Engine:
                 await self._change()
         finally:
             self.held -= 1
+        self.check_alive()  # a dead engine begins nothing
         self.generations.append(generation)
         self._step()
         self.host.event("request_start")
