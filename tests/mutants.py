@@ -750,7 +750,7 @@ MUTANTS = (
     Mutant(
         "record/nothing-to-take-back",
         "desired_state.py",
-        "displaced = list(displaced) or last_displaced(stack_dir)",
+        "displaced = list(displaced) or _displaced(before)",
         "displaced = list(displaced)",
         "a switch that displaced nobody makes a roll back forget whom",
     ),

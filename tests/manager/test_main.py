@@ -135,6 +135,19 @@ def test_a_service_that_can_not_start_keeps_what_the_one_before_was_told(
     assert state_files.read(str(host.stack_dir), state_files.MANAGER) == told
 
 
+def test_a_service_does_not_start_without_what_was_set(host: Host, caplog: pytest.LogCaptureFixture) -> None:
+    from model_manager.__main__ import main
+
+    declare_two(host)
+    write_inventory(host)
+    config = host.stack_dir / "config.json"
+    config.write_text(json.dumps({"stack_dir": str(host.stack_dir), "port": free_port()}))
+    file = host.stack_dir / "run" / "manager.json"
+    file.mkdir(parents=True)
+    assert main([str(config)]) == 1
+    assert f"{file} can't be read (Is a directory), and the mode, the pin and the evictions are in it" in caplog.text
+
+
 def test_a_service_that_can_not_listen_switches_nothing(host: Host, caplog: pytest.LogCaptureFixture) -> None:
     from model_manager.__main__ import main
 

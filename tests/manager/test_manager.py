@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import random
 import subprocess
 import sys
@@ -344,33 +342,6 @@ def test_mode_pin_and_evictions_outlive_a_restart_of_the_service(host: Host, man
     assert (second.view().mode, second.view().pinned) == ("manual", "b")
     assert second.eviction("a") == {"weights": "discard", "process": "keep_running"}
     assert second.view().models["b"].last_active is not None
-
-
-def test_where_it_is_unknown_what_was_set_nothing_is_switched_but_by_hand(
-    host: Host, manage: Manage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    two(host)
-    first = manage()
-    ended(first.pin("b"))
-    assert first.stop()
-    surely = state_files.read_surely
-
-    def broken_disk(stack_dir: str, name: str) -> dict[str, Any]:
-        if name == state_files.MANAGER:
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
-        return surely(stack_dir, name)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(state_files, "read_surely", broken_disk)
-        second = manage()
-        assert (second.view().mode, second.view().pinned) == ("manual", None)
-        assert "manager.json can't be read (Input/output error), so it is unknown" in caplog.text
-        with pytest.raises(Conflict, match="the mode is manual"):
-            second.request("a")
-        assert second.stop()
-    # And what was set is still there.
-    third = manage()
-    assert (third.view().mode, third.view().pinned) == ("manual", "b")
 
 
 def test_a_pin_ends_when_the_command_line_switches_past_it(host: Host, manage: Manage) -> None:

@@ -98,7 +98,7 @@ class Api:
         self.listener: socket.socket | None = None
         self.load = 0
         self.to_do: list[asyncio.Future[web.StreamResponse]] = []
-        self.turn: asyncio.Future[None] | None = None  # done when the last late wake is being done
+        self.turn: asyncio.Future[None] | None = None  # done when the last late wake is
         self.started = time.time()
         # Count, seconds and how many in flight, of each operation that there has been.
         self.operations: dict[str, list[float]] = {}
@@ -164,11 +164,24 @@ class Api:
         if self.loading:
             return error("Loading model", "unavailable_error", 503)
         fault = self.faults.take(request.path, request.query_string)
-        if self.turn is not None and request.path in CORE and not (fault and fault.fault == "late"):
-            await asyncio.shield(self.turn)
+        wakes_late = request.path == "/wake_up" and fault is not None and fault.fault == "late"
+        if self.turn is not None and not self.turn.done() and request.path in CORE and not wakes_late:
+            # Also where its client has given up meanwhile.
+            return await asyncio.shield(asyncio.ensure_future(self.after(self.turn, fault, request, handler)))
+        return await self.met(fault, request, handler)
+
+    async def met(self, fault: Fault | None, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Answer, with a fault or without."""
         if fault is not None:
             return await self.meet(fault, request, handler)
         return await self.inner(request, handler)
+
+    async def after(
+        self, turn: asyncio.Future[None], fault: Fault | None, request: web.Request, handler: Handler
+    ) -> web.StreamResponse:
+        """Answer once a late wake, which came before, is done."""
+        await turn
+        return await self.met(fault, request, handler)
 
     async def inner(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Answer without a fault."""
@@ -306,10 +319,9 @@ class Api:
             await asyncio.sleep(seconds_of_late(fault))
             if ahead is not None:
                 await ahead
+            return await self.inner(request, handler)
         finally:
             mine.set_result(None)
-        # It has the engine core before any who waited: they go on at the event loop's next turn.
-        return await self.inner(request, handler)
 
     async def later(self, fault: Fault, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Answer after a while."""

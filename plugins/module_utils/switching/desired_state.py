@@ -47,26 +47,38 @@ def after(inventory: Inventory, desired: DesiredState, model: Model, state: str)
 def write(stack_dir: str, desired: DesiredState, displaced: typing.Sequence[str] = ()) -> None:
     """Record it, unless the record says so already. The caller holds the host's lock. Raises SwitchingError.
 
-    Where nothing was C(displaced), what was before still counts.
+    Where nothing was C(displaced), what was before still counts. A record that can't be read is left as it is: it may
+    say a lot of other models.
     """
-    displaced = list(displaced) or last_displaced(stack_dir)
-    if recorded(stack_dir) == desired and last_displaced(stack_dir) == displaced:
-        return
+    doing = "read"
     try:
+        before = state_files.read_surely(stack_dir, state_files.DESIRED_STATE)
+        displaced = list(displaced) or _displaced(before)
+        if _states(before) == desired and _displaced(before) == displaced:
+            return
+        doing = "written"
         state_files.write(stack_dir, state_files.DESIRED_STATE, {"models": desired, "displaced": displaced})
     except OSError as error:
         path = state_files.path(stack_dir, state_files.DESIRED_STATE)
         raise SwitchingError(
-            f"the switch succeeded, but {path} can't be written ({error.strerror}): a reboot would restore other models"
+            f"the switch succeeded, but {path} can't be {doing} ({error.strerror}): a reboot would restore other models"
         ) from None
 
 
 def recorded(stack_dir: str) -> DesiredState:
     """What the record says; nothing where there is none, or one that can't be read."""
-    return {str(name): str(state) for name, state in state_files.models(stack_dir, state_files.DESIRED_STATE).items()}
+    return _states(state_files.read(stack_dir, state_files.DESIRED_STATE))
 
 
 def last_displaced(stack_dir: str) -> list[str]:
     """The models that were active before the last switch and not after it."""
-    names = state_files.read(stack_dir, state_files.DESIRED_STATE).get("displaced")
+    return _displaced(state_files.read(stack_dir, state_files.DESIRED_STATE))
+
+
+def _states(record: typing.Mapping[str, typing.Any]) -> DesiredState:
+    return {str(name): str(state) for name, state in state_files.models_of(record).items()}
+
+
+def _displaced(record: typing.Mapping[str, typing.Any]) -> list[str]:
+    names = record.get("displaced")
     return [str(name) for name in names] if isinstance(names, list) else []

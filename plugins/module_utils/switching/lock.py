@@ -280,7 +280,7 @@ class HostLock:
         try:
             descriptor = os.open(self.path, os.O_RDONLY)
         except OSError as error:
-            self.unreadable = error.errno != errno.ENOENT
+            self.unreadable = error.errno in (errno.EACCES, errno.EPERM)
             return
         try:
             if _try(descriptor, fcntl.LOCK_SH):

@@ -79,7 +79,8 @@ def read(stack_dir: str, name: str) -> dict[str, typing.Any]:
 
 
 def read_surely(stack_dir: str, name: str) -> dict[str, typing.Any]:
-    """As C(read), but raises OSError where there is one that can't be read: it may say a lot."""
+    """As C(read), but raises OSError where there is one that the disk does not give, or not to this user: it may say a
+    lot."""
     try:
         with open(path(stack_dir, name), encoding="utf-8") as file:
             found = json.load(file)
@@ -90,10 +91,11 @@ def read_surely(stack_dir: str, name: str) -> dict[str, typing.Any]:
 
 def models(stack_dir: str, name: str) -> dict[str, typing.Any]:
     """What a state file says of each model."""
-    return _models(read(stack_dir, name))
+    return models_of(read(stack_dir, name))
 
 
-def _models(content: typing.Mapping[str, typing.Any]) -> dict[str, typing.Any]:
+def models_of(content: typing.Mapping[str, typing.Any]) -> dict[str, typing.Any]:
+    """What the content of a state file says of each model."""
     found = content.get("models")
     return found if isinstance(found, dict) else {}
 
@@ -119,7 +121,7 @@ def write_model(stack_dir: str, name: str, model_id: str, content: typing.Mappin
     """Replace what a state file says of a model, unless it says so. Raises OSError as C(write) does, and where what it
     says of others can't be read."""
     with changing:
-        known = _models(read_surely(stack_dir, name))
+        known = models_of(read_surely(stack_dir, name))
         if known.get(model_id) != content:
             write(stack_dir, name, {"models": {**known, model_id: content}})
 
@@ -132,15 +134,11 @@ def remedy(error: OSError) -> str:
 def prove(stack_dir: str, name: str) -> None:
     """Check that state files can be written, before anything is done that they would have to tell of.
 
-    Raises OSError where the disk is full, or it can't be replaced, or not read: what it says of others would be lost.
+    Raises OSError where the disk is full or it can't be replaced.
     """
     for file in (path(stack_dir, name), path(stack_dir, name) + ".new"):
         if os.path.isdir(file):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), file)
-    try:
-        read_surely(stack_dir, name)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, path(stack_dir, name)) from None
     folder = os.path.dirname(path(stack_dir, ""))
     os.makedirs(folder, 0o755, exist_ok=True)
     try:

@@ -210,7 +210,7 @@ class Transition:
             state_files.prove(self.host.stack_dir, state_files.DESIRED_STATE)
         except OSError as error:
             raise SwitchingError(
-                f"nothing was changed: a switch reads and writes state files, which fails for {error.filename} "
+                f"nothing was changed: a switch writes state files, and {error.filename} can't be written "
                 f"({error.strerror}): {state_files.remedy(error)}"
             ) from None
 

@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from types import FrameType
 
 import uvicorn
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching import state_files
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.__main__ import read_inventory
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors import InventoryError, SwitchingError
 
@@ -81,6 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.check:
             return 0
         inventory = read_inventory(config.stack_dir)
+        _check_what_was_set(config)
         # First of all: one that nobody can reach is started again and again, and shall switch nothing meanwhile.
         door = _listen(config)
         links = gateway_link.listen(config) if config.gateway_listen else None
@@ -111,6 +113,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         manager.bus.close()
         usage.stop()
         history.close()
+
+
+def _check_what_was_set(config: Config) -> None:
+    """Raise OSError where it can't be read what people have set: started without it, the service would drop a pin."""
+    try:
+        state_files.read_surely(config.stack_dir, state_files.MANAGER)
+    except OSError as error:
+        path = state_files.path(config.stack_dir, state_files.MANAGER)
+        raise OSError(
+            f"{path} can't be read ({error.strerror}), and the mode, the pin and the evictions are in it: mend that, "
+            "or remove the file to start without them"
+        ) from None
 
 
 def _share_heap() -> None:

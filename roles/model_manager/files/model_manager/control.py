@@ -57,7 +57,6 @@ class Control:
         if (self.mode, self.pinned) == (mode, pinned):
             return
         self.mode, self.pinned = mode, pinned
-        self._restored = True  # it counts now, whatever was saved
         self.save()
         self._context.bus.publish("mode", {"mode": mode, "pinned": pinned})
         self._context.changed.notify_all()
@@ -90,20 +89,9 @@ class Control:
     # What outlives a restart.
 
     def restore(self) -> None:
-        """Take over what was saved, as far as it makes sense. If it can't be read, nothing is switched but by hand."""
-        try:
-            saved = state_files.read_surely(self._context.config.stack_dir, state_files.MANAGER)
-        except OSError as error:
-            self.mode = MANUAL
-            path = state_files.path(self._context.config.stack_dir, state_files.MANAGER)
-            _LOG.error(
-                "%s can't be read (%s), so it is unknown which mode and pin were set: the mode is manual; "
-                "set the one you want, or mend the file and restart this service",
-                path,
-                error.strerror,
-            )
-            return
+        """Take over what was saved, as far as it makes sense."""
         self._restored = True
+        saved = state_files.read(self._context.config.stack_dir, state_files.MANAGER)
         ids = [m.id for m in self._host.inventory.enabled]
         if saved.get("mode") in (AUTO, MANUAL):
             self.mode = saved["mode"]

@@ -93,9 +93,13 @@ def test_a_record_is_written_only_when_it_changes(tmp_path: Path) -> None:
     assert [entry.name for entry in path.parent.iterdir()] == ["wanted.json"]
 
 
-def test_a_record_that_cannot_be_written_says_what_that_means(tmp_path: Path) -> None:
-    (tmp_path / "run").touch()
-    with pytest.raises(SwitchingError, match=r"but .*wanted.json can't be written .*a reboot would restore"):
+@pytest.mark.parametrize("what", ["read", "written"])
+def test_a_record_that_cannot_be_read_or_written_says_what_that_means(tmp_path: Path, what: str) -> None:
+    if what == "read":
+        (tmp_path / "run").touch()
+    else:
+        (tmp_path / "run" / "wanted.json.new").mkdir(parents=True)
+    with pytest.raises(SwitchingError, match=f"but .*wanted.json can't be {what} .*a reboot would restore"):
         desired_state.write(str(tmp_path), {"a": "active"})
 
 

@@ -4,10 +4,8 @@
 from __future__ import annotations
 
 import concurrent.futures
-import errno
 import fcntl
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -119,19 +117,6 @@ def test_a_damaged_note_is_none(pair: Host) -> None:
         lock_read.peek()
         assert (lock_read.begun, lock_read.active_since, lock_read.failed_at) == ({}, {}, 0.0)
     pair.switch("b", "stopped")
-
-
-def test_notes_that_can_not_be_read_are_not_taken_for_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_descriptor(_path: str, _flags: int) -> int:
-        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-
-    lock = HostLock(str(tmp_path))
-    lock.peek()
-    assert not lock.unreadable
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "open", no_descriptor)
-        lock.peek()
-    assert lock.unreadable
 
 
 def test_notes_are_not_read_while_a_switch_goes_on(tmp_path: Path) -> None:
