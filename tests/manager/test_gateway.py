@@ -86,6 +86,7 @@ def test_a_link_that_ends_takes_those_with_it_who_wait_there(host: Host, manage:
     with linked(manager.gateway, workers=2) as (_door, (one, other)):
         running = one.wait("b")
         until(lambda: [ticket.status for ticket in manager.view().queue] == ["running"], "it has begun")
+        until(lambda: other.store.gate("a") == "closed", "who comes now waits")
         other.wait("a")
         until(lambda: "a" in dict(queue(manager)), "it waits")
         other.close()
@@ -306,6 +307,7 @@ def test_a_pin_that_comes_while_requests_wait_refuses_them(host: Host, manage: M
     with linked(manager.gateway) as (_door, (worker,)):
         first = worker.wait("b")
         until(lambda: [ticket.status for ticket in manager.view().queue] == ["running"], "it has begun")
+        until(lambda: worker.store.gate("a") == "closed", "who comes now waits")
         waiting = worker.wait("a")
         until(lambda: "a" in dict(queue(manager)), "it waits")
         manager.pin("b")
@@ -324,6 +326,7 @@ def test_a_full_queue_is_told(host: Host, manage: Manage) -> None:
         until(lambda: [ticket.status for ticket in manager.view().queue] == ["running"], "it has begun")
         second = worker.wait("c")
         until(lambda: "c" in dict(queue(manager)), "it waits")
+        until(lambda: worker.store.gate("a") == "closed", "who comes now waits")
         said = worker.outcome(worker.wait("a"))
         assert (said["status"], said["code"]) == (503, "queue_full")
         assert said["retry_after"] >= 1
