@@ -134,9 +134,9 @@ class Asked:
         self.send(f"{len(text.encode()):x}\r\n{text}\r\n")
 
     def gone(self, seconds: float = PATIENCE_SECONDS) -> bool:
-        """Whether the other side closes within so many seconds."""
-        self.sock.settimeout(seconds)
+        """Whether the other side closes within so many seconds, or has: what it sends has then ended the script."""
         try:
+            self.sock.settimeout(seconds)
             return self.sock.recv(1) == b""
         except TimeoutError:
             return False

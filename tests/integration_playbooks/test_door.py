@@ -152,6 +152,7 @@ def test_a_host_that_still_has_models_is_refused_and_keeps_them(front: Front, an
             assert changed(before, front.stack) == set()
     for file in there:
         file.unlink()
+    (front.stack / "manager").rmdir()
 
 
 def test_without_systemd_the_unit_of_an_earlier_run_is_removed(front: Front, play: Callable[..., Run]) -> None:
