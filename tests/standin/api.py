@@ -165,23 +165,20 @@ class Api:
             return error("Loading model", "unavailable_error", 503)
         fault = self.faults.take(request.path, request.query_string)
         wakes_late = request.path == "/wake_up" and fault is not None and fault.fault == "late"
+
+        async def take() -> web.StreamResponse:
+            if fault is not None:
+                return await self.meet(fault, request, handler)
+            return await self.inner(request, handler)
+
+        async def take_after(turn: asyncio.Future[None]) -> web.StreamResponse:
+            await turn
+            return await take()
+
         if self.turn is not None and not self.turn.done() and request.path in CORE and not wakes_late:
             # Also where its client has given up meanwhile.
-            return await asyncio.shield(asyncio.ensure_future(self.after(self.turn, fault, request, handler)))
-        return await self.met(fault, request, handler)
-
-    async def met(self, fault: Fault | None, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Answer, with a fault or without."""
-        if fault is not None:
-            return await self.meet(fault, request, handler)
-        return await self.inner(request, handler)
-
-    async def after(
-        self, turn: asyncio.Future[None], fault: Fault | None, request: web.Request, handler: Handler
-    ) -> web.StreamResponse:
-        """Answer once a late wake, which came before, is done."""
-        await turn
-        return await self.met(fault, request, handler)
+            return await asyncio.shield(asyncio.ensure_future(take_after(self.turn)))
+        return await take()
 
     async def inner(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Answer without a fault."""

@@ -52,7 +52,7 @@ def write(stack_dir: str, desired: DesiredState, displaced: typing.Sequence[str]
     """
     doing = "read"
     try:
-        before = state_files.read_surely(stack_dir, state_files.DESIRED_STATE)
+        before = state_files.read_or_raise(stack_dir, state_files.DESIRED_STATE)
         displaced = list(displaced) or _displaced(before)
         if _states(before) == desired and _displaced(before) == displaced:
             return

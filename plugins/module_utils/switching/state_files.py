@@ -74,13 +74,15 @@ def path(stack_dir: str, name: str) -> str:
 def read(stack_dir: str, name: str) -> dict[str, typing.Any]:
     """What a state file says; nothing where there is none, or one that can't be read."""
     with contextlib.suppress(OSError):
-        return read_surely(stack_dir, name)
+        return read_or_raise(stack_dir, name)
     return {}
 
 
-def read_surely(stack_dir: str, name: str) -> dict[str, typing.Any]:
-    """As C(read), but raises OSError where there is one that the disk does not give, or not to this user: it may say a
-    lot."""
+def read_or_raise(stack_dir: str, name: str) -> dict[str, typing.Any]:
+    """As C(read), but raises OSError where there is a file that can't be read, because of the disk or its owner.
+
+    One whose text is no JSON says nothing here, too.
+    """
     try:
         with open(path(stack_dir, name), encoding="utf-8") as file:
             found = json.load(file)
@@ -121,7 +123,7 @@ def write_model(stack_dir: str, name: str, model_id: str, content: typing.Mappin
     """Replace what a state file says of a model, unless it says so. Raises OSError as C(write) does, and where what it
     says of others can't be read."""
     with changing:
-        known = models_of(read_surely(stack_dir, name))
+        known = models_of(read_or_raise(stack_dir, name))
         if known.get(model_id) != content:
             write(stack_dir, name, {"models": {**known, model_id: content}})
 

@@ -118,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _check_what_was_set(config: Config) -> None:
     """Raise OSError where it can't be read what people have set: started without it, the service would drop a pin."""
     try:
-        state_files.read_surely(config.stack_dir, state_files.MANAGER)
+        state_files.read_or_raise(config.stack_dir, state_files.MANAGER)
     except OSError as error:
         path = state_files.path(config.stack_dir, state_files.MANAGER)
         raise OSError(
