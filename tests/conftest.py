@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import locale
 import os
 import random
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -34,6 +36,20 @@ LEFT_OUT = pytest.StashKey[bool]()
 def ansible_playbook() -> str:
     """The ansible-playbook to call: this environment's own, or the one that ANSIBLE_PLAYBOOK names."""
     return os.environ.get("ANSIBLE_PLAYBOOK") or str(Path(sys.executable).with_name("ansible-playbook"))
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_in_the_environment() -> Iterator[None]:
+    """What a test leaves there, a later one of the same process meets in CI alone: which these are, differs."""
+
+    def now() -> set[tuple[str, str]]:
+        return {*os.environ.items(), ("(locale)", locale.setlocale(locale.LC_CTYPE))}
+
+    before = now()
+    yield
+    # Names alone: a log is no place for what they hold.
+    left = {name for name, _ in before ^ now()} - {"PYTEST_CURRENT_TEST"}
+    assert not left, "the test has changed these and left them so"
 
 
 # By which target a suite is run whole, where it has another name.

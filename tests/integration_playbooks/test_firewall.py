@@ -93,7 +93,9 @@ def test_a_server_that_listens_at_another_address_alone_is_not_silent(programs: 
         patch.setattr(os, "geteuid", lambda: 0)
         patch.setattr("shutil.which", lambda name: name)
         patch.setattr("signal.alarm", lambda seconds: 0)
+        # It sets both.
         patch.setenv("PATH", os.environ["PATH"])
+        patch.setenv("LC_ALL", "C")
         patch.setattr(sys, "argv", ["-", models])
         names["main"]()  # type: ignore[operator]
     assert '"not_tried": ["c: nothing listens on these ports' in said[0]

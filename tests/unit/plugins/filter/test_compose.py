@@ -291,7 +291,11 @@ def test_compose_reads_back_what_the_inventory_says(project: Path, texts: list[s
     (project / ".env").write_bytes(dotenv.encode())
 
     answer = subprocess.run(
-        ["docker", "compose", "config", "--format", "json"], cwd=project, capture_output=True, text=True, check=False
+        ["docker", "compose", "config", "--format", "json"],
+        cwd=project,
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
     )
     assert answer.returncode == 0, answer.stderr
     # It shows dollars as it wants them in a file.
