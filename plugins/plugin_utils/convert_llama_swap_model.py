@@ -32,7 +32,7 @@ UNTAKEN = {
     "profiles": "not converted: models that share a GPU conflict, others can be active together; check their gpus",
     "peers": "not converted: declare the models of another host in that host's variables",
     "globalTTL": "not converted: with the model manager, set idle_stop_seconds in model_manager_settings",
-    "ttl": "not converted: with the model manager, set idle_stop_seconds in model_manager_settings",
+    "ttl": "not converted: with the model manager, set idle_stop_seconds of the model in model_manager_settings.models",
     "unloadTimeout": "not converted: vllm_switching.drain_timeout_seconds is how long requests may continue",
     "filters": "not converted: requests are not modified; change what the clients send, or vLLM's args",
     "concurrencyLimit": "not converted: args.max_num_seqs is vLLM's own limit",

@@ -150,10 +150,13 @@ def test_a_lock_that_can_not_be_read_for_a_while_opens_no_gate(
             ask = lock.ask(["a", "b"])
             until(lambda: told(host).ask == ask, "it has answered")
             with monkeypatch.context() as patch:
+                let_go: list[object] = []
+                patch.setattr(manager.gateway, "hold", let_go.append)
                 patch.setattr(HostLock, name, none_left)
                 until(lambda: warned() == 1, "it has seen that")
                 time.sleep(0.3)
                 assert worker.store.gate("a") == "closed"
+                assert let_go == []
         until(lambda: worker.store.gate("a") == "open", "it is open again")
         with monkeypatch.context() as patch:
             patch.setattr(HostLock, "held_by", none_left)

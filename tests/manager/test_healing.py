@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import signal
 import time
+from typing import Any
 
 import pytest
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching import (
@@ -103,6 +106,69 @@ def test_a_pin_changes_nothing_in_how_a_booted_host_comes_back(host: Host, manag
     until(lambda: len(own(manager)) == 2, "both are back")
     assert own(manager) == [("b", SLEEPING, "done"), ("a", ACTIVE, "done")]
     assert manager.view().pinned == "a"
+
+
+def broken(patch: pytest.MonkeyPatch, name: str) -> None:
+    """From now on this state file can't be read."""
+    whole = state_files.read_or_raise
+
+    def read(stack_dir: str, one: str) -> dict[str, Any]:
+        if one == name:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return whole(stack_dir, one)
+
+    patch.setattr(state_files, "read_or_raise", read)
+
+
+def test_a_pin_stays_while_the_record_can_not_be_read(
+    host: Host, manage: Manage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And nothing is done to come to a state that nobody knows: without the record, a is to be active."""
+    as_meant(host)
+    manager = manage()
+    ended(manager.pin("b"))
+    with monkeypatch.context() as patch:
+        broken(patch, "wanted")
+        rounds(manager, 5)
+        assert (manager.view().mode, manager.view().pinned) == ("manual", "b")
+    rounds(manager)
+    assert manager.view().pinned == "b"
+    assert own(manager) == []
+    assert host.states() == {"a": "sleeping", "b": "active"}
+    said = [
+        one for one in caplog.messages if "wanted.json can't be read (Input/output error): mend or remove it" in one
+    ]
+    assert len(said) == 1
+
+
+def test_while_nobody_can_tell_who_has_the_lock_nothing_is_done_unasked(
+    host: Host, manage: Manage, caplog: pytest.LogCaptureFixture
+) -> None:
+    """But the service starts, and what the servers are is seen."""
+    for name in ("a", "b"):  # neither runs
+        host.declare(name, startup_mode="active" if name == "a" else "sleep")
+    lock = host.stack_dir / "run" / "switch.lock"
+    lock.mkdir(parents=True)
+    manager = manage()
+    rounds(manager, 5)
+    assert manager.view().models["a"].state == view.STOPPED
+    assert own(manager) == []
+    said = [one for one in caplog.messages if f"{lock} can't be read (Is a directory): mend or remove it" in one]
+    assert len(said) == 1
+    lock.rmdir()
+    until(lambda: manager.view().active == ["a"], "a is brought back")
+
+
+def test_a_host_whose_record_can_not_be_read_comes_up_as_its_inventory_says(
+    host: Host, manage: Manage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b"):
+        host.declare(name, startup_mode="active" if name == "a" else "sleep")
+    broken(monkeypatch, "wanted")
+    manager = manage()
+    until(lambda: len(own(manager)) == 2, "both are back")
+    assert own(manager) == [("b", SLEEPING, "done"), ("a", ACTIVE, "done")]
+    assert manager.view().active == ["a"]
 
 
 def test_of_a_model_that_cannot_load_the_breaker_opens_and_others_are_served(host: Host, manage: Manage) -> None:

@@ -74,7 +74,7 @@ def test_after_a_kill_in_mid_switch_the_host_comes_back_to_what_it_was_meant_to_
     until(lambda: host.states() == {"a": "active", "b": "sleeping"}, "nothing else is done")
 
 
-@pytest.mark.parametrize("end", ["status.record_last_switch", "desired_state.write"])
+@pytest.mark.parametrize("end", ["status.record_last_switch", "desired_state.update"])
 def test_a_switch_that_was_done_when_the_service_was_killed_counts(
     host: Host, services: list[Service], end: str
 ) -> None:

@@ -31,8 +31,14 @@ class Change(typing.NamedTuple):
 
 
 def read(stack_dir: str, name: str) -> Change | None:
-    """What the change of this name has changed; None where it has not, or another switch has changed that since."""
-    return _all(stack_dir).get(name)
+    """What the change of this name has changed; None where it has not, or another switch has changed that since.
+
+    Raises SwitchingError where that can't be read.
+    """
+    try:
+        return _all(stack_dir).get(name)
+    except OSError as error:
+        raise state_files.unread(stack_dir, state_files.CHANGES, error, f"what {name} has changed") from None
 
 
 def record(stack_dir: str, name: str, results: typing.Iterable[Result], displaced: list[str]) -> None:
@@ -96,7 +102,7 @@ def goals(inventory: Inventory, target: States, seen: typing.Mapping[str, Observ
 
 
 def _all(stack_dir: str) -> dict[str, Change]:
-    saved: typing.Any = state_files.read(stack_dir, state_files.CHANGES).get("changes")
+    saved: typing.Any = state_files.read_or_raise(stack_dir, state_files.CHANGES).get("changes")
     found: dict[str, typing.Any] = saved if isinstance(saved, dict) else {}
     changes = {}
     for name, one in found.items():

@@ -12,7 +12,6 @@ from __future__ import annotations
 import typing
 
 from . import state_files
-from .errors import SwitchingError
 from .inventory import Inventory, Model
 from .plan import ACTIVE, SLEEPING, STOPPED
 
@@ -25,7 +24,15 @@ def read(inventory: Inventory, stack_dir: str) -> DesiredState:
     A record that can't be read counts as none. A model that the record does not know does not claim a GPU that a
     recorded one is to be active on, nor does one of two that conflict only since the inventory was changed.
     """
-    saved = recorded(stack_dir)
+    return _of(inventory, recorded(stack_dir))
+
+
+def read_or_raise(inventory: Inventory, stack_dir: str) -> DesiredState:
+    """As C(read), but raises OSError where there is a record that can't be read."""
+    return _of(inventory, _states(state_files.read_or_raise(stack_dir, state_files.DESIRED_STATE)))
+
+
+def _of(inventory: Inventory, saved: typing.Mapping[str, str]) -> DesiredState:
     known = {m.id: saved[m.id] for m in inventory.enabled if saved.get(m.id) in (ACTIVE, SLEEPING, STOPPED)}
     desired: DesiredState = {}
     for model in inventory.enabled:
@@ -44,25 +51,33 @@ def after(inventory: Inventory, desired: DesiredState, model: Model, state: str)
     return {**desired, **made_room, model.id: state}
 
 
-def write(stack_dir: str, desired: DesiredState, displaced: typing.Sequence[str] = ()) -> None:
-    """Record it, unless the record says so already. The caller holds the host's lock. Raises SwitchingError.
+def update(
+    inventory: Inventory,
+    stack_dir: str,
+    change: typing.Callable[[DesiredState], DesiredState],
+    displaced: typing.Sequence[str] = (),
+) -> list[str]:
+    """Record what the C(change) makes of it, unless the record says so already. The caller holds the host's lock.
 
     Where nothing was C(displaced), what was before still counts. A record that can't be read is left as it is: it may
-    say a lot of other models.
+    say a lot of other models. Returns what to warn of.
     """
-    doing = "read"
+    doing, remedy = "read", "mend or remove it"
     try:
         before = state_files.read_or_raise(stack_dir, state_files.DESIRED_STATE)
+        desired = change(_of(inventory, _states(before)))
         displaced = list(displaced) or _displaced(before)
         if _states(before) == desired and _displaced(before) == displaced:
-            return
-        doing = "written"
+            return []
+        doing, remedy = "written", ""
         state_files.write(stack_dir, state_files.DESIRED_STATE, {"models": desired, "displaced": displaced})
     except OSError as error:
         path = state_files.path(stack_dir, state_files.DESIRED_STATE)
-        raise SwitchingError(
-            f"the switch succeeded, but {path} can't be {doing} ({error.strerror}): a reboot would restore other models"
-        ) from None
+        return [
+            f"the switch succeeded, but {path} can't be {doing} ({error.strerror}): a reboot would restore other "
+            f"models; {remedy or state_files.remedy(error)}, then switch again"
+        ]
+    return []
 
 
 def recorded(stack_dir: str) -> DesiredState:
@@ -71,8 +86,15 @@ def recorded(stack_dir: str) -> DesiredState:
 
 
 def last_displaced(stack_dir: str) -> list[str]:
-    """The models that were active before the last switch and not after it."""
-    return _displaced(state_files.read(stack_dir, state_files.DESIRED_STATE))
+    """The models that were active before the last switch and not after it.
+
+    Raises SwitchingError where that can't be read.
+    """
+    try:
+        return _displaced(state_files.read_or_raise(stack_dir, state_files.DESIRED_STATE))
+    except OSError as error:
+        unknown = "which models the last switch replaced"
+        raise state_files.unread(stack_dir, state_files.DESIRED_STATE, error, unknown) from None
 
 
 def _states(record: typing.Mapping[str, typing.Any]) -> DesiredState:

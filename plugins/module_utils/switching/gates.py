@@ -104,29 +104,34 @@ class Gates:
         if isinstance(told, Answer) and not told.runs:
             return "it does not run", _CHECK
         lock = self.host.lock
-        ask, answer = lock.ask(names), Answer()
+        # Whoever was waited for in vain is not waited for again as long as it tells nothing else.
+        seconds = 0.0 if told == lock.unanswered else ANSWER_SECONDS
+        ask = lock.ask(names)
+        blind_since: float | None = None
+
+        def answered() -> bool:
+            return isinstance(told, Answer) and told.ask == ask and names <= told.closed
+
+        def over() -> bool:
+            nonlocal told, blind_since
+            told, now = self._read(), self.host.clock()
+            if not isinstance(told, OSError):
+                blind_since = None
+                return answered()
+            # It may be read at the next look. Where nobody can see the answer, the gates are given the time to close.
+            blind_since = now if blind_since is None else blind_since
+            return now - blind_since >= _UNSEEN_SECONDS
+
+        self.host.wait(over, seconds)
         if isinstance(told, OSError):
-            if lock.unanswered != ask:
-                self.host.wait(lambda: False, _UNSEEN_SECONDS)
-            lock.unanswered = ask
             path = state_files.path(self.host.stack_dir, state_files.GATES)
             remedy = "switch as a user who can read it" if isinstance(told, PermissionError) else "check that file"
             return f"{path} can't be read: {told.strerror}", remedy
-
-        def confirmed() -> bool:
-            nonlocal answer
-            now = self._read()
-            if isinstance(now, Answer):
-                answer = now
-            return answer.ask == ask and names <= answer.closed
-
-        # Whoever has answered nothing is not waited for again.
-        silent = lock.unanswered == ask and told.ask != ask
-        if not self.host.wait(confirmed, 0.0 if silent else ANSWER_SECONDS):
-            lock.unanswered = ask
+        if not answered():
+            lock.unanswered = told
             return f"it has not answered for {ANSWER_SECONDS:g} s", _CHECK
         self._confirmed = ask
-        if not answer.linked:
+        if isinstance(told, Answer) and not told.linked:
             return "the gateway is not connected to it", "check the gateway, whose log tells why, unless it is stopped"
         return "", ""
 

@@ -172,8 +172,13 @@ class Host:
 
     def record_proof(self, name: str, start: str, at: float | None) -> None:
         """Record that this start of a model's server is proved; with None that it is to be proved once more."""
+        proof = {"start": start, "at": at}
         with contextlib.suppress(OSError):  # it is proved once more then
-            state_files.write_model(self.stack_dir, state_files.PROOF, name, {"start": start, "at": at})
+            try:
+                state_files.write_model(self.stack_dir, state_files.PROOF, name, proof)
+            except OSError:
+                # What it says of others is proved again, while a proof that stays may be believed.
+                state_files.write(self.stack_dir, state_files.PROOF, {"models": {name: proof}})
 
     def forget_proof(self, name: str) -> None:
         """Record that what is awake after this has to be proved, whoever wakes it."""

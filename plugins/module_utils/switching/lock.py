@@ -153,10 +153,10 @@ class HostLock:
         self.failed_at = 0.0
         self.last_failed_at = 0.0
         self.waits_for: Holder | None = None
-        self.unreadable = False  # so that peek() could not tell
+        self.unreadable: OSError | None = None  # why peek() could not tell
         self._holder = Holder("")
         self._asked: Asked | None = None
-        self.unanswered = ""  # which question the model manager has left without an answer
+        self.unanswered: object = None  # what the model manager told when it was waited for in vain
         self._descriptor: int | None = None
         self._files: list[_File] = []
         self._writing = threading.Lock()
@@ -276,17 +276,15 @@ class HostLock:
     def peek(self) -> None:
         """Read what the last switch left, without the lock; nothing while somebody holds it: then it is not over."""
         self.begun, self.active_since, self.failed_at = {}, {}, 0.0
-        self.unreadable = False
+        self.unreadable = None
         try:
-            descriptor = os.open(self.path, os.O_RDONLY)
+            with open(self.path, "rb", buffering=0) as file:
+                if _try(file.fileno(), fcntl.LOCK_SH):
+                    self._read(file.fileno())
+        except FileNotFoundError:
+            pass
         except OSError as error:
-            self.unreadable = error.errno in (errno.EACCES, errno.EPERM)
-            return
-        try:
-            if _try(descriptor, fcntl.LOCK_SH):
-                self._read(descriptor)
-        finally:
-            os.close(descriptor)
+            self.unreadable = error
 
     def held_by(self) -> Holder | None:
         """Who holds the lock of the stack now; None where nobody does, or this user may not know.

@@ -75,9 +75,10 @@ def remember(
 
     And whether the C(gpus) have no memory but the host's RAM, where they tell.
 
-    Raises OSError when the record can't be written; what it said before is then still there.
+    Raises OSError when the record can't be read or written; what it said before is then still there.
     """
     with state_files.changing:
+        state_files.read_or_raise(stack_dir, state_files.MEMORY)  # what can't be read is not replaced
         saved, starts = remembered(stack_dir), _starts(stack_dir)
         known = remembered_shared(stack_dir)
         told = hardware.shared(gpus)

@@ -93,9 +93,10 @@ def _need(saved: typing.Mapping[str, typing.Any]) -> Need:
 def record(stack_dir: str, changed: typing.Mapping[str, Series | None]) -> None:
     """Record these series, with None that there is none. The caller holds the host's lock.
 
-    It only makes later looks sharper: where it can't be written nothing is said.
+    It only makes later looks sharper: where it can't be read or written nothing is said.
     """
     with state_files.changing, contextlib.suppress(OSError):
+        state_files.read_or_raise(stack_dir, state_files.ODOMETER)  # what can't be read is not replaced
         saved = read(stack_dir)
         now = {**saved, **changed}
         content = {model: _rounded(series) for model, series in now.items() if series is not None}

@@ -16,6 +16,8 @@ import tempfile
 import threading
 import typing
 
+from .errors import SwitchingError
+
 # Which models are to be active, sleeping or stopped after a boot, and which the last switch displaced. Its file has had
 # another name since 0.1.0.
 DESIRED_STATE = "wanted"
@@ -126,6 +128,14 @@ def write_model(stack_dir: str, name: str, model_id: str, content: typing.Mappin
         known = models_of(read_or_raise(stack_dir, name))
         if known.get(model_id) != content:
             write(stack_dir, name, {"models": {**known, model_id: content}})
+
+
+def unread(stack_dir: str, name: str, error: OSError, unknown: str) -> SwitchingError:
+    """That a state file can't be read, for who must not take it for an empty one, and what is C(unknown) therefore."""
+    return SwitchingError(
+        f"{path(stack_dir, name)} can't be read ({error.strerror}): mend or remove it; until then it is unknown "
+        f"{unknown}"
+    )
 
 
 def remedy(error: OSError) -> str:

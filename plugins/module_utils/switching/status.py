@@ -92,7 +92,7 @@ def missing(host: Host, model: Model) -> str:
 
 
 def unreadable(host: Host) -> list[str]:
-    """Warnings about what is unknown because this user may not read the state files."""
+    """Warnings about what is unknown because the state files can't be read, most often by this user alone."""
     path = state_files.path(host.stack_dir, state_files.LAST_SWITCH)
     hidden = ["whether a model's last wake was confirmed"] if host.lock.unreadable else []
     if os.path.exists(path) and not os.access(path, os.R_OK):
@@ -102,9 +102,10 @@ def unreadable(host: Host) -> list[str]:
         hidden.append("what the model manager does")
     if not hidden:
         return []
-    return [
-        f"it is unknown {' and '.join(hidden)}: {os.path.dirname(path)} belongs to another user; run as root (sudo)"
-    ]
+    why = f"{os.path.dirname(path)} belongs to another user; run as root (sudo)"
+    if host.lock.unreadable and not isinstance(host.lock.unreadable, PermissionError):
+        why = f"{host.lock.path} can't be read ({host.lock.unreadable.strerror}); mend or remove it"
+    return [f"it is unknown {' and '.join(hidden)}: {why}"]
 
 
 def read_last_switch(stack_dir: str) -> dict[str, typing.Any] | None:

@@ -155,16 +155,15 @@ class Switcher:
                 self._record_change(change, outcomes)
             lost = status.unreadable(self.host) if check else self._record_end(models, desired, outcomes, started)
             if not check and not for_now and any(isinstance(outcome, Result) for outcome in outcomes):
-                goal = desired_state.read(self.inventory, self.stack_dir)
-                left: list[str] = []
-                for model, outcome in zip(models, outcomes):
-                    if isinstance(outcome, Result):
+                done = [(model, one) for model, one in zip(models, outcomes) if isinstance(one, Result)]
+                left = [name for _model, one in done for name in one.displaced] if desired == ACTIVE else []
+
+                def switched(goal: desired_state.DesiredState) -> desired_state.DesiredState:
+                    for model, _result in done:
                         goal = desired_state.after(self.inventory, goal, model, desired)
-                        left += outcome.displaced if desired == ACTIVE else []
-                try:
-                    desired_state.write(self.stack_dir, goal, displaced or left)
-                except SwitchingError as error:
-                    lost.append(str(error))
+                    return goal
+
+                lost += desired_state.update(self.inventory, self.stack_dir, switched, displaced or left)
             _warn(outcomes, lost)
             return together(models, outcomes)
 
@@ -172,12 +171,13 @@ class Switcher:
         """Record what has changed under the name of the change, or that what others have changed is not theirs now."""
         done = results_of(outcomes)
         try:
-            changes.record(self.stack_dir, change, done, desired_state.last_displaced(self.stack_dir))
-        except OSError as error:
+            displaced = desired_state.last_displaced(self.stack_dir) if change else []
+            changes.record(self.stack_dir, change, done, displaced)
+        except (OSError, SwitchingError) as error:
             path = state_files.path(self.stack_dir, state_files.CHANGES)
-            done[0].warnings.append(
-                f"{path} can't be written ({error.strerror}): this switch can't be undone by its name"
-            )
+            lost = "this switch can't be undone by its name" if change else "an earlier change may be undone over it"
+            for result in done[:1]:
+                result.warnings.append(f"{path} does not have this switch ({error}): {lost}")
 
     def _all_or_none(
         self, models: typing.Sequence[Model], outcomes: list[Result | SwitchingError], started: float
@@ -271,18 +271,21 @@ class Switcher:
         result.warnings += self._record_end(back or models, ACTIVE if back else SLEEPING, [outcome], started)
         if error:
             return
-        goal = desired_state.read(self.inventory, self.stack_dir)
-        for model in models:
-            if result.models[model.id].state == ACTIVE:
-                goal = desired_state.after(self.inventory, goal, model, ACTIVE)
-        for model in models:
-            if goal[model.id] == ACTIVE and result.models[model.id].state != ACTIVE:
-                goal[model.id] = STOPPED if found.before.get(model.id) == STOPPED else SLEEPING
+
+        def switched(goal: desired_state.DesiredState) -> desired_state.DesiredState:
+            for model in models:
+                if result.models[model.id].state == ACTIVE:
+                    goal = desired_state.after(self.inventory, goal, model, ACTIVE)
+            for model in models:
+                if goal[model.id] == ACTIVE and result.models[model.id].state != ACTIVE:
+                    goal[model.id] = STOPPED if found.before.get(model.id) == STOPPED else SLEEPING
+            return goal
+
+        result.warnings += desired_state.update(self.inventory, self.stack_dir, switched, found.displaced)
         try:
-            desired_state.write(self.stack_dir, goal, found.displaced)
             after = {name: result.models[name].state for name in found.after if name in result.models}
             changes.undone(self.stack_dir, change, found, after)
-        except (SwitchingError, OSError) as lost:
+        except OSError as lost:
             result.warnings.append(str(lost))
 
     def _check_provisioned(self, models: typing.Sequence[Model]) -> None:

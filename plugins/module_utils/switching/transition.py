@@ -319,7 +319,7 @@ class Transition:
             return
         # A later choice is the better for it, and this switch is done: no reason to fail it.
         with state_files.changing, contextlib.suppress(OSError):
-            content = state_files.models(self.host.stack_dir, state_files.COSTS)
+            content = state_files.models_of(state_files.read_or_raise(self.host.stack_dir, state_files.COSTS))
             merged = costs.merged(content, measured, self.host.models)
             state_files.write(self.host.stack_dir, state_files.COSTS, {"models": merged})
 

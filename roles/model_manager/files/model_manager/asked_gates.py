@@ -88,11 +88,12 @@ class AskedGates:
         if asked != self._asked:
             self._gateway.hold(asked.models)
             self._asked, self._asked_at = asked, self._clock()
-        busy = self._gateway.held(asked.models)
+        held = self._gateway.held(asked.models)
         soon = min(max(_SOON_SECONDS[0], (self._clock() - self._asked_at) * _SOON_SHARE), _SOON_SECONDS[1])
-        if busy is None:
+        if held is None:
             return soon
-        told = Answer(asked.ask, frozenset(asked.models), busy, True, self._told.number, self._gateway.linked)
+        busy, linked = held
+        told = Answer(asked.ask, frozenset(asked.models), busy, True, self._told.number, linked)
         if told != self._told or (busy and self._clock() - self._told_at >= _AGAIN_SECONDS):
             self._tell(told._replace(number=told.number + 1))
         return soon if busy else _POLL_SECONDS
@@ -109,7 +110,9 @@ class AskedGates:
         except OSError as error:
             if not self._blind:
                 _LOG.warning(
-                    "%s can't be read (%s): gates that are asked to be closed stay so", self._lock.path, error.strerror
+                    "%s can't be read (%s): gates that are asked to be closed stay so; mend or remove it",
+                    self._lock.path,
+                    error.strerror,
                 )
             self._blind = True
             return asked or self._asked

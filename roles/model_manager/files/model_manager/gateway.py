@@ -202,23 +202,20 @@ class Gateway:
             self._held_version = self._gates.version
             self._counts.ask(self._clock())
 
-    def held(self, names: Collection[str]) -> frozenset[str] | None:
-        """Which of these have requests yet, when all workers know that their gates are closed; None before."""
+    def held(self, names: Collection[str]) -> tuple[frozenset[str], bool] | None:
+        """Which of these have requests yet, when all workers know that their gates are closed; None before.
+
+        And whether any worker is connected.
+        """
         with self._changed:
             now = self._clock()
             if not self._links:
-                return frozenset() if now - self._linkless_since >= _LINK_SECONDS else None
+                return (frozenset(), False) if now - self._linkless_since >= _LINK_SECONDS else None
             if self._gates.version[0] != self._held_version[0]:
                 self._held_version = self._gates.version
             left = {name: self._counts.left([name], self._held_version) for name in names}
             self._counts.ask(now)
-            return None if None in left.values() else frozenset(name for name in names if left[name])
-
-    @property
-    def linked(self) -> bool:
-        """Whether a worker is connected."""
-        with self._changed:
-            return bool(self._links)
+            return None if None in left.values() else (frozenset(name for name in names if left[name]), True)
 
     def looked(self) -> None:
         """The host was looked at while nobody had its lock. `refresh` comes after it."""

@@ -26,6 +26,7 @@ from ansible_collections.homegpt.vllm.plugins.module_utils.switching import (
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.__main__ import read_inventory
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors import ServerError, SwitchingError
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import Inventory
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.lock import HostLock
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.metrics import Counters
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.plan import Observation
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.redaction import Mask, secrets_of
@@ -103,6 +104,9 @@ class Observer:
         self._models_stamp: Any = None
         self._stamps: tuple[Any, ...] = ()
         self._reported_at = -math.inf
+        # Whether what is desired was ever read, and which files can't be read now.
+        self._knows_desired = False
+        self._said: set[str] = set()
         # Somebody else has just let go of the host's lock.
         self._asked_to = threading.Event()
         self._ending = threading.Event()
@@ -177,7 +181,13 @@ class Observer:
     def _look_for_others(self) -> bool:
         """See whether somebody else switches; whether that has changed."""
         generation = self._host.generation
-        holder = self._engine().lock.held_by()
+        lock = self._engine().lock
+        try:
+            holder = lock.held_by()
+        except OSError as error:
+            self._say_once(lock.path, error)
+            return False
+        self._said.discard(lock.path)
         with self._changed:
             if self._schedule.running or generation != self._host.generation:
                 return False  # a lock that is held may be our own, or have been
@@ -201,7 +211,7 @@ class Observer:
         generation, inventory = self._host.generation, self._host.inventory
         switcher = self._engine()
         host, lock, stack_dir = switcher.host, switcher.lock, self._config.stack_dir
-        locked, lock_stamp = lock.held_by(), _stamp(lock.path)
+        free, lock_stamp = _is_free(lock), _stamp(lock.path)
         lock.peek()
         held: dict[str, float | None] | None = None
         if self._report_is_due(inventory) and not self._schedule.running:
@@ -219,7 +229,7 @@ class Observer:
 
         adapters = {m.id: host.servers[m.id].adapters for m in inventory.enabled}
         counters = dict(zip(awake, host.each(count, awake), strict=True))
-        desired = desired_state.read(inventory, stack_dir)
+        desired, is_desired = self._read_desired(inventory)
         known, last = state_files.models(stack_dir, state_files.COSTS), status.read_last_switch(stack_dir)
         former = status.read_former_switches(stack_dir)
         leaks = odometer.reports(inventory, stack_dir)
@@ -229,7 +239,7 @@ class Observer:
                 return
             # What was read while somebody switched does not go together. Not asked before: he who begins now has to
             # wait for this lock before his gates are said to be closed.
-            undisturbed = not locked and not lock.held_by() and lock_stamp == _stamp(lock.path)
+            undisturbed = free and _is_free(lock) and lock_stamp == _stamp(lock.path) and not lock.unreadable
             self._host.observed_at = self._clock()
             self._host.desired, self._host.costs, self._host.leaks = desired, known, leaks
             self._host.observe(seen, counters, lock.active_since)
@@ -239,8 +249,9 @@ class Observer:
             self._host.adapters.update({name: tuple(told) for name, told in adapters.items() if told is not None})
             if undisturbed:
                 self._gateway.looked()
-                self._control.check_pin(self._schedule.asked())
-            self._reconcile(inventory, last, former, lock_stamp, not undisturbed)
+                if is_desired:
+                    self._control.check_pin(self._schedule.asked())
+            self._reconcile(inventory, last, former, lock_stamp, not undisturbed or not is_desired)
             if undisturbed and not self._schedule.asked():
                 self._host.abandoned = self._abandoned(inventory)
             self._board.publish_states()
@@ -250,6 +261,27 @@ class Observer:
         observed = Observed(self._context.now(), seen, counters)
         for hook in self._hooks:
             hook(observed)
+
+    def _read_desired(self, inventory: Inventory) -> tuple[desired_state.DesiredState, bool]:
+        """What is desired, and whether that holds; where the record can't be read now, what it said when it could be.
+
+        A host whose record can't be read from the beginning comes up as its inventory says.
+        """
+        path = state_files.path(self._config.stack_dir, state_files.DESIRED_STATE)
+        try:
+            desired, self._knows_desired = desired_state.read_or_raise(inventory, self._config.stack_dir), True
+        except OSError as error:
+            self._say_once(path, error)
+            begins = desired_state.read(inventory, self._config.stack_dir)
+            return ({**begins, **self._host.desired}, False) if self._knows_desired else (begins, True)
+        self._said.discard(path)
+        return desired, True
+
+    def _say_once(self, path: str, error: OSError) -> None:
+        """Log that a file can't be read, once until it can: there are several looks a second."""
+        if path not in self._said:
+            _LOG.error("%s can't be read (%s): mend or remove it", path, error.strerror)
+        self._said.add(path)
 
     def _reconcile(
         self,
@@ -349,6 +381,14 @@ class Observer:
         names = [os.path.join(stack_dir, "run", "switch.lock")]
         names += [state_files.path(stack_dir, one) for one in (state_files.DESIRED_STATE, state_files.LAST_SWITCH)]
         return tuple(map(_stamp, names))
+
+
+def _is_free(lock: HostLock) -> bool:
+    """Whether it is known that nobody has it."""
+    try:
+        return lock.held_by() is None
+    except OSError:
+        return False
 
 
 def _stamp(path: str) -> tuple[int, int, int] | None:

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -152,14 +154,61 @@ def test_a_file_that_can_not_be_read_confirms_nothing(pair: Host, monkeypatch: p
 
 
 def test_a_file_that_can_not_be_opened_is_named(pair: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the gates of each group are given the time to close."""
+    pair.declare("c", gpus=[1])
+    pair.up(c=1)
     path = pair.stack_dir / "run" / f"{state_files.GATES}.json"
     path.mkdir(parents=True)
-    began = time.monotonic()
     monkeypatch.setattr(gates, "ANSWER_SECONDS", 60.0)
-    (warning,) = pair.switch("b").warnings
-    assert f"({path} can't be read: Is a directory)" in warning
-    assert warning.endswith("check that file")
-    assert 0.5 <= time.monotonic() - began < 60, "the gates are given the time to close"
+    warnings: list[str] = []
+    with pair.switcher() as switcher, held(switcher):
+        for name in "ac":
+            began = time.monotonic()
+            gates.Gates(switcher.host, warnings).close(name)
+            assert 0.5 <= time.monotonic() - began < 60
+    assert len(warnings) == 2
+    for name, one in zip("ac", warnings, strict=True):
+        assert f"requests to {name} ({path} can't be read: Is a directory)" in one
+    assert all(one.endswith("check that file") for one in warnings)
+
+
+def test_a_file_that_can_not_be_read_for_a_moment_is_read_again(pair: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = gates.read
+    failed: list[str] = []
+
+    def read(stack_dir: str) -> Answer | None:
+        if len(failed) < 2:
+            failed.append(stack_dir)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return whole(stack_dir)
+
+    with manager(pair, closed) as heard:
+        monkeypatch.setattr(gates, "read", read)
+        assert pair.switch("b").warnings == []
+    assert (len(failed), len(heard)) == (2, 1)
+
+
+def test_a_manager_that_falls_silent_is_waited_for_once(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After it has answered what was asked first, too."""
+    for number, name in enumerate("abc"):
+        host.declare(name, gpus=[number])
+    host.up(a=1, b=1, c=1)
+    monkeypatch.setattr(gates, "ANSWER_SECONDS", 1.5)
+    answers: list[Answer] = []
+
+    def once(asked: Asked) -> Answer:
+        answers.append(closed(asked))
+        return answers[0]
+
+    took = []
+    warnings: list[str] = []
+    with manager(host, once), host.switcher() as switcher, held(switcher):
+        for name in "abc":
+            began = time.monotonic()
+            gates.Gates(switcher.host, warnings).close(name)
+            took.append(time.monotonic() - began)
+    assert [seconds >= 1.5 for seconds in took] == [False, True, False]
+    assert ["has not answered for 1.5 s" in one for one in warnings] == [True, True]
 
 
 def test_who_does_not_answer_is_waited_for_once_whatever_is_done_under_the_lock(
@@ -179,7 +228,7 @@ def test_who_does_not_answer_is_waited_for_once_whatever_is_done_under_the_lock(
         try:
             return wait(engine, done, seconds, *more)
         finally:
-            if "confirmed" in done.__qualname__:
+            if done.__qualname__.endswith("_close.<locals>.over"):
                 waited.append(time.monotonic() - began)
 
     monkeypatch.setattr(EngineHost, "wait", watch)

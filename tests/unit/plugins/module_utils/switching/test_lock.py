@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import builtins
 import concurrent.futures
+import errno
 import fcntl
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -117,6 +120,24 @@ def test_a_damaged_note_is_none(pair: Host) -> None:
         lock_read.peek()
         assert (lock_read.begun, lock_read.active_since, lock_read.failed_at) == ({}, {}, 0.0)
     pair.switch("b", "stopped")
+
+
+def test_notes_that_can_not_be_read_are_not_taken_for_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_given: object, **_more: object) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    lock = HostLock(str(tmp_path))
+    lock.peek()
+    assert not lock.unreadable, "there are none"
+    Path(lock.path).parent.mkdir()
+    Path(lock.path).touch()
+    for owner, name in ((builtins, "open"), (os, "pread")):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, fails)
+            lock.peek()
+        assert lock.unreadable
+    lock.peek()
+    assert not lock.unreadable
 
 
 def test_notes_are_not_read_while_a_switch_goes_on(tmp_path: Path) -> None:
@@ -354,7 +375,7 @@ def test_what_has_come_true_or_was_taken_back_is_not_noted(host: Host) -> None:
     host.declare("b")
     host.up(a="active", b=1)
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(host.completion, "a", 40)
+        answer = pool.submit(host.completion, "a", 120)
         host.wait_until(lambda: host.running("a") == 1, "the completion runs")
         with pytest.raises(SwitchFailed, match="still ran after"):
             host.switch("b")

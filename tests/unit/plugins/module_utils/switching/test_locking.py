@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import builtins
 import concurrent.futures
 import fcntl
 import os
@@ -90,14 +91,14 @@ def test_who_may_not_read_the_notes_is_told_what_he_is_not_told(
     pair.switch("b")
     with pair.switcher() as switcher:
         assert switcher.report()["warnings"] == []
-    opened, access = os.open, os.access
+    opened, access = builtins.open, os.access
 
-    def refuse(path: Any, *arguments: Any, **options: Any) -> int:
+    def refuse(path: Any, *arguments: Any, **options: Any) -> Any:
         if str(path).endswith("switch.lock"):
             raise PermissionError(13, "Permission denied", path)
         return opened(path, *arguments, **options)
 
-    monkeypatch.setattr(os, "open", refuse)
+    monkeypatch.setattr(builtins, "open", refuse)
     monkeypatch.setattr(os, "access", lambda path, kind: "last_switch" not in str(path) and access(path, kind))
     run = pair.stack_dir / "run"
     warning = (

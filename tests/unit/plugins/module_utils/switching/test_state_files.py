@@ -240,11 +240,87 @@ def test_a_switch_leaves_a_record_that_can_not_be_read(pair: Host, monkeypatch: 
         patch.setattr(json, "load", broken_disk)
         for name in "ab":  # the first one has nothing to do
             told = [text for text in pair.switch(name).warnings if "wanted.json" in text]
-            why = "can't be read (Input/output error): a reboot would restore other models"
-            assert told == [f"the switch succeeded, but {record} {why}"]
+            why = "can't be read (Input/output error): a reboot would restore other models; mend or remove it"
+            assert told == [f"the switch succeeded, but {record} {why}, then switch again"]
             assert record.read_text(encoding="utf-8") == before
     pair.switch("a")
     assert record.read_text(encoding="utf-8") == before
+
+
+def once_broken(patch: pytest.MonkeyPatch, name: str) -> list[str]:
+    """Have the first read of this state file fail; the list has its name as soon as it has."""
+    failed: list[str] = []
+    whole = state_files.read_or_raise
+
+    def read(stack_dir: str, one: str) -> dict[str, Any]:
+        if one == name and not failed:
+            failed.append(one)
+            broken_disk(None)
+        return whole(stack_dir, one)
+
+    patch.setattr(state_files, "read_or_raise", read)
+    return failed
+
+
+def test_a_record_that_fails_to_be_read_once_is_not_replaced_by_what_the_inventory_says(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.declare("a", startup_mode="active")
+    host.declare("b", gpus=[1])
+    host.up(a="active", b="active")
+    host.switch("b", "stopped")
+    record = host.stack_dir / "run" / "wanted.json"
+    before = json.loads(record.read_text(encoding="utf-8"))
+    with monkeypatch.context() as patch:
+        failed = once_broken(patch, "wanted")
+        assert ["wanted.json can't be read" in text for text in host.switch("a", "sleeping").warnings] == [True]
+    assert failed
+    assert json.loads(record.read_text(encoding="utf-8")) == before
+    host.switch("a", "sleeping")
+    assert json.loads(record.read_text(encoding="utf-8"))["models"] == {"a": "sleeping", "b": "stopped"}
+
+
+def test_a_roll_back_tells_that_the_record_can_not_be_read(pair: Host) -> None:
+    record = pair.stack_dir / "run" / "wanted.json"
+    record.mkdir(parents=True)
+    with pair.switcher() as switcher, pytest.raises(SwitchingError) as told:
+        switcher.roll_back()
+    unknown = "it is unknown which models the last switch replaced"
+    assert str(told.value) == f"{record} can't be read (Is a directory): mend or remove it; until then {unknown}"
+
+
+def test_a_change_that_can_not_be_read_is_not_lost(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither by another one, nor is it said to be none."""
+    for name in "abcd":
+        host.declare(name, gpus=[0] if name in "ab" else [1])
+    host.up(a="active", b=1, c="active", d=1)
+    file = host.stack_dir / "run" / "changes.json"
+    with host.switcher() as switcher:
+        switcher.switch("b", change="y")
+    before = file.read_text(encoding="utf-8")
+    with monkeypatch.context() as patch, host.switcher() as switcher:
+        failed = once_broken(patch, "changes")
+        (warning,) = switcher.switch("d", change="x").warnings
+        assert warning.startswith(f"{file} does not have this switch")
+        assert warning.endswith("can't be undone by its name")
+        failed.clear()
+        with pytest.raises(SwitchingError, match=r"can't be read \(.*\): .* unknown what y has changed"):
+            switcher.undo("y")
+    assert file.read_text(encoding="utf-8") == before
+    with host.switcher() as switcher:
+        switcher.undo("y")
+    assert host.states()["a"] == "active"
+
+
+def test_a_proof_is_forgotten_where_others_can_not_be_read(pair: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    stack = str(pair.stack_dir)
+    with pair.switcher() as switcher:
+        switcher.host.record_proof("a", "this start", 1.0)
+        with monkeypatch.context() as patch:
+            failed = once_broken(patch, "proof")
+            switcher.host.record_proof("a", "this start", None)
+        assert failed
+        assert state_files.models(stack, "proof") == {"a": {"start": "this start", "at": None}}
 
 
 def test_what_can_not_be_read_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
