@@ -3,7 +3,7 @@
 # vLLM 0.16.0 (build for CPUs): while the engine is at something, `POST /sleep` and, after it, `POST /wake_up` are sent. The wake is done
 # first: it was sent later, both are answered with 200, and the server sleeps afterwards. For `/sleep` is two calls to the engine, one that
 # empties the prefix cache and, once that is answered, the one that sleeps; `/wake_up` is one, and comes in between. So who gives up a sleep
-# and takes it back by a wake has a server that has answered "awake" and falls asleep. (From 0.17 on they are done in their order.)
+# and takes it back by a wake has a server that has answered "awake" and falls asleep.
 # The engine's process is stopped for a second here, in place of a long step.
 #
 # Seen:

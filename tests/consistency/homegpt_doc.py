@@ -228,7 +228,7 @@ def main_table(files: dict[str, str]) -> str:
                 "`include`",
                 "every model's file, the manager's and the WebUI's",
                 shown(said["include"]),
-                "there is no manager: the switching engine needs no service of its own",
+                "the [model manager](manager.md) is optional, and a service of the host instead of a container",
             ),
             Row("network", "`homegpt-network`, a bridge", shown(said["networks"])),
             Row("secrets", "none", shown(said["secrets"]), "the Hugging Face token, see above"),

@@ -46,8 +46,11 @@ B, A, NAMED = "b active", "a active again", "error state"
 PAUSE, SLEEP = "POST /sleep.*level=0", "POST /sleep.*level=[12]"
 WAKE, WEIGHTS, RELOAD, CACHE = "POST /wake_up", "POST /wake_up.*weights", "POST /collective_rpc", "POST /wake_up.*kv_"
 RESET, ANSWER = "POST /reset_prefix_cache", "POST /v1/completions"
-# A look is slower than one call may be, and each of its calls is not.
-QUICK_LOOK = (("probe_timeout_seconds", 1.0), ("request_timeout_seconds", 4.0))
+# By the seconds that each call takes: a look is slower than one call may be, and each of its calls is not.
+QUICK_LOOK = {
+    0.3: (("probe_timeout_seconds", 1.0), ("request_timeout_seconds", 4.0)),
+    0.6: (("probe_timeout_seconds", 1.5), ("request_timeout_seconds", 6.0)),
+}
 STANDING = ("stop", "start")  # steps that no server here is in need of
 
 
@@ -77,15 +80,15 @@ def _every_call(seconds: float, fault: str = "hang", **more: Any) -> list[dict[s
 def _slow() -> Iterator[Cell]:
     """Slow is not dead."""
     step = "a slow host"
-    for seconds in (0.3, 0.6):
+    for seconds, quick in QUICK_LOOK.items():
         for names in ("a", "b", "ab"):
             who = {"a": "the active one takes", "b": "the target takes", "ab": "both take"}[names]
             for kind, more in (
-                ("level 1", Setup(more=QUICK_LOOK)),
-                ("level 2", Setup(a="2", b="2", more=QUICK_LOOK)),
-                ("abort", Setup(client_seconds=2, drain_seconds=20, more=QUICK_LOOK)),
-                ("fail", Setup(client_seconds=2, drain_seconds=20, drain_action="fail", more=QUICK_LOOK)),
-                ("keep", Setup(client_seconds=4, drain_seconds=1, drain_action="keep", more=QUICK_LOOK)),
+                ("level 1", Setup(more=quick)),
+                ("level 2", Setup(a="2", b="2", more=quick)),
+                ("abort", Setup(client_seconds=2, drain_seconds=20, more=quick)),
+                ("fail", Setup(client_seconds=2, drain_seconds=20, drain_action="fail", more=quick)),
+                ("keep", Setup(client_seconds=4, drain_seconds=1, drain_action="keep", more=quick)),
             ):
                 what = f"{who} {seconds} s for each call"
                 yield Cell(
@@ -109,7 +112,8 @@ def _unanswering() -> Iterator[Cell]:
             setup = Setup(client_seconds=busy, drain_seconds=2, drain_action=action)
             ends = (B,) if action == "abort" else (A,)
             never = () if action == "abort" else ("stop", "sleep", "wake")
-            what = f"the active one{', which has a request,' if busy else ''} answers too late for ever"
+            who = f"the active one{', which has a request,' if busy else ''}"
+            what = f"{who} answers too late for ever (drain_timeout_action: {action})"
             yield Cell(
                 step,
                 f"a {'busy' if busy else 'idle'}",
@@ -126,7 +130,7 @@ def _unanswering() -> Iterator[Cell]:
             step,
             "b",
             action,
-            "the target answers too late for ever",
+            f"the target answers too late for ever (drain_timeout_action: {action})",
             setup,
             {"b": _every_call(2.0)},
             ends=(A, NAMED),
@@ -152,6 +156,17 @@ def _unanswering() -> Iterator[Cell]:
                 )
 
 
+# What servers are told by a switch from a to b.
+TOLD = {
+    "sleep": "a's sleep",
+    "wake": "b's wake-up",
+    "reload": "b's reload of the weights",
+    "caches": "b's wake-up of the KV cache",
+    "reset": "b's reset of the prefix cache",
+    "answer": "b's answer",
+}
+
+
 def _waited_for() -> Iterator[Cell]:
     """The switch before was killed, and a server is still busy with what it was told."""
     step = "after a switch that was killed"
@@ -169,7 +184,7 @@ def _waited_for() -> Iterator[Cell]:
                 cut = begins_and_is_killed("b", Moment("call", match, server, kill=0.3))
                 # b is half awake then, and a is wanted: what b still has there is to go.
                 half_awake = call == "wake" and kind == "level 2" and target == "a"
-                what, ends = f"its {call} goes on, and {target} is wanted", (B,) if target == "b" else (A,)
+                what = f"{TOLD[call]} is still running when a switch to {target} begins"
                 yield Cell(
                     step,
                     f"{call} goes on",
@@ -178,7 +193,7 @@ def _waited_for() -> Iterator[Cell]:
                     setup,
                     target=target,
                     before=(cut,),
-                    ends=ends,
+                    ends=(B,) if target == "b" else (A,),
                     never=("stop a", "start") if half_awake else STANDING,
                     more_seconds=30,
                 )
@@ -200,7 +215,7 @@ def _come_between() -> Iterator[Cell]:
                     step,
                     when,
                     f"{level} {action}",
-                    f"a request of 2 s comes {when}",
+                    f"a request of 2 s comes {when} (drain_timeout_action: {action}, sleep_level: {level})",
                     setup,
                     moments=(moment,),
                     never=("stop a",) if level != "stop" or action != "abort" else (),
@@ -250,7 +265,7 @@ def _by_hand() -> Iterator[Cell]:
                     step,
                     f"{what} a",
                     f"level {level}, to {target}",
-                    f"b was active, and somebody {what} a",
+                    f"b was active, and somebody {what} a before a switch to {target}",
                     setup,
                     target=target,
                     before=before,
@@ -319,9 +334,8 @@ def _seen(step: str, server: str, path: str, fault: str, variant: str, setup: Se
 
     order = {"path": path, "fault": FAULTS[fault][0], "times": 1 if variant == ONCE else 0}
     name = f"{fault} {path}".replace("/", " ")
-    return Cell(
-        step, name, variant, f"it {FAULTS[fault][1]} ({path})", setup or Setup(), {server: [order]}, target=server
-    )
+    what = FAULTS[fault][1] if fault == "oom" else f"it {FAULTS[fault][1]}"
+    return Cell(step, name, variant, f"{what} ({path})", setup or Setup(), {server: [order]}, target=server)
 
 
 def _believed() -> Iterator[Cell]:
@@ -330,7 +344,7 @@ def _believed() -> Iterator[Cell]:
     wrong = [{"path": "/v1/completions", "fault": "wrong_text", "times": 0}]
     edit = set_("b", "args", {"gpu_memory_utilization": 0.5})
     for setup, kind in ((Setup(), "level 1"), (LEVEL_2, "level 2")):
-        what = "args were edited, and b answers wrongly after a mere wake"
+        what = f"args were edited, and b answers wrongly after a mere wake ({kind})"
         yield Cell(step, "edited", kind, what, setup, {"b": wrong}, change=edit, ends=(A, NAMED))
     dumb = [{"path": "/metrics", "fault": "html", "times": 0}]
     for setup, kind in ((Setup(), "wake"), (LEVEL_2, "wake, level 2"), (STOPPED, "start")):
@@ -379,7 +393,7 @@ def _families() -> Iterator[Cell]:
         )
         for action in ("abort", "fail"):
             busy = Setup(version=version, client_seconds=4, drain_seconds=1, drain_action=action)
-            yield Cell(step, "busy", action, "a request does not end in time", busy)
+            yield Cell(step, "busy", action, f"a request does not end in time (drain_timeout_action: {action})", busy)
         between = Setup(version=version, tokens_per_second=TOKENS_PER_SECOND, drain_seconds=4)
         yield Cell(
             step,
@@ -419,7 +433,7 @@ def _cut_off_amid() -> Iterator[Cell]:
                     step,
                     f"{call} {when}",
                     kind,
-                    f"it was killed {when} its {call}",
+                    f"it was killed {'during' if when == 'amid' else when} {TOLD[call]}",
                     setup,
                     moments=(moment,),
                     killed=True,
@@ -431,7 +445,7 @@ def _cut_off_amid() -> Iterator[Cell]:
             step,
             "drain amid",
             action,
-            "it was killed amid its drain",
+            "it was killed during a's drain",
             busy,
             moments=(Moment("call", PAUSE, "a", kill=0.3),),
             killed=True,
@@ -455,16 +469,16 @@ def _unwritten() -> Iterator[Cell]:
                 never=("drain", "sleep", "wake", "start", "stop"),
             )
     for code, why in whys.items():
-        for name, setup, first in (
-            ("wake, from its first call on", Setup(), ("call", "POST")),
-            ("start, from its first call on", STOPPED, ("call", "POST")),
-            ("start, once it was started", STOPPED, ("start", "vllm_standin")),
+        for name, setup, first, since in (
+            ("wake, from its first call on", Setup(), ("call", "POST"), "from the first call on (b is woken)"),
+            ("start, from its first call on", STOPPED, ("call", "POST"), "from the first call on (b is started)"),
+            ("start, once it was started", STOPPED, ("start", "vllm_standin"), "from the start of b on"),
         ):
             yield Cell(
                 step,
                 code,
                 name,
-                f"{why} from then on",
+                f"{why} {since}",
                 setup,
                 moments=(Moment("write", ".", errno=code, times=0, after=first, certain=False),),
                 ends=(B,) if "wake" in name else (A, B),
@@ -564,7 +578,7 @@ def _locks() -> Iterator[Cell]:
             )
         for what, removes in (("removes", removes_lock), ("replaces", replaces_lock)):
             at = Moment("call", match, server, act=removes)
-            yield Cell(step, what, f"at the {name}", f"somebody {what} its file", moments=(at,))
+            yield Cell(step, what, f"at the {name}", f"somebody {what} its file at the {name}", moments=(at,))
         for to in ("a", "b"):
             at = Moment("call", match, server, act=rival_of_another_stack(to))
             what = f"another stack of the same GPU is switched to {to} meanwhile"
@@ -576,7 +590,7 @@ def _locks() -> Iterator[Cell]:
                     step,
                     f"{what}, rival to {to}",
                     f"at the {name}",
-                    f"somebody {what} its file, and another switches to {to}",
+                    f"somebody {what} its file at the {name}, and another switches to {to}",
                     moments=(at,),
                 )
     for kind in ("shared", "exclusive"):

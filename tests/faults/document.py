@@ -109,7 +109,8 @@ def render(rows: list[Row]) -> str:
     rungs += [f"| `{rung}` | {what} | {most} |" for rung, (what, most) in RUNGS.items()]
     parts = [HEAD.format(count=len(rows), rungs="\n".join(rungs) + "\n")]
     for step, those in steps.items():
-        parts += [f"\n## {step[0].upper()}{step[1:]}\n\n", *_table(those)]
+        heading = step if step.startswith("vLLM") else step[0].upper() + step[1:]
+        parts += [f"\n## {heading}\n\n", *_table(those)]
     return "".join(parts)
 
 
