@@ -19,7 +19,7 @@ setup: ## build .venv with pinned versions; make this checkout available as home
 	@bash tools/setup.sh
 
 .PHONY: all
-all: ## run all checks completely, make fresh with QUICK=1; .ci/run runs a part of each long one
+all: ## run all checks completely, make fresh and make bench with QUICK=1; .ci/run runs a part of each long one
 	@bash .ci/run all
 
 .PHONY: demo
@@ -32,7 +32,7 @@ test: setup ## every test that needs no container engine and no real vLLM
 		--ignore tests/fleet --ignore tests/webui --ignore tests/firewall --ignore tests/manager --ignore tests/gateway
 
 .PHONY: fresh
-fresh: ## make demo and make test on bare Debian 12 and 13, as root and as a user, of the tests on two of these a quarter (QUICK=1: on each); ROOTS="debian13 user" selects a single one (needs root)
+fresh: ## make demo and make test on bare Debian 12 and 13, as root and as a user, of the tests on two of these a quarter (QUICK=1: a quarter on two, none on the others); ROOTS="debian13 user" selects a single one (needs root)
 	@bash tools/fresh.sh $(ROOTS)
 
 .PHONY: lint

@@ -96,7 +96,8 @@ def free(port):
             return False
         return True
 
-print(next(first for first in range(8001, 32000, 10) if all(free(first + n) for n in range(4))))
+# The ports from 8001 on are those of the models in inventory/homegpt.
+print(next(first for first in range(8011, 32000, 10) if all(free(first + n) for n in range(4))))
 PY
 )
 

@@ -6,6 +6,8 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PATH=$PWD/.venv/bin:$PATH
 unset ANSIBLE_CONFIG
+# Ansible starts in a UTF-8 locale only.
+if [ "$(locale charmap 2>/dev/null)" != UTF-8 ]; then export LC_ALL=C.UTF-8; fi
 
 # All temporary files lie in there, those of the commands that are called too.
 work=$(mktemp -d)

@@ -10,6 +10,8 @@ PATH=$PWD/.venv/bin:$PATH
 mkdir -p .build/home
 export HOME=$PWD/.build/home
 unset ANSIBLE_CONFIG ANSIBLE_COLLECTIONS_PATH
+# Ansible starts in a UTF-8 locale only.
+if [ "$(locale charmap 2>/dev/null)" != UTF-8 ]; then export LC_ALL=C.UTF-8; fi
 
 names() {
     ansible-doc --type "$1" --list --json homegpt.vllm | python -c 'import json, sys; print(*sorted(json.load(sys.stdin)))'

@@ -3,7 +3,7 @@
 # Proves that a newcomer's first two commands hold on a bare machine: in minimal roots of Debian, as root and as an ordinary
 # user, in a clone in a folder with a space, `make demo` and `make test` with next to nothing in the environment. Of the
 # tests, all run on the older release as root and on the newer one as a user, and a quarter on the two others; with QUICK=1
-# a quarter on each.
+# a quarter on the former and none on the latter.
 #
 #   tools/fresh.sh [debian12] [debian13] [root] [user] [-- SCRIPT]
 #
@@ -20,14 +20,19 @@ packages=git,make,python3,python3-venv
 script='
 echo "$(. /etc/os-release; echo "$PRETTY_NAME"), $(python3 --version), $(id -un), $PWD"
 echo "env | grep PYTHON: $(env | grep PYTHON || echo nothing)"
-for target in demo test; do
+for target in $targets; do
     start=$(date +%s)
     if make --no-print-directory "$target"; then verdict=ok; else verdict=FAILED; fi
     echo "fresh: $target $verdict $(($(date +%s) - start))"
 done'
 
 releases=() accounts=() other=
-[ $# -gt 0 ] || shared="debian12-user debian13-root ${QUICK:+debian12-root debian13-user}"
+# Where a quarter of the tests run, and where none do.
+shared="" untested=""
+if [ $# -eq 0 ]; then
+    shared="debian12-user debian13-root"
+    [ -z "${QUICK:-}" ] || untested=$shared shared="debian12-root debian13-user"
+fi
 while [ $# -gt 0 ]; do
     case $1 in
     debian12 | debian13) releases+=("$1") ;;
@@ -95,10 +100,11 @@ for release in "${releases[@]}"; do
     base "$release"
     for account in "${accounts[@]}"; do
         log=$logs/$release-$account.log
-        # As .ci/run has it for the second of two Pythons.
-        share="" share_said=""
-        if [[ " ${shared:-} " == *" $release-$account "* ]]; then
-            # Each draws another quarter.
+        targets="demo test" share="" share_said=""
+        if [[ " $untested " == *" $release-$account "* ]]; then
+            targets=demo share_said=", no tests"
+        elif [[ " $shared " == *" $release-$account "* ]]; then
+            # As .ci/run has it for the second of two Pythons. Each draws another quarter.
             draw=$((16#$(git rev-parse HEAD | cut -c 1-8) + number++))
             share="export QUICK=1 PYTHON_OF_TWO=2 PART_SEED=$draw" share_said=", a quarter of the tests"
         fi
@@ -107,7 +113,7 @@ for release in "${releases[@]}"; do
         tee=$!
         set -m # a job of its own, which Ctrl-C does not reach, so that it ends as a whole
         setpriv --pdeathsig KILL unshare --mount --pid --ipc --fork --kill-child \
-            bash tools/fresh_root.sh "$cache/$release" "$work/$release-$account" "$account" "$share$script" >&"$out" 2>&1 9>&- &
+            bash tools/fresh_root.sh "$cache/$release" "$work/$release-$account" "$account" "targets='$targets'"$'\n'"$share"$'\n'"$script" >&"$out" 2>&1 9>&- &
         inside=$!
         set +m
         status=0
@@ -117,7 +123,7 @@ for release in "${releases[@]}"; do
         wait "$tee" || true
         [ "$status" -eq 0 ] || failed=1
         row=
-        for target in demo test; do
+        for target in $targets; do
             read -r verdict seconds < <(
                 sed -n "s/^fresh: $target //p" "$log"
                 echo "FAILED 0"

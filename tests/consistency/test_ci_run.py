@@ -22,12 +22,12 @@ ENGINE = {"images", "e2e", "faults", "fleet", "molecule"}
 STEP = """\
 .SILENT:
 {targets}:
-\techo "$@ begins $$(date +%s%N) $(CURDIR)" >>$(LOG)
+\techo "$@ begins $$(date +%s%N) $(CURDIR)" >>"$(LOG)"
 \techo "$@ says one"; sleep 0.03; echo "$@ says two"
 \techo "1 0" >>"$$TEST_COUNTS"
 \tprintf '%s\\tmake %s\\t2\\tcases\\n' $@ $@ >>"$$LEFT_OUT"
-\t$(if $(wildcard $(DIR)/$@.sh),bash $(DIR)/$@.sh)
-\techo "$@ ends $$(date +%s%N) $$PYTHON_OF_TWO" >>$(LOG)
+\tif [ -e "$(DIR)/$@.sh" ]; then exec bash "$(DIR)/$@.sh"; fi
+\techo "$@ ends $$(date +%s%N) $$PYTHON_OF_TWO" >>"$(LOG)"
 """
 
 
@@ -129,7 +129,8 @@ def test_all_steps_run_once_in_two_lanes_and_those_of_the_engine_one_after_the_o
 
 
 def test_everything_has_more_steps(checkout: Checkout) -> None:
-    checkout.script("fresh", 'test "$QUICK" = 1')
+    for quick in ("fresh", "bench"):
+        checkout.script(quick, 'test "$QUICK" = 1')
     checkout.script("soak", 'test -z "$QUICK"')
     status, output = checkout.run("all")
     assert status == 0, output
@@ -137,7 +138,7 @@ def test_everything_has_more_steps(checkout: Checkout) -> None:
 
 
 def test_failed_steps_are_counted_and_named_and_the_others_run(checkout: Checkout) -> None:
-    checkout.script("manager", "echo 3 2 >>$TEST_COUNTS; exit 1")
+    checkout.script("manager", 'echo 3 2 >>"$TEST_COUNTS"; exit 1')
     checkout.script("fleet", "exit 1")
     status, output = checkout.run()
     assert status == 1
@@ -170,13 +171,15 @@ def test_a_step_that_no_lane_makes_is_a_failure(checkout: Checkout) -> None:
 def test_a_signal_ends_both_lanes_and_is_a_failure(checkout: Checkout, sent: signal.Signals) -> None:
     for name in ("e2e", "manager"):
         # As pytest does: what it has started ends first.
-        checkout.script(name, f"trap 'sleep 0.3; echo {name} ended >>{checkout.log}; exit 1' INT\nsleep 50\n")
+        ends = f"sleep 0.3; echo {name} ended >>'{checkout.log}'; exit 1"
+        # Not one long sleep: a signal that comes just before it would be heeded after it.
+        works = "for n in {1..500}; do sleep 0.1; done"
+        checkout.script(name, f"trap \"{ends}\" INT\necho {name} waits >>'{checkout.log}'\n{works}\n")
     running = checkout.start()
-    deadline = time.monotonic() + 30
-    while not {"e2e", "manager"} <= set(re.findall(r"^(\w+) begins", checkout.log.read_text(), re.MULTILINE)):
+    deadline = time.monotonic() + 120
+    while not {"e2e", "manager"} <= set(re.findall(r"^(\w+) waits", checkout.log.read_text(), re.MULTILINE)):
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    time.sleep(0.3)
     running.send_signal(sent)
     output, _nothing = running.communicate(timeout=30)
     assert running.returncode != 0
