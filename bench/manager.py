@@ -12,15 +12,15 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import requests
 
-from tests.serverlib import ROOT, free_port
+from tests.serverlib import ROOT, Server, free_port
 
-# The service looks at the servers this long after a switch at the latest. What is timed next is not to meet that.
+# The service looks at the servers after a switch, and what is timed next is not to meet that: for so long nobody asks.
 SETTLE_SECONDS = 0.5
 
 
@@ -62,9 +62,14 @@ class Service:
         assert answer.json()["active_model"] == model
         return seconds
 
-    def settle(self) -> None:
+    def settle(self, servers: Sequence[Server]) -> None:
         """Let it look at the servers, as it does after a switch."""
-        time.sleep(SETTLE_SECONDS)
+        marks, since = [server.mark() for server in servers], time.monotonic()
+        while time.monotonic() < since + SETTLE_SECONDS:
+            time.sleep(0.05)
+            now = [server.mark() for server in servers]
+            if now != marks:
+                marks, since = now, time.monotonic()
 
 
 @contextlib.contextmanager

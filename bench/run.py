@@ -196,14 +196,14 @@ def measure_manager(folder: Path, rounds: int) -> list[Figure]:
         with manager.service(folder / "stack", models, switching) as service:
 
             def by_service(model: str) -> float:
-                service.settle()
+                service.settle(servers)
                 marks = [server.mark() for server in servers]
                 seconds = service.switch(model)
                 for server, mark in zip(servers, marks, strict=True):
                     made = [f"{method} {path}" for port, method, path, *_more in calls[model] if port == server.port]
                     # What comes after is the service's look at the servers.
                     assert server.accesses(since=mark)[: len(made)] == made
-                service.settle()
+                service.settle(servers)
                 return seconds
 
             by_service("b")  # warms the caches
@@ -511,7 +511,7 @@ def main() -> int:
         "core": (measure_core, 100, 20),
         "manager": (measure_manager, 200, 20),
         "playbook": (measure_playbook, 9, 5),
-        "ready": (measure_ready, 36, 6),
+        "ready": (measure_ready, 36, 12),
         "fleet": (measure_fleet, 9, FEW_ON_A_FLEET),
         "bootstrap": (measure_bootstrap, 1, 1),
         "warm": (measure_warm, 7, 3),

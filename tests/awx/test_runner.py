@@ -86,7 +86,7 @@ class Buttons(Fleet):
         ours = {"awx_job_id": self.jobs, "awx_job_template_name": template["name"]}
         (private / "env/extravars").write_text(unsafe({**ours, **variables}), encoding="utf-8")
         (private / "env/cmdline").write_text(" ".join(["--forks", str(template["forks"]), *cmdline]), encoding="utf-8")
-        settings = {"idle_timeout": 0, "job_timeout": 100, "pexpect_timeout": 5, "suppress_ansible_output": True}
+        settings = {"idle_timeout": 0, "job_timeout": 280, "pexpect_timeout": 5, "suppress_ansible_output": True}
         (private / "env/settings").write_text(json.dumps(settings), encoding="utf-8")
         envvars = {"ANSIBLE_COLLECTIONS_PATH": str(ROOT / ".build"), "ANSIBLE_FORCE_COLOR": "0"}
         (private / "env/envvars").write_text(json.dumps(envvars), encoding="utf-8")

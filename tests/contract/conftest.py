@@ -30,7 +30,7 @@ from .families import FAMILIES
 PART = ("0.11.0", "0.17.1", NEWEST)
 API_KEY = "sk-contract"
 MAX_MODEL_LEN = 4096
-STANDIN: dict[str, Any] = {"tokens_per_second": 700, "load_seconds": 0.3}
+STANDIN: dict[str, Any] = {"tokens_per_second": 700, "load_seconds": 1}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

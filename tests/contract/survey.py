@@ -7,6 +7,7 @@ here knows which version does what: the answers of a stand-in are compared with 
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import time
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from .client import LONG, Client
 
 Question = Callable[[Client], str]
 QUESTIONS: dict[str, Question] = {}
-SOON = 0.7  # seconds in which a request that is not held is answered
+SOON = 0.7  # seconds in which the answer comes to a call that is ended at once
 
 
 def question(text: str) -> Callable[[Question], Question]:
@@ -68,7 +69,7 @@ def ended(future: Future[requests.Response]) -> str:
     return f"`{choice['finish_reason']}`, {size}"
 
 
-def fate(future: Future[requests.Response], within: float = SOON) -> str:
+def fate(future: Future[requests.Response], within: float = 2.0) -> str:
     """Whether a request is answered while it should perhaps be held."""
     with contextlib.suppress(TimeoutError):
         response = future.result(within)
@@ -124,8 +125,8 @@ def _running(client: Client) -> str:
 def _wait(client: Client) -> str:
     future = client.long_completion()
     response = client.post("/sleep?level=1&mode=wait", timeout=90)
-    # The last token may have been made, and its answer be on its way.
-    time.sleep(SOON)
+    # The last token may have been made, and its answer be on its way; what runs on takes about twice as long.
+    concurrent.futures.wait([future], client.seconds_of_long / 2)
     drained = "drained, then 200: " if future.done() else "200 at once: "
     assert response.status_code == 200
     return drained + ended(future)
@@ -218,7 +219,11 @@ def _gauge_twice(client: Client) -> str:
 def _gauge_draining(client: Client) -> str:
     future = client.long_completion()
     sleep = client.pool.submit(client.post, "/sleep?level=1&mode=wait", timeout=90)
-    time.sleep(SOON)
+    until = time.monotonic() + 2
+    while not sleep.done() and not client.is_sleeping() and time.monotonic() < until:
+        time.sleep(0.05)
+    # One that does not drain sleeps before it has answered.
+    concurrent.futures.wait([sleep], SOON)
     seen = "drains no more" if sleep.done() else f"{client.is_sleeping()}, {gauge(client)}".lower()
     sleep.result(90)
     future.result(90)
@@ -268,10 +273,10 @@ def _pause_drains(client: Client) -> str:
     future = client.long_completion()
     pause = client.pool.submit(client.post, "/pause?wait_for_inflight_requests=true", timeout=90)
     response = pause.result(90)
-    time.sleep(SOON)
     if response.status_code != 200:
         future.result(90)
         return str(response.status_code)
+    concurrent.futures.wait([future], client.seconds_of_long / 2)
     return ("drained, then 200: " if future.done() else "200 at once: ") + ended(future)
 
 

@@ -652,7 +652,7 @@ def test_an_abort_ends_a_sleep_that_drains(server: Client) -> None:
 def test_a_sleep_goes_on_when_its_client_hangs_up(server: Client) -> None:
     future = server.long_completion()
     with pytest.raises(requests.ReadTimeout):
-        server.post("/sleep?mode=wait", timeout=1)
+        server.post("/sleep?mode=wait", timeout=0.5)
     assert server.is_sleeping()
     assert choice_of(future)["tokens"] == LONG
     server.until(lambda: gauge_is(server, LEVEL_1))
@@ -684,7 +684,7 @@ def test_the_start_time_of_the_process(server: Client) -> None:
     uptime = float(Path("/proc/uptime").read_text().split()[0])
     born = time.time() - uptime + ticks / os.sysconf("SC_CLK_TCK")
     # The stand-in has been importing for a while when it looks at the clock.
-    assert -2 < first - born < 10
+    assert -2 < first - born < 60
     server.fall_asleep()
     assert started() == first
     server.awake()

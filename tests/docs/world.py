@@ -205,6 +205,7 @@ def build(folder: Path) -> Path:
     galaxy = Path(sys.executable).with_name("ansible-galaxy")
     subprocess.run(
         [str(galaxy), "collection", "build", "--output-path", str(folder), copy],
+        env={**os.environ, "LC_ALL": "C.UTF-8"},
         check=True,
         capture_output=True,
         timeout=300,

@@ -53,7 +53,7 @@ class Front(Host):
 
     def start(self, run: Run) -> None:
         """Start the service by the command that the role has shown."""
-        shown = re.search(r"run `(cd \S+ && .+?)`", " ".join(run.output.replace("\\n", " ").split()))
+        shown = re.search(r"run `(cd .+? && .+?)`", " ".join(run.output.replace("\\n", " ").split()))
         assert shown, run.output
         with (self.stack.parent / "door.log").open("ab") as log:
             self.service = subprocess.Popen(["sh", "-c", shown[1].replace("&& ", "&& exec ")], stdout=log, stderr=log)

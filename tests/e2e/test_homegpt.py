@@ -26,7 +26,7 @@ from tests.e2e.stack import PLAY, Stack, docker, inspect, wipe
 from tests.playbooklib import Ansible, Run, complete
 from tests.serverlib import ROOT, two_awake
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1800)
 MANAGED = ("qwen3-vl-30b-a3b", "qwen3-vl-32b", "gpt-oss-20b")
 DISABLED = "qwen3-next-80b-a3b-thinking"
 DEFAULT = "qwen3-vl-30b-a3b"
@@ -238,7 +238,9 @@ def test_no_model_answers_from_outside_loopback(story: Story) -> None:
         bindings = inspect(str(model["container_name"])).get("HostConfig", {}).get("PortBindings", {})
         assert all(binding["HostIp"] == "127.0.0.1" for bound in bindings.values() for binding in bound)
     # The same way of asking does find a port that is open; the WebUI's is on all addresses of IPv4.
-    assert [address for address in outside if ":" not in address and not answers(address, stack.webui_port)] == []
+    # An address that is gone by now was that of another test's bridge.
+    silent = [address for address in outside if ":" not in address and not answers(address, stack.webui_port)]
+    assert [address for address in silent if address in addresses()] == []
 
 
 def test_the_processes_of_a_container_are_those_that_docker_tells(story: Story) -> None:

@@ -14,7 +14,7 @@ from tests.e2e.conftest import inventory_of
 from tests.e2e.stack import PLAY, Seen, Stack, asking, contained, docker, inspect
 from tests.playbooklib import Ansible, complete
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1800)
 Show = Callable[[str, dict[str, Seen]], dict[str, Seen]]
 
 

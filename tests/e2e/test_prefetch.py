@@ -23,7 +23,7 @@ from tests.e2e.stack import CPU_IMAGE, PLAY, Stack, contained, docker, inspect
 from tests.playbooklib import Ansible, Run, complete, unspaced_python
 from tests.serverlib import ROOT
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1800)
 Provision = Callable[..., tuple[Stack, Ansible]]
 # What a repository has beside what a server reads.
 USELESS = {

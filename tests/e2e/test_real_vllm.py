@@ -10,7 +10,7 @@ import pytest
 from tests.e2e.stack import CPU_IMAGE, PLAY, Stack, contained
 from tests.playbooklib import Ansible, complete, is_sleeping
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1800)
 A, B = "tiny-a", "tiny-b"
 # What a server on two CPU cores needs; a CPU can't hold the sleep mode's memory, and the image leaves that flag out.
 ARGS = {"max_model_len": 1024, "max_num_seqs": 4, "enforce_eager": True}

@@ -16,7 +16,7 @@ from tests.e2e.conftest import inventory_of
 from tests.e2e.stack import PLAY, Stack, contained, docker, inspect
 from tests.playbooklib import Ansible, Run
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1800)
 PLAYBOOKS = ("site", "prefetch", "bootstrap", "switch", "status", "site", "teardown")
 
 

@@ -13,7 +13,7 @@ from tests.e2e.conftest import inventory_of
 from tests.e2e.stack import PLAY, Stack, contained, docker
 from tests.playbooklib import Ansible
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1800)
 Provision = Callable[..., tuple[Stack, Ansible]]
 
 

@@ -19,7 +19,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -32,7 +31,7 @@ from typing import Any
 
 import requests
 
-from tests.serverlib import ROOT, STANDIN, two_awake
+from tests.serverlib import ROOT, STANDIN, free_port, two_awake
 
 MARK = "HOMEGPT_TEST"
 MOMENTS = ROOT / "tests" / "faults" / "moments.py"
@@ -112,8 +111,6 @@ class Run:
         self.folder = Path(tempfile.mkdtemp(prefix="faults-"))
         self.over = threading.Event()
         self._lock = threading.Lock()
-        # Below those that the kernel gives to clients; another run begins elsewhere.
-        self._port = 20000 + os.getpid() * 37 % 9000
         self._hosts = 0
         # Of one moment, so that whoever edits the engine meanwhile does not have it tried half.
         shutil.copytree(ROOT / "plugins" / "module_utils" / "switching", self.folder / "engine" / "switching")
@@ -137,22 +134,13 @@ class Run:
         self.over.set()
         kill_marked(str(self.folder))
 
-    def port(self) -> int:
-        """Return a port that no other host of this run gets."""
-        with self._lock:
-            while True:
-                self._port = 20000 + (self._port - 20000 + 1) % 12000
-                with socket.socket() as sock, contextlib.suppress(OSError):
-                    sock.bind(("127.0.0.1", self._port))
-                    return self._port
-
     def host(self, setup: Setup) -> Host:
         """Return a host that has nothing running yet."""
         with self._lock:
             self._hosts += 1
             folder = self.folder / str(self._hosts)
         folder.mkdir()
-        return Host(folder, setup, {"a": self.port(), "b": self.port()}, self.folder, self.over)
+        return Host(folder, setup, {"a": free_port(), "b": free_port()}, self.folder, self.over)
 
 
 def kill_marked(folder: str) -> None:

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""A short one of `make soak`: as many rounds as half a minute has, always the same; `make soak` draws others."""
+"""A short one of `make soak`: rounds of half a minute, always the same; `make soak` draws others."""
 
 from __future__ import annotations
 
-import itertools
 import time
 
 import pytest
@@ -13,16 +12,17 @@ from tests.faults.soak import ROUNDS, line, play
 from tests.part import leave_out, quick
 
 SECONDS = 30.0
+# Also a busy machine has time for these. A faster one is not to be the first to try others.
+MOST = 12
 SEED = 4048651372
 
 
-@pytest.mark.timeout(300)
 def test_half_a_minute_of_random_rounds(capsys: pytest.CaptureFixture[str]) -> None:
     count = 0
     different = []
     with Run() as run:
         # Of each begun in that time, the end is waited for.
-        rounds = play(itertools.islice(itertools.count(), ROUNDS), SEED, run, time.monotonic() + SECONDS)
+        rounds = play(range(MOST), SEED, run, time.monotonic() + SECONDS)
         for number, outcome in rounds:
             count += 1
             different += [line(number, outcome)] if outcome.violations else []

@@ -9,7 +9,9 @@ with Fleet(tmp_path, 20) as fleet:
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
+import time
 import uuid
 from pathlib import Path
 from string import Template
@@ -70,6 +72,18 @@ class SshHost(Host):
             "vllm_switching": self.switching,
             **self.more,
         }
+
+    def await_ssh(self) -> None:
+        """Wait until its sshd listens."""
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                socket.create_connection((self.address, 22), 1).close()
+            except OSError:
+                assert time.monotonic() < deadline, f"no sshd on {self.name}"
+                time.sleep(0.1)
+            else:
+                return
 
     def run(self, *command: str, check: bool = True) -> str:
         """Return what a command on the host printed."""
@@ -151,6 +165,8 @@ class Fleet:
                 SshHost(folder, f"gpu{number:02}", name, networks[name][self.tag]["IPAddress"], key)
                 for number, name in enumerate(self.names, 1)
             ]
+            for host in self.hosts:
+                host.await_ssh()
         except BaseException:
             self.remove()
             raise

@@ -107,7 +107,6 @@ def test_a_model_that_dies_while_loading(inventory: Inventory, tmp_path: Path) -
     assert run.status == 2
     assert "Traceback" not in run.output
     assert run.said_at("host: broken FAILED after ") < run.said_at("host: loading third (2 of 4) ...")  # at once
-    assert run.seconds < 60  # and not max_retries x health_check_interval_seconds
     assert (run.count("failed"), run.count("ignored")) == (1, 0)
     # And again at the very end, both of them, below what the host is then.
     lines = run.failure().splitlines()

@@ -51,7 +51,8 @@ def test_check_mode_of_teardown_reckons_without_the_stack(
     play = tmp_path / "play.yml"
     play.write_text(PLAY, encoding="utf-8")
     path = f"{programs}:{os.environ['PATH']}"
-    env = {**os.environ, "PATH": path, "PUBLISHED": published, "ANSIBLE_COLLECTIONS_PATH": str(ROOT / ".build")}
+    env = {**os.environ, "LC_ALL": "C.UTF-8", "PATH": path, "PUBLISHED": published}
+    env["ANSIBLE_COLLECTIONS_PATH"] = str(ROOT / ".build")
     local = [
         "--connection",
         "local",

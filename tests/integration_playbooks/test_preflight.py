@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -550,7 +551,8 @@ def test_a_tab(ansible_playbook: str, tmp_path: Path, files: dict[str, str], lin
 def encrypted(ansible_playbook: str, text: str, password: Path) -> str:
     password.write_text("password\n", encoding="utf-8")
     vault = [str(Path(ansible_playbook).with_name("ansible-vault")), "encrypt", "--vault-password-file", str(password)]
-    return subprocess.run(vault, input=text, capture_output=True, text=True, check=True).stdout
+    env = {**os.environ, "LC_ALL": "C.UTF-8"}
+    return subprocess.run(vault, env=env, input=text, capture_output=True, text=True, check=True).stdout
 
 
 @pytest.mark.versions

@@ -157,10 +157,11 @@ def pairs(ansible_playbook: str, tmp_path: Path, inventory: Inventory) -> Ansibl
     models = [launched(name, gpus=gpus(name)) for name in "abcd"]
     for model in models:
         # Once there is such a file, it does not load any more.
+        broken = shlex.quote(f"{tmp_path}/{model['id']}.broken")
         model["start_command"] = [
             "sh",
             "-c",
-            f'test ! -e {tmp_path}/{model["id"]}.broken && exec "$@"',
+            f'test ! -e {broken} && exec "$@"',
             "sh",
             *model["start_command"],
         ]
@@ -208,8 +209,10 @@ def test_a_host_that_is_lost_before_it_is_put_back_is_not_said_to_have_anything(
     one, two = ansible.hosts
     # The lock is held by somebody for longer than this host waits for it.
     one.switching = {"lock_timeout_seconds": 0.1}
-    holder = f"setsid flock '{one.stack}/run/switch.lock' sleep 30 > /dev/null 2>&1 &"
-    two.models[0]["start_command"] = ["sh", "-c", f"{holder} sleep 0.5; exit 1"]
+    lock = shlex.quote(f"{one.stack}/run/switch.lock")
+    holder = f"setsid flock {lock} sleep 90 > /dev/null 2>&1 &"
+    held = f"while flock -n {lock} true; do sleep 0.05; done"
+    two.models[0]["start_command"] = ["sh", "-c", f"{holder} {held}; exit 1"]
     run = Ansible(ansible_playbook, tmp_path, [one, two]).play("switch", "-e", "model=a", *WAVES)
     assert run.status == 2
     assert awake(servers) == "ac"

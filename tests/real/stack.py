@@ -6,6 +6,7 @@ One pair of servers serves all tests: it takes a minute to start them. Whoever n
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -153,7 +154,9 @@ class Pair:
 
         def watch() -> None:
             while not over.wait(0.25):
-                self.together.append({name for name in (A, B) if self._holds_the_gpu(name)})
+                # One that does not answer in time may be either: the next look tells.
+                with contextlib.suppress(requests.RequestException):
+                    self.together.append({name for name in (A, B) if self._holds_the_gpu(name)})
 
         watcher = threading.Thread(target=watch)
         watcher.start()

@@ -21,6 +21,7 @@ import pytest
 import requests
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching import inventory as inventory_module
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.lifecycle import Command
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.lock import HostLock
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.result import Result
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.switch import Switcher
 
@@ -189,7 +190,10 @@ class Host:
 
     def switcher(self, **parameters: Any) -> Switcher:
         """A switcher for the host, which has RAM enough."""
-        return Switcher(self.inventory, str(self.stack_dir), **{"mem_available_gb": lambda: 1000.0, **parameters})
+        # The locks of the machine and of its GPUs are the test's own: tests run side by side.
+        lock = HostLock(str(self.stack_dir), str(self.stack_dir.parent / "place"), gpus=dict, uuids=dict)
+        ours: dict[str, Any] = {"mem_available_gb": lambda: 1000.0, "lock": lock}
+        return Switcher(self.inventory, str(self.stack_dir), **{**ours, **parameters})
 
     def switch(self, name: str, desired: str = "active", check: bool = False, **parameters: Any) -> Result:
         """Switch once, as one run of the module does."""

@@ -228,10 +228,10 @@ def test_a_sleep_does_not_wait_long_for_what_came_later(
     monkeypatch.setattr(adapters, "SECONDS_BEFORE_SLEEP", 0.3)
     pair.switch("b")
     load(pair, LOADED, folder(tmp_path, LOADED))
-    pair.fault("b", ANSWER, "hang", times=0, seconds=3, skip=1)
+    pair.fault("b", ANSWER, "hang", times=0, seconds=30, skip=1)
     result = pair.switch("a")
     drain = result.steps[0]
-    assert (drain["action"], drain["seconds"] < 2) == ("drain", True)
+    assert (drain["action"], drain["seconds"] < 15) == ("drain", True)
     assert "not all adapters could be recorded: " in drain["note"]
     assert result.active_model == "a"
     assert list(record(pair)) == [STATIC]

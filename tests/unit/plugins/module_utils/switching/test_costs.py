@@ -323,7 +323,7 @@ def levels(result: Result) -> list[tuple[str, int | None]]:
 def three(host: Host) -> Host:
     """Three models on one GPU: a is quicker at level 1, b at level 2, and c as quick at both."""
     host.settings["measure_levels"] = True
-    for name, slow, slow_2 in (("a", 0.1, 0.5), ("b", 0.5, 0.1), ("c", 0.2, 0.2)):
+    for name, slow, slow_2 in (("a", 0.1, 1.0), ("b", 1.0, 0.1), ("c", 0.2, 0.2)):
         host.declare(
             name,
             standin={"sleep_seconds": slow, "sleep_seconds_2": slow_2, "wake_seconds": slow, "wake_seconds_2": slow_2},
@@ -379,9 +379,9 @@ def test_status_shows_the_figures(three: Host, capsys: pytest.CaptureFixture[str
         report = switcher.report()["models"]
     one, two = report["b"]["levels"]
     assert (one["level"], one["sleeps"], one["wakes"], one["warm"]) == (1, 1, 1, None)
-    assert one["sleep_seconds"] == pytest.approx(0.5, abs=0.4)
+    assert 1.0 <= one["sleep_seconds"] < 30
     assert (two["level"], two["sleeps"], two["wakes"]) == (2, 1, 1)
-    assert report["b"]["next_sleep"].startswith("level 2: 0.")
+    assert report["b"]["next_sleep"].startswith("level 2: ")
     assert report["b"]["next_sleep"].endswith(" s (1)")
     given_files: dict[str, Any] = {"vllm_models": three.models, "vllm_switching": three.settings}
     (three.stack_dir / "models.json").write_text(json.dumps(given_files), encoding="utf-8")

@@ -336,7 +336,7 @@ def test_where_the_restart_may_not_cut_what_runs_it_is_only_warned_of(pair: Host
     pair.switch("b")
     pair.settings.update(drain_timeout_seconds=0.2, drain_timeout_action=action)
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        running = pool.submit(pair.completion, "a", 1500)  # it waits for the wake
+        running = pool.submit(pair.completion, "a", 3000)  # it waits for the wake
         pair.wait_until(lambda: pair.running("a"), "a has a request")
         result = pair.switch("a")
         assert not running.done()

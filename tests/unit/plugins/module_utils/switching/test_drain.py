@@ -52,10 +52,10 @@ def requests_of(result: Result) -> list[int | None]:
 @pytest.mark.parametrize("version", ["0.32.0", "0.11.0"])
 def test_what_runs_is_finished(host: Host, ask: Ask, version: str) -> None:
     declare(host, version=version)
-    answers = [ask("a", 60), ask("a", 100)]
+    answers = [ask("a", 250), ask("a", 300)]
     result = host.switch("b")
     assert [(len(one.result()["text"].split()), one.result()["finish_reason"]) for one in answers] == [
-        (60, "length"), (100, "length"),
+        (250, "length"), (300, "length"),
     ]  # fmt: skip
     assert requests_of(result) == [2, 0, 0]
     assert result.steps[0]["requests"] == {"drained": 2, "parked": 0, "cut": 0}
@@ -94,7 +94,7 @@ def test_at_the_deadline_what_runs_is_cut(host: Host, ask: Ask) -> None:
 def test_at_the_deadline_what_runs_is_parked_and_goes_on_after_the_wake(host: Host, ask: Ask, level: int) -> None:
     host.settings.update(drain_timeout_seconds=0.3, drain_timeout_action="keep")
     declare(host, sleep_level=level)
-    answer = ask("a", 300)
+    answer = ask("a", 600)
     result = host.switch("b")
     assert requests_of(result) == [0, 1, 0]
     assert result.steps[0]["note"] == "1 requests still ran after 0.3 s and are parked until the next wake"
@@ -103,7 +103,7 @@ def test_at_the_deadline_what_runs_is_parked_and_goes_on_after_the_wake(host: Ho
     with host.switcher() as switcher:
         assert switcher.report()["models"]["a"]["level"] == level
     host.switch("a")
-    assert len(answer.result(timeout=300)["text"].split()) == 300
+    assert len(answer.result(timeout=300)["text"].split()) == 600
     # The drain that was given up does not come true when the request has ended.
     assert host.states()["a"] == "active"
     assert host.completion("a")["finish_reason"] == "length"
@@ -113,7 +113,7 @@ def test_at_the_deadline_what_runs_is_parked_and_goes_on_after_the_wake(host: Ho
 def test_at_the_deadline_nothing_changes_where_that_is_wanted(host: Host, ask: Ask, version: str) -> None:
     host.settings.update(drain_timeout_seconds=0.3, drain_timeout_action="fail")
     declare(host, version=version)
-    answer = ask("a", 300)
+    answer = ask("a", 600)
     with pytest.raises(SwitchFailed) as caught:
         host.switch("b")
     text = str(caught.value)
@@ -122,7 +122,7 @@ def test_at_the_deadline_nothing_changes_where_that_is_wanted(host: Host, ask: A
         "Failed: drain a\nState of the host: a active, b sleeping (level 1)\nWhat to do: switch when it is less busy"
         in text
     )
-    assert len(answer.result(timeout=300)["text"].split()) == 300
+    assert len(answer.result(timeout=300)["text"].split()) == 600
     assert host.states() == {"a": "active", "b": "sleeping"}
     assert host.changing_calls("b")[-1] == "POST /sleep?level=1"
 
@@ -131,23 +131,23 @@ def test_at_the_deadline_nothing_changes_where_that_is_wanted(host: Host, ask: A
 def test_what_cannot_be_parked_is_not_cut_instead(host: Host, ask: Ask, version: str, sleep_level: int | str) -> None:
     host.settings.update(drain_timeout_seconds=0.3, drain_timeout_action="keep")
     declare(host, version=version, sleep_level=sleep_level)
-    answer = ask("a", 300)
+    answer = ask("a", 600)
     with pytest.raises(SwitchFailed, match="can't be parked"):
         host.switch("b")
-    assert len(answer.result(timeout=300)["text"].split()) == 300
+    assert len(answer.result(timeout=300)["text"].split()) == 600
     assert host.states() == {"a": "active", "b": "sleeping"}
 
 
 def test_a_drain_that_goes_on_by_looking_has_no_second_deadline(host: Host, ask: Ask) -> None:
-    host.settings.update(drain_timeout_seconds=2, drain_timeout_action="fail")
+    host.settings.update(drain_timeout_seconds=6, drain_timeout_action="fail")
     declare(host)
-    answer = ask("a", 700)
-    with pytest.raises(SwitchFailed, match="still ran after 2 s") as caught:
+    answer = ask("a", 1200)
+    with pytest.raises(SwitchFailed, match="still ran after 6 s") as caught:
         host.switch("b")
     drain = caught.value.result.steps[0]
     assert drain["action"] == "drain"
-    assert drain["seconds"] < 3.8  # twice that, if the time began anew when the call was broken off
-    assert answer.result()["finish_reason"] == "length"
+    assert drain["seconds"] < 11.5  # twice that, if the time began anew when the call was broken off
+    assert answer.result(timeout=60)["finish_reason"] == "length"
 
 
 def test_parked_requests_of_a_server_that_had_to_be_stopped_are_cut(host: Host, ask: Ask) -> None:
@@ -163,14 +163,14 @@ def test_parked_requests_of_a_server_that_had_to_be_stopped_are_cut(host: Host, 
 
 def test_a_server_that_does_not_answer_a_drain_is_drained_by_looking(host: Host, ask: Ask) -> None:
     declare(host)
-    answer = ask("a", 60)
+    answer = ask("a", 250)
     host.fault("a", "/sleep", "status_500", match="level=0")
     assert requests_of(host.switch("b")) == [1, 0, 0]
-    assert len(answer.result()["text"].split()) == 60
+    assert len(answer.result()["text"].split()) == 250
 
 
 def test_a_drained_server_that_only_says_that_it_sleeps_is_stopped(host: Host, ask: Ask) -> None:
-    host.settings["request_timeout_seconds"] = 1
+    host.settings["request_timeout_seconds"] = 3
     declare(host)
     answer = ask("a", 60)
     host.fault("a", "/sleep", "not_done", match="level=1", times=0)
@@ -183,11 +183,11 @@ def test_a_drained_server_that_only_says_that_it_sleeps_is_stopped(host: Host, a
 def test_a_resume_that_fails_is_no_reason_to_cut(host: Host, ask: Ask) -> None:
     host.settings.update(drain_timeout_seconds=0.3, drain_timeout_action="fail")
     declare(host)
-    answer = ask("a", 300)
+    answer = ask("a", 600)
     host.fault("a", "/wake_up", "status_500")
     with pytest.raises(SwitchFailed, match="drain_timeout_action is fail"):
         host.switch("b")
-    assert len(answer.result(timeout=300)["text"].split()) == 300
+    assert len(answer.result(timeout=300)["text"].split()) == 600
     assert host.states() == {"a": "active", "b": "sleeping"}
 
 
@@ -199,7 +199,7 @@ def test_a_server_that_can_not_be_drained_serves_again_at_once_and_not_when_all_
     host.declare("b", gpus=[0, 1])
     host.declare("c", gpus=[1])
     host.up(a="active", b=1, c="active")
-    ask("a", 100)
+    ask("a", 500)
     host.fault("c", "/metrics", "slow", seconds=6, times=1, skip=1)
     with ThreadPoolExecutor(1) as pool:
         began = time.monotonic()
@@ -260,13 +260,13 @@ def test_what_comes_between_the_look_and_the_sleep_is_held(host: Host, ask: Ask,
 def test_what_comes_while_one_drains_that_is_to_stop_is_let_in(host: Host, ask: Ask) -> None:
     host.settings["drain_timeout_action"] = "fail"
     declare(host, sleep_level="stop")
-    first = ask("a", 100)
+    first = ask("a", 400)
     with ThreadPoolExecutor(1) as pool:
         switch = pool.submit(host.switch, "b")
         host.wait_until(lambda: host.call("a", "GET", "/standin/state").json()["paused"], "a takes no more requests")
         second = ask("a", 50)
         result = switch.result()
-    assert (len(first.result()["text"].split()), len(second.result()["text"].split())) == (100, 50)
+    assert (len(first.result()["text"].split()), len(second.result()["text"].split())) == (400, 50)
     assert requests_of(result)[1:] == [0, 0]
     assert host.states() == {"a": "stopped", "b": "active"}
 
@@ -297,7 +297,7 @@ def on_a_cpu(host: Host, version: str, **fields: Any) -> None:
 
 def asked_meanwhile(host: Host, ask: Ask, tokens: int) -> tuple[Future[dict[str, Any]], Result | BaseException]:
     """Switch to b; a gets a request when it has been looked at and is to sleep."""
-    host.fault("a", "/sleep", "hang", seconds=0.7)
+    host.fault("a", "/sleep", "hang", seconds=2)
     with ThreadPoolExecutor(1) as pool:
         switch = pool.submit(host.switch, "b")
         host.wait_until(lambda: called(host, "a"), "a is to sleep")
@@ -309,13 +309,13 @@ def asked_meanwhile(host: Host, ask: Ask, tokens: int) -> tuple[Future[dict[str,
 def test_what_can_not_be_held_has_the_server_woken_again(host: Host, ask: Ask, action: str) -> None:
     host.settings["drain_timeout_action"] = action
     on_a_cpu(host, "0.11.0")
-    late, error = asked_meanwhile(host, ask, 200)
+    late, error = asked_meanwhile(host, ask, 600)
     assert isinstance(error, SwitchFailed)
     assert (
         f"a received 1 requests while it was put to sleep, and can't hold them (drain_timeout_action is {action})"
         in (str(error))
     )
-    assert len(late.result(timeout=60)["text"].split()) == 200
+    assert len(late.result(timeout=60)["text"].split()) == 600
     assert requests_of(error.result)[2] == 0
     assert host.states() == {"a": "active", "b": "sleeping"}
 
@@ -359,7 +359,7 @@ def test_what_no_sleep_cuts_is_cut_by_a_stop(host: Host, ask: Ask, version: str)
 @pytest.mark.parametrize("level", [1, 2])
 def test_an_old_server_holds_what_comes_at_its_door(host: Host, ask: Ask, version: str, level: int) -> None:
     declare(host, version=version, sleep_level=level)
-    first = ask("a", 100)
+    first = ask("a", 300)
     with ThreadPoolExecutor(2) as pool:
         switch = pool.submit(host.switch, "b")
         host.wait_until(lambda: host.call("a", "GET", "/standin/state").json()["door_shut"], "a takes no more requests")
@@ -367,7 +367,7 @@ def test_an_old_server_holds_what_comes_at_its_door(host: Host, ask: Ask, versio
         host.wait_until(lambda: host.call("a", "GET", "/standin/state").json()["held"], "a holds the request")
         result = switch.result()
         assert requests_of(result) == [1, 0, 0]
-        assert len(first.result()["text"].split()) == 100
+        assert len(first.result()["text"].split()) == 300
         assert not late.done()
         host.switch("a")
         assert len(late.result(timeout=60)["text"].split()) == 50
@@ -380,17 +380,17 @@ def test_an_old_server_holds_what_comes_at_its_door(host: Host, ask: Ask, versio
 def test_a_door_that_was_shut_in_vain_is_opened(host: Host, ask: Ask, version: str, action: str) -> None:
     host.settings.update(drain_timeout_seconds=0.3, drain_timeout_action=action, probe_timeout_seconds=1)
     declare(host, version=version)
-    first = ask("a", 200)
+    first = ask("a", 500)
     with pytest.raises(SwitchFailed):
         host.switch("b")
     assert len(host.completion("a", 5)["text"].split()) == 5
-    assert len(first.result(timeout=60)["text"].split()) == 200
+    assert len(first.result(timeout=60)["text"].split()) == 500
     assert host.states() == {"a": "active", "b": "sleeping"}
 
 
 def test_an_old_server_without_a_door_is_drained_by_looking(host: Host, ask: Ask) -> None:
     declare(host, version="0.16.0")
     host.fault("a", "/pause", "status_500", times=0)
-    answer = ask("a", 60)
+    answer = ask("a", 250)
     assert requests_of(host.switch("b")) == [1, 0, 0]
-    assert len(answer.result()["text"].split()) == 60
+    assert len(answer.result()["text"].split()) == 250

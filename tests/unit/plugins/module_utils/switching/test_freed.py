@@ -37,7 +37,7 @@ def tells(host: Host, monkeypatch: pytest.MonkeyPatch) -> Host:
     """A host whose nvidia-smi answers, of two GPUs of 24 GB."""
     monkeypatch.setenv("STANDIN_GPU_DIR", str(host.gpu_dir))
     monkeypatch.setenv("STANDIN_GPU_TOTAL_GB", str(TIGHT_GB))
-    host.settings["probe_timeout_seconds"] = 1
+    host.settings["probe_timeout_seconds"] = 3
     return host
 
 

@@ -88,7 +88,7 @@ def has_printed(server: Command, lines: int) -> bool:
 
 @pytest.fixture
 def short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(SETTINGS, "stop_timeout_seconds", 0.3)
+    monkeypatch.setitem(SETTINGS, "stop_timeout_seconds", 1)
 
 
 # ---- start ------------------------------------------------------------------------------------
@@ -313,7 +313,7 @@ def test_a_server_that_ended_before_its_start_time_was_read_does_not_run(stack_d
 def test_nothing_is_started_that_cannot_be_written_down(stack_dir: Path, processes: Processes) -> None:
     (stack_dir / "run" / "m.pid").mkdir(parents=True)
     began = stack_dir / "began"
-    server = shell(stack_dir, f"touch {began}; sleep 300")
+    server = shell(stack_dir, f"touch '{began}'; sleep 300")
     assert raised(server.start).startswith("m could not be started: ")
     time.sleep(0.2)
     assert not began.exists()
@@ -363,7 +363,7 @@ def test_who_was_killed_amid_a_start_has_left_what_the_process_is_found_by(
 ) -> None:
     killed_amid_a_start(stack_dir, "sh", "-c", "sleep 300 & sleep 300 & echo ready; wait")
     server = command(stack_dir, "sleep", "300")
-    wait_until(lambda: len(server.pids()) == 3)
+    wait_until(lambda: len(server.pids()) == 3 == len(processes.left()))
     assert server.process() == Process(True)
     assert sorted(server.pids()) == processes.left()
     server.stop()
@@ -394,7 +394,7 @@ def test_what_was_about_to_begin_before_a_boot_did_not_outlive_it(stack_dir: Pat
     pid_file = stack_dir / "run" / "m.pid"
     pid_file.write_text(json.dumps({**json.loads(pid_file.read_text()), "boot": "another"}))
     assert command(stack_dir, "sleep", "300").process() == Process(False)
-    assert len(processes.left()) == 1
+    wait_until(lambda: len(processes.left()) == 1)
 
 
 def test_a_pid_file_that_cannot_be_removed_is_no_reason_to_fail(
@@ -458,7 +458,7 @@ OUTLIVED = "sh -c 'echo engine; exec sleep 300' & while [ ! -e dies ]; do sleep 
 
 def outlived(stack_dir: Path, processes: Processes) -> Command:
     """A server that has ended and left its engine behind, as another run of the engine sees it."""
-    script = OUTLIVED.replace("dies", str(stack_dir / "dies"))
+    script = OUTLIVED.replace("dies", f"'{stack_dir / 'dies'}'")
     first = shell(stack_dir, script)
     first.start()
     wait_until(first.last_lines)
@@ -530,11 +530,11 @@ def test_stop_of_what_was_not_started_here(stack_dir: Path) -> None:
 
 def test_a_stop_command_ends_what_a_launcher_left_behind(stack_dir: Path, processes: Processes) -> None:
     pid_file = stack_dir.parent / "pid"
-    stop = ["sh", "-c", f"kill $(cat {pid_file})"]
-    server = shell(stack_dir, f"setsid sleep 300 & echo $! > {pid_file}", stop_command=stop)
+    stop = ["sh", "-c", f"kill $(cat '{pid_file}')"]
+    server = shell(stack_dir, f"setsid sleep 300 & echo $! > '{pid_file}'", stop_command=stop)
     server.start()
     wait_until(lambda: server.process().running is None)
-    assert len(processes.left()) == 1
+    wait_until(lambda: len(processes.left()) == 1)
     shell(stack_dir, ":", stop_command=stop).stop()  # from another run
     wait_until(lambda: processes.left() == [])
 
@@ -569,6 +569,7 @@ def test_the_processes_of_a_command(stack_dir: Path, processes: Processes) -> No
     assert server.pids() == []
     server.start()
     wait_until(server.last_lines)
+    wait_until(lambda: len(processes.left()) == 3)
     assert sorted(server.pids()) == processes.left()
     assert len(server.pids()) == 3
     server.stop()
@@ -689,6 +690,10 @@ def test_the_processes_of_a_container(docker: Docker, service: ComposeService, m
     assert docker.calls()[-1][-1] == "vllm-m"
     docker.answer({"inspect": (1, "\n", "Error: No such object: vllm-m\n")})
     assert service.pids() == []
+
+
+def test_the_processes_whose_cgroup_is_named_so() -> None:
+    assert os.getpid() in processes.of_container(Path("/proc/self/cgroup").read_text(encoding="utf-8"))
 
 
 def test_who_has_no_id_has_no_processes() -> None:

@@ -179,7 +179,7 @@ def test_restore_names_the_models_that_failed(stack: Stack) -> None:
 
 
 def test_a_restore_that_is_killed_is_finished_by_the_next(stack: Stack) -> None:
-    stack.host.models[1]["env"]["STANDIN_LOAD_SECONDS"] = "1"
+    stack.host.models[1]["env"]["STANDIN_LOAD_SECONDS"] = "4"
     stack.write()
     stack.host.up(a="active")
     assert stack.run("switch", "b").returncode == 0

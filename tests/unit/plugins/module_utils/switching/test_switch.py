@@ -12,6 +12,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -507,7 +508,7 @@ def test_a_container_that_does_not_listen_yet_is_loading(pair: Host) -> None:
 
 def test_a_loading_server_that_ends_is_started_afresh(pair: Host) -> None:
     broken = pair.stack_dir.parent / "a-is-broken"
-    breakable(pair, "a", f"rm {broken}; sleep 1; exit 1")
+    breakable(pair, "a", f"rm '{broken}'; sleep 5; exit 1")
     broken.touch()
     pair.start("a")
     pair.wait_until(lambda: not broken.exists(), "it loads")
@@ -566,13 +567,13 @@ def test_a_hanging_server_whose_requests_may_not_be_cut_is_left_alone(pair: Host
 
 def test_a_slow_server_is_drained_as_any_other(pair: Host) -> None:
     """Each of its calls is answered in time, all of them together are not."""
-    pair.settings["probe_timeout_seconds"] = 1
+    pair.settings["probe_timeout_seconds"] = 2
     pair.models[0]["env"]["STANDIN_TOKENS_PER_SECOND"] = "20"
     pair.up(a="active", b=1)
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         answer = pool.submit(pair.completion, "a", 60)
         pair.wait_until(lambda: pair.running("a") == 1, "the completion runs")
-        pair.fault("a", "*", "hang", seconds=0.6, times=0)
+        pair.fault("a", "*", "hang", seconds=0.8, times=0)
         result = pair.switch("b")
         assert answer.result(timeout=300)["finish_reason"] == "length"
     assert steps(result) == ["drain a", "sleep a 1", "wake b 1", "verify b"]
@@ -581,7 +582,7 @@ def test_a_slow_server_is_drained_as_any_other(pair: Host) -> None:
 
 @pytest.mark.parametrize("name", ["a", "b"])
 def test_a_server_that_answers_late_is_waited_for(pair: Host, name: str) -> None:
-    pair.settings["probe_timeout_seconds"] = 0.5
+    pair.settings["probe_timeout_seconds"] = 1.5
     pair.up(a="active", b=1)
     pair.fault("a", "/is_sleeping", "hang", times=3)
     result = pair.switch(name)
@@ -594,7 +595,7 @@ def test_a_server_that_answers_late_is_waited_for(pair: Host, name: str) -> None
 def answers_soon(host: Host, name: str) -> bool:
     """Whether a server tells whether it sleeps: not while it moves memory."""
     try:
-        host.call(name, "GET", "/is_sleeping", timeout=0.2)
+        host.call(name, "GET", "/is_sleeping", timeout=1)
     except requests.Timeout:
         return False
     return True
@@ -611,7 +612,7 @@ def answers_soon(host: Host, name: str) -> bool:
 )
 def test_what_a_killed_switch_has_begun_is_waited_for(host: Host, what: str, name: str, done: list[str]) -> None:
     """As long as a wake or a sleep may take, and not as long as a drain."""
-    moves: dict[str, object] = {"sleep_seconds": 2.5, "wake_seconds": 2.5}
+    moves: dict[str, object] = {"sleep_seconds": 6, "wake_seconds": 6}
     host.declare("a", standin=moves if what == "sleep" else {})
     host.declare("b", standin=moves if what == "wake" else {})
     host.up(b=1)
@@ -619,7 +620,7 @@ def test_what_a_killed_switch_has_begun_is_waited_for(host: Host, what: str, nam
         host.up(a=1)
     else:
         host.up(a="active")
-    host.settings.update(probe_timeout_seconds=0.4, drain_timeout_seconds=0.2)
+    host.settings.update(probe_timeout_seconds=1.2, drain_timeout_seconds=0.2)
     mover, call = ("b", "/wake_up") if what == "wake" else ("a", "/sleep?level=1&mode=wait")
     with host.switcher() as switcher, switcher.lock.hold("killed", 1, lambda _done, _seconds: False):
         switcher.lock.begin(mover, what)
@@ -771,7 +772,7 @@ def test_a_server_that_others_started_and_that_has_to_stop_fails_at_once(pair: H
     with serverlib.start_standin("org/a", names=["a"], port=port, gpu_dir=pair.gpu_dir, gpus="0"):
         started = time.monotonic()
         text, _result = failed(lambda: pair.switch("a", "stopped"))
-        assert time.monotonic() - started < 5  # request_timeout_seconds is 10
+        assert time.monotonic() - started < 9.5  # request_timeout_seconds is 10
         assert "it was not started by its start_command here, so it can't be stopped" in text
         assert pair.states()["a"] == "active"
 
@@ -784,11 +785,11 @@ def test_a_running_completion_is_finished_first(host: Host) -> None:
     host.declare("b")
     host.up(a="active", b=1)
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(host.completion, "a", 60)
+        answer = pool.submit(host.completion, "a", 200)
         host.wait_until(lambda: host.running("a") == 1, "the completion runs")
         result = host.switch("b")
         whole = answer.result(timeout=300)
-    assert (whole["finish_reason"], len(whole["text"].split())) == ("length", 60)
+    assert (whole["finish_reason"], len(whole["text"].split())) == ("length", 200)
     assert "note" not in result.steps[0]
     assert result.steps[0]["seconds"] > 0.3
     assert host.changing_calls("a")[-1] == SLEEP_1
@@ -837,13 +838,13 @@ def test_a_server_that_goes_while_it_is_drained_is_gone(pair: Host) -> None:
     ("fault", "gist"),
     [
         ("status_500", "/sleep?level=1&mode=wait: answered 500"),
-        ("not_done", "a accepted the call to sleep but is still awake after 1 s (request_timeout_seconds)"),
-        ("hang", "/sleep?level=1&mode=wait: no answer within 1 s"),
+        ("not_done", "a accepted the call to sleep but is still awake after 3 s (request_timeout_seconds)"),
+        ("hang", "/sleep?level=1&mode=wait: no answer within 3 s"),
         ("kill", "/sleep?level=1&mode=wait: the connection was lost"),
     ],
 )
 def test_a_server_that_cannot_sleep_is_stopped(pair: Host, fault: str, gist: str) -> None:
-    pair.settings["request_timeout_seconds"] = 1
+    pair.settings["request_timeout_seconds"] = 3
     pair.up(a="active", b=1)
     pair.fault("a", "/sleep", fault, match="level=1", times=0)
     result = pair.switch("b")
@@ -860,7 +861,7 @@ UNREAD = "a reports that it sleeps, but /metrics, which shows whether it is only
     ("times", "gist"),
     [
         pytest.param(
-            2, "a accepted the call to sleep but is still awake after 1 s (request_timeout_seconds)", id="once"
+            2, "a accepted the call to sleep but is still awake after 3 s (request_timeout_seconds)", id="once"
         ),
         pytest.param(0, UNREAD, id="for ever"),
     ],
@@ -868,7 +869,7 @@ UNREAD = "a reports that it sleeps, but /metrics, which shows whether it is only
 def test_who_did_not_do_its_sleep_is_stopped_though_its_metrics_can_not_be_read(
     pair: Host, times: int, gist: str
 ) -> None:
-    pair.settings["request_timeout_seconds"] = 1
+    pair.settings["request_timeout_seconds"] = 3
     pair.up(a="active", b=1)
     # The drain could read them.
     pair.call("a", "POST", "/standin/faults", json=[
@@ -973,7 +974,7 @@ def breakable(host: Host, name: str, script: str) -> Path:
     """Let a model's next start run the script instead, from the moment on that the file is there."""
     broken = host.stack_dir.parent / f"{name}-is-broken"
     (model,) = (model for model in host.models if model["id"] == name)
-    program = f'if [ -e {broken} ]; then {script}; fi; exec "$@"'
+    program = f"if [ -e '{broken}' ]; then {script}; fi; exec \"$@\""
     model["start_command"] = ["sh", "-c", program, "sh", *model["start_command"]]
     return broken
 
@@ -1026,7 +1027,7 @@ def test_a_server_that_dies_while_it_loads_ends_the_wait_at_once(host: Host) -> 
     host.up(a="active")
     started = time.monotonic()
     text, result = failed(lambda: host.switch("b"))
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 50  # it might wait for 60
     assert text.splitlines()[0] == (
         "b could not be made active: its server ended with exit code 1 while the switch waited for it"
         "; and its log says: ValueError: No supported config format found in org/b"
@@ -1130,14 +1131,18 @@ def test_an_interrupt_is_raised_when_all_that_works_side_by_side_has_ended(
     pair: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ended: list[int] = []
+    go = threading.Event()
     wait = concurrent.futures.wait
 
     def interrupted(*_arguments: Any) -> None:
         monkeypatch.setattr(concurrent.futures, "wait", wait)
+        go.set()
         raise KeyboardInterrupt
 
     def work(number: int) -> None:
-        time.sleep(number / 4)
+        if number:
+            go.wait(60)
+            time.sleep(number / 4)  # it works on when the interrupt has come
         ended.append(number)
 
     monkeypatch.setattr(concurrent.futures, "wait", interrupted)
@@ -1178,7 +1183,7 @@ def test_an_engine_that_outlived_its_server_is_stopped_first(pair: Host, process
     model = pair.models[0]
     served = model["start_command"]
     dies = pair.stack_dir.parent / "a-dies"
-    script = f"sleep 300 & while [ ! -e {dies} ]; do sleep 0.01; done"
+    script = f"sleep 300 & while [ ! -e '{dies}' ]; do sleep 0.01; done"
     model["start_command"] = ["sh", "-c", script]
     pair.start("a")
     pair.wait_until(lambda: len(processes.left()) >= 2, "the engine of a runs")

@@ -111,7 +111,7 @@ def test_it_goes_on_while_the_target_loads(host: Host, weights: Path, monkeypatc
     """The stop takes no time, the load does."""
     put(weights / "model.safetensors", SIZE / MB)
     host.models[0]["sleep_level"] = "stop"
-    host.models[1]["env"]["STANDIN_LOAD_SECONDS"] = "1"
+    host.models[1]["env"]["STANDIN_LOAD_SECONDS"] = "6"
     started = threading.Event()
 
     def slow(descriptor: int, buffer: Any, at: int) -> int:
