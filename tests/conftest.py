@@ -48,7 +48,7 @@ def nothing_is_left_in_the_environment() -> Iterator[None]:
     before = now()
     yield
     # Names alone: a log is no place for what they hold.
-    left = {name for name, _ in before ^ now()} - {"PYTEST_CURRENT_TEST"}
+    left = {name for name, _value in before ^ now()} - {"PYTEST_CURRENT_TEST"}
     assert not left, "the test has changed these and left them so"
 
 

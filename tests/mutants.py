@@ -305,8 +305,8 @@ MUTANTS = (
     Mutant(
         "lock/peek-while-held",
         "lock.py",
-        "if _try(descriptor, fcntl.LOCK_SH):\n                self._read",
-        "if True:\n                self._read",
+        "if _try(file.fileno(), fcntl.LOCK_SH):",
+        "if True:",
         "a report takes a wake that is under way for one that was cut off",
     ),
     Mutant(
