@@ -15,6 +15,7 @@ from ansible_collections.homegpt.vllm.plugins.module_utils.switching import (
     state_files,
     status,
 )
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.lock import HostLock
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.plan import (
     ACTIVE,
     SLEEPING,
@@ -108,13 +109,17 @@ def test_a_pin_changes_nothing_in_how_a_booted_host_comes_back(host: Host, manag
     assert manager.view().pinned == "a"
 
 
+def broken_disk(*_given: object) -> None:
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
 def broken(patch: pytest.MonkeyPatch, name: str) -> None:
     """From now on this state file can't be read."""
     whole = state_files.read_or_raise
 
     def read(stack_dir: str, one: str) -> dict[str, Any]:
         if one == name:
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
+            broken_disk()
         return whole(stack_dir, one)
 
     patch.setattr(state_files, "read_or_raise", read)
@@ -130,32 +135,41 @@ def test_a_pin_stays_while_the_record_can_not_be_read(
     with monkeypatch.context() as patch:
         broken(patch, "wanted")
         rounds(manager, 5)
+        assert manager.stop()
+        manager = manage()  # one that begins then, too
+        rounds(manager, 5)
         assert (manager.view().mode, manager.view().pinned) == ("manual", "b")
+        (host.stack_dir / "run" / "wanted.json").unlink()  # and if that is how it is mended
     rounds(manager)
     assert manager.view().pinned == "b"
     assert own(manager) == []
     assert host.states() == {"a": "sleeping", "b": "active"}
-    said = [
-        one for one in caplog.messages if "wanted.json can't be read (Input/output error): mend or remove it" in one
-    ]
-    assert len(said) == 1
+    said = [one for one in caplog.messages if "wanted.json can't be read (Input/output error): mend it" in one]
+    assert len(said) == 2
 
 
+@pytest.mark.parametrize("how", ["opened", "read"])
 def test_while_nobody_can_tell_who_has_the_lock_nothing_is_done_unasked(
-    host: Host, manage: Manage, caplog: pytest.LogCaptureFixture
+    host: Host, manage: Manage, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     """But the service starts, and what the servers are is seen."""
     for name in ("a", "b"):  # neither runs
         host.declare(name, startup_mode="active" if name == "a" else "sleep")
     lock = host.stack_dir / "run" / "switch.lock"
-    lock.mkdir(parents=True)
-    manager = manage()
-    rounds(manager, 5)
-    assert manager.view().models["a"].state == view.STOPPED
-    assert own(manager) == []
-    said = [one for one in caplog.messages if f"{lock} can't be read (Is a directory): mend or remove it" in one]
-    assert len(said) == 1
-    lock.rmdir()
+    with monkeypatch.context() as patch:
+        if how == "read":
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            lock.touch()
+            patch.setattr(HostLock, "_read", broken_disk)
+        else:
+            lock.mkdir(parents=True)
+        manager = manage()
+        rounds(manager, 5)
+        assert manager.view().models["a"].state == view.STOPPED
+        assert own(manager) == []
+        assert len([one for one in caplog.messages if f"{lock} can't be read (" in one]) == 1
+    if how == "opened":
+        lock.rmdir()
     until(lambda: manager.view().active == ["a"], "a is brought back")
 
 

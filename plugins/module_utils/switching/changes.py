@@ -43,10 +43,9 @@ def read(stack_dir: str, name: str) -> Change | None:
 
 def record(stack_dir: str, name: str, results: typing.Iterable[Result], displaced: list[str]) -> None:
     """Record what a switch has done, under the change's name where it has one. Raises OSError."""
-    known = saved = _all(stack_dir)
+    results = [result for result in results if result.displaced or result.activated]
+    known = saved = _all(stack_dir) if results else {}
     for result in results:
-        if not result.displaced and not result.activated:
-            continue
         concerned = {model for place in result.places for model in place}
         before, after = ({n: seen[n].state for n in concerned} for seen in (result.before, result.models))
         known = {other: one for other, one in known.items() if other == name or not concerned & set(one.after)}

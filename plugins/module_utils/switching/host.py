@@ -173,16 +173,20 @@ class Host:
     def record_proof(self, name: str, start: str, at: float | None) -> None:
         """Record that this start of a model's server is proved; with None that it is to be proved once more."""
         proof = {"start": start, "at": at}
-        with contextlib.suppress(OSError):  # it is proved once more then
-            try:
-                state_files.write_model(self.stack_dir, state_files.PROOF, name, proof)
-            except OSError:
-                # What it says of others is proved again, while a proof that stays may be believed.
-                state_files.write(self.stack_dir, state_files.PROOF, {"models": {name: proof}})
+        try:
+            state_files.write_model(self.stack_dir, state_files.PROOF, name, proof)
+        except OSError:
+            # It is proved once more then. So are others, while a proof that stays would be believed.
+            with state_files.changing, contextlib.suppress(OSError):
+                if at is None:
+                    state_files.write(self.stack_dir, state_files.PROOF, {"models": {name: proof}})
 
     def forget_proof(self, name: str) -> None:
         """Record that what is awake after this has to be proved, whoever wakes it."""
-        proof = state_files.models(self.stack_dir, state_files.PROOF).get(name)
+        try:
+            proof = state_files.models_of(state_files.read_or_raise(self.stack_dir, state_files.PROOF)).get(name)
+        except OSError:
+            proof = {"at": 0.0}  # maybe
         if isinstance(proof, dict) and proof.get("at") is not None:
             self.record_proof(name, str(proof.get("start") or ""), None)
 

@@ -258,7 +258,7 @@ class HostLock:
         if file.descriptor is None:
             raise AssertionError("the lock is held")
         self._read(file.descriptor)
-        self.last_failed_at, self.failed_at = self.failed_at, 0.0
+        self.last_failed_at, self.failed_at, self.unanswered = self.failed_at, 0.0, None
         began = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
         self._holder, self._asked = Holder(f"process {os.getpid()}: {purpose}, since {began}", tuple(models)), None
         self._descriptor = file.descriptor

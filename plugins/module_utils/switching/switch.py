@@ -171,13 +171,14 @@ class Switcher:
         """Record what has changed under the name of the change, or that what others have changed is not theirs now."""
         done = results_of(outcomes)
         try:
-            displaced = desired_state.last_displaced(self.stack_dir) if change else []
+            displaced = desired_state.last_displaced(self.stack_dir) if change and done else []
             changes.record(self.stack_dir, change, done, displaced)
         except (OSError, SwitchingError) as error:
-            path = state_files.path(self.stack_dir, state_files.CHANGES)
+            path, why = state_files.path(self.stack_dir, state_files.CHANGES), str(error)
+            if isinstance(error, OSError):
+                why = f"{path} can't be read or written ({error.strerror}): {state_files.remedy(error)}"
             lost = "this switch can't be undone by its name" if change else "an earlier change may be undone over it"
-            for result in done[:1]:
-                result.warnings.append(f"{path} does not have this switch ({error}): {lost}")
+            done[0].warnings.append(f"{why}; {lost}")
 
     def _all_or_none(
         self, models: typing.Sequence[Model], outcomes: list[Result | SwitchingError], started: float

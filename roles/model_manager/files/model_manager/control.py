@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching import plan, state_files
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching import desired_state, plan, state_files
 
 from .context import Context
 from .host_state import HostState, eviction_level
@@ -82,7 +82,10 @@ class Control:
     def check_pin(self, asked: list[Ticket]) -> None:
         """Whoever has switched past a pin, by the module or the command line, has ended it. `asked`: the queue."""
         models = [one.model for one in asked]
-        if self.pinned and self.pinned not in models and self._host.desired.get(self.pinned) != plan.ACTIVE:
+        if not self.pinned or self.pinned in models or self._host.desired.get(self.pinned) == plan.ACTIVE:
+            return
+        # Where there is no record any more, nobody has switched.
+        if desired_state.recorded(self._context.config.stack_dir).get(self.pinned, plan.ACTIVE) != plan.ACTIVE:
             _LOG.warning("%s is pinned no more: another model was made active without this service", self.pinned)
             self.set(AUTO, None)
 

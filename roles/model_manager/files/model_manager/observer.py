@@ -104,8 +104,9 @@ class Observer:
         self._models_stamp: Any = None
         self._stamps: tuple[Any, ...] = ()
         self._reported_at = -math.inf
-        # Whether what is desired was ever read, and which files can't be read now.
-        self._knows_desired = False
+        # Whether nothing ran when the host was seen first, and what is desired was never read.
+        self._comes_up: bool | None = None
+        # Which files can't be read now.
         self._said: set[str] = set()
         # Somebody else has just let go of the host's lock.
         self._asked_to = threading.Event()
@@ -184,10 +185,8 @@ class Observer:
         lock = self._engine().lock
         try:
             holder = lock.held_by()
-        except OSError as error:
-            self._say_once(lock.path, error)
-            return False
-        self._said.discard(lock.path)
+        except OSError:
+            return False  # the look says so
         with self._changed:
             if self._schedule.running or generation != self._host.generation:
                 return False  # a lock that is held may be our own, or have been
@@ -213,6 +212,7 @@ class Observer:
         host, lock, stack_dir = switcher.host, switcher.lock, self._config.stack_dir
         free, lock_stamp = _is_free(lock), _stamp(lock.path)
         lock.peek()
+        self._say_once(lock.path, lock.unreadable)
         held: dict[str, float | None] | None = None
         if self._report_is_due(inventory) and not self._schedule.running:
             self._reported_at = self._clock()
@@ -230,6 +230,8 @@ class Observer:
         adapters = {m.id: host.servers[m.id].adapters for m in inventory.enabled}
         counters = dict(zip(awake, host.each(count, awake), strict=True))
         desired, is_desired = self._read_desired(inventory)
+        if is_desired or self._comes_up is None:
+            self._comes_up = not is_desired and all(one.state == plan.STOPPED for one in seen.values())
         known, last = state_files.models(stack_dir, state_files.COSTS), status.read_last_switch(stack_dir)
         former = status.read_former_switches(stack_dir)
         leaks = odometer.reports(inventory, stack_dir)
@@ -251,7 +253,7 @@ class Observer:
                 self._gateway.looked()
                 if is_desired:
                     self._control.check_pin(self._schedule.asked())
-            self._reconcile(inventory, last, former, lock_stamp, not undisturbed or not is_desired)
+            self._reconcile(inventory, last, former, lock_stamp, not undisturbed or not (is_desired or self._comes_up))
             if undisturbed and not self._schedule.asked():
                 self._host.abandoned = self._abandoned(inventory)
             self._board.publish_states()
@@ -263,25 +265,20 @@ class Observer:
             hook(observed)
 
     def _read_desired(self, inventory: Inventory) -> tuple[desired_state.DesiredState, bool]:
-        """What is desired, and whether that holds; where the record can't be read now, what it said when it could be.
-
-        A host whose record can't be read from the beginning comes up as its inventory says.
-        """
-        path = state_files.path(self._config.stack_dir, state_files.DESIRED_STATE)
+        """What is desired, and whether that was read; where it can't be, what was known, or the inventory says."""
+        stack_dir, failed = self._config.stack_dir, None
         try:
-            desired, self._knows_desired = desired_state.read_or_raise(inventory, self._config.stack_dir), True
+            desired = desired_state.read_or_raise(inventory, stack_dir)
         except OSError as error:
-            self._say_once(path, error)
-            begins = desired_state.read(inventory, self._config.stack_dir)
-            return ({**begins, **self._host.desired}, False) if self._knows_desired else (begins, True)
-        self._said.discard(path)
-        return desired, True
+            desired, failed = {**desired_state.read(inventory, stack_dir), **self._host.desired}, error
+        self._say_once(state_files.path(stack_dir, state_files.DESIRED_STATE), failed)
+        return desired, not failed
 
-    def _say_once(self, path: str, error: OSError) -> None:
+    def _say_once(self, path: str, error: OSError | None) -> None:
         """Log that a file can't be read, once until it can: there are several looks a second."""
-        if path not in self._said:
-            _LOG.error("%s can't be read (%s): mend or remove it", path, error.strerror)
-        self._said.add(path)
+        if error and path not in self._said:
+            _LOG.error("%s can't be read (%s): mend it; nothing more is done unasked until then", path, error.strerror)
+        (self._said.add if error else self._said.discard)(path)
 
     def _reconcile(
         self,

@@ -301,8 +301,8 @@ def test_a_change_that_can_not_be_read_is_not_lost(host: Host, monkeypatch: pyte
     with monkeypatch.context() as patch, host.switcher() as switcher:
         failed = once_broken(patch, "changes")
         (warning,) = switcher.switch("d", change="x").warnings
-        assert warning.startswith(f"{file} does not have this switch")
-        assert warning.endswith("can't be undone by its name")
+        assert warning.startswith(f"{file} can't be read or written (Input/output error): ")
+        assert warning.endswith("; this switch can't be undone by its name")
         failed.clear()
         with pytest.raises(SwitchingError, match=r"can't be read \(.*\): .* unknown what y has changed"):
             switcher.undo("y")
@@ -318,9 +318,9 @@ def test_a_proof_is_forgotten_where_others_can_not_be_read(pair: Host, monkeypat
         switcher.host.record_proof("a", "this start", 1.0)
         with monkeypatch.context() as patch:
             failed = once_broken(patch, "proof")
-            switcher.host.record_proof("a", "this start", None)
+            switcher.host.forget_proof("a")
         assert failed
-        assert state_files.models(stack, "proof") == {"a": {"start": "this start", "at": None}}
+        assert state_files.models(stack, "proof") == {"a": {"start": "", "at": None}}
 
 
 def test_what_can_not_be_read_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
