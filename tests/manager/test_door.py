@@ -95,7 +95,7 @@ def test_the_host_where_it_costs_least_is_asked_and_those_who_wait_are_told_its_
         waiting = [worker.wait("a") for _each in range(3)]
         until(lambda: cheap.asked == ["a"], "the cheap one is asked, once")
         until(lambda: any(one["eta"] == 3 for one in worker.of("tell")), "they are told its time")
-        assert [one["n"] for one in worker.of("held")] == [1, 2, 3]
+        until(lambda: [one["n"] for one in worker.of("held")] == [1, 2, 3], "all wait, in order")
         cheap.answer = (200, {})
         assert [worker.outcome(number)["t"] for number in waiting] == ["go"] * 3
         assert servers(worker, "a") == ["cheap"]
