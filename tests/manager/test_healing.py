@@ -139,12 +139,12 @@ def test_a_pin_stays_while_the_record_can_not_be_read(
         manager = manage()  # one that begins then, too
         rounds(manager, 5)
         assert (manager.view().mode, manager.view().pinned) == ("manual", "b")
-        (host.stack_dir / "run" / "wanted.json").unlink()  # and if that is how it is mended
+        (host.stack_dir / "run" / "wanted.json").unlink()  # and if that is how it is repaired
     rounds(manager)
     assert manager.view().pinned == "b"
     assert own(manager) == []
     assert host.states() == {"a": "sleeping", "b": "active"}
-    said = [one for one in caplog.messages if "wanted.json can't be read (Input/output error): mend it" in one]
+    said = [one for one in caplog.messages if "wanted.json can't be read (Input/output error): repair it" in one]
     assert len(said) == 2
 
 

@@ -62,7 +62,7 @@ def update(
     Where nothing was C(displaced), what was before still counts. A record that can't be read is left as it is: it may
     say a lot of other models. Returns what to warn of.
     """
-    doing, remedy = "read", "mend or remove it"
+    doing, remedy = "read", "repair or remove it"
     try:
         before = state_files.read_or_raise(stack_dir, state_files.DESIRED_STATE)
         desired = change(_of(inventory, _states(before)))

@@ -104,7 +104,7 @@ def unreadable(host: Host) -> list[str]:
         return []
     why = f"{os.path.dirname(path)} belongs to another user; run as root (sudo)"
     if host.lock.unreadable and not isinstance(host.lock.unreadable, PermissionError):
-        why = f"{host.lock.path} can't be read ({host.lock.unreadable.strerror}): mend it"
+        why = f"{host.lock.path} can't be read ({host.lock.unreadable.strerror}): repair it"
     return [f"it is unknown {' and '.join(hidden)}: {why}"]
 
 

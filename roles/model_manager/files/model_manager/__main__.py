@@ -122,7 +122,7 @@ def _check_what_was_set(config: Config) -> None:
     except OSError as error:
         path = state_files.path(config.stack_dir, state_files.MANAGER)
         raise OSError(
-            f"{path} can't be read ({error.strerror}), and the mode, the pin and the evictions are in it: mend that, "
+            f"{path} can't be read ({error.strerror}), and the mode, the pin and the evictions are in it: repair that, "
             "or remove the file to start without them"
         ) from None
 

@@ -110,7 +110,7 @@ class AskedGates:
         except OSError as error:
             if not self._blind:
                 _LOG.warning(
-                    "%s can't be read (%s): gates that are asked to be closed stay so; mend or remove it",
+                    "%s can't be read (%s): gates that are asked to be closed stay so; repair or remove it",
                     self._lock.path,
                     error.strerror,
                 )

@@ -277,7 +277,9 @@ class Observer:
     def _say_once(self, path: str, error: OSError | None) -> None:
         """Log that a file can't be read, once until it can: there are several looks a second."""
         if error and path not in self._said:
-            _LOG.error("%s can't be read (%s): mend it; nothing more is done unasked until then", path, error.strerror)
+            _LOG.error(
+                "%s can't be read (%s): repair it; nothing more is done unasked until then", path, error.strerror
+            )
         (self._said.add if error else self._said.discard)(path)
 
     def _reconcile(

@@ -99,7 +99,7 @@ def test_a_record_is_written_only_when_it_changes(tmp_path: Path) -> None:
     assert [entry.name for entry in path.parent.iterdir()] == ["wanted.json"]
 
 
-@pytest.mark.parametrize(("what", "remedy"), [("read", "mend or remove it"), ("written", "remove it")])
+@pytest.mark.parametrize(("what", "remedy"), [("read", "repair or remove it"), ("written", "remove it")])
 def test_a_record_that_cannot_be_read_or_written_says_what_that_means(tmp_path: Path, what: str, remedy: str) -> None:
     if what == "read":
         (tmp_path / "run").touch()

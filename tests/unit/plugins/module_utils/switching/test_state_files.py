@@ -240,7 +240,7 @@ def test_a_switch_leaves_a_record_that_can_not_be_read(pair: Host, monkeypatch: 
         patch.setattr(json, "load", broken_disk)
         for name in "ab":  # the first one has nothing to do
             told = [text for text in pair.switch(name).warnings if "wanted.json" in text]
-            why = "can't be read (Input/output error): a reboot would restore other models; mend or remove it"
+            why = "can't be read (Input/output error): a reboot would restore other models; repair or remove it"
             assert told == [f"the switch succeeded, but {record} {why}, then switch again"]
             assert record.read_text(encoding="utf-8") == before
     pair.switch("a")
@@ -286,7 +286,7 @@ def test_a_roll_back_tells_that_the_record_can_not_be_read(pair: Host) -> None:
     with pair.switcher() as switcher, pytest.raises(SwitchingError) as told:
         switcher.roll_back()
     unknown = "it is unknown which models the last switch replaced"
-    assert str(told.value) == f"{record} can't be read (Is a directory): mend or remove it; until then {unknown}"
+    assert str(told.value) == f"{record} can't be read (Is a directory): repair or remove it; until then {unknown}"
 
 
 def test_a_change_that_can_not_be_read_is_not_lost(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
