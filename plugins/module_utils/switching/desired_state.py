@@ -62,20 +62,20 @@ def update(
     Where nothing was C(displaced), what was before still counts. A record that can't be read is left as it is: it may
     say a lot of other models. Returns what to warn of.
     """
-    doing, remedy = "read", "repair or remove it"
+    doing, remedy = "read", state_files.read_remedy
     try:
         before = state_files.read_or_raise(stack_dir, state_files.DESIRED_STATE)
         desired = change(_of(inventory, _states(before)))
         displaced = list(displaced) or _displaced(before)
         if _states(before) == desired and _displaced(before) == displaced:
             return []
-        doing, remedy = "written", ""
+        doing, remedy = "written", state_files.remedy
         state_files.write(stack_dir, state_files.DESIRED_STATE, {"models": desired, "displaced": displaced})
     except OSError as error:
         path = state_files.path(stack_dir, state_files.DESIRED_STATE)
         return [
             f"the switch succeeded, but {path} can't be {doing} ({error.strerror}): a reboot would restore other "
-            f"models; {remedy or state_files.remedy(error)}, then switch again"
+            f"models; {remedy(error)}, then switch again"
         ]
     return []
 

@@ -132,10 +132,15 @@ def write_model(stack_dir: str, name: str, model_id: str, content: typing.Mappin
 
 def unread(stack_dir: str, name: str, error: OSError, unknown: str) -> SwitchingError:
     """That a state file can't be read, for who must not take it for an empty one, and what is C(unknown) therefore."""
-    todo = "run as root (sudo)" if isinstance(error, PermissionError) else "repair or remove it"
     return SwitchingError(
-        f"{path(stack_dir, name)} can't be read ({error.strerror}): {todo}; until then it is unknown {unknown}"
+        f"{path(stack_dir, name)} can't be read ({error.strerror}): {read_remedy(error)}; until then it is unknown "
+        f"{unknown}"
     )
+
+
+def read_remedy(error: OSError) -> str:
+    """What to do where a file of the stack can't be read."""
+    return "run as root (sudo)" if isinstance(error, PermissionError) else "repair or remove it"
 
 
 def remedy(error: OSError) -> str:

@@ -107,7 +107,7 @@ class Observer:
         # Whether nothing ran when the host was seen first, and what is desired was never read.
         self._comes_up: bool | None = None
         # Which files can't be read now.
-        self._said: set[str] = set()
+        self._unread: set[str] = set()
         # Somebody else has just let go of the host's lock.
         self._asked_to = threading.Event()
         self._ending = threading.Event()
@@ -265,7 +265,7 @@ class Observer:
             hook(observed)
 
     def _read_desired(self, inventory: Inventory) -> tuple[desired_state.DesiredState, bool]:
-        """What is desired, and whether that was read; where it can't be, what was known, or the inventory says."""
+        """What is desired, and whether that was read; where it can't be, what was known, else the startup modes."""
         stack_dir, failed = self._config.stack_dir, None
         try:
             desired = desired_state.read_or_raise(inventory, stack_dir)
@@ -276,11 +276,11 @@ class Observer:
 
     def _say_once(self, path: str, error: OSError | None) -> None:
         """Log that a file can't be read, once until it can: there are several looks a second."""
-        if error and path not in self._said:
+        if error and path not in self._unread:
             _LOG.error(
                 "%s can't be read (%s): repair it; nothing more is done unasked until then", path, error.strerror
             )
-        (self._said.add if error else self._said.discard)(path)
+        (self._unread.add if error else self._unread.discard)(path)
 
     def _reconcile(
         self,
