@@ -61,6 +61,7 @@ NVIDIA_SMI_SECONDS = 10.0
 B_ACTIVE, A_ACTIVE, NAMED = "b active", "a active again", "error state"
 CUT_OFF = "cut off"
 AS_IT_WAS = "as it was"  # of several alone: a host that was not touched has what it had
+ENDED = "ended at its end"  # of several alone: a server that was proved, and was to end at a call that came after it
 ENDING = {FAULTS[kind][0] for kind in ("killed", "frozen", "oom")}
 
 
@@ -184,6 +185,8 @@ def _run_cell(cell: Cell, host: Host, outcome: Outcome) -> None:
         outcome.left = left(last, seen, host, asked, cell.several)
         if cell.several and not outcome.left and untouched(last):
             outcome.left = AS_IT_WAS
+        if cell.several and not outcome.left and ended_after_proof(cell, last, seen, asked):
+            outcome.left = ENDED
         wrong += end_state(last, seen, host, outcome.left)
         wrong += truth(cell, last, seen, asked)
         wrong += [text for name, one in answers for text in message(one, name, cell)]
@@ -285,6 +288,20 @@ def left(answer: Answer, seen: dict[str, Seen], host: Host, asked: str = "b", se
 def untouched(answer: Answer) -> bool:
     """Whether a switch was refused before it did anything, and said so."""
     return answer.status == 1 and not (answer.result or {}).get("steps") and bool(answer.said)
+
+
+def ended_after_proof(cell: Cell, answer: Answer, seen: dict[str, Seen], asked: str) -> bool:
+    """Whether a switch ended well, and its server ended, as was ordered, at a call after its last proof.
+
+    A look that gets no answer counts as slow, since the answer to the proof is known: of no server is it told that it
+    fails because one look at it has failed.
+    """
+    other = "a" if asked == "b" else "b"
+    if answer.status != 0 or not ends(cell, asked) or seen[asked].state not in ("error", "stopped"):
+        return False
+    steps = [step for step in answer.result["steps"] if step["model"] == asked] if answer.result else []
+    proved = not steps or (steps[-1]["action"] == "verify" and "failed" not in steps[-1])
+    return proved and seen[other].state != "active"
 
 
 def end_state(answer: Answer, seen: dict[str, Seen], host: Host, which: str) -> list[str]:
