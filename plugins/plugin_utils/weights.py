@@ -321,11 +321,8 @@ def _folders(weights: Weights, on_host: bool) -> list[str]:
     cache = weights.cache.inside if on_host else weights.cache.outside
     owner, name = weights.repo.split("/")
     older = dict.fromkeys((f"{owner}/{name.replace('.', '___')}", weights.repo))
-    names = [
-        f"models/{owner}--{name}",
-        *(f"{above}/{one}" for above in ("hub/models", "models", "hub") for one in older),
-    ]
-    return [posixpath.join(cache, name) for name in names] if cache else []
+    names = [f"{above}/{one}" for above in ("hub/models", "models", "hub") for one in older]
+    return [posixpath.join(cache, one) for one in (f"models/{owner}--{name}", *names)] if cache else []
 
 
 def container_volumes(

@@ -51,6 +51,9 @@ RECONCILER = "reconciler"
 USAGE = "usage"
 _ENGINE = (DESIRED_STATE, LAST_SWITCH, CANARY, DRAFTS, PROOF, MEMORY, ODOMETER, COSTS, CHANGES, WEIGHTS)
 ALL = (*_ENGINE, MANAGER, MANAGER_VIEW, GATES, RECONCILER, USAGE)
+# What nobody can find out anew. Some file systems put a new file in place before what it says is on the disk: without
+# power it is empty then.
+_SYNCED = (DESIRED_STATE, CANARY, MANAGER)
 
 # No file takes as much.
 _ROOM_BYTES = 65536
@@ -105,7 +108,10 @@ def models_of(content: typing.Mapping[str, typing.Any]) -> dict[str, typing.Any]
 
 
 def write(stack_dir: str, name: str, content: typing.Mapping[str, typing.Any]) -> None:
-    """Replace a state file at once. Raises OSError when that fails; what it said before is then still there."""
+    """Replace a state file at once. Raises OSError when that fails; what it said before is then still there.
+
+    What nobody can find out anew is on the disk before it is in place, so that a loss of power leaves one of the two.
+    """
     new = path(stack_dir, name) + ".new"
     os.makedirs(os.path.dirname(new), 0o755, exist_ok=True)
     with contextlib.suppress(FileNotFoundError):
@@ -114,6 +120,9 @@ def write(stack_dir: str, name: str, content: typing.Mapping[str, typing.Any]) -
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(json.dumps(content))  # in one piece: json.dump takes several times as long
+            if name in _SYNCED:
+                file.flush()
+                os.fsync(descriptor)
         os.replace(new, path(stack_dir, name))
     except OSError:
         with contextlib.suppress(OSError):

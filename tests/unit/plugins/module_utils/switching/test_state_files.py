@@ -201,6 +201,38 @@ def test_a_record_that_cannot_be_written_leaves_nothing_beside_the_one_before(
     assert state_files.read(str(tmp_path), "wanted") == {"models": {}}
 
 
+@pytest.mark.parametrize("name", [state_files.DESIRED_STATE, state_files.CANARY, state_files.MANAGER])
+def test_what_nobody_can_find_out_anew_is_on_the_disk_before_it_is_in_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    done: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def synced(descriptor: int) -> None:
+        done.append(f"synced: {Path(os.readlink(f'/proc/self/fd/{descriptor}')).read_text(encoding='utf-8')}")
+        fsync(descriptor)
+
+    def put(new: str, place: str) -> None:
+        done.append(f"put in place: {Path(place).name}")
+        replace(new, place)
+
+    monkeypatch.setattr(state_files.os, "fsync", synced)
+    monkeypatch.setattr(state_files.os, "replace", put)
+    state_files.write(str(tmp_path), name, {"models": {"a": "active"}})
+    assert done == ['synced: {"models": {"a": "active"}}', f"put in place: {name}.json"]
+
+
+def test_a_disk_that_fails_to_take_a_record_leaves_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state_files.write(str(tmp_path), state_files.MANAGER, {"mode": "auto"})
+    monkeypatch.setattr(state_files.os, "fsync", broken_disk)
+    with pytest.raises(OSError, match="Input/output error"):
+        state_files.write(str(tmp_path), state_files.MANAGER, {"mode": "manual"})
+    assert state_files.read(str(tmp_path), state_files.MANAGER) == {"mode": "auto"}
+    assert [file.name for file in (tmp_path / "run").iterdir()] == ["manager.json"]
+
+
 @pytest.mark.parametrize("kind", ["reserved", "written in part"])
 def test_notes_that_there_is_no_room_for_leave_those_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
