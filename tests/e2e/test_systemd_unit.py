@@ -326,7 +326,12 @@ def test_it_waits_for_the_shares_and_disks_that_the_models_need(provisioned: Mac
         provisioned.boot()
         assert provisioned.unit()["ActiveState"] == "inactive"
         assert provisioned.state() == "stopped"
-        assert "Dependency failed" in provisioned.run("journalctl", "--boot", "--unit", UNIT)
+
+        def said() -> str:
+            return provisioned.run("journalctl", "--boot", "--unit", UNIT)
+
+        # The journal may have it a moment later.
+        until(lambda: "Dependency failed" in said(), said)
     finally:
         provisioned.write(f"/etc/systemd/system/{SHARE}", SHARE_UNIT)
         provisioned.run("systemctl", "daemon-reload")

@@ -356,6 +356,13 @@ def ends(cell: Cell, name: str) -> bool:
     return any(order["fault"] in ENDING for order in cell.orders.get(name, []))
 
 
+def drips(cell: Cell, name: str) -> float:
+    """For how many seconds a server may take to send the answer to a client that it has computed."""
+    orders = cell.orders.get(name, [])
+    mine = [one for one in orders if one["fault"] == "slow_drip" and one["path"] in ("*", "/v1/completions")]
+    return float(max((one["seconds"] or 5.0 for one in mine), default=0.0))
+
+
 def tells_level(cell: Cell, name: str) -> bool:
     """Whether a server has a sleep gauge that can be read."""
     orders = cell.orders.get(name, [])
@@ -463,7 +470,7 @@ def healing(cell: Cell, host: Host, scene: Scene, results: list[dict[str, Any] |
             # What ran on is over by now; what was parked goes on with a.
             client.wait(0 if _parked(results) else 1)
     for client in scene.clients:
-        client.wait(10)
+        client.wait(10 + drips(cell, client.name))
         # Whoever ends a server, or a switch amid its sleep, cuts what runs on it; and nobody is told.
         excused = cell.several and (None in results or client.name in scene.killed or ends(cell, client.name))
         if not client.whole and not _cut(results) and not excused:

@@ -274,6 +274,7 @@ class Recovery:
                 continue
             try:
                 self.execute(self.plan(seen, previous, ACTIVE))
+                self._record_start(previous.id)
                 message += f"\n{previous.id} is active again"
             except SwitchingError as second:
                 reason = brief(str(second), previous.id)
@@ -311,6 +312,12 @@ class Recovery:
         if log:
             message += "\nThe last lines of its log:" + "".join(f"\n  {line}" for line in log[-_SHOWN_LINES:])
         return seen, message
+
+    def _record_start(self, name: str) -> None:
+        """Record that this start of a server was ready, so that it counts as dead when it refuses connections later."""
+        start = self.executor.readiness.starts.get(name) or self.host.lifecycles[name].start_id()
+        if start:
+            self.host.record_proof(name, start, None)  # the next switch proves it again
 
     def _touched(self, name: str) -> bool:
         """Whether this switch has done anything to a model's server but to let its requests end."""

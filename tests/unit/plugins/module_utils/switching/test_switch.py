@@ -366,6 +366,23 @@ def test_who_had_been_loaded_and_refuses_connections_is_not_waited_for(pair: Hos
     assert pair.states() == {"a": "sleeping", "b": "active"}
 
 
+def test_who_was_loaded_by_a_roll_back_and_refuses_connections_is_not_waited_for(host: Host) -> None:
+    host.declare("a")
+    host.declare("b", sleep_level="stop")
+    host.up(a=1)
+    host.switch("b")
+    host.fault("a", "/wake_up", "status_500", times=0)
+    host.settings["escalation"] = ["roll_back"]
+    text, result = failed(lambda: host.switch("a"))
+    assert "\nb is active again\n" in text, text
+    assert [(step["action"], step["model"]) for step in result.steps][-2:] == [("start", "b"), ("verify", "b")]
+    host.fault("b", "/health", "deaf")
+    with contextlib.suppress(requests.RequestException):
+        host.call("b", "GET", "/health")
+    assert [step["action"] for step in host.switch("b").steps] == ["stop", "start", "verify"]
+    assert host.states()["b"] == "active"
+
+
 def test_a_model_put_to_sleep_that_somebody_woke_is_told_active(pair: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     pair.up(a="active")
     sleep = Executor._sleep
