@@ -15,7 +15,7 @@ from ansible.inventory.manager import split_host_pattern
 from ansible.module_utils.parsing.convert_bool import boolean
 from ansible.plugins.action import ActionBase
 from ansible.template import Templar
-from ansible_collections.homegpt.vllm.plugins.module_utils.switching.redaction import is_secret_name, secrets_of
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching.redaction import is_secret_name
 from ansible_collections.homegpt.vllm.plugins.plugin_utils import (
     door,
     live,
@@ -150,14 +150,17 @@ class ActionModule(ActionBase):
         templar = Templar(loader=self._loader, variables=raw)
         asked = preflight.ASKED[playbook]
         values: dict = {}
+        given: dict = {}
         mistakes: list[str] = []
         for name in raw:
             if name not in asked and not name.startswith(preflight.PREFIXES):
                 continue
-            values[name] = self.walk(raw[name], name, is_secret_name(name), templar, raw, mistakes)
-            if values[name] is _Unresolved:
-                del values[name]
-        self.secrets.update(secrets_of(values))
+            value = self.walk(raw[name], name, preflight.is_secret(name), templar, raw, mistakes)
+            if value is not _Unresolved:
+                values[name] = value
+            # A secret that is taken for a template has no value, and is to be shown nowhere either.
+            given[name] = raw[name] if value is _Unresolved else value
+        self.secrets.update(preflight.secrets_of(given))
         known = {*preflight.WIDE, *asked, *specs}
         mistakes += preflight_words.mistaken_names(preflight.own_names(playbook, values), known)
         mistakes += role_variables.mistakes(values, specs, ("vllm_models", "vllm_switching"))

@@ -13,6 +13,7 @@ import json
 import re
 import typing
 
+from ansible_collections.homegpt.vllm.plugins.module_utils.switching import checks
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.gpus import Gpu
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.redaction import is_secret_name
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.schema import API_SERVER
@@ -106,7 +107,7 @@ def _argument(model: typing.Mapping[str, typing.Any], key: str, value: typing.An
                 text = _text(item)
                 if re.match(r"-(?!\d+\Z)", text):
                     raise ValueError(
-                        "%s: args.%s[%d] begins with a dash, which vLLM parses as another option: it can't be in a list"
+                        "%s: args.%s[%d] begins with a dash, which vLLM parses as another option: correct or remove it"
                         % (model["id"], key, number - 1)
                     )
                 yield Word("", text, secret and "%s_%d" % (secret, number))
@@ -123,7 +124,7 @@ def environment_words(model: typing.Mapping[str, typing.Any], shared: typing.Any
     """The environment that the inventory gives a model's server, by name; the model's own wins over the shared one."""
     taken = {word.secret for word in serve_words(model)} - {""}
     words = {}
-    for name, value in dict(_environment(shared), **model["env"]).items():
+    for name, value in dict(_environment(shared, "vllm_env"), **model["env"]).items():
         key = name
         while _secret_name(model, key) in taken:
             key = "ENV_" + key
@@ -133,10 +134,13 @@ def environment_words(model: typing.Mapping[str, typing.Any], shared: typing.Any
 
 
 def plain_environment_words(environment: typing.Any, prefix: str) -> dict[str, Word]:
-    """The same for a service that is no model, whose secrets are called by this prefix and their own name."""
+    """The same for a service that is no model, whose secrets are called by this prefix and their own name.
+
+    Its role's variable is called by the prefix too: C(open_webui_env) is that of C(OPEN_WEBUI_).
+    """
     return {
         name: Word("", value, prefix + name if _is_secret(name, value) else "")
-        for name, value in _environment(environment).items()
+        for name, value in _environment(environment, prefix.lower() + "env").items()
     }
 
 
@@ -145,16 +149,36 @@ def plain_environment(env: typing.Any, prefix: str, inline: bool = False) -> dic
     return {name: word.in_compose(inline) for name, word in plain_environment_words(env, prefix).items()}
 
 
-def _environment(given: typing.Any) -> dict[str, str]:
-    """The variables of an unchecked environment. Raises ValueError for what no environment can hold."""
-    environment = {}
+def environment_mistakes(given: typing.Any, variable: str) -> typing.Iterator[str]:
+    """What no environment can hold, with the remedy and without values. C(variable): the one that has it."""
+    if given and not isinstance(given, dict):
+        yield "%s must be a dictionary: write it as {NAME: VALUE}" % variable
+        return
     for name, value in (given or {}).items():
         if not re.match(r"[A-Za-z_][A-Za-z0-9_]*\Z", str(name)):
-            raise ValueError("%s is not a valid name of an environment variable" % name)
-        if not isinstance(value, (str, int, float)):
-            raise ValueError("the environment variable %s must be text or a number" % name)
-        environment[str(name)] = ("true" if value else "false") if isinstance(value, bool) else str(value)
-    return environment
+            yield (
+                "%s.%s is not a valid name of an environment variable: use letters, digits and underscores, and no "
+                "digit first" % (variable, name)
+            )
+        elif not isinstance(value, (str, int, float)):
+            # Of a date, its words have the value behind them.
+            kind = checks.describe(value).partition(" (")[0]
+            yield "%s.%s must be text or a number, is %s: put it in quotes, or remove it" % (variable, name, kind)
+
+
+def shared_mistakes(env: typing.Any, variable: str = "vllm_env") -> typing.Iterator[str]:
+    """What is wrong with the environment of every model's server, in the same way."""
+    yield from environment_mistakes(env, variable)
+    if isinstance(env, dict) and "VLLM_API_KEY" in env:
+        yield "%s must not contain VLLM_API_KEY: set each model's own key in its env" % variable
+
+
+def _environment(given: typing.Any, variable: str) -> dict[str, str]:
+    """The variables of an unchecked environment. Raises ValueError for what no environment can hold."""
+    wrong = list(environment_mistakes(given, variable))
+    if wrong:
+        raise ValueError("; ".join(wrong))
+    return {str(name): checks.scalar_text(value) for name, value in (given or {}).items()}
 
 
 def service(
@@ -163,12 +187,13 @@ def service(
     """What a model's service in a compose file says that follows from the inventory, dollars escaped.
 
     C(image) and C(env) are those of every model; a model's own win. C(inline) puts secrets in, for a file that is never
-    written. C(api_key) of the result is what the model's clients need, C(entrypoint) is empty for the image's own.
+    written. C(entrypoint) of the result is empty for the image's own. Raises ValueError for what the preflight tells.
     """
     if gpu_access not in GPU_ACCESS:
         raise ValueError("vllm_gpu_access must be one of %s, is %s" % (", ".join(GPU_ACCESS), gpu_access))
-    if "VLLM_API_KEY" in _environment(env):
-        raise ValueError("vllm_env must not contain VLLM_API_KEY: set each model's own key in its env")
+    wrong = list(shared_mistakes(env))
+    if wrong:
+        raise ValueError("; ".join(wrong))
     variables = {
         **{name: Word("", ",".join(map(str, gpus))) for name, gpus in _visible(model["gpus"], gpu_access).items()},
         # What puts a model to sleep answers in this mode only.
@@ -184,8 +209,7 @@ def service(
         "entrypoint": list(map(escape, model["entrypoint"])),
         "command": [word.in_compose(inline) for word in serve_words(model)],
         "environment": {name: word.in_compose(inline) for name, word in variables.items()},
-        "api_key": api_key(model).in_compose(inline),
-        "modelscope": uses_modelscope({**_environment(env), **model["env"]}),
+        "modelscope": uses_modelscope({**_environment(env, "vllm_env"), **model["env"]}),
     }
 
 

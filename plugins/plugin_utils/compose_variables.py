@@ -109,9 +109,7 @@ def dotenv(text: str, lookup: Lookup) -> dict[str, str]:
             continue
         at = assignment.end()
         quote = text[at : at + 1]
-        quoted = (
-            re.compile(r"%s((?:\\.|[^%s\\])*)%s" % (quote, quote, quote), re.DOTALL) if quote in ("'", '"') else None
-        )
+        quoted = _QUOTED.get(quote)
         match = quoted.match(text, at) if quoted else None
         if match:
             value = match.group(1)

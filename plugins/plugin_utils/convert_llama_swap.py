@@ -61,7 +61,7 @@ def from_llama_swap(
     if mistakes:
         raise convert.ConvertError(mistakes)
     builder = convert_builder.Builder(notes, variables)
-    ports = _Ports(config, name)
+    ports = _Ports(config)
     for key, entry in listed.items():
         place = "%s: models.%s" % (name, key)
         try:
@@ -98,10 +98,10 @@ def from_llama_swap(
 class _Ports:
     """The ports of llama-swap's models: each that uses C(${PORT}) has the next one, in the order of their names."""
 
-    def __init__(self, config: typing.Mapping[str, typing.Any], name: str) -> None:
+    def __init__(self, config: typing.Mapping[str, typing.Any]) -> None:
         self._ports: dict[str, int] = {}
         port = int(config.get("startPort") or 5800)
-        fixed = {key: self._fixed(config, entry) for key, entry in config["models"].items()}
+        fixed = {key: self._fixed(entry) for key, entry in config["models"].items()}
         for key in sorted(map(str, config["models"])):
             given = fixed.get(key)
             if given:
@@ -114,7 +114,7 @@ class _Ports:
             port += 1
 
     @staticmethod
-    def _fixed(config: typing.Mapping[str, typing.Any], entry: typing.Mapping[str, typing.Any]) -> int | None:
+    def _fixed(entry: typing.Mapping[str, typing.Any]) -> int | None:
         match = re.search(r":(\d{1,5})(?:/|\Z)", str(entry.get("proxy") or ""))
         return int(match.group(1)) if match else None
 

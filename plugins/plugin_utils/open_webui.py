@@ -103,13 +103,17 @@ def mistakes(models: Models, given: typing.Any) -> typing.Iterator[str]:
     for model in models:
         if model["start_command"] or model["startup_mode"] == "disabled" or not _talks(model):
             continue
-        if ";" in compose.api_key(model).plain:
+        try:
+            key = compose.api_key(model).plain
+        except ValueError:
+            continue  # its args can't be written at all, which the preflight tells of every model
+        if ";" in key:
             yield "%s: Open WebUI treats a semicolon as the end of a key: use an API key without one" % model["id"]
-    try:
-        own = _texts(given)
-    except ValueError as error:
-        yield "open_webui_env: %s" % error
+    wrong = list(compose.environment_mistakes(given, "open_webui_env"))
+    if wrong:
+        yield from wrong
         return
+    own = _texts(given)
     if not all(_entries(own.get(URLS, "x"))):
         yield (
             "open_webui_env.%s contains an empty entry, which Open WebUI replaces by api.openai.com, with the key at "
@@ -129,7 +133,7 @@ def _talks(model: typing.Mapping[str, typing.Any]) -> bool:
 
 
 def _texts(given: typing.Any) -> dict[str, str]:
-    return {name: word.plain for name, word in compose.plain_environment_words(given, "").items()}
+    return {name: word.plain for name, word in compose.plain_environment_words(given, "OPEN_WEBUI_").items()}
 
 
 def _url(model: typing.Mapping[str, typing.Any]) -> str:

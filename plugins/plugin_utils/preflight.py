@@ -13,7 +13,7 @@ from ansible_collections.homegpt.vllm.plugins.module_utils.switching.errors impo
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.gpus import is_amd, is_mig
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.inventory import Inventory, Model, parse
 from ansible_collections.homegpt.vllm.plugins.module_utils.switching.texts import map_text
-from ansible_collections.homegpt.vllm.plugins.plugin_utils import door, preflight_services, rollout, weights
+from ansible_collections.homegpt.vllm.plugins.plugin_utils import compose, door, preflight_services, rollout, weights
 from ansible_collections.homegpt.vllm.plugins.plugin_utils.placement import names_of, place
 
 # The variables of the inventory that no role has in its name.
@@ -67,6 +67,10 @@ ROLES: dict[str, tuple[str, ...]] = {
 ALL_ROLES = ("awx", "compose_stack", "docker_host", "model_gateway", "model_manager", "open_webui", "vllm_servers")
 PREFIXES = (*(f"{role}_" for role in ALL_ROLES), "vllm_", "switch_", "teardown_")
 BOOLEAN = ("record_canary", "teardown_data", "teardown_caches", "vllm_docker_host")
+# The playbooks that write what the models' containers are, or fetch it.
+_DEPLOYING = ("site", "bootstrap", "prefetch")
+# The secrets of roles whose names do not sound so. A test compares them with the roles' argument specs.
+_SECRETS = ("model_manager_operator_tokens", "model_manager_reader_tokens")
 # Where a container has what the role mounts into every one.
 MOUNTS = (*weights.CACHES.values(), "/logs")
 Values = typing.Mapping[str, typing.Any]
@@ -134,6 +138,27 @@ def grouped(found: typing.Iterable[tuple[str, str]], total: int) -> list[str]:
     return [f"{_hosts(owners, total)}: {mistake}" for mistake, owners in hosts.items()]
 
 
+def is_secret(name: str) -> bool:
+    """Whether the value of a variable is a secret, or may be."""
+    return redaction.is_secret_name(name) or name in _SECRETS
+
+
+def secrets_of(values: Values) -> set[str]:
+    """The texts in the variables of a host that no message may show."""
+    # It is the name of a key.
+    given = {name: value for name, value in values.items() if name != "model_gateway_hosts_key"}
+    keys = given.get("model_gateway_api_keys")
+    if isinstance(keys, list):
+        # All of an entry stands below a name that sounds secret, but messages need these.
+        given["model_gateway_api_keys"] = [
+            {field: value for field, value in entry.items() if field not in ("name", "models")}
+            if isinstance(entry, dict)
+            else entry
+            for entry in keys
+        ]
+    return redaction.secrets_of(given, {"secret": [given.get(name) for name in _SECRETS]})
+
+
 def masked(mistakes: typing.Iterable[str], secrets: typing.Iterable[str]) -> list[str]:
     """The mistakes without the secrets."""
     hidden = sorted({secret for secret in secrets if secret.strip()}, key=len, reverse=True)
@@ -187,6 +212,8 @@ def _own(playbook: str, host: Host, inventory: Inventory) -> typing.Iterator[str
             yield str(error)
     if any(not model.start_command for model in inventory.enabled):
         yield from _volumes(host.values)
+    if playbook in _DEPLOYING:
+        yield from _uncomposed(host, inventory)
     yield from preflight_services.mistakes(playbook, host.values, inventory)
     for model in inventory.models:
         yield from _foreign(model, host.values)
@@ -195,8 +222,22 @@ def _own(playbook: str, host: Host, inventory: Inventory) -> typing.Iterator[str
                 f"{model.id}: entrypoint contains a secret, and every user can read the compose file: put it "
                 "into the model's env, or into vllm_hf_token, and name the variable"
             )
-        if playbook in ("site", "bootstrap", "prefetch") and not model.disabled:
+        if playbook in _DEPLOYING and not model.disabled:
             yield from _unseen(model, host.values)
+
+
+def _uncomposed(host: Host, inventory: Inventory) -> typing.Iterator[str]:
+    """What no compose file can say. It would fail a task that must not show why."""
+    models = [model for model in inventory.as_dict()["vllm_models"] if not model["start_command"]]
+    name = "vllm_servers_env" if "vllm_servers_env" in host.values else "vllm_env"
+    # What the role's argument spec refuses is told already.
+    if models and not any(mistake.startswith(f"{name} must be") for mistake in host.mistakes):
+        yield from compose.shared_mistakes(host.values.get(name), name)
+    for model in models:
+        try:
+            compose.service(model, "none", "")  # how GPUs are given is checked elsewhere
+        except ValueError as error:
+            yield str(error)
 
 
 def _foreign(model: Model, values: Values) -> typing.Iterator[str]:

@@ -330,14 +330,12 @@ def container_volumes(
 ) -> dict[str, typing.Any]:
     """The volumes of the models' containers: C(volumes), those of the inventory with the home written out, and more.
 
-    C(caches): folders of the host and where containers have them. C(named): volumes of Docker's own. C(folders): all
-    folders of the host.
+    C(caches): folders of the host and where containers have them. C(named): volumes of Docker's own.
     """
     return {
         "caches": cache_volumes(cache_dir, volumes, modelscope),
         "volumes": [home + text[1:] if text.startswith(("~/", "~:")) else text for text in volumes],
         "named": list(dict.fromkeys(name for text in volumes if (name := volume_of(text, stack_dir, home).name))),
-        "folders": host_folders(cache_dir, volumes, stack_dir, modelscope),
     }
 
 

@@ -281,6 +281,17 @@ TABLE = [
         "host: model_manager_operator_tokens must be a list: write it as [TOKEN]",
         variables={"model_manager_operator_tokens": "0123456789abcdef"},
     ),
+    *(
+        Row(
+            f"a token with {mark} in it, in {playbook}",
+            playbook,
+            "host: model_manager_operator_tokens[0] can't be evaluated (the error is not shown because the name looks "
+            "secret)",
+            variables={"model_manager_operator_tokens": [f"0123456789abcdef{mark}x"]},
+            versions=True,
+        )
+        for mark, playbook in (("{%", "site"), ("{{", "status"), ("{#", "status"))
+    ),
     Row(
         "a setting with a variable of its own",
         "bootstrap",
@@ -336,6 +347,16 @@ TABLE = [
         variables={**GATEWAY, "model_gateway_api_keys": [{"name": "alice", "key": "k" * 16, "models": ["b", "zz"]}]},
     ),
     Row(
+        "a model of a long name of a key of the gateway",
+        "site",
+        "host: model_gateway_api_keys[0].models: there is no model qwen3-32b-wqa; did you mean qwen3-32b-awq?",
+        model={"id": "qwen3-32b-awq"},
+        variables={
+            **GATEWAY,
+            "model_gateway_api_keys": [{"name": "alice", "key": "k" * 16, "models": ["qwen3-32b-wqa"]}],
+        },
+    ),
+    Row(
         "a gateway for everybody",
         "site",
         "host: model_gateway_listen 0.0.0.0 lets everybody on the network use the models: set model_gateway_api_keys, "
@@ -354,6 +375,19 @@ TABLE = [
         "host: open_webui_env.OPENAI_API_BASE_URLS contains an empty entry, which Open WebUI replaces by "
         "api.openai.com, with the key at that place: remove it with its semicolon, or write https://api.openai.com/v1",
         variables={"open_webui_env": {"OPENAI_API_BASE_URLS": "http://vllm-b:8000/v1;"}},
+    ),
+    Row(
+        "a name in the shared environment",
+        "site",
+        "host: vllm_env.my-var is not a valid name of an environment variable: use letters, digits and underscores, "
+        "and no digit first",
+        variables={"vllm_env": {"my-var": 1}},
+    ),
+    Row(
+        "a dash in a list",
+        "site",
+        "host: b: args.lora_modules[0] begins with a dash, which vLLM parses as another option: correct or remove it",
+        model={"args": {"lora_modules": ["-x"]}},
     ),
     Row(
         "two keys in one",

@@ -326,6 +326,11 @@ def test_files_that_can_not_be_read_are_told_with_their_option(tmp_path: Path) -
         ({"managers": [{"url": "gpu1:9000"}]}, "managers[0].url must be the URL of a manager: write it as http://"),
         ({"managers": [{"url": "http://a"}, {"url": "http://b:x"}]}, "managers[1].url must be the URL"),
         ({"managers": [{"uri": "http://a"}]}, "managers[0].uri is unknown; did you mean url?"),
+        ({"managers": [{"xyz": 1}]}, "managers[0].xyz is unknown: use some of url, host, token, token_file, ca"),
+        (
+            {"url": "http://a", "xyz": 1},
+            "xyz is unknown: use some of managers, url, host, token, token_file, ca, kinds, ",
+        ),
         ({"url": "http://a:1", "managers": [{"url": "http://a:2"}]}, "two have the same host"),
         ({"host": "gpu1"}, "host goes with url"),
         ({"url": "http://a", "kind": ["state"]}, "kind is unknown; did you mean kinds?"),

@@ -151,7 +151,7 @@ def parse(args: dict[str, Any]) -> tuple[list[dict[str, Any]], list[str]]:
         kinds = []
     for kind in kinds:
         if kind not in _KINDS:
-            mistakes.append(f"kinds: {kind} is unknown{_close(kind, _KINDS)}: use some of {', '.join(_KINDS)}")
+            mistakes.append(f"kinds: {_strange(kind, _KINDS)}")
     shared: dict[str, Any] = {name: given[name] for name in ("token", "token_file", "ca") if name in given}
     found = [_manager(number, one, shared, seconds, mistakes) for number, one in enumerate(managers)]
     if len({one["host"] for one in found}) < len(found):
@@ -193,12 +193,12 @@ def _manager(
 
 
 def _unknown(given: dict[str, Any], known: tuple[str, ...], where: str) -> list[str]:
-    return [f"{where}{name} is unknown{_close(str(name), known)}" for name in given if name not in known]
+    return [where + _strange(str(name), known) for name in given if name not in known]
 
 
-def _close(name: str, known: tuple[str, ...]) -> str:
+def _strange(name: str, known: tuple[str, ...]) -> str:
     close = difflib.get_close_matches(name, known, 1)
-    return f"; did you mean {close[0]}?" if close else ""
+    return f"{name} is unknown{f'; did you mean {close[0]}?' if close else ''}: use some of {', '.join(known)}"
 
 
 class Refused(Exception):

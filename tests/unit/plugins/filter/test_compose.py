@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import re
 import shutil
@@ -167,7 +168,6 @@ def test_secrets_are_references() -> None:
     assert said["environment"]["MY_PASSWORD"] == "${MODEL_8001_MY_PASSWORD}"
     assert said["environment"]["SHARED_SECRET"] == "${MODEL_8001_SHARED_SECRET}"
     assert said["environment"]["TOKENIZERS_PARALLELISM"] == "false"
-    assert said["api_key"] == "${MODEL_8001_API_KEY_1}"
     assert stack_secrets(models(model), shared) == {
         "MODEL_8001_API_KEY_1": "one",
         "MODEL_8001_API_KEY_2": "two",
@@ -194,7 +194,8 @@ def test_secrets_of_nearly_the_same_name_stay_apart() -> None:
     assert sorted(stack_secrets(models({"args": args, "env": env})).values()) == sorted(values)
     said = service({"args": args, "env": env})
     assert len({*re.findall(r"\$\{\w+\}", str((said["command"], said["environment"])))}) == len(values)
-    assert stack_secrets(models({"args": args}))[said["api_key"][2:-1]] == "two"
+    (parsed,) = models({"args": args})
+    assert stack_secrets([parsed])[compose.api_key(parsed).secret] == "two"
 
 
 @pytest.mark.parametrize(
@@ -202,12 +203,14 @@ def test_secrets_of_nearly_the_same_name_stay_apart() -> None:
     [
         ({}, "dummy"),
         ({"args": {"api_key": "a"}}, "${MODEL_8001_API_KEY}"),
+        ({"args": {"api_key": ["a", "b"]}}, "${MODEL_8001_API_KEY_1}"),
         ({"env": {"VLLM_API_KEY": "a"}}, "${MODEL_8001_VLLM_API_KEY}"),
         ({"args": {"api_key": "a"}, "env": {"VLLM_API_KEY": "b"}}, "${MODEL_8001_API_KEY}"),
     ],
 )
 def test_the_key_for_clients(model: dict[str, Any], expected: str) -> None:
-    assert service(model)["api_key"] == expected
+    (parsed,) = models(model)
+    assert compose.api_key(parsed).in_compose(inline=False) == expected
 
 
 def test_a_key_for_all_models_is_refused() -> None:
@@ -233,12 +236,30 @@ def test_other_environments() -> None:
     assert stack_secrets([], {}, {"P_": environment}) == {"P_A_SECRET": "x$y"}
 
 
-@pytest.mark.parametrize("environment", [{"a b": "1"}, {"A": [1]}, {"A": None}])
-def test_what_is_no_environment_is_refused(environment: dict[str, Any]) -> None:
-    with pytest.raises(AnsibleFilterError, match="environment variable"):
-        compose_environment(environment, "P_")
-    with pytest.raises(AnsibleFilterError, match="environment variable"):
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({"a b": "1"}, ".a b is not a valid name of an environment variable: use letters, digits"),
+        ({"1A": "1"}, ".1A is not a valid name"),
+        ({"A": [1]}, ".A must be text or a number, is a list: put it in quotes, or remove it"),
+        ({"A": None}, ".A must be text or a number, is nothing: "),
+        ({"A": datetime.date(2026, 1, 2)}, ".A must be text or a number, is a date: "),
+        (["A=1"], " must be a dictionary: write it as {NAME: VALUE}"),
+        ("A=1", " must be a dictionary: "),
+    ],
+)
+def test_what_is_no_environment_is_refused_by_its_variable(environment: Any, said: str) -> None:
+    with pytest.raises(AnsibleFilterError, match="^" + re.escape("open_webui_env" + said)):
+        compose_environment(environment, "OPEN_WEBUI_")
+    with pytest.raises(AnsibleFilterError, match="^" + re.escape("vllm_env" + said)):
         service({}, env=environment)
+
+
+def test_all_mistakes_of_an_environment_are_told() -> None:
+    with pytest.raises(
+        AnsibleFilterError, match=r"vllm_env\.A must be .*; vllm_env\.b c is .*; vllm_env must not contain"
+    ):
+        service({}, env={"A": None, "b c": 1, "VLLM_API_KEY": "k"})
 
 
 @given(

@@ -192,7 +192,7 @@ def test_models_and_the_health_check_go_past_a_proxy(env: dict[str, str], hosts:
 
 
 def test_what_is_no_environment_is_refused_by_its_name() -> None:
-    with pytest.raises(AnsibleFilterError, match="open_webui_env: a b is not a valid name of an environment variable"):
+    with pytest.raises(AnsibleFilterError, match=r"open_webui_env\.a b is not a valid name of an environment variable"):
         open_webui_environment(models({}), {"a b": 1})
 
 

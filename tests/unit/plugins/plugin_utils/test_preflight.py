@@ -237,6 +237,67 @@ def test_what_open_webui_would_get_wrong_is_told_where_it_is_deployed() -> None:
     assert preflight.check("site", [host(open_webui_env=["x"])]) == []
 
 
+def test_what_no_compose_file_can_say_is_told_before_a_task_that_hides_it() -> None:
+    wrong = {"my-var": 1, "EMPTY": None, "LIST": ["hidden-value"], "VLLM_API_KEY": "hidden-value"}
+    told = [
+        "gpu1: vllm_env.my-var is not a valid name of an environment variable: use letters, digits and underscores, "
+        "and no digit first",
+        "gpu1: vllm_env.EMPTY must be text or a number, is nothing: put it in quotes, or remove it",
+        "gpu1: vllm_env.LIST must be text or a number, is a list: put it in quotes, or remove it",
+        "gpu1: vllm_env must not contain VLLM_API_KEY: set each model's own key in its env",
+    ]
+    for playbook in ("site", "bootstrap", "prefetch"):
+        assert preflight.check(playbook, [host(vllm_env=wrong)]) == told, playbook
+    assert preflight.check("status", [host(vllm_env=wrong)]) == []
+    # The role's own variable wins, and the message names the one that counts.
+    assert preflight.check("site", [host(vllm_env=wrong, vllm_servers_env={})]) == []
+    (mistake,) = preflight.check("site", [host(vllm_servers_env={"A": None})])
+    assert mistake.startswith("gpu1: vllm_servers_env.A must be")
+    # A server without a container gets nothing of it.
+    assert preflight.check("site", [host(model={"start_command": ["x"]}, vllm_env=wrong)]) == []
+    # What is no dictionary is said once, here or by the role's argument spec.
+    (mistake,) = preflight.check("site", [host(vllm_env="A=b")])
+    assert mistake == "gpu1: vllm_env must be a dictionary: write it as {NAME: VALUE}"
+    by_its_spec = host(vllm_env=["x"])._replace(mistakes=["vllm_env must be a dictionary, is a list"])
+    assert preflight.check("site", [by_its_spec]) == ["gpu1: vllm_env must be a dictionary, is a list"]
+
+
+def test_a_word_that_vllm_would_take_for_an_option_hides_no_other_mistake() -> None:
+    model = {"args": {"lora_modules": ["x=y", "-z"], "api_key": "hidden-value"}}
+    dash = "gpu1: a: args.lora_modules[1] begins with a dash, which vLLM parses as another option: correct or remove it"
+    for more in ({}, {"startup_mode": "disabled"}):
+        told = preflight.check("site", [host(model={**model, **more}, record_canary="ture", vllm_env={"A": None})])
+        assert told == [
+            "gpu1: vllm_env.A must be text or a number, is nothing: put it in quotes, or remove it",
+            dash,
+            "gpu1: record_canary must be true or false, is 'ture'",
+        ]
+
+
+def test_what_is_a_secret_of_the_variables() -> None:
+    keys = [{"name": "alice-smith", "key": "k" * 16, "models": ["qwen3-32b-awq"], "kye": "s" * 16}, "t" * 16]
+    values = {
+        "model_gateway_api_keys": keys,
+        "model_gateway_hosts_key": "front-door",
+        "model_manager_operator_tokens": ["o" * 16],
+        "model_manager_reader_tokens": "r" * 16,
+        "vllm_hf_token": "h" * 16,
+        "vllm_image": "vllm/vllm-openai",
+    }
+    assert preflight.secrets_of(values) == {letter * 16 for letter in "kstorh"}
+    # What has another shape than it should have is hidden as a whole.
+    wrong = {"alice-smith": {"key": "k" * 16, "models": ["qwen3-32b-awq"]}}
+    assert preflight.secrets_of({"model_gateway_api_keys": wrong}) == {"k" * 16, "qwen3-32b-awq"}
+
+
+def test_what_a_role_does_not_log_is_a_secret() -> None:
+    specs = role_variables.read(ROOT / "roles", preflight.ALL_ROLES)
+    hidden = [name for name, spec in specs.items() if spec.get("no_log")]
+    assert [name for name in hidden if not preflight.is_secret(name)] == []
+    assert "model_manager_operator_tokens" in hidden
+    assert not preflight.is_secret("vllm_image")
+
+
 @pytest.mark.parametrize(
     ("access", "gpu", "vendor"),
     [

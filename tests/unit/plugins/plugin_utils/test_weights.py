@@ -274,8 +274,7 @@ def test_what_containers_are_given() -> None:
     told = container_volumes(given, "/cache", "/opt/homegpt", "/home/u")
     assert told["volumes"] == ["/home/u/m:/m:ro", "./x:/x", "vol:/v", "/anonymous", "/srv/w:/w", "/home/u:/home"]
     assert told["named"] == ["vol"]
-    own = ["~/m", "/opt/homegpt/x", "/srv/w", "~"]
-    assert told["folders"] == [f"/cache/{name}" for name in CACHES] + own
+    assert told["caches"] == {f"/cache/{name}": target for name, target in CACHES.items()}
     # ~ is also where nobody knows whose it is.
     assert container_volumes(["~/m:/m"], "/cache", "/opt/homegpt")["volumes"] == ["~/m:/m"]
 
