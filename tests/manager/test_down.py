@@ -82,9 +82,12 @@ def test_one_that_was_stopped_or_replaced_is_not(pair: Host, manage: Manage) -> 
     ended(manager.request("b"))
     pair.switch("b", "stopped")  # as by the module
     until(lambda: manager.view().models["b"].state == "stopped", "that is seen")
-    # For now: a is to be active after a boot, and b serves.
+    # For now, as by the command line: a is to be active after a boot, and b serves.
     ended(manager.request("a"))
-    ended(manager.request("b", for_now=True))
+    with pair.switcher() as switcher:
+        switcher.switch("b", for_now=True)
+    until(lambda: manager.view().active == ["b"], "that is seen")
+    assert manager.view().models["a"].desired == "active"
     kill(pair, "a")
     until(lambda: manager.view().models["a"].state == "stopped", "that is seen")
     observed = manager.view().age_seconds

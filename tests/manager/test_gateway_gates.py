@@ -208,7 +208,7 @@ class Room:
             if ticket.model == model:
                 ticket.waiters += 1
                 return ticket
-        ticket = Ticket(model, plan.ACTIVE, None, by, False, False, self.clock(), self.withdraw, lambda _one: (1, 2.0))
+        ticket = Ticket(model, plan.ACTIVE, None, by, False, self.clock(), self.withdraw, lambda _one: (1, 2.0))
         self.schedule.waiting.append(ticket)
         self.tickets.append(ticket)
         return ticket

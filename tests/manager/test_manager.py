@@ -79,7 +79,7 @@ def test_who_asks_for_the_same_joins_and_who_asks_for_another_waits(host: Host, 
     until(lambda: first.status == "running", "it has begun")
     assert manager.request("b") is first
     second = manager.request("a")
-    assert (second.status, second.position) == ("queued", 1)
+    assert (second.status, second.view().position) == ("queued", 1)
     assert manager.request("a") is second
     assert manager.request("a", "sleeping") is not second
     shown = manager.view()
@@ -418,15 +418,6 @@ def test_who_never_makes_room_does_not_for_one_that_is_loaded_to_sleep_either(ho
     assert host.states() == {"a": "active", "b": "sleeping"}
     ended(manager.pin("a"))
     assert ended(manager.request("b", "sleeping", manual=True)).status == "done", "it sleeps, so that nothing is loaded"
-
-
-def test_for_now_leaves_what_a_boot_restores(host: Host, manage: Manage) -> None:
-    two(host)
-    manager = manage()
-    ended(manager.request("b"))
-    ended(manager.request("a", for_now=True))
-    assert active(manager) == ["a"]
-    assert desired_state.recorded(str(host.stack_dir))["b"] == "active"
 
 
 def test_a_switch_that_runs_may_end_when_the_service_does(host: Host, manage: Manage) -> None:

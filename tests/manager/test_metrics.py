@@ -39,7 +39,6 @@ IDLE = ModelView(
     level=1,
     problem="",
     note="",
-    engine_state="sleeping",
     unknown=False,
     desired="sleeping",
     last_active=None,

@@ -290,12 +290,13 @@ def test_it_is_removed_where_it_is_disabled(host: Managed, play: Play, units: Pa
     # As after it was killed: what it was told at run time, and what it shows.
     run = host.stack / "run"
     told = {"manager.json", "manager_view.json", "gates.json", "reconciler.json"}
-    for name in (*told, "manager.sqlite"):
+    kept = {"manager.sqlite", "usage.json"}
+    for name in (*told, *kept):
         (run / name).write_text("{}", encoding="utf-8")
     assert play(*disabled, "--check").changed() == 1
     assert (host.stack / "manager").exists()
     assert play(*disabled).changed() == 1
     assert not (host.stack / "manager").exists()
     assert not told & {path.name for path in run.iterdir()}
-    assert (run / "manager.sqlite").exists(), "the history stays"
+    assert kept <= {path.name for path in run.iterdir()}, "the history stays"
     assert (units / "homegpt-manager.service").exists(), "it is another stack's"

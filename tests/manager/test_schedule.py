@@ -53,7 +53,7 @@ class Desk:
 
     def ask(self, model: str, desired: str = plan.ACTIVE, level: int | None = None, waiters: int = 1) -> Ticket:
         """One more ticket."""
-        ticket = Ticket(model, desired, level, "", False, False, NOW, lambda _ticket: False, self.schedule.place)
+        ticket = Ticket(model, desired, level, "", False, NOW, lambda _ticket: False, self.schedule.place)
         ticket.waiters = waiters
         self.schedule.waiting.append(ticket)
         return ticket
@@ -71,13 +71,13 @@ def test_places_and_times_add_up() -> None:
     assert desk.schedule.place(there) == (1, leave + arrive)
     assert desk.schedule.place(down) == (2, leave + arrive + leave)
     assert desk.schedule.place(back) == (3, leave + arrive + leave + arrive)  # nobody has to make room for it
-    assert (back.position, back.eta_seconds) == desk.schedule.place(back)
+    assert (back.view().position, back.eta_seconds) == desk.schedule.place(back)
     # Whoever asks for m0 joins; m2 comes after all.
     assert desk.eta("m0") == back.eta_seconds
     assert desk.eta("m2") == pytest.approx((back.eta_seconds or 0) + leave + arrive)
     seen = desk.board.view()
     assert [(one.id, one.position, one.eta_seconds) for one in seen.queue] == [
-        (one.id, one.position, one.eta_seconds) for one in (there, down, back)
+        (one.id, *desk.schedule.place(one)) for one in (there, down, back)
     ]
     assert [one.queue_depth for one in seen.models.values()] == [2, 4, 0, 0]
     assert [one.eta_seconds for one in seen.models.values()] == [desk.eta(name) for name in seen.models]
@@ -91,7 +91,7 @@ def test_the_switch_that_runs_is_the_first_of_the_queue() -> None:
     running.active_before = desk.host.awake()
     whole = desk.host.estimate(["m0"], "m1")
     assert running.view().position == 0 and running.eta_seconds == whole - 1.0
-    assert waiting.position == 1
+    assert waiting.view().position == 1
     assert waiting.eta_seconds == pytest.approx(whole - 1.0 + desk.host.estimate(["m1"], "m2"))
 
 
@@ -101,7 +101,7 @@ def test_a_ticket_that_is_over_has_no_place() -> None:
     desk.schedule.waiting.remove(ticket)
     assert desk.schedule.place(ticket) == (None, None)
     ticket.status = "done"
-    assert (ticket.position, ticket.eta_seconds) == (None, None)
+    assert (ticket.view().position, ticket.eta_seconds) == (None, None)
 
 
 def _fill(desk: Desk, tickets: int) -> None:

@@ -146,7 +146,6 @@ class Board:
             state=state,
             level=level,
             problem=problem,
-            engine_state=seen.state,
             unknown=seen.unknown,
             desired=self._desired(model.id),
             last_active=host.last_active.get(model.id),

@@ -140,16 +140,14 @@ class Manager:
         *,
         level: int | None = None,
         by: str = "",
-        for_now: bool = False,
         manual: bool = False,
         guard: Callable[[], bool] | None = None,
     ) -> Ticket:
         """Ask for a model to be brought to a state: active, sleeping (at this level, if one is given) or stopped.
 
-        Whoever asks for what is asked for already gets the same ticket. C(by) says who asks, for people. With
-        `for_now` the desired state that a boot restores does not change. `manual` says that a person asks on the
-        control API: in manual mode nobody else may, and the pin moves along. `guard` is asked under the host's lock
-        whether it is still to be done. Raises UnknownModel, Conflict, Unsupported or Busy.
+        Whoever asks for what is asked for already gets the same ticket. C(by) says who asks, for people. `manual` says
+        that a person asks on the control API: in manual mode nobody else may, and the pin moves along. `guard` is asked
+        under the host's lock whether it is still to be done. Raises UnknownModel, Conflict, Unsupported or Busy.
         """
         with self._changed:
             found = self._find(model)
@@ -162,7 +160,7 @@ class Manager:
                 raise ending()
             self._control.check(found.id, desired, level, by, manual)
             for ticket in self._schedule.asked():
-                if ticket.asks_for != (found.id, desired, level, for_now) or (
+                if ticket.asks_for != (found.id, desired, level) or (
                     ticket is self._schedule.running and ticket.guarded and not guard
                 ):
                     continue  # what may yet turn out not to be done is no answer to who wants it done
@@ -181,7 +179,7 @@ class Manager:
                     "try again later",
                     max(1.0, last),
                 )
-            ticket = Ticket(found.id, desired, level, by, for_now, manual, self._now(), self._withdraw, self._place)
+            ticket = Ticket(found.id, desired, level, by, manual, self._now(), self._withdraw, self._place)
             ticket.guard, ticket.unconditional = guard, 0 if guard else 1
             self._schedule.waiting.append(ticket)
             if manual:

@@ -76,7 +76,6 @@ class Ticket:
         desired: str,
         level: int | None,
         by: str,
-        for_now: bool,
         manual: bool,
         asked_at: float,
         withdraw: Callable[[Ticket], bool],
@@ -87,7 +86,6 @@ class Ticket:
         self.desired = desired
         self.level = level
         self.by = by
-        self.for_now = for_now
         self.manual = manual
         self.status = QUEUED
         self.asked_at = asked_at
@@ -110,9 +108,9 @@ class Ticket:
         self._eta = eta
 
     @property
-    def asks_for(self) -> tuple[str, str, int | None, bool]:
+    def asks_for(self) -> tuple[str, str, int | None]:
         """What is asked for; two who ask for the same can share a ticket."""
-        return self.model, self.desired, self.level, self.for_now
+        return self.model, self.desired, self.level
 
     @property
     def guarded(self) -> bool:
@@ -123,11 +121,6 @@ class Ticket:
     def ended(self) -> bool:
         """Whether it is over."""
         return self.status in (DONE, FAILED)
-
-    @property
-    def position(self) -> int | None:
-        """Its place in the queue: 0 while it is done, 1 for the next; None when it has ended."""
-        return self._eta(self)[0]
 
     @property
     def eta_seconds(self) -> float | None:

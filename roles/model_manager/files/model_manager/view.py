@@ -70,8 +70,6 @@ class ModelView:
     """The level at which it sleeps; None where it doesn't, or its server does not tell."""
     problem: str
     """What is wrong with it, in words; empty where nothing is."""
-    engine_state: str
-    """The state as the engine names it."""
     unknown: bool
     """Its server gave no answer in time: it may be busy, and is neither dead nor idle for all that is known."""
     desired: str

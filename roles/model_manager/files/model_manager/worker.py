@@ -183,7 +183,7 @@ class Worker:
                 observer=self._step,
                 lock=lock,
             ) as switcher:
-                result = switcher.switch(ticket.model, ticket.desired, for_now=ticket.for_now)
+                result = switcher.switch(ticket.model, ticket.desired)
         except SwitchingError as failure:
             result = failure.result if isinstance(failure, SwitchFailed) else None
             remedy = failure.remedy.replace(" ({log})", "")  # a command for people on the host
@@ -262,7 +262,7 @@ class Worker:
             guard = ticket.guard if ticket.guarded else None
         if guard and not guard():
             return False
-        if ticket.by != RECONCILER and not ticket.for_now:
+        if ticket.by != RECONCILER:
             with self._changed:
                 self._reconciler.begun(ticket.model, ticket.desired, last)
         return True

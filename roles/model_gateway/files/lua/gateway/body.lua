@@ -32,7 +32,7 @@ local bytes_type = ffi.typeof("const uint8_t *")
 local at = ffi.new("const uint8_t *[1]")
 
 -- What a byte means outside of texts.
-local QUOTE, OPEN, CLOSE, END, BLANK = 1, 2, 3, 4, 5
+local QUOTE, OPEN, CLOSE = 1, 2, 3
 local class = ffi.new("uint8_t[256]")
 class[0x22] = QUOTE
 class[0x7B], class[0x5B] = OPEN, OPEN

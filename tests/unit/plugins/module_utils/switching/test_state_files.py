@@ -216,8 +216,8 @@ def test_what_nobody_can_find_out_anew_is_on_the_disk_before_it_is_in_place(
         done.append(f"put in place: {Path(place).name}")
         replace(new, place)
 
-    monkeypatch.setattr(state_files.os, "fsync", synced)
-    monkeypatch.setattr(state_files.os, "replace", put)
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", put)
     state_files.write(str(tmp_path), name, {"models": {"a": "active"}})
     assert done == ['synced: {"models": {"a": "active"}}', f"put in place: {name}.json"]
 
@@ -226,7 +226,7 @@ def test_a_disk_that_fails_to_take_a_record_leaves_the_one_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state_files.write(str(tmp_path), state_files.MANAGER, {"mode": "auto"})
-    monkeypatch.setattr(state_files.os, "fsync", broken_disk)
+    monkeypatch.setattr(os, "fsync", broken_disk)
     with pytest.raises(OSError, match="Input/output error"):
         state_files.write(str(tmp_path), state_files.MANAGER, {"mode": "manual"})
     assert state_files.read(str(tmp_path), state_files.MANAGER) == {"mode": "auto"}
@@ -260,6 +260,12 @@ def test_notes_that_there_is_no_room_for_leave_those_before(
 def test_teardown_removes_every_state_file() -> None:
     removal = (ROOT / "roles" / "compose_stack" / "tasks" / "teardown.yml").read_text(encoding="utf-8")
     assert set(re.findall(r"'run/(\w+)\.json'", removal)) == set(state_files.ALL)
+
+
+def test_the_removal_of_the_manager_leaves_of_its_state_files_what_its_history_goes_on_from() -> None:
+    removal = (ROOT / "roles" / "model_manager" / "tasks" / "teardown.yml").read_text(encoding="utf-8")
+    own = set(state_files.ALL) - set(state_files._ENGINE)
+    assert set(re.findall(r"'run/(\w+)\.json'", removal)) == own - {state_files.USAGE}
 
 
 def test_a_switch_leaves_a_record_that_can_not_be_read(pair: Host, monkeypatch: pytest.MonkeyPatch) -> None:
