@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import jinja2.nativetypes
@@ -67,6 +68,39 @@ def test_every_way_into_the_role_is_specified(role: str) -> None:
     tasks = {path.stem for path in (ROOT / "roles" / role / "tasks").iterdir()}
     assert entries <= tasks
     assert {"main"} <= entries
+
+
+# Modules that return the command line or the environment of containers, either of which may contain an API key.
+SHOWING = re.compile(r"community\.docker\.(docker_compose_v2(_run|_exec)?|docker_container(_info|_exec)?)")
+
+
+def tasks_of(found: Any) -> Iterator[dict[str, Any]]:
+    """Each task of a file, those of blocks and of plays too."""
+    if isinstance(found, list):
+        for one in found:
+            yield from tasks_of(one)
+    elif isinstance(found, dict):
+        yield found
+        for key in ("tasks", "pre_tasks", "post_tasks", "handlers", "block", "rescue", "always"):
+            yield from tasks_of(found.get(key))
+
+
+def test_no_task_shows_what_a_container_is_started_with() -> None:
+    shown: list[tuple[str, str]] = []
+    hidden: list[tuple[str, str]] = []
+    for folder in ("roles", "playbooks"):
+        for path in sorted((ROOT / folder).rglob("*.yml")):
+            for task in tasks_of(yaml.safe_load(path.read_text(encoding="utf-8"))):
+                modules = [name for name in task if SHOWING.fullmatch(str(name))]
+                # Of one that it removes, docker_container returns nothing but the id.
+                if modules and not (modules[0].endswith(".docker_container") and task[modules[0]]["state"] == "absent"):
+                    (hidden if task.get("no_log") is True else shown).append((path.name, task["name"]))
+                command = task.get("ansible.builtin.command")
+                words = command["argv"] if isinstance(command, dict) else None
+                if isinstance(words, list) and "docker" in words and "inspect" in words and "--format" not in words:
+                    shown.append((path.name, task["name"]))
+    assert shown == []
+    assert len(hidden) >= 3
 
 
 def test_the_open_webui_that_is_tested_is_the_one_that_is_deployed() -> None:

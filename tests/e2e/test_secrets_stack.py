@@ -17,7 +17,7 @@ from tests.e2e.stack import PLAY, Stack, contained, docker, inspect
 from tests.playbooklib import Ansible, Run
 
 pytestmark = pytest.mark.timeout(1800)
-PLAYBOOKS = ("site", "prefetch", "bootstrap", "switch", "status", "site", "teardown")
+PLAYBOOKS = ("site", "prefetch", "bootstrap", "switch", "status", "site", "teardown --check", "teardown")
 
 
 class Played:
@@ -34,10 +34,10 @@ class Played:
         self.given: dict[str, str] = {}
         self.readable: list[str] = []
 
-    def play(self, playbook: str) -> None:
-        run = self.ansible.play(playbook, "-e", "model=keyed", "-vvv", "--diff", timeout=PLAY)
+    def play(self, playbook: str, *arguments: str) -> None:
+        run = self.ansible.play(playbook, "-e", "model=keyed", "-vvv", "--diff", *arguments, timeout=PLAY)
         assert run.status == 0, f"{playbook}: {run.output[-5000:]}"
-        self.runs.append((playbook, run))
+        self.runs.append((" ".join((playbook, *arguments)), run))
 
     def look(self) -> None:
         """Note what the engine and the file system tell while everything runs."""
@@ -86,7 +86,7 @@ def played(provision: Callable[..., tuple[Stack, Ansible]]) -> Played:
     for playbook in PLAYBOOKS:
         if playbook == "teardown":
             played.look()
-        played.play(playbook)
+        played.play(*playbook.split())
     return played
 
 

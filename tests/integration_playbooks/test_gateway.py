@@ -43,6 +43,18 @@ LISTENS = """
         open_webui_enabled: "{{{{ item.webui | default(true) }}}}"
       loop: {cases}
 """
+# Open WebUI by these has one configuration, whatever key .env has for it.
+WEBUI = """
+- hosts: host
+  gather_facts: false
+  tasks:
+    - ansible.builtin.include_role: {name: homegpt.vllm.open_webui, tasks_from: check}
+    - ansible.builtin.include_role: {name: homegpt.vllm.model_gateway}
+    - ansible.builtin.include_role: {name: homegpt.vllm.open_webui, tasks_from: converge}
+"""
+DOCKER = """#!/bin/sh
+case $1 in ps) echo home-gpt 0123 ;; compose) cat >/dev/null; echo open-webui 0123 ;; esac
+"""
 KEY, OTHER = "sk-of-alice-0123456789", "sk-of-bob-0123456789ab"
 
 
@@ -245,3 +257,26 @@ def test_a_host_without_the_manager_is_refused(host: Gated, ansible_playbook: st
     ansible = Ansible(ansible_playbook, tmp_path, [host])
     message = ansible.play(tmp_path / "play.yml", "-e", "model_manager_enabled=false").failure()
     assert "set model_manager_enabled: true" in message
+
+
+def test_open_webui_gets_a_new_key_in_the_same_run(host: Gated, ansible_playbook: str, installed: None) -> None:
+    """Its hash is looked at before the key is made."""
+    folder = host.stack.parent
+    (folder / "webui.yml").write_text(WEBUI, encoding="utf-8")
+    (folder / "bin").mkdir()
+    (folder / "bin" / "docker").write_text(DOCKER, encoding="utf-8")
+    (folder / "bin" / "docker").chmod(0o755)
+    ansible = Ansible(ansible_playbook, folder, [host])
+    path = f"{folder / 'bin'}{os.pathsep}{ansible.env['PATH']}"
+
+    def predicted() -> bool:
+        run = ansible.play(folder / "webui.yml", "--check", env={"PATH": path})
+        run.changed()
+        return "would be recreated] ***" in run.output and '"msg": "open-webui"' in run.output
+
+    assert not predicted()
+    key = host.stack / "gateway/webui-key"
+    text = key.read_bytes()
+    key.unlink()
+    assert predicted()
+    key.write_bytes(text)

@@ -30,6 +30,20 @@ CACHE = "cache/huggingface/hub"
 OURS = (f"{CACHE}/models--org--a/blobs/1", f"{CACHE}/.locks/models--org--a/1.lock")
 OTHERS = (f"{CACHE}/models--org--b/blobs/1", "cache/huggingface/token", "cache/vllm/x")
 
+KEY = "sk-nobody-may-see-this"
+# What the module asks of docker, with one container, which can't be removed.
+COMPOSE = f"""#!/bin/sh
+case "$*" in
+*"compose version"*) echo '{{"version": "v2.20.0"}}' ;;
+*" version "*) echo '{{"Server": {{"ApiVersion": "1.41"}}}}' ;;
+*"compose ps"*|*" ps --format json"*)
+    echo '[{{"ID": "1", "Name": "a", "Command": "vllm serve --api-key={KEY}", "State": "running", "Service": "a"}}]' ;;
+*" images "*) echo '[]' ;;
+*--dry-run*down*|*down*--dry-run*) echo " DRY-RUN MODE -  Container a  Removed" >&2 ;;
+*" down"*) echo "Error response from daemon: it is in use" >&2; exit 1 ;;
+esac
+"""
+
 
 def contained() -> list[dict[str, Any]]:
     return [{"id": "a", "model": "org/a", "host_port": free_port()}]
@@ -100,6 +114,27 @@ def test_an_engine_that_does_not_answer(
     assert "Cannot connect to the Docker daemon" in message
     assert "systemctl start docker" in message
     assert files(host.stack) == before
+
+
+@pytest.mark.parametrize("how", ["would be removed", "can not be removed"])
+def test_the_command_line_of_a_container_is_not_shown(
+    host: Host, inventory: Inventory, tmp_path: Path, no_docker: dict[str, str], how: str
+) -> None:
+    """It may contain an API key. The module returns it, whatever becomes of the containers."""
+    docker = Path(no_docker["PATH"]) / "docker"
+    docker.write_text(COMPOSE, encoding="utf-8")
+    docker.chmod(0o755)
+    # The records that other tests have there are none.
+    (host.stack / "run/wanted.json").unlink()
+    fails = how == "can not be removed"
+    run = inventory(host).play("teardown", "-vvv", *([] if fails else ["--check"]), *here(tmp_path), env=no_docker)
+    assert "TASK [homegpt.vllm.compose_stack : Remove the stack's containers and network]" in run.output
+    assert KEY not in run.output
+    if fails:
+        assert "The stack's containers could not be removed: " in run.failure()
+        assert (host.stack / PROJECT).exists()
+    else:
+        assert run.changed() > 0
 
 
 def test_the_unit_of_the_manager_is_looked_for_where_it_is(
