@@ -61,9 +61,9 @@ class Checkout:
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         env = {name: value for name, value in os.environ.items() if name not in ("PYTHON", "PART_SEED")}
-        # What began in the background of a script ignores interrupts, and a shell can't take that back.
+        # What began in the background of a script ignores interrupts, under nohup hangups, and a shell can't take that back.
         return subprocess.Popen(
-            ["env", "--default-signal=INT", "bash", ".ci/run", *arguments],
+            ["env", "--default-signal", "bash", ".ci/run", *arguments],
             cwd=self.root,
             env=env,
             stdout=subprocess.PIPE,
