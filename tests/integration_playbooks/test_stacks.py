@@ -31,6 +31,7 @@ cd "$(dirname "$0")"
 case $1 in
 show) printf 'Id=homegpt-restore.service\\nLoadState=loaded\\nActiveState=active\\n' ;;
 is-enabled) test -e enabled && echo enabled ;;
+is-active) cat state 2>/dev/null || echo active ;;
 enable) echo "$1" >> told; : > enabled ;;
 disable) echo "$1" >> told; rm enabled ;;
 *) echo "$1" >> told ;;
@@ -140,6 +141,14 @@ def test_teardown_drains_the_servers_before_the_boot_unit_that_has_started_them_
     assert machine.play("teardown", machine.first, systemd=True).changed("first") > 0
     assert machine.told() == ["disable", "stop", "daemon-reload"]
     assert not machine.unit.exists()
+
+
+def test_teardown_does_not_wait_for_a_boot_that_still_loads_models(machine: Machine) -> None:
+    machine.role("compose_stack", machine.first).changed("first")
+    machine.told()
+    (machine.bin / "state").write_text("activating\n", encoding="utf-8")
+    assert machine.play("teardown", machine.first, systemd=True).changed("first") > 0
+    assert machine.told() == ["stop", "disable", "stop", "daemon-reload"]
 
 
 def test_a_boot_unit_that_is_no_longer_wanted_is_removed_and_not_stopped(machine: Machine) -> None:
