@@ -61,7 +61,7 @@ class Checkout:
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         env = {name: value for name, value in os.environ.items() if name not in ("PYTHON", "PART_SEED")}
-        # What began in the background of a script ignores interrupts, under nohup hangups, and a shell can't take that back.
+        # In the background of a script interrupts are ignored, under nohup hangups; a shell can't take that back.
         return subprocess.Popen(
             ["env", "--default-signal", "bash", ".ci/run", *arguments],
             cwd=self.root,
